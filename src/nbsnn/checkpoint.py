@@ -1,0 +1,234 @@
+"""Checkpoints of any form: tensors in safetensors, everything else in a JSON header, written atomically.
+
+The published commands keep their `.pth.tar` names; such a file holds the same header and a `state_dict`, and is read
+with `weights_only=True`. Nothing that could execute code is ever unpickled.
+"""
+
+import copy
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from nbsnn.errors import CheckpointError
+from nbsnn.models import build_model
+from nbsnn.quant.quantize import LayerFormat, Plan, apply_plan_, read_plan
+from nbsnn.recipe import ModelSpec, Recipe
+from nbsnn.spiking.convert import to_spiking
+from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.spiking.neuron import IFNeuron
+
+FORMAT_VERSION = 1
+_KEY = "nbsnn"  # of the header, in both kinds of file
+
+Header = dict[str, Any]
+
+
+# -------------------------------------------------------------------------------------------------- tensors and headers
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and header to `path`, whole or not at all. `.pth.tar` and `.pt` give a torch file with a `state_dict`.
+
+    Raises:
+        CheckpointError: the folder cannot be written or the disk is full; a file that was there before is intact.
+    """
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    text = json.dumps(dict(header))
+    if _is_torch_name(path):
+        _write_atomically(path, lambda part: torch.save({"state_dict": plain, _KEY: text}, part))
+    else:
+        _write_atomically(path, lambda part: safetensors.torch.save_file(plain, part, {_KEY: text}))
+
+
+def read_tensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    """Header and tensors of a file that `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: missing, truncated, of a newer format, or not ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    if _is_torch_name(path):
+        content = _read_torch(path)
+        text, state = content.get(_KEY), content.get("state_dict", content)
+    else:
+        try:
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(_KEY)
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); restore it from a copy") from None
+    if text is None:
+        raise CheckpointError(
+            f"{path}: holds no nbsnn header; for a file of the authors' code call nbsnn.load_reference_checkpoint"
+        )
+    header = json.loads(text)
+    if header["format"] > FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format {header['format']} is newer than this package's {FORMAT_VERSION}; upgrade nbsnn")
+    return header, state
+
+
+def read_torch_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of any torch file, ours or not; executes nothing."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    content = _read_torch(path)
+    state = content.get("state_dict", content)
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def is_ours(path: Path) -> bool:
+    """Does the file carry our header? (A safetensors file counts as ours: the authors write none.)"""
+    return not _is_torch_name(path) or not path.is_file() or _KEY in _read_torch(path)
+
+
+def _is_torch_name(path: Path) -> bool:
+    return path.name.endswith((".pth.tar", ".pth", ".pt"))
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: damaged or not a torch file of plain tensors ({reason})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"cannot write {path}: {reason}; free some space or choose another folder") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------------- whole networks
+
+
+def _plan_of(model: nn.Module) -> Plan:
+    neurons = {name: LayerFormat(m.bits) for name, m in model.named_modules() if isinstance(m, IFNeuron)}
+    return read_plan(model) | neurons
+
+
+def form_of(model: nn.Module) -> str:
+    """ "float", "quantized" or "spiking"."""
+    return "spiking" if isinstance(model, SpikingNetwork) else "quantized" if read_plan(model) else "float"
+
+
+def describe(
+    model: nn.Module, *, recipe: Recipe | None = None, seed: int | None = None, metrics: Mapping[str, Any] | None = None
+) -> Header:
+    """The header that lets `load_checkpoint` rebuild a network, and says where it came from."""
+    spiking = model if isinstance(model, SpikingNetwork) else None
+    inner = spiking.network if spiking else model
+    spec = getattr(inner, "model_spec", None)
+    return {
+        "format": FORMAT_VERSION,
+        "form": form_of(model),
+        "model": asdict(spec) if spec else None,
+        "plan": {name: asdict(fmt) for name, fmt in _plan_of(inner).items()},
+        "spiking": spiking and {
+            "neuron": spiking.neuron, "schedule": spiking.schedule, "image_shape": list(spiking.image_shape),
+            "timesteps": spiking.timesteps,
+        },
+        "recipe": recipe.to_dict() if recipe else None,
+        "recipe_hash": recipe.hash if recipe else None,
+        "seed": seed if seed is not None else recipe.seed if recipe else None,
+        "metrics": dict(metrics or {}),
+        "versions": {"nbsnn": metadata.version("nbsnn"), "torch": torch.__version__},
+    }  # fmt: skip
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    recipe: Recipe | None = None,
+    seed: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> None:
+    """Save a network of any form, atomically.
+
+    Args:
+        path: `.safetensors`; `.pth.tar` writes a torch file with a `state_dict` instead.
+        model: float, quantized or spiking.
+        recipe: how it was trained; kept in the header with its hash.
+        seed: of the run, if not the recipe's.
+        metrics: numbers to keep beside it, such as {"top1": 91.2}.
+    """
+    write_tensors(Path(path), model.state_dict(), describe(model, recipe=recipe, seed=seed, metrics=metrics))
+
+
+def load_checkpoint(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
+    """The network that `save_checkpoint` saved, in the same form, in evaluation mode.
+
+    Args:
+        path: the file.
+        model: the float network, if it is not one of `nbsnn.list_models()`; it is not changed.
+    Raises:
+        CheckpointError: missing or damaged file, or tensors that do not fit the network; names the keys.
+    """
+    header, state = read_tensors(Path(path))
+    return rebuild(header, state, source=str(path), model=model)
+
+
+def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: nn.Module | None = None) -> nn.Module:
+    """The network that a header describes, with these tensors."""
+    if model is not None:
+        net = copy.deepcopy(model)
+    elif header["model"] is not None:
+        spec = ModelSpec(**header["model"])
+        net = build_model(
+            spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size
+        )
+    else:
+        raise CheckpointError(f"{source}: the network is not a registered one; pass its float form, load_checkpoint(path, model=...)")
+    plan: Plan = {name: LayerFormat(**fmt) for name, fmt in header["plan"].items()}
+    net = apply_plan_(net, plan) if plan else net
+    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    load_state_(net.to(dtype), state, source=source)
+    net.eval()
+    if header["form"] != "spiking":
+        return net
+    spiking = header["spiking"]
+    example = torch.zeros(1, *spiking["image_shape"], dtype=dtype)
+    return to_spiking(net, example, neuron=spiking["neuron"], schedule=spiking["schedule"])
+
+
+def load_state_(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """`load_state_dict`, with one line that names every key that does not fit."""
+    own = net.state_dict()
+    problems = [
+        *(f"missing {key}" for key in own if key not in state),
+        *(f"not expected {key}" for key in state if key not in own),
+        *(
+            f"{key} has shape {list(state[key].shape)} instead of {list(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ),
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit the network: {'; '.join(problems)}")
+    net.load_state_dict(dict(state))

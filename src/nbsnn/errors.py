@@ -1,0 +1,52 @@
+"""Every error that nbsnn raises on purpose. Each message is one line: what, where, and what to do instead.
+
+    NbsnnError
+    ├── ConfigError            a setting, recipe key or argument is not acceptable
+    ├── QuantizationError      a network cannot be quantized as asked
+    ├── ConversionError        a quantized network cannot become a spiking one
+    ├── CheckpointError        a file is missing, damaged, or of another network
+    ├── DataError              a data set is missing or damaged
+    └── MissingDependencyError an optional package is not installed
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class NbsnnError(Exception):
+    """Base class; the command line prints its message in one line and exits with code 2."""
+
+
+class ConfigError(NbsnnError, ValueError):
+    """A setting, recipe key or argument is not acceptable."""
+
+
+class QuantizationError(NbsnnError, ValueError):
+    """A network cannot be quantized as asked."""
+
+
+class ConversionError(NbsnnError, ValueError):
+    """A quantized network cannot become a spiking one; nothing was converted."""
+
+
+class CheckpointError(NbsnnError, RuntimeError):
+    """A checkpoint is missing, damaged, or belongs to another network."""
+
+
+class DataError(NbsnnError, RuntimeError):
+    """A data set is missing or damaged."""
+
+
+class MissingDependencyError(NbsnnError, ImportError):
+    """An optional package is not installed; the message carries the install line."""
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'nbsnn[{extra}]'")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """A message for an unknown name, with the close matches or, failing those, what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    remedy = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}; {remedy}"

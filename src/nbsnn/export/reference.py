@@ -1,0 +1,127 @@
+"""Checkpoints of the authors' code (NB-SNN / Fast-SNN): their parameter names, mapped to ours.
+
+Their files are pickles of tensors in a dictionary; they are read with `weights_only=True`, which executes nothing.
+"""
+
+import logging
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.checkpoint import read_torch_state
+from nbsnn.errors import CheckpointError
+from nbsnn.models import build_model, canonical_name
+from nbsnn.quant.quantize import quantize
+from nbsnn.recipe import FLOAT_BITS, QuantSpec
+
+logger = logging.getLogger(__name__)
+
+# These nets keep their inner weights in float; resnet18 keeps its edges in float as well.
+_FLOAT_WEIGHTS = {"cifar10/resnet18", "imagenet/alexnet", "imagenet/vgg16"}
+_FLOAT_EDGES = {"cifar10/resnet18"}
+
+_LEAVES = (
+    (r"\.block\.0\.weight_quant\.wgt_alpha$|\.block\.0\.weight_alpha$", ".{synapse}.weight_scale"),
+    (r"\.block\.0\.(weight|bias)$", r".{synapse}.\1"),
+    (r"\.block\.1\.", ".norm."),
+    (r"\.block\.2\.act_alpha$", ".act.threshold"),
+    (r"\.(conv|downsample\.0)\.weight_alpha$", r".\1.weight_scale"),
+    (r"\.part1\.", ".first."),
+    (r"\.part2\.", ".second."),
+    (r"\.downsample\.0\.", ".shortcut.conv."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"\.bn\.", ".norm."),
+    (r"\.relu\.act_alpha$", ".act.threshold"),
+)
+
+
+def load_reference_checkpoint(path: str | Path, model: str, *, weight_bits: int, act_bits: int) -> nn.Module:
+    """A network with the weights of a `.pth.tar` file written by the authors' code, in evaluation mode.
+
+    Args:
+        path: the file; keys with or without `module.`.
+        model: registered name or published short name, such as "cifar10/resnet20" or "alex".
+        weight_bits: 2 to 5, or 32; the nets whose inner weights are float in the reference stay so.
+        act_bits: 2 to 8; 32 together with weight_bits=32 gives the float network.
+    Raises:
+        CheckpointError: the file is damaged, or keys do not match; each of them is named.
+    """
+    name = canonical_name(model)
+    state = read_torch_state(Path(path))
+    net = build_model(name, num_classes=_classes(state, path))
+    if (weight_bits, act_bits) != (FLOAT_BITS, FLOAT_BITS):
+        if name in _FLOAT_WEIGHTS and weight_bits != FLOAT_BITS:
+            logger.warning("%s keeps its inner weights in float in the reference; weight_bits=%s is not applied", name, weight_bits)
+            weight_bits = FLOAT_BITS
+        edges = FLOAT_BITS if name in _FLOAT_EDGES else 8
+        net = quantize(net, QuantSpec(weight_bits, act_bits, edge_bits=edges, edge_range="max"))
+    load_reference_state_(net, state, source=str(path))
+    return net.eval()
+
+
+def is_reference_state(state: dict[str, Tensor]) -> bool:
+    """Does a state dict carry the authors' names?"""
+    return any(re.match(r"(module\.)?layer\d+\.", key) for key in state)
+
+
+def load_reference_state_(net: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    """Copy the authors' tensors into a float or quantized network of ours; every key must match."""
+    renamed = rename_reference_keys(state, net)
+    own = net.state_dict()
+    _fold_biases_(renamed, own)
+    for key in [k for k in renamed if k not in own and k.endswith((".weight_scale", ".threshold"))]:
+        del renamed[key]  # a float network has no use for them
+    missing = sorted(set(own) - set(renamed))
+    extra = sorted(set(renamed) - set(own))
+    shapes = [f"{k} {list(renamed[k].shape)} instead of {list(own[k].shape)}" for k in own
+              if k in renamed and renamed[k].numel() != own[k].numel()]  # fmt: skip
+    problems = [f"{what}: {', '.join(keys)}" for what, keys in
+                (("missing", missing), ("not expected", extra), ("of another shape", shapes)) if keys]  # fmt: skip
+    if problems:
+        raise CheckpointError(f"{source} does not match the network ({'; '.join(problems)}); check the model and its bits")
+    net.load_state_dict({k: v.reshape(own[k].shape) for k, v in renamed.items()})
+
+
+def rename_reference_keys(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """The same tensors under our parameter names."""
+    units = _unit_names(net)
+    renamed = {}
+    for key, tensor in state.items():
+        name = key.removeprefix("module.")
+        layer, dot, rest = name.partition(".")
+        unit = units.get(layer, layer)
+        if unit == "head":
+            name = "head." + rest.split(".")[-1]
+        else:
+            name = unit + dot + rest
+            synapse = "linear" if unit.startswith("classifier") else "conv"
+            for pattern, replacement in _LEAVES:
+                name = re.sub(pattern, replacement.replace("{synapse}", synapse), name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _unit_names(net: nn.Module) -> dict[str, str]:
+    """The authors' layer names → ours: chains count from 1, residual networks from 0."""
+    if hasattr(net, "features"):
+        units = [f"{part}.{i}" for part in ("features", "classifier") for i in range(len(net.get_submodule(part)))]
+        return {f"layer{i}": unit for i, unit in enumerate([*units, "head"], start=1)}
+    stages = sum(1 for name, _ in net.named_children() if name.startswith("stage"))
+    return {"layer0": "stem", **{f"layer{i}": f"stage{i}" for i in range(1, stages + 1)}, f"layer{stages + 1}": "head"}
+
+
+def _fold_biases_(renamed: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """A bias before a batch norm only shifts the mean that the norm takes off: take it off there."""
+    for key in [k for k in renamed if k.endswith((".conv.bias", ".linear.bias")) and k not in own]:
+        mean = re.sub(r"(conv|linear)\.bias$", "norm.running_mean", key)
+        if mean in renamed:
+            renamed[mean] = renamed[mean] - renamed.pop(key)
+
+
+def _classes(state: dict[str, Tensor], path: str | Path) -> int:
+    heads = [t for t in state.values() if isinstance(t, torch.Tensor) and t.dim() == 2]
+    if not heads:
+        raise CheckpointError(f"{path}: holds no linear layer, so it is no checkpoint of these networks")
+    return len(heads[-1])

@@ -1,0 +1,1 @@
+"""Quantization-aware training: quantizers, layers, and the step from float to quantized."""

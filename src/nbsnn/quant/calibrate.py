@@ -1,0 +1,81 @@
+"""Where thresholds start: at the least squared error of what they clip and round."""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.quant.functional import quantize_activation
+from nbsnn.quant.layers import QuantReLU, WeightQuantizer
+
+_SAMPLES = 32_768  # values of one activation that the search looks at
+_CANDIDATES = 48
+_CHUNK = 128  # images in one forward pass
+
+
+def least_error_threshold(x: Tensor, bits: int) -> Tensor:
+    """The threshold θ with the least mean squared error between ReLU(x) and its b-bit form.
+
+    Args:
+        x: currents, any shape; at most 32,768 of them, evenly spaced, are looked at.
+        bits: b.
+    Returns:
+        Scalar θ > 0. Currents without a positive value give the threshold for unit variance.
+    """
+    flat = x.detach().flatten()
+    sample = flat[:: max(1, flat.numel() // _SAMPLES)].clamp_min(0)
+    largest = sample.max()
+    if not bool(largest > 0):
+        return torch.full_like(largest, half_normal_threshold(bits))
+    thresholds = largest * torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES).to(sample)
+    with torch.no_grad():
+        errors = [(quantize_activation(sample, t, bits=bits) - sample).square().mean() for t in thresholds]
+    return thresholds[torch.stack(errors).argmin()].clone()
+
+
+@cache
+def half_normal_threshold(bits: int) -> float:
+    """The threshold for currents of mean 0 and variance 1: what batch norm gives before training."""
+    quantiles = torch.special.ndtri((torch.arange(_SAMPLES, dtype=torch.float64) + 0.5) / _SAMPLES)
+    return round(float(least_error_threshold(quantiles, bits)), 3)
+
+
+@torch.no_grad()
+def calibrate_(quantized: nn.Module, images: Tensor) -> None:
+    """Start thresholds from data, front to back, each layer seeing its quantized predecessors.
+
+    Quantized weights are normalised, which changes the scale of what follows: where there are some, the norm layers'
+    statistics are estimated anew in the same pass.
+
+    Args:
+        quantized: changed in place; its training mode is left as it was.
+        images: [B, C, H, W]; the first 128 set the thresholds, all of them the statistics.
+    """
+    norms = [m for m in quantized.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not any(isinstance(m, WeightQuantizer) for m in quantized.modules()):
+        norms = []
+    modes = {module: module.training for module in quantized.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    quantized.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over all chunks
+        norm.train()
+
+    def start_threshold(act: nn.Module, args: tuple[Tensor]) -> None:
+        assert isinstance(act, QuantReLU)
+        act.threshold.copy_(least_error_threshold(args[0], act.bits))
+
+    handles = [m.register_forward_pre_hook(start_threshold) for m in quantized.modules() if isinstance(m, QuantReLU)]
+    try:
+        for chunk in images.split(_CHUNK):
+            quantized(chunk)
+            while handles:
+                handles.pop().remove()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,200 @@
+"""The quantizers, as pure functions with straight-through gradients.
+
+Weights take additive powers of two (APoT; Li, Dong & Wang, ICLR 2020) after normalisation; the first and the last
+layer take a uniform 8-bit grid; activations take 2^b − 1 steps below a learnable threshold. One tensor pass costs about
+as much as a ReLU on a CPU, so the passes are counted here: four forward and three backward for an activation.
+"""
+
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+EdgeRange = Literal["max", "max_abs"]
+
+WEIGHT_BITS = (2, 3, 4, 5)
+ACT_BITS = (2, 3, 4, 5, 6, 7, 8)
+
+# Each magnitude is a sum of one term of each row, over the largest such sum.
+_APOT_TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
+    2: ((0, 1),),
+    3: ((0, 1, 2, 4),),
+    4: ((0, 8, 4, 1), (0, 2)),
+    5: ((0, 32, 8, 2), (0, 16, 4, 1)),
+}
+
+
+@cache
+def apot_numerators(bits: int) -> tuple[int, ...]:
+    """Ascending integer magnitudes of b-bit APoT weights; the last one is the common denominator.
+
+    >>> apot_numerators(4)
+    (0, 1, 2, 3, 4, 6, 8, 10)
+    """
+    sums = {0}
+    for terms in _APOT_TERMS[bits]:
+        sums = {a + b for a in sums for b in terms}
+    return tuple(sorted(sums))
+
+
+def apot_levels(bits: int) -> Tensor:
+    """Ascending magnitudes in [0, 1] of b-bit APoT weights, [2^(b-1)] float64."""
+    numerators = apot_numerators(bits)
+    return torch.tensor(numerators, dtype=torch.float64) / numerators[-1]
+
+
+@cache
+def _nearest_level_table(bits: int) -> Tensor:
+    """The nearest level for each cell of a grid whose lines include every midpoint between levels.
+
+    With denominator D all midpoints are multiples of 1/(2D), so that cell floor(2D·|x|) decides the level: a look-up
+    costs a seventh of torch.bucketize. The cell that starts at a midpoint belongs to the upper level.
+    """
+    levels = apot_levels(bits)
+    cells = 2 * apot_numerators(bits)[-1]
+    starts = torch.arange(cells + 1, dtype=torch.float64) / cells
+    midpoints = (levels[1:] + levels[:-1]) / 2
+    return levels[torch.bucketize(starts + 0.25 / cells, midpoints)]
+
+
+def _nearest_level(unit: Tensor, bits: int) -> Tensor:
+    """The nearest signed level of values in [-1, 1]."""
+    table = _nearest_level_table(bits).to(unit)
+    cell = (unit.abs() * (len(table) - 1)).to(torch.int32)
+    return table.index_select(0, cell.flatten()).view(unit.shape).copysign_(unit)
+
+
+def normalized_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight with mean 0 and deviation 1 over the layer (Bessel's correction), and the deviation it had."""
+    centred = weight - weight.mean()
+    deviation = torch.linalg.vector_norm(centred) / (max(weight.numel() - 1, 1) ** 0.5)
+    deviation = deviation.clamp_min(torch.finfo(weight.dtype).tiny)
+    return centred.div_(deviation), deviation
+
+
+class _QuantizeWeight(torch.autograd.Function):
+    """APoT quantization; mean and deviation count as constants, as does the choice of the level."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, weight_scale: Tensor, bits: int, values: Tensor | None) -> Tensor:
+        if values is None:
+            unit = normalized_weight(weight)[0].div_(weight_scale).clamp_(-1, 1)
+            values = _nearest_level(unit.contiguous(), bits).mul_(weight_scale)
+        ctx.save_for_backward(weight, weight_scale, values)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weight, weight_scale, values = ctx.saved_tensors
+        normalized, deviation = normalized_weight(weight)
+        unit = normalized.div_(weight_scale)
+        inside = torch.ops.aten.hardtanh_backward(grad, unit, -1, 1)
+        # d/ds of s·Q(ŵ/s) is Q − ŵ/s inside the clip and ±1 outside, where Q is ±1.
+        grad_scale = (grad * values).sum() / weight_scale - (inside * unit).sum()
+        return inside / deviation, grad_scale.view(weight_scale.shape), None, None
+
+
+def quantize_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, values: Tensor | None = None) -> Tensor:
+    """APoT quantization of a layer's normalised weight (Li et al., ICLR 2020).
+
+    Args:
+        weight: any shape; normalised over all its entries first.
+        weight_scale: scalar s > 0, the clip of the normalised weight; learnable.
+        bits: 2, 3, 4 or 5.
+        values: the result, if the caller knows it already: then only the gradient is wired up.
+    Returns:
+        s · level · sign, of the weight's shape. The gradient passes inside the clip (over the layer's deviation);
+        the scale receives the clipped part and the rounding residue.
+    """
+    result: Tensor = _QuantizeWeight.apply(weight, weight_scale, bits, values)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, values: Tensor) -> Tensor:
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def quantize_edge_weight(
+    weight: Tensor, *, bits: int = 8, edge_range: EdgeRange = "max_abs", values: Tensor | None = None
+) -> Tensor:
+    """Uniform quantization of the first and the last layer: round(w/m·127)·m/127 at 8 bits.
+
+    Args:
+        weight: any shape.
+        bits: width of the signed grid.
+        edge_range: m is the largest magnitude ("max_abs"), or the maximum ("max"), which the reference checkpoints use.
+        values: as for `quantize_weight`.
+    Returns:
+        The quantized weight; the gradient passes unchanged.
+    """
+    if values is None:
+        with torch.no_grad():
+            step = edge_step(weight, bits=bits, edge_range=edge_range)
+            values = (weight / step).round_().mul_(step)
+    result: Tensor = _StraightThrough.apply(weight, values)  # type: ignore[no-untyped-call]
+    return result
+
+
+def edge_step(weight: Tensor, *, bits: int, edge_range: EdgeRange) -> Tensor:
+    """The grid's step m / (2^(b-1) − 1) of an edge layer's weight."""
+    extreme = weight.max() if edge_range == "max" else weight.abs().max()
+    return (extreme / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+class _QuantizeActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, threshold: Tensor, levels: int, tolerance: float) -> Tensor:
+        # `scaled` is x·L/θ + ½, clipped: it carries the inside/outside mask to the backward pass.
+        shift = 0.5 + tolerance
+        half = torch.full_like(threshold, shift)
+        scaled = torch.addcmul(half, x, levels / threshold).clamp_(shift, levels + shift)
+        y = scaled.floor().mul_(threshold / levels)
+        ctx.save_for_backward(scaled, threshold, y)
+        ctx.levels, ctx.shift = levels, shift
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        scaled, threshold, y = ctx.saved_tensors
+        shift, levels = ctx.shift, ctx.levels
+        inside = torch.ops.aten.hardtanh_backward(grad, scaled, shift, levels + shift)
+        # d/dθ is q/L − x/θ inside and 1 above, where q/L is 1 (PACT with the rounding residue).
+        residue = _dot(inside, scaled) - shift * inside.sum()
+        grad_threshold = _dot(grad, y) / threshold - residue / levels
+        return inside, grad_threshold.view(threshold.shape), None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a·b in one read-only pass where the memory layouts agree."""
+    if a.stride() != b.stride():
+        return (a * b).sum()
+    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+def quantize_activation(x: Tensor, threshold: Tensor, *, bits: int, tolerance: float = 0.0) -> Tensor:
+    """Uniform quantization of an activation: q·θ/L with q = floor(clamp(x/θ, 0, 1)·L + ½), L = 2^b − 1.
+
+    Args:
+        x: any shape, in units of the activation.
+        threshold: scalar θ > 0, the clipping level; learnable.
+        bits: b, 2 to 8.
+        tolerance: added to the ½, in units of a step; the exact schedules' neurons carry the same one, so that exact ties
+            agree in floating point.
+    Returns:
+        The quantized activation. Half rounds up, as an integrate-and-fire neuron charged to θ/2 does. The gradient passes
+        inside the clip; the threshold receives the clipped part and the rounding residue.
+    """
+    result: Tensor = _QuantizeActivation.apply(x, threshold, 2**bits - 1, tolerance)  # type: ignore[no-untyped-call]
+    return result

@@ -1,0 +1,141 @@
+"""From a float network to a quantized one, by a plan: which layer gets which format.
+
+The plan is a plain dictionary, so that a checkpoint can carry it and rebuild the very same network.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from torch import Tensor, nn
+
+from nbsnn.errors import QuantizationError, unknown
+from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
+from nbsnn.quant.functional import EdgeRange
+from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
+from nbsnn.recipe import QuantSpec, check_bits
+from nbsnn.surgery import replace_modules_
+
+_OTHER_WEIGHT_LAYERS = (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd, nn.Bilinear, nn.RNNBase)
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """How one layer is quantized: its bits and, for an edge layer's weight, the range of its grid."""
+
+    bits: int
+    edge_range: EdgeRange | None = None
+
+
+Plan = dict[str, LayerFormat]
+
+
+def plan_formats(model: nn.Module, spec: QuantSpec) -> Plan:
+    """The format of each layer of a float network. The first and last weight layers, in order of registration, are edges."""
+    modules = dict(model.named_modules())
+    for name in spec.skip:
+        if not any(fnmatch(known, name) for known in modules):
+            raise QuantizationError(f"QuantSpec.skip: {unknown('layer', name, [n for n in modules if n])}")
+    chosen = {n: m for n, m in modules.items() if not any(fnmatch(n, pattern) for pattern in spec.skip)}
+    weights = [n for n, m in modules.items() if type(m) in (nn.Conv2d, nn.Linear)]
+    edges = {weights[0], weights[-1]} if weights else set()
+    plan: Plan = {}
+    for name, module in chosen.items():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            bits = spec.edge_bits if name in edges else spec.weight_bits
+            if bits != 32:
+                plan[name] = LayerFormat(bits, spec.edge_range if name in edges else None)
+        elif isinstance(module, _OTHER_WEIGHT_LAYERS) and spec.weight_bits != 32:
+            raise QuantizationError(
+                f"{name or 'the network'} is a {type(module).__name__}, which has no quantized form; "
+                f"leave it in float with QuantSpec(skip=({name!r},)) or use Conv2d/Linear"
+            )
+        elif type(module) is nn.ReLU and spec.act_bits != 32:
+            plan[name] = LayerFormat(spec.act_bits)
+    return plan
+
+
+def apply_plan_(model: nn.Module, plan: Mapping[str, LayerFormat]) -> nn.Module:
+    """Swap the planned layers for their quantized forms; returns the root."""
+    modules = dict(model.named_modules())
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, fmt in plan.items():
+        if name not in modules:
+            raise QuantizationError(unknown("layer", name, modules))
+        module = modules[name]
+        if isinstance(module, nn.Conv2d):
+            replacements[module] = QuantConv2d.from_float(module, bits=fmt.bits, edge_range=fmt.edge_range)
+        elif isinstance(module, nn.Linear):
+            replacements[module] = QuantLinear.from_float(module, bits=fmt.bits, edge_range=fmt.edge_range)
+        elif isinstance(module, nn.ReLU):
+            parameter = next(model.parameters())
+            act = QuantReLU(fmt.bits, half_normal_threshold(fmt.bits)).to(parameter)
+            replacements[module] = act.train(module.training)
+        else:
+            raise QuantizationError(f"{name} is a {type(module).__name__}; only Conv2d, Linear and ReLU are quantized")
+    return replace_modules_(model, replacements)
+
+
+def read_plan(model: nn.Module) -> Plan:
+    """The formats that a quantized network has now."""
+    plan: Plan = {}
+    for name, module in model.named_modules():
+        if isinstance(module, WeightQuantizer):
+            plan[name] = LayerFormat(module.weight_bits, module.edge_range)
+        elif isinstance(module, QuantReLU):
+            plan[name] = LayerFormat(module.bits)
+    return plan
+
+
+def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None) -> nn.Module:
+    """The quantized form of a float network, as a new object.
+
+    Args:
+        model: made of Conv2d, Linear, ReLU *modules* and anything linear between them.
+        spec: bits of weights, activations and edge layers; 32 leaves a layer alone.
+        images: [B, C, H, W], a few hundred training images. With them thresholds start where they lose least, and the
+            norm statistics are estimated anew; without them thresholds suit unit-variance currents and statistics
+            wait for training.
+    Raises:
+        QuantizationError: nothing to quantize, quantized before, or a layer without a quantized form.
+    """
+    if read_plan(model):
+        raise QuantizationError("the network is quantized already; change its bits with nbsnn.set_bits_")
+    plan = plan_formats(model, spec)
+    if not plan:
+        raise QuantizationError(
+            f"nothing to quantize with weight_bits={spec.weight_bits}, act_bits={spec.act_bits}: the network has no "
+            "Conv2d, Linear or nn.ReLU module that these bits apply to"
+        )
+    quantized = apply_plan_(copy.deepcopy(model), plan)
+    if images is not None:
+        calibrate_(quantized, images)
+    return quantized
+
+
+def set_bits_(
+    quantized: nn.Module, *, weight_bits: int | None = None, act_bits: int | None = None, only: Iterable[str] = ("*",)
+) -> nn.Module:
+    """Change the bits of inner weights and of activations in place, keeping all that was learned; edges stay.
+
+    Args:
+        quantized: result of `quantize`.
+        weight_bits: 2 to 5, or None to leave as they are.
+        act_bits: 2 to 8, or None.
+        only: name patterns of the layers to change, such as "stage1.*".
+    """
+    check_bits("weight_bits", weight_bits, allow_float=False)
+    check_bits("act_bits", act_bits, allow_float=False)
+    patterns = tuple(only)
+    named = [(n, m) for n, m in quantized.named_modules() if any(fnmatch(n, p) for p in patterns)]
+    weights = [m for _, m in named if isinstance(m, WeightQuantizer) and m.edge_range is None]
+    acts = [m for _, m in named if isinstance(m, QuantReLU)]
+    for kind, bits, layers in (("weight_bits", weight_bits, weights), ("act_bits", act_bits, acts)):
+        if bits is not None and not layers:
+            raise QuantizationError(f"{kind}={bits}: no such quantized layer matches {patterns}; call nbsnn.quantize first")
+    for layer in weights:
+        layer.weight_bits = weight_bits or layer.weight_bits
+    for act in acts:
+        act.bits = act_bits or act.bits
+    return quantized

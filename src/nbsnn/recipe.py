@@ -1,0 +1,296 @@
+"""Everything that decides a training run, as frozen dataclasses: read from TOML, overridden by key=value, hashed.
+
+    Recipe ── model: ModelSpec · data: DataSpec · quant: WeightSpec · optim: OptimSpec · phase: {bits: Phase}
+"""
+
+import hashlib
+import json
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from nbsnn.errors import ConfigError, unknown
+
+FLOAT_BITS = 32
+_BITS = {"weight_bits": (2, 3, 4, 5), "act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,), "phase": (2, 3, 4, 5)}
+
+
+def check_bits(kind: str, bits: Any, *, allow_float: bool = True) -> None:
+    """Refuse a width that has no quantizer; None (leave as it is) passes."""
+    allowed = _BITS[kind] + ((FLOAT_BITS,) if allow_float else ())
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed):
+        also = f" ({FLOAT_BITS} leaves a layer in float)" if allow_float else ""
+        raise ConfigError(f"{kind}={bits!r}: choose one of {', '.join(map(str, allowed))}{also}")
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """Bits of inner weights, activations and edge (first and last) layers; 32 leaves a layer alone.
+
+    `edge_range` is the largest magnitude ("max_abs") or, as in the reference checkpoints, the maximum ("max");
+    `skip` holds name patterns of layers to leave in float.
+    """
+
+    weight_bits: int = 4
+    act_bits: int = 4
+    edge_bits: int = 8
+    edge_range: Literal["max_abs", "max"] = "max_abs"
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind in ("weight_bits", "act_bits", "edge_bits"):
+            check_bits(kind, getattr(self, kind))
+        if self.edge_range not in ("max_abs", "max"):
+            raise ConfigError(f"edge_range={self.edge_range!r}: choose max_abs or max")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A registered float network; see `nbsnn.list_models()`."""
+
+    name: str
+    num_classes: int = 10
+    in_channels: int = 3
+    image_size: int = 32
+
+    def __post_init__(self) -> None:
+        for kind in ("num_classes", "in_channels", "image_size"):
+            _require(getattr(self, kind) >= 1, f"model.{kind}", getattr(self, kind), "a whole number from 1")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set and how batches are made of it. `validation` training images are held out to choose the best epoch."""
+
+    name: str = "cifar10"
+    root: str = "data"
+    download: bool = False
+    validation: int = 5000
+    batch_size: int = 128
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 2, "data.batch_size", self.batch_size, "a whole number from 2 (batch norm)")
+        _require(self.validation >= 0, "data.validation", self.validation, "0 or more images")
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """What a phase's bits apply to: weights and activations, or activations alone (`weights = "float"`)."""
+
+    weights: Literal["phase", "float"] = "phase"
+    edge_bits: int = 8
+    edge_range: Literal["max_abs", "max"] = "max_abs"
+
+    def __post_init__(self) -> None:
+        check_bits("edge_bits", self.edge_bits)
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """SGD. Milestones and warm-up are fractions of a phase; `threshold_lr` and `scale_lr` multiply the phase's rate."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.1
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0  # 0: no clipping
+    threshold_lr: float = 1.0
+    scale_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")
+        _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "a fraction of the phase in [0, 1)")
+        _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "a number in [0, 1)")
+        _require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "0 (off) or a positive norm")
+        _require(all(0 < m < 1 for m in self.milestones), "optim.milestones", self.milestones, "fractions in (0, 1)")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One bit-width of progressive training; the next one starts from its result."""
+
+    epochs: int
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "phase.epochs", self.epochs, "a whole number from 1")
+        _require(self.lr > 0, "phase.lr", self.lr, "a positive rate")
+        _require(self.weight_decay >= 0, "phase.weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, whole. `phase` maps bits to phases, in order: 32, 4, 3, 2."""
+
+    model: ModelSpec
+    phase: dict[str, Phase]
+    data: DataSpec = field(default_factory=DataSpec)
+    quant: WeightSpec = field(default_factory=WeightSpec)
+    optim: OptimSpec = field(default_factory=OptimSpec)
+    seed: int = 0
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(len(self.phase) >= 1, "phase", {}, "at least one [phase.BITS] table")
+        for bits in self.phase:
+            check_bits("phase", int(bits) if bits.isdigit() else bits)
+
+    def spec(self, bits: int) -> QuantSpec:
+        """The quantization of the phase with these bits."""
+        weight_bits = bits if self.quant.weights == "phase" else FLOAT_BITS
+        return QuantSpec(weight_bits, bits, self.quant.edge_bits, self.quant.edge_range)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `recipe_from_dict` takes them."""
+        return asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits of all that decides the result: not the name, nor where the data lies."""
+        content = self.to_dict()
+        content.pop("name")
+        content["data"] = {k: v for k, v in content["data"].items() if k not in ("root", "download")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={value}: must be {wanted}")
+
+
+# ---------------------------------------------------------------------------------------------- reading and overriding
+
+
+def list_recipes() -> list[str]:
+    """Names that `load_recipe` knows, variants (`name:variant`) included."""
+    names = []
+    for group in sorted(resources.files("nbsnn.recipes").iterdir(), key=lambda p: p.name):
+        if not group.is_dir():
+            continue
+        for file in sorted(group.iterdir(), key=lambda p: p.name):
+            if file.name.endswith(".toml") and not file.name.startswith("_"):
+                name = f"{group.name}/{file.name.removesuffix('.toml')}"
+                names += [name, *(f"{name}:{variant}" for variant in _variants(_read_table(name)))]
+    return names
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """A bundled recipe such as "cifar10/resnet20" or "cifar10/resnet20:fast", or a TOML file, with key=value overrides.
+
+    Raises:
+        ConfigError: unknown recipe, variant or key (with close matches), or a value of the wrong type.
+    """
+    base, _, variant = name.partition(":")
+    table = _read_table(base)
+    variants = _variants(table)
+    if variant and variant not in variants:
+        raise ConfigError(unknown(f"variant of {base}", variant, variants))
+    table = _merge({k: v for k, v in table.items() if k not in variants}, variants.get(variant, {}))
+    table["name"] = name
+    for override in overrides:
+        _override_(table, override)
+    return recipe_from_dict(table)
+
+
+def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from plain values; unknown keys are errors."""
+    recipe: Recipe = _convert(table, Recipe, "")
+    return recipe
+
+
+def _variants(table: Mapping[str, Any]) -> dict[str, Any]:
+    known = {f.name for f in fields(Recipe)}
+    return {k: v for k, v in table.items() if k not in known and isinstance(v, dict)}
+
+
+def _read_table(name: str) -> dict[str, Any]:
+    path = resources.files("nbsnn.recipes").joinpath(f"{name}.toml")
+    if name.endswith(".toml"):
+        from pathlib import Path
+
+        path = Path(name)
+    if not path.is_file():
+        raise ConfigError(unknown("recipe", name, [] if name.startswith("_") else list_recipes()))
+    try:
+        table = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not valid TOML ({error})") from None
+    parent = table.pop("extends", None)
+    return _merge(_read_table(parent), table) if parent else table
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override_(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: write key=value, such as data.batch_size=64")
+    *path, last = key.split(".")
+    if path == ["phase", "all"]:
+        for bits in table["phase"]:
+            _override_(table, f"phase.{bits}.{last}={text}")
+        return
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {part} has no keys of its own")
+    table[last] = text
+
+
+def _convert(value: Any, kind: Any, key: str) -> Any:
+    """`value` (from TOML, JSON or the command line) as the annotated type; the key is for the message."""
+    if is_dataclass(kind):
+        return _convert_table(value, kind, key)
+    origin, args = get_origin(kind), get_args(kind)
+    try:
+        if origin is dict:
+            return {str(k): _convert(v, args[1], f"{key}.{k}") for k, v in value.items()}
+        if origin is tuple:
+            items = [part for part in value.split(",") if part] if isinstance(value, str) else value
+            return tuple(_convert(item, args[0], key) for item in items)
+        if origin is Literal and value in args:
+            return value
+        if origin in (Union, types.UnionType):
+            return None if value is None else _convert(value, args[0], key)
+        if kind is bool and str(value).lower() in ("true", "false", "1", "0"):
+            return str(value).lower() in ("true", "1")
+        if kind is int and not isinstance(value, (bool, float)):
+            return int(value)
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+        if kind is str and isinstance(value, str):
+            return value
+    except (ValueError, TypeError, AttributeError):
+        pass
+    wanted = " or ".join(map(str, args)) if origin is Literal else getattr(kind, "__name__", str(kind))
+    raise ConfigError(f"{key}={value}: must be {wanted}")
+
+
+def _convert_table(value: Any, kind: Any, key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}={value}: must be a table of {', '.join(f.name for f in fields(kind))}")
+    hints = get_type_hints(kind)
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in hints:
+            raise ConfigError(unknown("key", f"{prefix}{name}", [f"{prefix}{known}" for known in hints]))
+    try:
+        return kind(**{name: _convert(item, hints[name], f"{prefix}{name}") for name, item in value.items()})
+    except TypeError:
+        missing = [f.name for f in fields(kind) if f.name not in value and f.name in ("model", "phase", "name", "epochs")]
+        raise ConfigError(f"{key or 'recipe'}: missing {', '.join(missing)}") from None

@@ -1,0 +1,45 @@
+"""Swap modules by name, and watch what flows through them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def replace_modules_(root: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put `replacements[m]` wherever a module m stands in the tree, under every name it has; returns the root."""
+    for parent in list(root.modules()):
+        for name, child in list(parent.named_children()):
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+    return replacements.get(root, root)
+
+
+@contextmanager
+def tap(
+    modules: Mapping[str, nn.Module] | Iterable[tuple[str, nn.Module]],
+    reduce: Callable[[Tensor], Any] = Tensor.detach,
+) -> Iterator[dict[str, list[Any]]]:
+    """Collect the outputs of some modules while the context is open; leaves no trace.
+
+    Args:
+        modules: name → module, such as `{"act": net.stem.act}` or `net.named_modules()`.
+        reduce: applied to each output at once, so that large tensors need not be kept.
+    Yields:
+        name → list of reduced outputs, one per call of the module.
+    """
+    seen: dict[str, list[Any]] = {}
+    handles = []
+    for name, module in dict(modules).items():
+        outputs = seen.setdefault(name, [])
+
+        def keep(_m: nn.Module, _args: Any, output: Tensor, outputs: list[Any] = outputs) -> None:
+            outputs.append(reduce(output))
+
+        handles.append(module.register_forward_hook(keep))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
