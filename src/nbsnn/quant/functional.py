@@ -6,7 +6,7 @@ as much as a ReLU on a CPU, so the passes are counted here: four forward and thr
 """
 
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,57 +59,66 @@ def _nearest_level_table(bits: int) -> Tensor:
     return levels[torch.bucketize(starts + 0.25 / cells, midpoints)]
 
 
-def _nearest_level(unit: Tensor, bits: int) -> Tensor:
-    """The nearest signed level of values in [-1, 1]."""
-    table = _nearest_level_table(bits).to(unit)
-    cell = (unit.abs() * (len(table) - 1)).to(torch.int32)
-    return table.index_select(0, cell.flatten()).view(unit.shape).copysign_(unit)
+class QuantizedWeight(NamedTuple):
+    """A quantized weight with the statistics that its gradient needs again."""
+
+    values: Tensor
+    mean: Tensor
+    deviation: Tensor
 
 
-def normalized_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The weight with mean 0 and deviation 1 over the layer (Bessel's correction), and the deviation it had."""
-    centred = weight - weight.mean()
-    deviation = torch.linalg.vector_norm(centred) / (max(weight.numel() - 1, 1) ** 0.5)
-    deviation = deviation.clamp_min(torch.finfo(weight.dtype).tiny)
-    return centred.div_(deviation), deviation
+def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int) -> QuantizedWeight:
+    """The forward half of `quantize_weight`, without gradient."""
+    table = _nearest_level_table(bits).to(weight)
+    with torch.no_grad():
+        mean = weight.mean()
+        unit = weight - mean
+        unit = unit if _is_dense(unit) else unit.contiguous()
+        deviation = torch.linalg.vector_norm(unit) / (max(weight.numel() - 1, 1) ** 0.5)  # Bessel's correction
+        deviation = deviation.clamp_min(torch.finfo(weight.dtype).tiny)
+        unit.div_(deviation).div_(weight_scale)
+        cell = unit.abs().clamp_(max=1).mul_(len(table) - 1).to(torch.int32)
+        # In storage order, whatever the memory format.
+        level = torch.empty_like(unit)
+        torch.index_select(table, 0, _flat(cell), out=_flat(level))
+        return QuantizedWeight(level.copysign_(unit).mul_(weight_scale), mean, deviation)
 
 
 class _QuantizeWeight(torch.autograd.Function):
     """APoT quantization; mean and deviation count as constants, as does the choice of the level."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, weight_scale: Tensor, bits: int, values: Tensor | None) -> Tensor:
-        if values is None:
-            unit = normalized_weight(weight)[0].div_(weight_scale).clamp_(-1, 1)
-            values = _nearest_level(unit.contiguous(), bits).mul_(weight_scale)
-        ctx.save_for_backward(weight, weight_scale, values)
+    def forward(ctx: Any, weight: Tensor, weight_scale: Tensor, values: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, weight_scale, values, mean, deviation)
         return values
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        weight, weight_scale, values = ctx.saved_tensors
-        normalized, deviation = normalized_weight(weight)
-        unit = normalized.div_(weight_scale)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, weight_scale, values, mean, deviation = ctx.saved_tensors
+        unit = (weight - mean).div_(deviation * weight_scale)
         inside = torch.ops.aten.hardtanh_backward(grad, unit, -1, 1)
         # d/ds of s·Q(ŵ/s) is Q − ŵ/s inside the clip and ±1 outside, where Q is ±1.
-        grad_scale = (grad * values).sum() / weight_scale - (inside * unit).sum()
-        return inside / deviation, grad_scale.view(weight_scale.shape), None, None
+        grad_scale = _dot(grad, values) / weight_scale - _dot(inside, unit)
+        return inside.div_(deviation), grad_scale.view(weight_scale.shape), None, None, None
 
 
-def quantize_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, values: Tensor | None = None) -> Tensor:
+def quantize_weight(
+    weight: Tensor, weight_scale: Tensor, *, bits: int, known: QuantizedWeight | None = None
+) -> Tensor:
     """APoT quantization of a layer's normalised weight (Li et al., ICLR 2020).
 
     Args:
         weight: any shape; normalised over all its entries first.
         weight_scale: scalar s > 0, the clip of the normalised weight; learnable.
         bits: 2, 3, 4 or 5.
-        values: the result, if the caller knows it already: then only the gradient is wired up.
+        known: the result, if the caller has it already: then only the gradient is wired up.
     Returns:
         s · level · sign, of the weight's shape. The gradient passes inside the clip (over the layer's deviation);
         the scale receives the clipped part and the rounding residue.
     """
-    result: Tensor = _QuantizeWeight.apply(weight, weight_scale, bits, values)  # type: ignore[no-untyped-call]
+    known = known or apot_weight(weight.detach(), weight_scale.detach(), bits=bits)
+    result: Tensor = _QuantizeWeight.apply(weight, weight_scale, *known)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -123,8 +132,15 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
+def edge_weight(weight: Tensor, *, bits: int, edge_range: EdgeRange) -> Tensor:
+    """The forward half of `quantize_edge_weight`, without gradient."""
+    with torch.no_grad():
+        step = edge_step(weight, bits=bits, edge_range=edge_range)
+        return (weight / step).round_().mul_(step)
+
+
 def quantize_edge_weight(
-    weight: Tensor, *, bits: int = 8, edge_range: EdgeRange = "max_abs", values: Tensor | None = None
+    weight: Tensor, *, bits: int = 8, edge_range: EdgeRange = "max_abs", known: Tensor | None = None
 ) -> Tensor:
     """Uniform quantization of the first and the last layer: round(w/m·127)·m/127 at 8 bits.
 
@@ -132,14 +148,11 @@ def quantize_edge_weight(
         weight: any shape.
         bits: width of the signed grid.
         edge_range: m is the largest magnitude ("max_abs"), or the maximum ("max"), which the reference checkpoints use.
-        values: as for `quantize_weight`.
+        known: as for `quantize_weight`.
     Returns:
         The quantized weight; the gradient passes unchanged.
     """
-    if values is None:
-        with torch.no_grad():
-            step = edge_step(weight, bits=bits, edge_range=edge_range)
-            values = (weight / step).round_().mul_(step)
+    values = edge_weight(weight.detach(), bits=bits, edge_range=edge_range) if known is None else known
     result: Tensor = _StraightThrough.apply(weight, values)  # type: ignore[no-untyped-call]
     return result
 
@@ -174,13 +187,22 @@ class _QuantizeActivation(torch.autograd.Function):
         return inside, grad_threshold.view(threshold.shape), None, None
 
 
+def _flat(t: Tensor) -> Tensor:
+    """A view of a dense tensor as one axis, in storage order where that is channels-last."""
+    if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
+        t = t.permute(0, 2, 3, 1)
+    return t.view(-1)
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Σ a·b in one read-only pass where the memory layouts agree."""
-    if a.stride() != b.stride():
+    """Σ a·b in one read-only pass where the memory layouts agree and are dense."""
+    if a.stride() != b.stride() or a.numel() == 0 or not _is_dense(a):
         return (a * b).sum()
-    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
-        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    return torch.dot(a.reshape(-1), b.reshape(-1))
+    return torch.dot(_flat(a), _flat(b))
+
+
+def _is_dense(t: Tensor) -> bool:
+    return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
 
 
 def quantize_activation(x: Tensor, threshold: Tensor, *, bits: int, tolerance: float = 0.0) -> Tensor:

@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbsnn.quant.functional import EdgeRange, quantize_activation, quantize_edge_weight, quantize_weight
+from nbsnn.quant.functional import (
+    EdgeRange,
+    QuantizedWeight,
+    apot_weight,
+    edge_weight,
+    quantize_activation,
+    quantize_edge_weight,
+    quantize_weight,
+)
 
 INITIAL_WEIGHT_SCALE = 3.0  # in deviations of the weight (Li et al., ICLR 2020)
 SMALLEST_SCALE = 1e-3  # thresholds and scales act as at least this much, so that a step too far cannot turn one negative
@@ -33,26 +41,33 @@ class WeightQuantizer(nn.Module):
         self.weight_bits, self.edge_range = bits, edge_range
         scale = torch.tensor(INITIAL_WEIGHT_SCALE, dtype=self.weight.dtype, device=self.weight.device)
         self.weight_scale = None if edge_range else nn.Parameter(scale)
-        self._kept: tuple[Any, Tensor] | None = None
-
-    def _quantize(self, values: Tensor | None = None) -> Tensor:
-        if self.edge_range is not None:
-            return quantize_edge_weight(self.weight, bits=self.weight_bits, edge_range=self.edge_range, values=values)
-        assert self.weight_scale is not None
-        return quantize_weight(self.weight, at_least(self.weight_scale), bits=self.weight_bits, values=values)
+        self._kept: tuple[Any, QuantizedWeight | Tensor] | None = None
 
     def quantized_weight(self) -> Tensor:
         """The quantized weight, of the weight's shape; differentiable in training."""
-        if torch.compiler.is_compiling():
-            return self._quantize()
         parameters = (self.weight,) if self.weight_scale is None else (self.weight, self.weight_scale)
+        if torch.compiler.is_compiling():  # a graph holds the computation itself; the keeping below is for eager mode
+            return self._differentiable(None)
         key = (self.weight_bits, self.edge_range, *((p._version, p.data_ptr(), p.dtype, p.device) for p in parameters))
         if self._kept is None or self._kept[0] != key:
             # A tensor made in inference mode could not serve a later training step.
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = (key, self._quantize().detach())
-        values = self._kept[1]
-        return self._quantize(values) if torch.is_grad_enabled() and self.weight.requires_grad else values
+            with torch.inference_mode(False):
+                self._kept = (key, self._compute())
+        known = self._kept[1]
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return self._differentiable(known)
+        return known.values if isinstance(known, QuantizedWeight) else known
+
+    def _compute(self) -> QuantizedWeight | Tensor:
+        if self.weight_scale is None:
+            return edge_weight(self.weight.detach(), bits=self.weight_bits, edge_range=self.edge_range or "max_abs")
+        return apot_weight(self.weight.detach(), at_least(self.weight_scale).detach(), bits=self.weight_bits)
+
+    def _differentiable(self, known: Any) -> Tensor:
+        if self.weight_scale is None:
+            edge_range = self.edge_range or "max_abs"
+            return quantize_edge_weight(self.weight, bits=self.weight_bits, edge_range=edge_range, known=known)
+        return quantize_weight(self.weight, at_least(self.weight_scale), bits=self.weight_bits, known=known)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}

@@ -1,0 +1,80 @@
+"""Accuracy of any form on labelled batches."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from nbsnn.errors import DataError
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` measured. `top1` and `top5` are in percent; `steps` and `max_steps` are of a spiking network."""
+
+    images: int
+    top1: float
+    top5: float
+    seconds: float
+    steps: float | None = None
+    max_steps: int | None = None
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"images_per_second": self.images_per_second}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], *, progress: Callable[[int], None] | None = None
+) -> Report:
+    """Top-1 and top-5 of a network over a loader, in evaluation mode; the mode it was in is restored.
+
+    Args:
+        model: float, quantized or spiking.
+        loader: batches (images [B, C, H, W], labels [B]).
+        progress: called with the number of images of each batch.
+    """
+    parameter = next(model.parameters())
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    top1 = top5 = None
+    steps: list[Tensor] = []
+    images_seen, start = 0, time.perf_counter()
+    try:
+        for images, labels in loader:
+            logits = model(images.to(parameter))
+            labels = labels.to(logits.device)
+            if top1 is None or top5 is None:
+                classes = logits.shape[1]
+                top1 = MulticlassAccuracy(classes, average="micro", validate_args=False).to(logits.device)
+                top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False).to(logits.device)
+            top1.update(logits, labels)
+            top5.update(logits, labels)
+            if hasattr(model, "steps"):
+                steps.append(model.steps)
+            images_seen += len(images)
+            if progress:
+                progress(len(images))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if top1 is None or top5 is None:
+        raise DataError("evaluate: the loader gave no batch; choose a split that holds images")
+    taken = torch.cat(steps).double() if steps else None
+    return Report(
+        images=images_seen,
+        top1=round(100 * float(top1.compute()), 4),
+        top5=round(100 * float(top5.compute()), 4),
+        seconds=time.perf_counter() - start,
+        steps=None if taken is None else float(taken.mean()),
+        max_steps=None if taken is None else int(taken.max()),
+    )

@@ -1,0 +1,139 @@
+"""How far the spikes are from the quantized network, neuron by neuron."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.quant.layers import QuantReLU
+from nbsnn.spiking.functional import unfold
+from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.spiking.neuron import IFNeuron, tie_tolerance
+from nbsnn.surgery import tap
+
+_BATCH = 50  # images at a time
+
+
+@dataclass(frozen=True)
+class LayerFidelity:
+    """One activation layer over all images: neurons looked at, how many counts differ, and by how much at most."""
+
+    name: str
+    neurons: int
+    differing: int
+    largest: int
+
+    @property
+    def off(self) -> float:
+        """Share of neurons whose count differs, in percent."""
+        return 100 * self.differing / max(self.neurons, 1)
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Per layer and over all: counts of spikes against the quantized activations.
+
+    `agreement` is the share of images with the same arg-max, in percent; accuracies in percent, None without labels;
+    `steps` [images] is what each image took.
+    """
+
+    layers: tuple[LayerFidelity, ...]
+    images: int
+    agreement: float
+    steps: Tensor
+    quantized_top1: float | None = None
+    spiking_top1: float | None = None
+
+    @property
+    def off(self) -> float:
+        """Share of all neurons whose count differs, in percent."""
+        return 100 * self.differing / max(sum(layer.neurons for layer in self.layers), 1)
+
+    @property
+    def differing(self) -> int:
+        """Neurons, over all layers and images, whose count differs."""
+        return sum(layer.differing for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "layers": [asdict(layer) | {"off": layer.off} for layer in self.layers],
+            "images": self.images, "agreement": self.agreement, "off": self.off, "differing": self.differing,
+            "steps_mean": float(self.steps.double().mean()), "steps_max": int(self.steps.max()),
+            "quantized_top1": self.quantized_top1, "spiking_top1": self.spiking_top1,
+        }  # fmt: skip
+
+
+@torch.inference_mode()
+def measure_fidelity(
+    quantized: nn.Module,
+    spiking: SpikingNetwork,
+    images: Tensor,
+    *,
+    labels: Tensor | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Fidelity:
+    """Compare every neuron's net count with its quantized activation.
+
+    The exact schedules carry a tie tolerance in their initial charge; the quantizer takes the same for the comparison, so
+    that a tie counts as agreement. In float64 it is 10⁻⁹ of a step, in float32 10⁻⁵.
+
+    Args:
+        quantized: the network that `spiking` was made from.
+        images: [N, C, H, W], normalised; they are cast to the network's type, so float64 networks compare in float64.
+        labels: [N], for the accuracies.
+        progress: called with the number of images of each batch.
+    """
+    parameter = next(quantized.parameters())
+    acts = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
+    neurons = {name: m for name, m in spiking.network.named_modules() if isinstance(m, IFNeuron)}
+    tolerance = 0.0 if spiking.schedule == "fixed" else tie_tolerance(parameter.dtype)
+    tally = {name: [0, 0, 0] for name in acts}
+    expected, actual, steps = [], [], []
+    for chunk in images.split(_BATCH):
+        batch = chunk.to(parameter)
+        with _same_ties(acts.values(), tolerance), tap(acts) as wanted:
+            expected.append(quantized(batch))
+        with tap(neurons, lambda out: unfold(out, spiking.timesteps).sum(0)) as seen:
+            actual.append(spiking(batch))
+        steps.append(spiking.steps)
+        for name, act in acts.items():
+            if not wanted[name]:
+                continue
+            want = (wanted[name][0] * (act.levels / act.threshold)).round()
+            got = (torch.stack(seen[name]).sum(0) / neurons[name].height()).round()
+            difference = (want - got).abs()
+            entry = tally[name]
+            entry[0] += difference.numel()
+            entry[1] += int((difference > 0).sum())
+            entry[2] = max(entry[2], int(difference.max()))
+        if progress:
+            progress(len(chunk))
+    first, second = torch.cat(expected).argmax(1), torch.cat(actual).argmax(1)
+    return Fidelity(
+        layers=tuple(LayerFidelity(name, *entry) for name, entry in tally.items()),
+        images=len(images),
+        agreement=_percent(first == second),
+        steps=torch.cat(steps),
+        quantized_top1=None if labels is None else _percent(first == labels.to(first.device)),
+        spiking_top1=None if labels is None else _percent(second == labels.to(first.device)),
+    )
+
+
+def _percent(hits: Tensor) -> float:
+    return 100 * float(hits.double().mean())
+
+
+@contextmanager
+def _same_ties(acts: Any, tolerance: float) -> Iterator[None]:
+    before = {act: act.tie_tolerance for act in acts}
+    try:
+        for act in before:
+            act.tie_tolerance = tolerance
+        yield
+    finally:
+        for act, value in before.items():
+            act.tie_tolerance = value

@@ -1,0 +1,268 @@
+"""The training loop: one phase of a recipe, with checkpoints that a killed run goes on from.
+
+Order and augmentation of the batches follow from (seed, epoch, batch) alone, so that a training state needs no generator's
+state: weights, buffers, momenta and the number of steps taken are all of it.
+"""
+
+import csv
+import io
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nbsnn.checkpoint import read_tensors, save_checkpoint, write_tensors
+from nbsnn.data.images import Batches, Splits
+from nbsnn.errors import CheckpointError, NbsnnError
+from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.recipe import Phase, Recipe
+from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
+
+EVALUATION_BATCH = 500  # images; no gradients are kept
+_SAVE_EVERY = 60.0  # seconds between training states within an epoch
+
+
+class Interrupted(NbsnnError):
+    """The run was asked to stop; its training state is saved."""
+
+
+class DivergedError(NbsnnError, ArithmeticError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the log. Accuracies in percent; `top1` is on the validation images."""
+
+    epoch: int
+    loss: float
+    train_top1: float
+    top1: float
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
+class Observer:
+    """What a training run tells the outside; every method may be overridden."""
+
+    def on_phase(self, title: str, epochs: int, steps: int) -> None:
+        """A phase begins: `steps` batches in each of its `epochs`."""
+
+    def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
+        """A batch of `images` was trained on; loss and accuracy are of the epoch so far."""
+
+    def on_epoch(self, row: Epoch) -> None:
+        """An epoch ended."""
+
+    def should_stop(self) -> bool:
+        """Asked after each step; True saves the training state and raises `Interrupted`."""
+        return False
+
+
+@dataclass
+class _State:
+    """Where a phase stands: everything beside tensors that decides what comes next."""
+
+    fingerprint: str
+    epoch: int = 0
+    step: int = 0  # batches of this epoch that are done
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    best: float = -1.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def running(self) -> tuple[float, float]:
+        """Mean loss and accuracy in percent of the epoch so far."""
+        return self.loss_sum / max(self.seen, 1), 100 * self.correct / max(self.seen, 1)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Paths of the checkpoints and the log of a finished phase."""
+
+    best: Path
+    last: Path
+    history: list[Epoch]
+
+
+def finished_phase(recipe: Recipe, phase: Phase, out: Path) -> FitResult | None:
+    """The result of a phase that ran to its end in `out` with this very recipe, or None."""
+    best, last = out / "best.safetensors", out / "last.safetensors"
+    if (out / "training.safetensors").exists() or not last.is_file():
+        return None
+    header, _ = read_tensors(last)
+    if header["recipe_hash"] != recipe.hash or header["metrics"].get("epoch") != phase.epochs:
+        return None
+    rows = [Epoch(**json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()]
+    return FitResult(best, last, rows)
+
+
+def fit(
+    model: nn.Module,
+    splits: Splits,
+    recipe: Recipe,
+    phase: Phase,
+    *,
+    out: Path,
+    title: str = "training",
+    device: torch.device | str = "cpu",
+    observer: Observer | None = None,
+    suffix: str = ".safetensors",
+    overwrite: bool = False,
+) -> FitResult:
+    """Train a float or quantized network in place for one phase; continues the unfinished phase that it finds in `out`.
+
+    Args:
+        model: changed in place, and moved to `device`.
+        splits: images; the validation ones choose the best epoch.
+        recipe: batches, optimizer and seed.
+        phase: epochs, learning rate, weight decay.
+        out: folder for `best` and `last` checkpoints, `log.csv`, `log.jsonl`, and `training.safetensors` until the end.
+        title: for the observer.
+        suffix: of the checkpoints; ".pth.tar" for the published names.
+        overwrite: start anew where `out` holds results already.
+    Raises:
+        Interrupted: the observer asked to stop; call again to go on.
+        CheckpointError: the folder cannot be written, or holds results of another recipe.
+    """
+    observer = observer or Observer()
+    run = _Run(model.to(device, memory_format=torch.channels_last), splits, recipe, phase, out, suffix, observer)
+    if overwrite:
+        run.state_path.unlink(missing_ok=True)
+    elif not run.state_path.is_file() and run.path("last").is_file():
+        raise CheckpointError(f"{out} holds a finished phase of another recipe; choose another folder, or overwrite it (--overwrite)")
+    run.restore_()
+    observer.on_phase(title, phase.epochs, run.steps)
+    while run.state.epoch < phase.epochs:
+        run.train_epoch_()
+    run.state_path.unlink(missing_ok=True)
+    return FitResult(run.path("best"), run.path("last"), [Epoch(**row) for row in run.state.history])
+
+
+class _Run:
+    def __init__(
+        self, model: nn.Module, splits: Splits, recipe: Recipe, phase: Phase, out: Path, suffix: str, observer: Observer
+    ) -> None:
+        self.model, self.recipe, self.phase = model, recipe, phase
+        self.out, self.suffix, self.observer = out, suffix, observer
+        self.device = next(model.parameters()).device
+        self.splits = Splits(*(s.to(self.device) for s in (splits.train, splits.validation, splits.test)))
+        self.optimizer = make_optimizer(model, phase, recipe.optim)
+        self.steps = len(self._batches(0))
+        self.state = _State(f"{recipe.hash} {phase}")
+        self.saved_at = time.monotonic()
+
+    @property
+    def state_path(self) -> Path:
+        return self.out / "training.safetensors"
+
+    def path(self, name: str) -> Path:
+        return self.out / f"{name}{self.suffix}"
+
+    def _batches(self, epoch: int) -> Batches:
+        data = self.recipe.data
+        return Batches(
+            self.splits.train, data.batch_size, shuffle=True, augment=data.augment, seed=self.recipe.seed, epoch=epoch
+        )
+
+    def train_epoch_(self) -> None:
+        state = self.state
+        self.model.train()
+        start, first = time.perf_counter(), state.step
+        for images, labels in self._batches(state.epoch).starting_at(first):
+            self._train_step_(images.contiguous(memory_format=torch.channels_last), labels)
+            if self.observer.should_stop():
+                self.save_()
+                raise Interrupted(f"stopped in epoch {state.epoch + 1} at step {state.step}; run the same command to go on")
+            if time.monotonic() - self.saved_at > _SAVE_EVERY:
+                self.save_()
+        seconds = time.perf_counter() - start
+        loss, train_top1 = state.running
+        top1 = evaluate(self.model, Batches(self.splits.validation, EVALUATION_BATCH)).top1
+        rate = self.optimizer.param_groups[0]["lr"]
+        images = (self.steps - first) * self.recipe.data.batch_size
+        row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, images / max(seconds, 1e-9))
+        self._finish_epoch_(row)
+
+    def _train_step_(self, images: Tensor, labels: Tensor) -> None:
+        state, spec = self.state, self.recipe.optim
+        progress = (state.epoch * self.steps + state.step) / (self.phase.epochs * self.steps)
+        set_learning_rate_(self.optimizer, self.phase.lr * learning_rate(progress, spec))
+        logits = self.model(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=spec.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if spec.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip_norm)
+        self.optimizer.step()
+        keep_positive_(self.model)
+        value = float(loss.detach())
+        if value != value or value in (float("inf"), float("-inf")):
+            raise DivergedError(
+                f"the loss is {value} in epoch {state.epoch + 1} at step {state.step}; lower phase.lr={self.phase.lr:g} "
+                "or set optim.clip_norm=1"
+            )
+        state.step += 1
+        state.loss_sum += value * len(images)
+        state.correct += int((logits.detach().argmax(1) == labels).sum())
+        state.seen += len(images)
+        self.observer.on_step(state.epoch, state.step, *state.running, len(images))
+
+    def _finish_epoch_(self, row: Epoch) -> None:
+        state = self.state
+        state.history.append(asdict(row))
+        state.epoch, state.step, state.loss_sum, state.correct, state.seen = state.epoch + 1, 0, 0.0, 0, 0
+        metrics = {"validation_top1": row.top1, "epoch": row.epoch}
+        if row.top1 >= state.best:
+            state.best = row.top1
+            save_checkpoint(self.path("best"), self.model, recipe=self.recipe, metrics=metrics)
+        save_checkpoint(self.path("last"), self.model, recipe=self.recipe, metrics=metrics)
+        self.save_()
+        self._write_log()
+        self.observer.on_epoch(row)
+
+    def _write_log(self) -> None:
+        rows = self.state.history
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        (self.out / "log.csv").write_text(text.getvalue())
+        (self.out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def save_(self) -> None:
+        """Write the training state."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        for key, parameter in self.model.named_parameters():
+            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{key}"] = buffer
+        write_tensors(self.state_path, tensors, {"format": 1, **asdict(self.state)})
+        self.saved_at = time.monotonic()
+
+    def restore_(self) -> None:
+        """Take up the training state in the folder, if there is one."""
+        if not self.state_path.is_file():
+            return
+        header, tensors = read_tensors(self.state_path)
+        header.pop("format")
+        if header["fingerprint"] != self.state.fingerprint:
+            raise CheckpointError(
+                f"{self.out} holds an unfinished run of another recipe; choose another folder or delete {self.state_path.name} there"
+            )
+        self.state = _State(**header)
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        for key, parameter in self.model.named_parameters():
+            if f"momentum.{key}" in tensors:
+                buffer = tensors[f"momentum.{key}"].to(parameter.device)
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+
+

@@ -1,0 +1,54 @@
+"""SGD with the parameter groups that quantized networks want, and learning-rate schedules as pure functions."""
+
+import math
+
+import torch
+from torch import nn
+
+from nbsnn.quant.layers import SMALLEST_SCALE, QuantReLU, WeightQuantizer
+from nbsnn.recipe import OptimSpec, Phase
+
+
+def make_optimizer(model: nn.Module, phase: Phase, spec: OptimSpec) -> torch.optim.SGD:
+    """SGD over three groups: weights (norms and biases included), thresholds, and weight scales.
+
+    Weight decay applies to all of them, as published: on a threshold it trades clipping against resolution.
+    """
+    thresholds = [m.threshold for m in model.modules() if isinstance(m, QuantReLU)]
+    scales = [m.weight_scale for m in model.modules() if isinstance(m, WeightQuantizer) and m.weight_scale is not None]
+    special = {id(p) for p in (*thresholds, *scales)}
+    weights = [p for p in model.parameters() if id(p) not in special]
+    groups = [
+        {"params": weights, "rate": 1.0},
+        {"params": thresholds, "rate": spec.threshold_lr},
+        {"params": scales, "rate": spec.scale_lr},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.SGD(
+        groups, lr=phase.lr, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=phase.weight_decay
+    )
+
+
+def learning_rate(progress: float, spec: OptimSpec) -> float:
+    """The factor on the phase's rate at a fraction `progress` in [0, 1) of its steps."""
+    if progress < spec.warmup:
+        return max(progress / spec.warmup, 1e-3)
+    if spec.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (progress - spec.warmup) / (1 - spec.warmup)))
+    return float(spec.decay ** sum(progress >= milestone for milestone in spec.milestones))
+
+
+def set_learning_rate_(optimizer: torch.optim.SGD, rate: float) -> None:
+    """Give each group its multiple of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate"]
+
+
+@torch.no_grad()
+def keep_positive_(model: nn.Module) -> None:
+    """Thresholds and scales below the floor act as the floor; bring their values back to it."""
+    for module in model.modules():
+        if isinstance(module, QuantReLU):
+            module.threshold.clamp_(min=SMALLEST_SCALE)
+        elif isinstance(module, WeightQuantizer) and module.weight_scale is not None:
+            module.weight_scale.clamp_(min=SMALLEST_SCALE)

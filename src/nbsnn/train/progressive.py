@@ -1,0 +1,30 @@
+"""Progressive training: 32 → 4 → 3 → 2 bits, each phase starting from the one before."""
+
+import copy
+
+from torch import Tensor, nn
+
+from nbsnn.errors import ConfigError
+from nbsnn.quant.layers import WeightQuantizer
+from nbsnn.quant.quantize import quantize, read_plan, set_bits_
+from nbsnn.recipe import FLOAT_BITS, Recipe
+
+CALIBRATION_IMAGES = 512
+
+
+def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) -> nn.Module:
+    """The network that the phase with these bits trains, as a new object.
+
+    Args:
+        previous: what the phase before left; float or quantized.
+        recipe: says whether the bits apply to weights too.
+        bits: of the phase; 32 is float.
+        images: [B, C, H, W] normalised training images, for the start of the thresholds of a float network.
+    """
+    if not read_plan(previous):
+        return copy.deepcopy(previous) if bits == FLOAT_BITS else quantize(previous, recipe.spec(bits), images=images)
+    if bits == FLOAT_BITS:
+        raise ConfigError("phase 32 must be the first: a quantized network does not become float again")
+    inner = any(isinstance(m, WeightQuantizer) and m.edge_range is None for m in previous.modules())
+    weight_bits = bits if inner else None
+    return set_bits_(copy.deepcopy(previous), weight_bits=weight_bits, act_bits=bits)
