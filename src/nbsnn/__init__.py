@@ -1,0 +1,53 @@
+"""Low-latency spiking networks: train with few bits, run in T = 2^b − 1 steps, know exactly how far the spikes are off.
+
+    float ──quantize──▶ quantized ──to_spiking──▶ spiking
+"""
+
+from nbsnn.checkpoint import load_checkpoint, save_checkpoint
+from nbsnn.errors import (
+    CheckpointError,
+    ConfigError,
+    ConversionError,
+    DataError,
+    MissingDependencyError,
+    NbsnnError,
+    QuantizationError,
+)
+from nbsnn.evaluate.accuracy import Report, evaluate
+from nbsnn.evaluate.fidelity import Fidelity, LayerFidelity, measure_fidelity
+from nbsnn.export.reference import load_reference_checkpoint
+from nbsnn.models import build_model, list_models
+from nbsnn.quant.quantize import quantize, set_bits_
+from nbsnn.recipe import QuantSpec, Recipe, list_recipes, load_recipe
+from nbsnn.spiking.convert import to_spiking
+from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.surgery import tap
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ConversionError",
+    "DataError",
+    "Fidelity",
+    "LayerFidelity",
+    "MissingDependencyError",
+    "NbsnnError",
+    "QuantSpec",
+    "QuantizationError",
+    "Recipe",
+    "Report",
+    "SpikingNetwork",
+    "build_model",
+    "evaluate",
+    "list_models",
+    "list_recipes",
+    "load_checkpoint",
+    "load_recipe",
+    "load_reference_checkpoint",
+    "measure_fidelity",
+    "quantize",
+    "save_checkpoint",
+    "set_bits_",
+    "tap",
+    "to_spiking",
+]

@@ -1,7 +1,7 @@
-"""The story on one page: data → train → convert → evaluate → report. The command line and the published scripts call this."""
+"""The story on one page: data → train → convert → compare. The command line and the published scripts call this."""
 
-import platform
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import load_checkpoint, save_checkpoint
+from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data import Progress, load_data
 from nbsnn.data.images import Batches, ImageSet, Splits
+from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import Report, evaluate
 from nbsnn.evaluate.fidelity import Fidelity, measure_fidelity
 from nbsnn.models import build_model
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
+from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.train.loop import EVALUATION_BATCH, FitResult, Observer, finished_phase, fit
 from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
 
 FIDELITY_IMAGES = 200
+_SPIKING_BATCH = 100  # images; time multiplies them by T
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,25 @@ class PhaseResult:
     fit: FitResult
     last: Report
     best: Report
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is the first CUDA device, or else the CPU.
+
+    Raises:
+        ConfigError: no such device, or torch does not see it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name}: choose auto, cpu, cuda, cuda:N or mps") from None
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ConfigError(f"device={name}: torch sees no such device here; use --device cpu") from None
+    return device
 
 
 def phase_folder(out: Path, bits: int) -> Path:
@@ -89,3 +111,76 @@ def train(
         last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))
         yield PhaseResult(bits, phase.epochs, finished, evaluate(last, test), evaluate(best, test))
         model = best
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A quantized network beside one of its spiking forms. Accuracies in percent; `steps` are means over the images.
+
+    Accuracies are of all images, in the network's own type; `off` is the share of neurons whose count differs, in percent,
+    on `fidelity.images` of them, in float64 for the exact schedules.
+    """
+
+    bits: int
+    timesteps: int
+    neuron: str
+    schedule: str
+    quantized_top1: float
+    spiking_top1: float
+    off: float
+    steps: float
+    max_steps: int
+    seconds: float
+    images: int
+    fidelity: Fidelity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = {key: value for key, value in asdict(self).items() if key != "fidelity"}
+        return values | {"fidelity": self.fidelity.to_dict()}
+
+
+def compare(
+    quantized: nn.Module,
+    images: ImageSet,
+    *,
+    pairs: Iterable[tuple[str, str]] = VALID_PAIRS,
+    fidelity_images: int = FIDELITY_IMAGES,
+    progress: Callable[[str, int], None] | None = None,
+) -> Iterator[Comparison]:
+    """Convert with each pair of neuron and schedule, and measure accuracy and fidelity.
+
+    Args:
+        quantized: result of `quantize`, anywhere.
+        images: the images to look at.
+        pairs: (neuron, schedule).
+        fidelity_images: the first so many of them are compared neuron by neuron.
+        progress: called with the pair's name and the number of images done.
+    """
+    sample = images.take(slice(0, fidelity_images))
+    reference = evaluate(quantized, Batches(images, EVALUATION_BATCH)).top1
+    for neuron, schedule in pairs:
+        spiking = convert(quantized, images, neuron=neuron, schedule=schedule)
+        name = f"{neuron} {schedule}"
+
+        def tell(count: int, name: str = name) -> None:
+            if progress:
+                progress(name, count)
+
+        report = evaluate(spiking, Batches(images, _SPIKING_BATCH), progress=tell)
+        exact = schedule != "fixed"
+        first, second = (copy.deepcopy(quantized).double(), copy.deepcopy(spiking).double()) if exact else (quantized, spiking)
+        fidelity = measure_fidelity(first, second, sample.normalized(), labels=sample.labels, progress=tell)
+        yield Comparison(
+            bits=(spiking.timesteps + 1).bit_length() - 1, timesteps=spiking.timesteps, neuron=neuron, schedule=schedule,
+            quantized_top1=reference, spiking_top1=report.top1, off=fidelity.off, steps=report.steps or 0.0,
+            max_steps=report.max_steps or 0, seconds=report.seconds, images=report.images, fidelity=fidelity,
+        )  # fmt: skip
+
+
+def convert(quantized: nn.Module, images: ImageSet, *, neuron: str | None, schedule: str) -> SpikingNetwork:
+    """`to_spiking` with the set's first image as the example."""
+    parameter = next(quantized.parameters())
+    example = images.normalized(images.images[:1]).to(parameter)
+    return to_spiking(quantized.eval(), example, neuron=neuron, schedule=schedule)
+

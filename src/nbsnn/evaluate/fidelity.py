@@ -91,20 +91,25 @@ def measure_fidelity(
     acts = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
     neurons = {name: m for name, m in spiking.network.named_modules() if isinstance(m, IFNeuron)}
     tolerance = 0.0 if spiking.schedule == "fixed" else tie_tolerance(parameter.dtype)
+    clock = next(iter(neurons.values())).clock
+
+    def counts_times_height(output: Tensor) -> Tensor | int:
+        return 0 if clock.stage == "rest" else unfold(output, clock.timesteps).sum(0)
+
     tally = {name: [0, 0, 0] for name in acts}
     expected, actual, steps = [], [], []
     for chunk in images.split(_BATCH):
         batch = chunk.to(parameter)
         with _same_ties(acts.values(), tolerance), tap(acts) as wanted:
             expected.append(quantized(batch))
-        with tap(neurons, lambda out: unfold(out, spiking.timesteps).sum(0)) as seen:
+        with tap(neurons, counts_times_height) as seen:
             actual.append(spiking(batch))
         steps.append(spiking.steps)
         for name, act in acts.items():
             if not wanted[name]:
                 continue
             want = (wanted[name][0] * (act.levels / act.threshold)).round()
-            got = (torch.stack(seen[name]).sum(0) / neurons[name].height()).round()
+            got = (sum(seen[name]) / neurons[name].height()).round()
             difference = (want - got).abs()
             entry = tally[name]
             entry[0] += difference.numel()

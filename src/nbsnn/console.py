@@ -1,0 +1,177 @@
+"""What a person sees: progress bars, tables, one-line errors. Results go to standard output, everything else to standard error."""
+
+import json
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from nbsnn.evaluate.fidelity import Fidelity
+from nbsnn.pipeline import Comparison, PhaseResult
+from nbsnn.train.loop import Epoch, Observer
+
+out = Console()
+err = Console(stderr=True)
+
+
+def note(text: str) -> None:
+    """A line about what is going on."""
+    err.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def fail(text: str) -> None:
+    """The one line of an error."""
+    err.print(f"[bold red]error:[/] {escape(' '.join(text.split()))}", highlight=False, soft_wrap=True)
+
+
+def show_json(value: Any) -> None:
+    """Machine-readable result."""
+    out.print_json(json.dumps(value), indent=2)
+
+
+def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """A table, numbers to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+
+
+@contextmanager
+def image_progress(total: int, title: str) -> Iterator[Callable[[str, int], None]]:
+    """A bar over images, with the time left; yields a function of (what is being done, images done)."""
+    with _bar(MofNCompleteColumn(), TextColumn("images")) as bar:
+        task = bar.add_task(title, total=total)
+
+        def tell(what: str, count: int) -> None:
+            bar.update(task, description=what or title, advance=count)
+
+        yield tell
+
+
+@contextmanager
+def download_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar over bytes, shown from the first byte on."""
+    with _bar(DownloadColumn(), TransferSpeedColumn()) as bar:
+        task: list[TaskID] = []
+
+        def tell(done: int, total: int) -> None:
+            if not task:
+                task.append(bar.add_task("download", total=total or None))
+            bar.update(task[0], completed=done)
+
+        yield tell
+
+
+def _bar(*columns: Any) -> Progress:
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(),
+        console=err, transient=True, disable=not err.is_terminal,
+    )  # fmt: skip
+
+
+class TrainingConsole(Observer):
+    """Bars and lines of a training run; an interrupt or a TERM signal ends the run after the step at hand."""
+
+    def __init__(self) -> None:
+        self._bar = _bar(TextColumn("{task.fields[figures]}"))
+        self._task: TaskID | None = None
+        self._epochs = self._steps = 0
+        self._stop = False
+        self._title = ""
+
+    def __enter__(self) -> "TrainingConsole":
+        self._before = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+
+    def should_stop(self) -> bool:
+        return self._stop
+
+    def on_phase(self, title: str, epochs: int, steps: int) -> None:
+        self._title, self._epochs, self._steps = title, epochs, steps
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(title, total=epochs * steps, figures="")
+
+    def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
+        if self._task is None:
+            return
+        self._bar.update(self._task, completed=epoch * self._steps + step)
+        speed = self._bar.tasks[-1].speed or 0.0
+        figures = f"epoch {epoch + 1}/{self._epochs} loss {loss:.3f} top-1 {top1:.1f} % {speed * images:.0f} images/s"
+        self._bar.update(self._task, figures=figures)
+
+    def on_epoch(self, row: Epoch) -> None:
+        note(
+            f"{self._title}: epoch {row.epoch}/{self._epochs}  loss {row.loss:.4f}  train {row.train_top1:.2f} %  "
+            f"validation {row.top1:.2f} %  lr {row.lr:.2g}  {row.images_per_second:.0f} images/s"
+        )
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def show_phases(results: Iterable[PhaseResult]) -> None:
+    """Accuracy on the test images after each phase."""
+    rows = [
+        ("float" if r.bits == 32 else str(r.bits), str(r.epochs), f"{r.last.top1:.2f}", f"{r.best.top1:.2f}", str(r.fit.best))
+        for r in results
+    ]
+    show_table("Test accuracy, top-1 in %", ("bits", "epochs", "last epoch", "best on validation", "checkpoint"), rows)
+
+
+def comparison_rows(comparisons: Iterable[Comparison], float_top1: float | None) -> list[tuple[str, ...]]:
+    """One line for each comparison, under `COMPARISON_COLUMNS`."""
+    return [
+        (
+            str(c.bits), str(c.timesteps), f"{c.neuron} {c.schedule}", "-" if float_top1 is None else f"{float_top1:.2f}",
+            f"{c.quantized_top1:.2f}", f"{c.spiking_top1:.2f}", f"{c.off:.3f}", f"{c.steps:.1f}", str(c.max_steps),
+            f"{c.seconds:.1f}",
+        )
+        for c in comparisons
+    ]  # fmt: skip
+
+
+COMPARISON_COLUMNS = (
+    "bits", "T", "neuron, schedule", "float", "quantized", "spiking", "neurons off %", "steps", "max", "seconds",
+)  # fmt: skip
+
+
+def show_layers(fidelity: Fidelity) -> None:
+    """Fidelity layer by layer."""
+    rows = [(f.name, str(f.neurons), str(f.differing), f"{f.off:.3f}", str(f.largest)) for f in fidelity.layers]
+    show_table(
+        f"Counts against quantized activations, {fidelity.images} images",
+        ("layer", "neurons", "differing", "off %", "largest difference"),
+        rows,
+    )
