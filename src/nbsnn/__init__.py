@@ -1,6 +1,6 @@
 """Low-latency spiking networks: train with few bits, run in T = 2^b − 1 steps, know exactly how far the spikes are off.
 
-    float ──quantize──▶ quantized ──to_spiking──▶ spiking
+float ──quantize──▶ quantized ──to_spiking──▶ spiking
 """
 
 from nbsnn.checkpoint import load_checkpoint, save_checkpoint

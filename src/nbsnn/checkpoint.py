@@ -200,11 +200,11 @@ def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: 
         net = copy.deepcopy(model)
     elif header["model"] is not None:
         spec = ModelSpec(**header["model"])
-        net = build_model(
-            spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size
-        )
+        net = build_model(spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size)
     else:
-        raise CheckpointError(f"{source}: the network is not a registered one; pass its float form, load_checkpoint(path, model=...)")
+        raise CheckpointError(
+            f"{source}: the network is not a registered one; pass its float form, load_checkpoint(path, model=...)"
+        )
     plan: Plan = {name: LayerFormat(**fmt) for name, fmt in header["plan"].items()}
     net = apply_plan_(net, plan) if plan else net
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)

@@ -1,11 +1,9 @@
 """The command line: each verb parses, calls one library function, and prints."""
 
-import platform
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -15,11 +13,11 @@ from nbsnn import console, pipeline
 from nbsnn.checkpoint import Header, form_of, load_checkpoint, read_tensors, save_checkpoint
 from nbsnn.data import DATA_SETS, load_data
 from nbsnn.data.images import Batches, ImageSet
-from nbsnn.errors import ConfigError, NbsnnError, unknown
+from nbsnn.errors import ConfigError, unknown
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.recipe import DataSpec, list_recipes, load_recipe, recipe_from_dict
 from nbsnn.spiking.convert import VALID_PAIRS, check_pair
-from nbsnn.train.loop import Interrupted
+from nbsnn.summary import summarize, system_facts
 
 app = typer.Typer(
     help="Train few-bit networks, run them as spiking networks in T = 2^b - 1 steps, and see exactly how far spikes are off.",
@@ -135,9 +133,7 @@ def convert(
     images = _images(header, data, root, split, limit)
     total = len(pairs) * (len(images) + min(fidelity_images, len(images)))
     with console.image_progress(total, "converting") as tell:
-        results = list(
-            pipeline.compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell)
-        )
+        results = list(pipeline.compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))
     if out and schedule:
         spiking = pipeline.convert(model, images, neuron=neuron, schedule=schedule)
         recipe = recipe_from_dict(header["recipe"]) if header["recipe"] else None
@@ -155,9 +151,7 @@ def convert(
 
 
 @app.command()
-def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None, json_: JsonOption = False
-) -> None:
+def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None, json_: JsonOption = False) -> None:
     """List the bundled recipes, or show one with all its settings."""
     if name:
         recipe = load_recipe(name)
@@ -182,23 +176,14 @@ def info(
     if system or checkpoint is None:
         if not system:
             raise ConfigError("info: name a checkpoint, or ask for --system")
-        facts = _system()
+        facts = system_facts()
         if json_:
             console.show_json(facts)
         else:
             console.show_table("System", ("what", "value"), ((key, str(value)) for key, value in facts.items()))
         return
     header, tensors = read_tensors(checkpoint)
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
-    parameters = sum(t.numel() for k, t in tensors.items() if not k.endswith(("running_mean", "running_var", "num_batches_tracked")))
-    plan = header["plan"]
-    layers = [
-        (key.removesuffix(".weight"), "×".join(map(str, t.shape)), *_format(plan.get(key.removesuffix(".weight"))))
-        for key, t in tensors.items()
-        if key.endswith(".weight") and t.dim() > 1
-    ]
-    acts = [(key, "-", f"{value['bits']} bits", f"threshold {float(tensors[f'{key}.threshold']):.4g}")
-            for key, value in plan.items() if f"{key}.threshold" in tensors]  # fmt: skip
+    size, parameters, layers = summarize(header, tensors)
     if json_:
         console.show_json(header | {"parameters": parameters, "bytes": size})
         return
@@ -207,8 +192,10 @@ def info(
     extra = f", {spiking['neuron']} neurons, {spiking['schedule']} schedule, T = {spiking['timesteps']}" if spiking else ""
     console.out.print(f"{model}, {header['form']} form{extra}: {parameters:,} parameters, {size / 1e6:.2f} MB", highlight=False)
     versions = ", ".join(f"{key} {value}" for key, value in header["versions"].items())
-    console.out.print(f"recipe {header['recipe_hash']}, seed {header['seed']}, {header['metrics']}, {versions}", highlight=False)
-    console.show_table("Layers", ("layer", "weight", "bits", "detail"), [*layers, *acts])
+    console.out.print(
+        f"recipe {header['recipe_hash']}, seed {header['seed']}, {header['metrics']}, {versions}", highlight=False
+    )
+    console.show_table("Layers", ("layer", "weight", "bits", "detail"), layers)
 
 
 @app.command()
@@ -226,7 +213,7 @@ def demo(
         phases = list(pipeline.train(plan, out, splits=splits, observer=observer, overwrite=True))
     test = splits.test
     float_top1 = next((p.best.top1 for p in phases if p.bits == 32), None)
-    results = []
+    results: list[pipeline.Comparison] = []
     quantized = [p for p in phases if p.bits != 32]
     with console.image_progress(len(quantized) * len(VALID_PAIRS) * 2 * len(test), "converting") as tell:
         for phase in quantized:
@@ -272,44 +259,13 @@ def _images(header: Header, data: str | None, root: Path | None, split: str, lim
     images: ImageSet = getattr(splits, split)
     channels = (header["model"] or {}).get("in_channels", images.images.shape[1])
     if images.images.shape[1] != channels:
-        raise ConfigError(f"the network takes {channels} channels, but {spec.name} has {images.images.shape[1]}; choose other --data")
+        raise ConfigError(
+            f"the network takes {channels} channels, but {spec.name} has {images.images.shape[1]}; choose other --data"
+        )
     return images.take(slice(0, limit)) if limit else images
-
-
-def _format(fmt: dict[str, Any] | None) -> tuple[str, str]:
-    if fmt is None:
-        return "float", ""
-    return f"{fmt['bits']} bits", f"edge, {fmt['edge_range']}" if fmt["edge_range"] else "APoT"
-
-
-def _system() -> dict[str, Any]:
-    return {
-        "nbsnn": metadata.version("nbsnn"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input (one line on standard error), 130 if interrupted."""
-    try:
-        code = app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="nbsnn", standalone_mode=False)
-    except Interrupted as stop:
-        console.note(str(stop))
-        return 130
-    except NbsnnError as error:
-        console.fail(str(error))
-        return 2
-    except KeyboardInterrupt:
-        console.note("interrupted")
-        return 130
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # not a usage error of the option parser
-            raise
-        console.fail(f"{error.format_message()}; see nbsnn --help")
-        return 2
-    return code if isinstance(code, int) else 0
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return console.exit_code(lambda: app(args=words, prog_name="nbsnn", standalone_mode=False))

@@ -1,12 +1,14 @@
-"""What a person sees: progress bars, tables, one-line errors. Results go to standard output, everything else to standard error."""
+"""What a person sees: progress bars, tables, one-line errors. Results go to standard output, all else to standard error."""
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -22,11 +24,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from nbsnn.errors import NbsnnError
 from nbsnn.evaluate.fidelity import Fidelity
 from nbsnn.pipeline import Comparison, PhaseResult
-from nbsnn.train.loop import Epoch, Observer
+from nbsnn.train.loop import Epoch, Interrupted, Observer
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
 
 
@@ -40,6 +43,27 @@ def fail(text: str) -> None:
     err.print(f"[bold red]error:[/] {escape(' '.join(text.split()))}", highlight=False, soft_wrap=True)
 
 
+def exit_code(run: Callable[[], Any]) -> int:
+    """Run a command: 0, 2 for bad input (one line on standard error), 130 if interrupted with its state saved."""
+    try:
+        code = run()
+    except Interrupted as stop:
+        note(str(stop))
+        return 130
+    except NbsnnError as error:
+        fail(str(error))
+        return 2
+    except KeyboardInterrupt:
+        note("interrupted")
+        return 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not a usage error of the option parser
+            raise
+        fail(f"{error.format_message()}; see --help")
+        return 2
+    return code if isinstance(code, int) else 0
+
+
 def show_json(value: Any) -> None:
     """Machine-readable result."""
     out.print_json(json.dumps(value), indent=2)
@@ -47,7 +71,7 @@ def show_json(value: Any) -> None:
 
 def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """A table, numbers to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
@@ -97,7 +121,7 @@ class TrainingConsole(Observer):
     def __init__(self) -> None:
         self._bar = _bar(TextColumn("{task.fields[figures]}"))
         self._task: TaskID | None = None
-        self._epochs = self._steps = 0
+        self._epochs = self.steps = 0
         self._stop = False
         self._title = ""
 
@@ -118,7 +142,7 @@ class TrainingConsole(Observer):
         return self._stop
 
     def on_phase(self, title: str, epochs: int, steps: int) -> None:
-        self._title, self._epochs, self._steps = title, epochs, steps
+        self._title, self._epochs, self.steps = title, epochs, steps
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(title, total=epochs * steps, figures="")
@@ -126,7 +150,7 @@ class TrainingConsole(Observer):
     def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
         if self._task is None:
             return
-        self._bar.update(self._task, completed=epoch * self._steps + step)
+        self._bar.update(self._task, completed=epoch * self.steps + step)
         speed = self._bar.tasks[-1].speed or 0.0
         figures = f"epoch {epoch + 1}/{self._epochs} loss {loss:.3f} top-1 {top1:.1f} % {speed * images:.0f} images/s"
         self._bar.update(self._task, figures=figures)
@@ -155,15 +179,15 @@ def comparison_rows(comparisons: Iterable[Comparison], float_top1: float | None)
     return [
         (
             str(c.bits), str(c.timesteps), f"{c.neuron} {c.schedule}", "-" if float_top1 is None else f"{float_top1:.2f}",
-            f"{c.quantized_top1:.2f}", f"{c.spiking_top1:.2f}", f"{c.off:.3f}", f"{c.steps:.1f}", str(c.max_steps),
-            f"{c.seconds:.1f}",
+            f"{c.quantized_top1:.2f}", f"{c.spiking_top1:.2f}", f"{c.off:.3f}",
+            f"{c.steps:.1f} / {c.max_steps}", f"{c.seconds:.1f}",
         )
         for c in comparisons
     ]  # fmt: skip
 
 
 COMPARISON_COLUMNS = (
-    "bits", "T", "neuron, schedule", "float", "quantized", "spiking", "neurons off %", "steps", "max", "seconds",
+    "bits", "T", "neuron, schedule", "float", "quantized", "spiking", "off %", "steps, max", "seconds",
 )  # fmt: skip
 
 

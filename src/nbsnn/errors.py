@@ -1,12 +1,12 @@
 """Every error that nbsnn raises on purpose. Each message is one line: what, where, and what to do instead.
 
-    NbsnnError
-    ├── ConfigError            a setting, recipe key or argument is not acceptable
-    ├── QuantizationError      a network cannot be quantized as asked
-    ├── ConversionError        a quantized network cannot become a spiking one
-    ├── CheckpointError        a file is missing, damaged, or of another network
-    ├── DataError              a data set is missing or damaged
-    └── MissingDependencyError an optional package is not installed
+NbsnnError
+├── ConfigError            a setting, recipe key or argument is not acceptable
+├── QuantizationError      a network cannot be quantized as asked
+├── ConversionError        a quantized network cannot become a spiking one
+├── CheckpointError        a file is missing, damaged, or of another network
+├── DataError              a data set is missing or damaged
+└── MissingDependencyError an optional package is not installed
 """
 
 import difflib

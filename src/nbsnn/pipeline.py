@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.checkpoint import load_checkpoint
-from nbsnn.data import Progress, load_data
+from nbsnn.data import load_data
+from nbsnn.data.cifar10 import Progress
 from nbsnn.data.images import Batches, ImageSet, Splits
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import Report, evaluate
@@ -183,4 +184,3 @@ def convert(quantized: nn.Module, images: ImageSet, *, neuron: str | None, sched
     parameter = next(quantized.parameters())
     example = images.normalized(images.images[:1]).to(parameter)
     return to_spiking(quantized.eval(), example, neuron=neuron, schedule=schedule)
-

@@ -1,18 +1,19 @@
 """Everything that decides a training run, as frozen dataclasses: read from TOML, overridden by key=value, hashed.
 
-    Recipe ── model: ModelSpec · data: DataSpec · quant: WeightSpec · optim: OptimSpec · phase: {bits: Phase}
+Recipe ── model: ModelSpec · data: DataSpec · quant: WeightSpec · optim: OptimSpec · phase: {bits: Phase}
 """
 
 import hashlib
 import json
 import tomllib
-import types
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal
 
 from nbsnn.errors import ConfigError, unknown
+from nbsnn.settings import convert, merge, override_
 
 FLOAT_BITS = 32
 _BITS = {"weight_bits": (2, 3, 4, 5), "act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,), "phase": (2, 3, 4, 5)}
@@ -194,16 +195,16 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     variants = _variants(table)
     if variant and variant not in variants:
         raise ConfigError(unknown(f"variant of {base}", variant, variants))
-    table = _merge({k: v for k, v in table.items() if k not in variants}, variants.get(variant, {}))
+    table = merge({k: v for k, v in table.items() if k not in variants}, variants.get(variant, {}))
     table["name"] = name
     for override in overrides:
-        _override_(table, override)
+        override_(table, override)
     return recipe_from_dict(table)
 
 
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain values; unknown keys are errors."""
-    recipe: Recipe = _convert(table, Recipe, "")
+    recipe: Recipe = convert(table, Recipe, "")
     return recipe
 
 
@@ -215,8 +216,6 @@ def _variants(table: Mapping[str, Any]) -> dict[str, Any]:
 def _read_table(name: str) -> dict[str, Any]:
     path = resources.files("nbsnn.recipes").joinpath(f"{name}.toml")
     if name.endswith(".toml"):
-        from pathlib import Path
-
         path = Path(name)
     if not path.is_file():
         raise ConfigError(unknown("recipe", name, [] if name.startswith("_") else list_recipes()))
@@ -225,72 +224,4 @@ def _read_table(name: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: not valid TOML ({error})") from None
     parent = table.pop("extends", None)
-    return _merge(_read_table(parent), table) if parent else table
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _override_(table: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override}: write key=value, such as data.batch_size=64")
-    *path, last = key.split(".")
-    if path == ["phase", "all"]:
-        for bits in table["phase"]:
-            _override_(table, f"phase.{bits}.{last}={text}")
-        return
-    for part in path:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {override}: {part} has no keys of its own")
-    table[last] = text
-
-
-def _convert(value: Any, kind: Any, key: str) -> Any:
-    """`value` (from TOML, JSON or the command line) as the annotated type; the key is for the message."""
-    if is_dataclass(kind):
-        return _convert_table(value, kind, key)
-    origin, args = get_origin(kind), get_args(kind)
-    try:
-        if origin is dict:
-            return {str(k): _convert(v, args[1], f"{key}.{k}") for k, v in value.items()}
-        if origin is tuple:
-            items = [part for part in value.split(",") if part] if isinstance(value, str) else value
-            return tuple(_convert(item, args[0], key) for item in items)
-        if origin is Literal and value in args:
-            return value
-        if origin in (Union, types.UnionType):
-            return None if value is None else _convert(value, args[0], key)
-        if kind is bool and str(value).lower() in ("true", "false", "1", "0"):
-            return str(value).lower() in ("true", "1")
-        if kind is int and not isinstance(value, (bool, float)):
-            return int(value)
-        if kind is float and not isinstance(value, bool):
-            return float(value)
-        if kind is str and isinstance(value, str):
-            return value
-    except (ValueError, TypeError, AttributeError):
-        pass
-    wanted = " or ".join(map(str, args)) if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise ConfigError(f"{key}={value}: must be {wanted}")
-
-
-def _convert_table(value: Any, kind: Any, key: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={value}: must be a table of {', '.join(f.name for f in fields(kind))}")
-    hints = get_type_hints(kind)
-    prefix = f"{key}." if key else ""
-    for name in value:
-        if name not in hints:
-            raise ConfigError(unknown("key", f"{prefix}{name}", [f"{prefix}{known}" for known in hints]))
-    try:
-        return kind(**{name: _convert(item, hints[name], f"{prefix}{name}") for name, item in value.items()})
-    except TypeError:
-        missing = [f.name for f in fields(kind) if f.name not in value and f.name in ("model", "phase", "name", "epochs")]
-        raise ConfigError(f"{key or 'recipe'}: missing {', '.join(missing)}") from None
+    return merge(_read_table(parent), table) if parent else table

@@ -147,6 +147,8 @@ def fetch(url: str, path: Path, *, md5: str, progress: Progress | None = None) -
             raise DataError(f"{url}: MD5 sum {digest.hexdigest()} instead of {md5}; try again, or fetch it by hand")
         os.replace(part, path)
     except (urllib.error.URLError, OSError, TimeoutError) as error:
-        raise DataError(f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); put the archive at {path} by hand") from None
+        raise DataError(
+            f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); put the archive at {path} by hand"
+        ) from None
     finally:
         part.unlink(missing_ok=True)

@@ -61,8 +61,8 @@ def split_validation(full: ImageSet, test: ImageSet, count: int, *, seed: int = 
 class Batches:
     """Batches (images [B, C, H, W] float32, labels [B] int64) of one pass over a set.
 
-    For training, `seed` and `epoch` decide the order and every crop and flip, batch by batch: a run that resumes at a batch sees
-    what the uninterrupted one saw.
+    For training, `seed` and `epoch` decide the order and every crop and flip, batch by batch: a run that resumes at a
+    batch sees what the uninterrupted one saw.
     """
 
     data: ImageSet

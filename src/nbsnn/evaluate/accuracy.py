@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from nbsnn.errors import DataError
+from nbsnn.spiking.network import SpikingNetwork
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ def evaluate(
             if top1 is None or top5 is None:
                 classes = logits.shape[1]
                 top1 = MulticlassAccuracy(classes, average="micro", validate_args=False).to(logits.device)
-                top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False).to(logits.device)
+                top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False).to(
+                    logits.device
+                )
             top1.update(logits, labels)
             top5.update(logits, labels)
-            if hasattr(model, "steps"):
+            if isinstance(model, SpikingNetwork):
                 steps.append(model.steps)
             images_seen += len(images)
             if progress:

@@ -98,7 +98,7 @@ def measure_fidelity(
 
     tally = {name: [0, 0, 0] for name in acts}
     expected, actual, steps = [], [], []
-    for chunk in images.split(_BATCH):
+    for chunk in torch.split(images, _BATCH):
         batch = chunk.to(parameter)
         with _same_ties(acts.values(), tolerance), tap(acts) as wanted:
             expected.append(quantized(batch))

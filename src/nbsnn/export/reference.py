@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import read_torch_state
+from nbsnn.checkpoint import is_ours, load_checkpoint, read_torch_state
 from nbsnn.errors import CheckpointError
 from nbsnn.models import build_model, canonical_name
 from nbsnn.quant.quantize import quantize
@@ -53,7 +53,9 @@ def load_reference_checkpoint(path: str | Path, model: str, *, weight_bits: int,
     net = build_model(name, num_classes=_classes(state, path))
     if (weight_bits, act_bits) != (FLOAT_BITS, FLOAT_BITS):
         if name in _FLOAT_WEIGHTS and weight_bits != FLOAT_BITS:
-            logger.warning("%s keeps its inner weights in float in the reference; weight_bits=%s is not applied", name, weight_bits)
+            logger.warning(
+                "%s keeps its inner weights in float in the reference; weight_bits=%s is not applied", name, weight_bits
+            )
             weight_bits = FLOAT_BITS
         edges = FLOAT_BITS if name in _FLOAT_EDGES else 8
         net = quantize(net, QuantSpec(weight_bits, act_bits, edge_bits=edges, edge_range="max"))
@@ -61,9 +63,19 @@ def load_reference_checkpoint(path: str | Path, model: str, *, weight_bits: int,
     return net.eval()
 
 
-def is_reference_state(state: dict[str, Tensor]) -> bool:
-    """Does a state dict carry the authors' names?"""
-    return any(re.match(r"(module\.)?layer\d+\.", key) for key in state)
+def load_start(path: str | Path, model: str, *, bits: int) -> nn.Module:
+    """The network that training or conversion at `bits` starts from: our checkpoint, or one of the authors'.
+
+    The authors' files do not say their bits: one with thresholds is read at `bits` (32: as a float network), one without
+    as a float network.
+    """
+    if is_ours(Path(path)):
+        return load_checkpoint(path)
+    name = canonical_name(model)
+    quantized = bits != FLOAT_BITS and any(key.endswith("act_alpha") for key in read_torch_state(Path(path)))
+    act_bits = bits if quantized else FLOAT_BITS
+    weight_bits = FLOAT_BITS if name in _FLOAT_WEIGHTS else act_bits
+    return load_reference_checkpoint(path, name, weight_bits=weight_bits, act_bits=act_bits)
 
 
 def load_reference_state_(net: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
@@ -106,7 +118,7 @@ def rename_reference_keys(state: dict[str, Tensor], net: nn.Module) -> dict[str,
 def _unit_names(net: nn.Module) -> dict[str, str]:
     """The authors' layer names → ours: chains count from 1, residual networks from 0."""
     if hasattr(net, "features"):
-        units = [f"{part}.{i}" for part in ("features", "classifier") for i in range(len(net.get_submodule(part)))]
+        units = [f"{part}.{i}" for part in ("features", "classifier") for i, _ in enumerate(net.get_submodule(part).children())]
         return {f"layer{i}": unit for i, unit in enumerate([*units, "head"], start=1)}
     stages = sum(1 for name, _ in net.named_children() if name.startswith("stage"))
     return {"layer0": "stem", **{f"layer{i}": f"stage{i}" for i in range(1, stages + 1)}, f"layer{stages + 1}": "head"}

@@ -28,9 +28,7 @@ def canonical_name(name: str, *, data: str = "cifar10") -> str:
     return name
 
 
-def build_model(
-    name: str, *, num_classes: int | None = None, in_channels: int = 3, image_size: int | None = None
-) -> nn.Module:
+def build_model(name: str, *, num_classes: int | None = None, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
     """A float network with fresh weights.
 
     Args:

@@ -68,7 +68,7 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
 
     handles = [m.register_forward_pre_hook(start_threshold) for m in quantized.modules() if isinstance(m, QuantReLU)]
     try:
-        for chunk in images.split(_CHUNK):
+        for chunk in torch.split(images, _CHUNK):
             quantized(chunk)
             while handles:
                 handles.pop().remove()

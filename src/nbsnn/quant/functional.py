@@ -103,9 +103,7 @@ class _QuantizeWeight(torch.autograd.Function):
         return inside.div_(deviation), grad_scale.view(weight_scale.shape), None, None, None
 
 
-def quantize_weight(
-    weight: Tensor, weight_scale: Tensor, *, bits: int, known: QuantizedWeight | None = None
-) -> Tensor:
+def quantize_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, known: QuantizedWeight | None = None) -> Tensor:
     """APoT quantization of a layer's normalised weight (Li et al., ICLR 2020).
 
     Args:
@@ -160,7 +158,8 @@ def quantize_edge_weight(
 def edge_step(weight: Tensor, *, bits: int, edge_range: EdgeRange) -> Tensor:
     """The grid's step m / (2^(b-1) − 1) of an edge layer's weight."""
     extreme = weight.max() if edge_range == "max" else weight.abs().max()
-    return (extreme / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
+    step: Tensor = (extreme / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
+    return step
 
 
 class _QuantizeActivation(torch.autograd.Function):
@@ -196,9 +195,9 @@ def _flat(t: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Σ a·b in one read-only pass where the memory layouts agree and are dense."""
-    if a.stride() != b.stride() or a.numel() == 0 or not _is_dense(a):
-        return (a * b).sum()
-    return torch.dot(_flat(a), _flat(b))
+    same = a.stride() == b.stride() and a.numel() > 0 and _is_dense(a)
+    result: Tensor = torch.dot(_flat(a), _flat(b)) if same else (a * b).sum()
+    return result
 
 
 def _is_dense(t: Tensor) -> bool:

@@ -32,7 +32,7 @@ class WeightQuantizer(nn.Module):
     and once in all in evaluation. In-place edits through `.data` escape that counter; write `with torch.no_grad()` instead.
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     weight_scale: nn.Parameter | None
     weight_bits: int
     edge_range: EdgeRange | None  # None for an inner (APoT) layer
@@ -92,7 +92,8 @@ class QuantConv2d(WeightQuantizer, nn.Conv2d):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.quantized_weight(), self.bias)
+        current: Tensor = self._conv_forward(x, self.quantized_weight(), self.bias)
+        return current
 
 
 class QuantLinear(WeightQuantizer, nn.Linear):

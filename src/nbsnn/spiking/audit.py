@@ -176,7 +176,7 @@ class _Audit(TorchFunctionMode):
             self._refuse(f"{name}() depends on the data of each step", "use batch norm, which folds into the weights")
         self._refuse(
             f"{name}() is applied to currents and is not known to be affine",
-            "only sums, products with constants, convolutions, linear layers, average pools and reshapes may stand between neurons",
+            "between neurons write only sums, products with constants, convolutions, linear layers, average pools, reshapes",
         )
 
     def _refuse(self, what: str, remedy: str) -> NoReturn:

@@ -38,9 +38,7 @@ def check_pair(neuron: str | None, schedule: str) -> tuple[Neuron, Schedule]:
     return cast(Neuron, chosen), cast(Schedule, schedule)
 
 
-def to_spiking(
-    quantized: nn.Module, example: Tensor, *, neuron: str | None = None, schedule: str = "fixed"
-) -> SpikingNetwork:
+def to_spiking(quantized: nn.Module, example: Tensor, *, neuron: str | None = None, schedule: str = "fixed") -> SpikingNetwork:
     """The spiking form of a quantized network, as a new object; the source is untouched.
 
     Args:
@@ -79,4 +77,3 @@ def _timesteps(quantized: nn.Module, schedule: Schedule) -> int:
             "use schedule='settle' or 'barrier', or give all layers the same act_bits with nbsnn.set_bits_"
         )
     return timesteps
-

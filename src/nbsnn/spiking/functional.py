@@ -55,4 +55,4 @@ def fold(sequence: Tensor) -> Tensor:
 
 def unfold(folded: Tensor, steps: int) -> Tensor:
     """[T·B, ...] → [T, B, ...]."""
-    return folded.unflatten(0, (steps, -1))
+    return folded.reshape(steps, -1, *folded.shape[1:])

@@ -39,8 +39,8 @@ class SpikingNetwork(nn.Module):
         self.steps = torch.zeros(0, dtype=torch.int64)
         self._clock = clock
         self.training = network.training
-        self.register_state_dict_post_hook(_without_prefix)
-        self.register_load_state_dict_pre_hook(_with_prefix)
+        self.register_state_dict_post_hook(_without_prefix)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_prefix)  # type: ignore[no-untyped-call]
 
     @property
     def timesteps(self) -> int:
@@ -67,8 +67,8 @@ class SpikingNetwork(nn.Module):
         """Drive, then step on without image and bias until a wholly silent step: from there on nothing can happen."""
         T = self.timesteps
         self._clock.begin("rest")
-        bias = self.network(torch.zeros_like(images[:1]))
-        total = self._drive(images)
+        bias: Tensor = self.network(torch.zeros_like(images[:1]))
+        total: Tensor = self._drive(images)
         nothing = torch.zeros_like(images)
         done, longest = T, T + (self.depth - 1) * (T - 1) + 1
         while True:
@@ -85,7 +85,9 @@ class SpikingNetwork(nn.Module):
 
     def _run(self, images: Tensor) -> Tensor:
         folded = fold(images.unsqueeze(0).expand(self.timesteps, *images.shape))
-        return unfold(self.network(folded), self.timesteps).sum(0)
+        current: Tensor = self.network(folded)
+        total: Tensor = unfold(current, self.timesteps).sum(0)
+        return total
 
     def extra_repr(self) -> str:
         return f"T={self.timesteps}, neuron={self.neuron}, schedule={self.schedule}, depth={self.depth}"

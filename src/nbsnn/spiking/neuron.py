@@ -91,9 +91,7 @@ class IFNeuron(nn.Module):
             # The whole window is integrated in silence, then given out evenly, as a constant current would.
             even = sequence.mean(0, keepdim=True).expand_as(sequence)
             return integrate_and_fire(even, height, signed=False, cap=self.levels, membrane=self._membrane)
-        spikes = integrate_and_fire(
-            sequence, height, signed=True, cap=self.levels, membrane=self._membrane, count=self._count
-        )
+        spikes = integrate_and_fire(sequence, height, signed=True, cap=self.levels, membrane=self._membrane, count=self._count)
         # Conservation of charge gives the state in which the next chunk finds the neuron.
         fired = spikes.sum(0)
         self._membrane = self._membrane + sequence.sum(0) - fired * height

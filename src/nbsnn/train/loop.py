@@ -115,7 +115,8 @@ def fit(
     title: str = "training",
     device: torch.device | str = "cpu",
     observer: Observer | None = None,
-    suffix: str = ".safetensors",
+    names: tuple[str, str] = ("best.safetensors", "last.safetensors"),
+    first_epoch: int = 0,
     overwrite: bool = False,
 ) -> FitResult:
     """Train a float or quantized network in place for one phase; continues the unfinished phase that it finds in `out`.
@@ -127,32 +128,45 @@ def fit(
         phase: epochs, learning rate, weight decay.
         out: folder for `best` and `last` checkpoints, `log.csv`, `log.jsonl`, and `training.safetensors` until the end.
         title: for the observer.
-        suffix: of the checkpoints; ".pth.tar" for the published names.
+        names: of the files for the best and the last epoch.
+        first_epoch: epochs that count as done when the phase starts anew.
         overwrite: start anew where `out` holds results already.
     Raises:
         Interrupted: the observer asked to stop; call again to go on.
         CheckpointError: the folder cannot be written, or holds results of another recipe.
     """
     observer = observer or Observer()
-    run = _Run(model.to(device, memory_format=torch.channels_last), splits, recipe, phase, out, suffix, observer)
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = _Run(model, splits, recipe, phase, out, names, observer)
+    run.state.epoch = first_epoch
     if overwrite:
         run.state_path.unlink(missing_ok=True)
-    elif not run.state_path.is_file() and run.path("last").is_file():
-        raise CheckpointError(f"{out} holds a finished phase of another recipe; choose another folder, or overwrite it (--overwrite)")
+    elif not run.state_path.is_file() and run.last.is_file():
+        raise CheckpointError(
+            f"{out} holds a finished phase of another recipe; choose another folder, or overwrite it (--overwrite)"
+        )
     run.restore_()
     observer.on_phase(title, phase.epochs, run.steps)
     while run.state.epoch < phase.epochs:
         run.train_epoch_()
     run.state_path.unlink(missing_ok=True)
-    return FitResult(run.path("best"), run.path("last"), [Epoch(**row) for row in run.state.history])
+    return FitResult(run.best, run.last, [Epoch(**row) for row in run.state.history])
 
 
 class _Run:
     def __init__(
-        self, model: nn.Module, splits: Splits, recipe: Recipe, phase: Phase, out: Path, suffix: str, observer: Observer
+        self,
+        model: nn.Module,
+        splits: Splits,
+        recipe: Recipe,
+        phase: Phase,
+        out: Path,
+        names: tuple[str, str],
+        observer: Observer,
     ) -> None:
         self.model, self.recipe, self.phase = model, recipe, phase
-        self.out, self.suffix, self.observer = out, suffix, observer
+        self.out, self.observer = out, observer
+        self.best, self.last = (out / name for name in names)
         self.device = next(model.parameters()).device
         self.splits = Splits(*(s.to(self.device) for s in (splits.train, splits.validation, splits.test)))
         self.optimizer = make_optimizer(model, phase, recipe.optim)
@@ -163,9 +177,6 @@ class _Run:
     @property
     def state_path(self) -> Path:
         return self.out / "training.safetensors"
-
-    def path(self, name: str) -> Path:
-        return self.out / f"{name}{self.suffix}"
 
     def _batches(self, epoch: int) -> Batches:
         data = self.recipe.data
@@ -188,8 +199,8 @@ class _Run:
         loss, train_top1 = state.running
         top1 = evaluate(self.model, Batches(self.splits.validation, EVALUATION_BATCH)).top1
         rate = self.optimizer.param_groups[0]["lr"]
-        images = (self.steps - first) * self.recipe.data.batch_size
-        row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, images / max(seconds, 1e-9))
+        trained = (self.steps - first) * self.recipe.data.batch_size
+        row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, trained / max(seconds, 1e-9))
         self._finish_epoch_(row)
 
     def _train_step_(self, images: Tensor, labels: Tensor) -> None:
@@ -223,8 +234,8 @@ class _Run:
         metrics = {"validation_top1": row.top1, "epoch": row.epoch}
         if row.top1 >= state.best:
             state.best = row.top1
-            save_checkpoint(self.path("best"), self.model, recipe=self.recipe, metrics=metrics)
-        save_checkpoint(self.path("last"), self.model, recipe=self.recipe, metrics=metrics)
+            save_checkpoint(self.best, self.model, recipe=self.recipe, metrics=metrics)
+        save_checkpoint(self.last, self.model, recipe=self.recipe, metrics=metrics)
         self.save_()
         self._write_log()
         self.observer.on_epoch(row)
@@ -256,7 +267,8 @@ class _Run:
         header.pop("format")
         if header["fingerprint"] != self.state.fingerprint:
             raise CheckpointError(
-                f"{self.out} holds an unfinished run of another recipe; choose another folder or delete {self.state_path.name} there"
+                f"{self.out} holds an unfinished run of another recipe; "
+                f"choose another folder, or overwrite it (delete {self.state_path.name} there)"
             )
         self.state = _State(**header)
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
@@ -264,5 +276,3 @@ class _Run:
             if f"momentum.{key}" in tensors:
                 buffer = tensors[f"momentum.{key}"].to(parameter.device)
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
-
-

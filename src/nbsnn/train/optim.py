@@ -24,9 +24,7 @@ def make_optimizer(model: nn.Module, phase: Phase, spec: OptimSpec) -> torch.opt
         {"params": scales, "rate": spec.scale_lr},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.SGD(
-        groups, lr=phase.lr, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=phase.weight_decay
-    )
+    return torch.optim.SGD(groups, lr=phase.lr, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=phase.weight_decay)
 
 
 def learning_rate(progress: float, spec: OptimSpec) -> float:

@@ -1,0 +1,64 @@
+"""Train a float or a quantized network on CIFAR-10, with the published commands (see README.md beside this file).
+
+python main.py --arch alex --bit 32 --wd 5e-4
+python main.py --arch alex --bit 4 --wd 1e-4 --lr 4e-2 --init result/alex_32bit/model_best.pth.tar
+"""
+
+import argparse
+import sys
+
+import options
+
+from nbsnn import pipeline
+from nbsnn.checkpoint import is_ours, read_tensors
+from nbsnn.console import TrainingConsole, exit_code, note
+from nbsnn.data.images import Batches
+from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.export.reference import load_start
+from nbsnn.train.loop import EVALUATION_BATCH, fit
+from nbsnn.train.progressive import next_form
+
+BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
+
+
+class _Lines(TrainingConsole):
+    """Progress bars, and a line every so many batches."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every = every
+
+    def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
+        super().on_step(epoch, step, loss, top1, images)
+        if self.every and step % self.every == 0:
+            note(f"epoch {epoch + 1} batch {step}/{self.steps}  loss {loss:.4f}  train {top1:.2f} %")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, or with -e evaluate."""
+    recipe = options.recipe_of(args)
+    device = options.device_of(args)
+    start = options.required_init(args) if args.evaluate else args.resume or args.init
+    previous = load_start(start, args.arch, bits=args.bit) if start else pipeline.new_model(recipe)
+    splits = options.data_of(recipe)
+    if args.evaluate:
+        report = evaluate(previous.to(device), Batches(splits.test, EVALUATION_BATCH))
+        note(f"{start}: test accuracy {report.top1:.2f} % (top-5 {report.top5:.2f} %) on {report.images} images")
+        return
+    model = next_form(previous, recipe, args.bit, pipeline.calibration_images(splits.train))
+    first = args.start_epoch
+    if first is None:
+        first = read_tensors(start)[0]["metrics"].get("epoch", 0) if args.resume and is_ours(args.resume) else 0
+    folder = options.result_folder(args)
+    with _Lines(args.print_freq) as observer:
+        result = fit(
+            model, splits, recipe, recipe.phase[str(args.bit)], out=folder, title=f"{args.arch} {args.bit} bit", device=device,
+            observer=observer, names=(BEST, LAST), first_epoch=first, overwrite=not args.continue_,
+        )  # fmt: skip
+    report = evaluate(load_start(result.best, args.arch, bits=args.bit).to(device), Batches(splits.test, EVALUATION_BATCH))
+    note(f"{result.best}: test accuracy {report.top1:.2f} % on {report.images} images")
+
+
+if __name__ == "__main__":
+    arguments = options.parse(__doc__ or "")
+    sys.exit(exit_code(lambda: run(arguments)))

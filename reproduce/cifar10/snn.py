@@ -1,0 +1,41 @@
+"""Evaluate the spiking form of a quantized checkpoint on CIFAR-10, with the published commands.
+
+python snn.py --arch alex --bit 3 -e -u --init result/alex_3bit/model_best.pth.tar
+python snn.py --arch alex --bit 3 -e --schedule settle --init result/alex_3bit/model_best.pth.tar
+"""
+
+import argparse
+import sys
+
+import options
+
+from nbsnn import pipeline
+from nbsnn.checkpoint import form_of
+from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table
+from nbsnn.errors import ConfigError
+from nbsnn.export.reference import load_start
+from nbsnn.quant.layers import QuantReLU
+from nbsnn.spiking.convert import check_pair
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert and compare with the quantized network."""
+    pair = check_pair("unsigned" if args.unsigned else None, args.schedule)
+    path = options.required_init(args)
+    recipe = options.recipe_of(args)
+    device = options.device_of(args)
+    quantized = load_start(path, args.arch, bits=args.bit)
+    if form_of(quantized) != "quantized":
+        raise ConfigError(f"{path} holds a {form_of(quantized)} network; train it with main.py --bit {args.bit} first")
+    bits = max(m.bits for m in quantized.modules() if isinstance(m, QuantReLU))
+    if bits != args.bit:
+        raise ConfigError(f"--bit {args.bit}: {path} was trained with {bits} bits; give that number, or another checkpoint")
+    test = options.data_of(recipe).test
+    with image_progress(len(test) + pipeline.FIDELITY_IMAGES, "spiking") as tell:
+        results = list(pipeline.compare(quantized.to(device), test, pairs=[pair], progress=tell))
+    show_table(f"{args.arch}, {path}, {len(test)} test images", COMPARISON_COLUMNS, comparison_rows(results, None))
+
+
+if __name__ == "__main__":
+    arguments = options.parse(__doc__ or "")
+    sys.exit(exit_code(lambda: run(arguments)))
