@@ -43,7 +43,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     Raises:
         CheckpointError: the folder cannot be written or the disk is full; a file that was there before is intact.
     """
-    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    # Tied parameters share storage, which safetensors refuses: each name gets a copy of its own.
+    plain = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
     text = json.dumps(dict(header))
     if _is_torch_name(path):
         _write_atomically(path, lambda part: torch.save({"state_dict": plain, _KEY: text}, part))

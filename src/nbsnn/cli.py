@@ -203,6 +203,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option("--seed", help="Of weights and order.")] = 0,
     settings: Annotated[list[str], typer.Option("--set", "-s", help="key=value of the recipe digits/resnet20.")] = [],  # noqa: B006
+    limit: LimitOption = 0,
     json_: JsonOption = False,
 ) -> None:
     """The whole path on handwritten digits: four phases of training, then every neuron and schedule, in one table."""
@@ -211,7 +212,7 @@ def demo(
     splits = load_data(plan.data)
     with console.TrainingConsole() as observer:
         phases = list(pipeline.train(plan, out, splits=splits, observer=observer, overwrite=True))
-    test = splits.test
+    test = splits.test.take(slice(0, limit or None))
     float_top1 = next((p.best.top1 for p in phases if p.bits == 32), None)
     results: list[pipeline.Comparison] = []
     quantized = [p for p in phases if p.bits != 32]
@@ -262,7 +263,7 @@ def _images(header: Header, data: str | None, root: Path | None, split: str, lim
         raise ConfigError(
             f"the network takes {channels} channels, but {spec.name} has {images.images.shape[1]}; choose other --data"
         )
-    return images.take(slice(0, limit)) if limit else images
+    return images.take(slice(0, limit or None))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

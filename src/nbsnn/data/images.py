@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nbsnn.errors import DataError
+
 _PAD = 4  # pixels on each side before the random crop (He et al., 2016)
 
 
@@ -52,6 +54,8 @@ class Splits:
 
 def split_validation(full: ImageSet, test: ImageSet, count: int, *, seed: int = 0) -> Splits:
     """Hold out `count` training images; the same ones for a given seed. With 0 the test set chooses the best epoch."""
+    if count >= len(full):
+        raise DataError(f"validation={count}: the training set has {len(full)} images; hold out fewer")
     order = torch.randperm(len(full), generator=torch.Generator().manual_seed(seed))
     validation = full.take(order[:count].sort().values) if count else test
     return Splits(full.take(order[count:].sort().values), validation, test)

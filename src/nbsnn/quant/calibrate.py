@@ -68,7 +68,8 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
 
     handles = [m.register_forward_pre_hook(start_threshold) for m in quantized.modules() if isinstance(m, QuantReLU)]
     try:
-        for chunk in torch.split(images, _CHUNK):
+        # A last chunk of one image, which has no variance, joins the one before.
+        for chunk in torch.tensor_split(images, max(1, round(len(images) / _CHUNK))):
             quantized(chunk)
             while handles:
                 handles.pop().remove()

@@ -144,11 +144,17 @@ class _Audit(TorchFunctionMode):
             self._refuse_function(name)
         if (name in _PRODUCTS and sources > 1) or (name in _QUOTIENTS and _is_current(args[1:], self.depth)):
             self._refuse(f"{name}() of two currents", "multiply or divide currents by constants or parameters only")
+        if kwargs.get("rounding_mode") is not None:
+            self._refuse(f"{name}() rounds currents", "leave rounding to the quantized activations")
+        if name == "index_select" and _argument_at(args, kwargs, 1, "dim") in (0, -args[0].dim()):
+            self._refuse("index_select() picks from the batch axis", "keep axis 0 first and untouched")
         if name == "getitem" and not _keeps_first_axis(args[1]):
             self._refuse("indexing picks from the batch axis", "index as x[:, ...]")
         return True
 
     def _check_batch_axis(self, name: str, source: Tensor, output: Tensor) -> None:
+        if not output.is_floating_point():
+            self._refuse(f"{name}() turns currents into {output.dtype}", "keep them in floating point")
         moved = name in ("permute", "transpose", "movedim", "swapaxes") and output.stride(0) != source.stride(0)
         if output.dim() == 0 or output.shape[0] != self.batch or moved:
             self._refuse(
@@ -208,6 +214,10 @@ def _argument(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], na
     bound = inspect.signature(func).bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.arguments.get(name)
+
+
+def _argument_at(args: Any, kwargs: Mapping[str, Any], position: int, name: str) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name)
 
 
 def _keeps_first_axis(index: Any) -> bool:

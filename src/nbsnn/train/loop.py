@@ -187,8 +187,8 @@ class _Run:
     def train_epoch_(self) -> None:
         state = self.state
         self.model.train()
-        start, first = time.perf_counter(), state.step
-        for images, labels in self._batches(state.epoch).starting_at(first):
+        start, seen = time.perf_counter(), state.seen
+        for images, labels in self._batches(state.epoch).starting_at(state.step):
             self._train_step_(images.contiguous(memory_format=torch.channels_last), labels)
             if self.observer.should_stop():
                 self.save_()
@@ -199,8 +199,7 @@ class _Run:
         loss, train_top1 = state.running
         top1 = evaluate(self.model, Batches(self.splits.validation, EVALUATION_BATCH)).top1
         rate = self.optimizer.param_groups[0]["lr"]
-        trained = (self.steps - first) * self.recipe.data.batch_size
-        row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, trained / max(seconds, 1e-9))
+        row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, (state.seen - seen) / max(seconds, 1e-9))
         self._finish_epoch_(row)
 
     def _train_step_(self, images: Tensor, labels: Tensor) -> None:

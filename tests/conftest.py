@@ -1,0 +1,25 @@
+"""What all tests share: two threads, fixed seeds, deterministic hypothesis, and where the golden numbers lie."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+GOLDEN = Path(__file__).parent / "golden"
+DATA = Path(__file__).parent / "data"
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+settings.register_profile(
+    "nbsnn",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("nbsnn")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,133 @@
+"""The command line end to end on digits: every verb, every option, through the same `main` that the shell calls."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import nbsnn
+from nbsnn.cli import main
+
+SHORT = ["--set", "phase.all.epochs=1", "--set", "data.batch_size=128"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run: float, 4, 3 and 2 bits, an epoch each."""
+    folder = tmp_path_factory.mktemp("run")
+    assert main(["train", "-r", "digits/resnet20", *SHORT, "--out", str(folder), "--device", "cpu", "--seed", "3"]) == 0
+    return folder
+
+
+def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a command prints on standard output."""
+    capsys.readouterr()
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def test_training_leaves_checkpoints_and_logs_of_every_phase(run: Path) -> None:
+    for bits, form in ((32, "float"), (4, "quantized"), (3, "quantized"), (2, "quantized")):
+        folder = run / f"{bits}bit"
+        assert {p.name for p in folder.iterdir()} == {"best.safetensors", "last.safetensors", "log.csv", "log.jsonl"}
+        assert len((folder / "log.jsonl").read_text().splitlines()) == 1
+        assert nbsnn.checkpoint.form_of(nbsnn.load_checkpoint(folder / "best.safetensors")) == form
+
+
+def test_training_again_finds_everything_done_and_prints_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "2bit" / "last.safetensors").stat().st_mtime_ns
+    words = ["train", "-r", "digits/resnet20", *SHORT, "--out", str(run), "--seed", "3", "--json"]
+    result = json.loads(output(capsys, *words))
+    assert [phase["bits"] for phase in result["phases"]] == [32, 4, 3, 2]
+    assert result["recipe"]["seed"] == 3
+    assert (run / "2bit" / "last.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_recipe_does_not_overwrite_results_unless_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "-r", "digits/resnet20", *SHORT, "--out", str(run), "--seed", "4"]
+    assert main(words) == 2
+    assert "another recipe" in capsys.readouterr().err
+
+
+def test_init_and_overwrite_start_from_a_checkpoint(run: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        '[model]\nname = "cifar10/resnet20"\nin_channels = 1\nimage_size = 8\n'
+        '[data]\nname = "digits"\nvalidation = 180\naugment = false\n[phase.3]\nepochs = 1\nlr = 0.01\n'
+    )
+    words = ["train", "-r", str(recipe), "--init", str(run / "32bit" / "best.safetensors"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert main([*words, "--seed", "9", "--overwrite"]) == 0
+    header, _ = nbsnn.checkpoint.read_tensors(tmp_path / "out" / "3bit" / "best.safetensors")
+    assert header["seed"] == 9
+    assert header["plan"]["stem.act"]["bits"] == 3
+
+
+def test_eval_reports_each_form(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    table = output(capsys, "eval", str(run / "32bit" / "best.safetensors"))
+    assert "float" in table
+    assert "360" in table
+    report = json.loads(
+        output(capsys, "eval", str(run / "2bit" / "best.safetensors"), "--split", "validation", "--limit", "50", "--json")
+    )
+    assert report["images"] == 50
+    assert report["form"] == "quantized"
+    assert report["steps"] is None
+    spiking = tmp_path / "s.safetensors"
+    output(capsys, "convert", str(run / "2bit" / "best.safetensors"), "--schedule", "settle", "--out", str(spiking))
+    report = json.loads(output(capsys, "eval", str(spiking), "--data", "digits", "-b", "60", "--device", "cpu", "--json"))
+    assert report["form"] == "spiking"
+    assert report["steps"] >= 3
+
+
+def test_convert_compares_every_pair_and_the_exact_ones_are_exact(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads(output(capsys, "convert", str(run / "3bit" / "best.safetensors"), "--limit", "60", "--json"))
+    rows = {f"{row['neuron']} {row['schedule']}": row for row in result["results"]}
+    assert set(rows) == {"signed fixed", "unsigned fixed", "signed settle", "unsigned barrier"}
+    for name in ("signed settle", "unsigned barrier"):
+        assert rows[name]["fidelity"]["differing"] == 0
+        assert rows[name]["spiking_top1"] == rows[name]["quantized_top1"]
+    assert rows["unsigned barrier"]["steps"] == 20 * 7
+    assert rows["unsigned fixed"]["steps"] == 7
+    assert rows["unsigned fixed"]["off"] > 0
+
+
+def test_convert_shows_layers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(run / "2bit" / "best.safetensors")
+    table = output(
+        capsys, "convert", path, "--schedule", "fixed", "--neuron", "unsigned", "--layers", "--fidelity-images", "20",
+        "--limit", "40", "--root", "anywhere", "--split", "test",
+    )  # fmt: skip
+    assert "stage3.2.second.act" in table
+    assert "unsigned fixed" in table
+
+
+def test_info_tells_form_bits_layers_and_sizes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(run / "2bit" / "best.safetensors")
+    text = output(capsys, "info", path)
+    for expected in ("quantized form", "edge, max_abs", "APoT", "2 bits", "16×1×3×3", "stem.act", "MB"):
+        assert expected in text
+    facts = json.loads(output(capsys, "info", path, "--json"))
+    assert facts["form"] == "quantized"
+    assert facts["parameters"] == sum(p.numel() for p in nbsnn.load_checkpoint(path).parameters())
+    assert "torch" in output(capsys, "info", "--system")
+    assert json.loads(output(capsys, "info", "--system", "--json"))["threads"] >= 1
+
+
+def test_recipes_lists_all_and_shows_one(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "recipes")
+    assert "cifar10/resnet20:fast" in text
+    assert json.loads(output(capsys, "recipes", "cifar10/alexnet"))["phase"]["32"]["epochs"] == 300
+    assert "digits/resnet20" in json.loads(output(capsys, "recipes", "--json"))
+
+
+def test_demo_prints_every_neuron_and_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads(output(capsys, "demo", "--out", str(tmp_path), *SHORT, "--seed", "1", "--limit", "20", "--json"))
+    assert len(result["results"]) == 3 * 4
+    assert {row["bits"] for row in result["results"]} == {4, 3, 2}
+    assert all(row["off"] == 0 for row in result["results"] if row["schedule"] != "fixed")
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("train", "eval", "convert", "recipes", "info", "demo"):
+        assert "--json" in output(capsys, verb, "--help")

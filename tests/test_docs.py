@@ -1,0 +1,176 @@
+"""The documentation is true: its table is recomputed, its code runs, its links lead somewhere."""
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nbsnn.spiking.functional import integrate_and_fire
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?:\]\(|<(?:img|a)[^>]*?(?:src|href)=\")([^)\s\"]+)")
+_MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|root|tmp|home|mnt|Users)(?:/|\b)")
+
+
+def page_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+def read_table(text: str, first_column: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the first Markdown table whose first column has this name."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if re.match(rf"\|\s*{first_column}\s*\|", line))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows[0], rows[2:]
+
+
+@pytest.fixture(scope="module")
+def worked_table() -> dict[str, list[str]]:
+    header, rows = read_table((ROOT / "docs" / "concepts.md").read_text(encoding="utf-8"), "step")
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+T, THRESHOLD = 3, torch.tensor(1.0)
+RULES = {
+    "unsigned": {"signed": False},
+    "signed": {"signed": True},
+    "settle": {"signed": True, "cap": T},
+}
+
+
+def recompute(currents: torch.Tensor, rule: str) -> dict[str, list[float]]:
+    """V after integration, spike and net count of each step that the rule takes."""
+    taken = currents if rule == "settle" else currents[:T]
+    spikes = integrate_and_fire(taken, THRESHOLD, **RULES[rule])
+    count = spikes.cumsum(0)
+    membrane = THRESHOLD / 2 + taken.cumsum(0) - THRESHOLD * (count - spikes)
+    return {"V": membrane.tolist(), "s": spikes.tolist(), "N": count.tolist()}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_entry_of_the_worked_table_is_what_the_neuron_does(worked_table, rule):
+    currents = torch.tensor([float(x) for x in worked_table["current"]])
+    assert worked_table["step"] == [str(t + 1) for t in range(len(currents))]
+    assert not currents[T:].any(), "after T steps there is no current"
+    for column, expected in recompute(currents, rule).items():
+        cells = worked_table[f"{rule} {column}"]
+        assert [float(cell) for cell in cells[: len(expected)]] == expected
+        assert set(cells[len(expected) :]) <= {"·"}
+
+
+def test_worked_table_shows_fixed_schedules_wrong_and_settle_right(worked_table):
+    currents = torch.tensor([float(x) for x in worked_table["current"]])
+    wanted = min(max(math.floor(float(currents.sum() / THRESHOLD) + 0.5), 0), T)
+    final = {rule: recompute(currents, rule)["N"][-1] for rule in RULES}
+    assert (final["unsigned"], final["signed"], final["settle"], wanted) == (2, 1, 0, 0)
+    assert float(worked_table["settle s"][-1]) == 0, "the last step is silent"
+
+
+# ---------------------------------------------------------------------------------------------------------- the file map
+
+
+def mapped_files() -> set[str]:
+    """Paths below src/nbsnn that the map in docs/design.md names."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    block = re.search(r"^    src/nbsnn/\n((?:      .*\n)+)", text, re.MULTILINE)
+    assert block, "docs/design.md has no file map"
+    folder, files = "", set()
+    for line in block[1].splitlines():
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        folder = folder if indent > 6 else ""
+        if name.endswith("/"):
+            folder = name
+        else:
+            files.add(folder + name)
+    return files
+
+
+def test_file_map_names_every_module():
+    package = ROOT / "src" / "nbsnn"
+    files = {p.relative_to(package).as_posix() for p in package.glob("**/*.py")}
+    known = mapped_files()
+    assert known <= files, "docs/design.md names files that do not exist"
+    assert {f for f in files if not f.endswith("__init__.py")} <= known, "add a line to the map in docs/design.md"
+
+
+# -------------------------------------------------------------------------------------------------- code, links, paths
+
+
+def python_blocks(path: Path) -> list[tuple[int, str]]:
+    """(line, source) of the blocks marked python, without those marked norun."""
+    text = path.read_text(encoding="utf-8")
+    blocks = []
+    for match in _BLOCK.finditer(text):
+        info = match[1].split()
+        if info[:1] == ["python"] and "norun" not in info:
+            blocks.append((text.count("\n", 0, match.start()) + 2, match[2]))
+    return blocks
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=page_id)
+def test_code_blocks_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__docs__"}
+    for line, source in python_blocks(page):
+        # Blank lines before it, so that a traceback shows the line of the page.
+        exec(compile("\n" * (line - 1) + source, str(page), "exec"), namespace)
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives to a heading."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+
+
+def anchors(path: Path) -> set[str]:
+    text = _BLOCK.sub("", path.read_text(encoding="utf-8"))
+    return {slug(heading) for heading in re.findall(r"^#{1,6} +(.+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_relative_links_resolve(page):
+    text = re.sub(r"`[^`\n]*`", "", _BLOCK.sub("", page.read_text(encoding="utf-8")))
+    for link in _LINK.findall(text):
+        if re.match(r"[a-z][a-z0-9+.-]*:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), f"{page_id(page)}: {link} leads nowhere"
+        assert target.is_relative_to(ROOT), f"{page_id(page)}: {link} leads out of the repository"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{page_id(page)}: {link} names no heading"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=page_id)
+def test_no_path_of_one_machine(page):
+    found = [line for line in page.read_text(encoding="utf-8").splitlines() if _MACHINE_PATH.search(line)]
+    assert found == []
+
+
+# ------------------------------------------------------------------------------------------------------------- examples
+
+
+def test_own_network_runs_and_settles_exactly(tmp_path):
+    pytest.importorskip("sklearn")
+    command = [sys.executable, str(ROOT / "examples" / "own_network.py"), "--epochs", "1"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    fixed, settle = result.stdout.splitlines()
+    assert fixed.startswith("fixed: ")
+    assert fixed.endswith(" 3.0 steps on average")
+    assert settle.startswith("settle: 0.000 % of counts differ")

@@ -1,0 +1,298 @@
+"""From float to quantized: the plan, its refusals, the change of bits, calibration, and how often weights are quantized."""
+
+import copy
+
+import pytest
+import torch
+from nets import RandomNet, SmallNet, randomize_, small_quantized
+from torch import nn
+
+from nbsnn.errors import ConfigError, QuantizationError
+from nbsnn.quant import layers as quant_layers
+from nbsnn.quant.calibrate import half_normal_threshold, least_error_threshold
+from nbsnn.quant.functional import quantize_activation
+from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
+from nbsnn.quant.quantize import LayerFormat, plan_formats, quantize, read_plan, set_bits_
+from nbsnn.recipe import QuantSpec
+
+
+def state_of(net):
+    return {key: tensor.clone() for key, tensor in net.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# -------------------------------------------------------------------------------------------------------- what is made
+
+
+def test_quantize_gives_a_new_object_and_leaves_the_source_alone():
+    net = SmallNet()
+    before, types = state_of(net), [type(m) for m in net.modules()]
+    quantized = quantize(net, QuantSpec(3, 3), images=torch.randn(8, 2, 6, 6))
+    assert quantized is not net
+    assert same(state_of(net), before)
+    assert [type(m) for m in net.modules()] == types
+    with torch.no_grad():
+        quantized.conv1.weight.zero_()
+    assert same(state_of(net), before)
+
+
+def test_parameter_names_stay_and_thresholds_and_scales_join_them():
+    net = SmallNet()
+    names = set(quantize(net, QuantSpec(3, 3)).state_dict())
+    added = {"act1.threshold", "act2.threshold", "act3.threshold", "conv2.weight_scale", "linear.weight_scale"}
+    assert names == set(net.state_dict()) | added
+
+
+def test_edges_get_eight_bits_and_inner_layers_their_own():
+    plan = read_plan(quantize(SmallNet(), QuantSpec(3, 2)))
+    edge, inner, act = LayerFormat(8, "max_abs"), LayerFormat(3), LayerFormat(2)
+    assert plan == {
+        "conv1": edge, "act1": act, "conv2": inner, "act2": act, "linear": inner, "act3": act, "head": edge,
+    }  # fmt: skip
+    assert plan == plan_formats(SmallNet(), QuantSpec(3, 2))
+
+
+def test_thirty_two_bits_leave_layers_alone():
+    only_acts = quantize(SmallNet(), QuantSpec(32, 4, edge_bits=32))
+    assert not any(isinstance(m, WeightQuantizer) for m in only_acts.modules())
+    only_weights = quantize(SmallNet(), QuantSpec(4, 32))
+    assert not any(isinstance(m, QuantReLU) for m in only_weights.modules())
+    only_edges = quantize(SmallNet(), QuantSpec(32, 4))
+    assert [n for n, m in only_edges.named_modules() if isinstance(m, WeightQuantizer)] == ["conv1", "head"]
+
+
+def test_skip_patterns_leave_layers_in_float():
+    quantized = quantize(SmallNet(), QuantSpec(3, 3, skip=("conv*", "act1")))
+    assert set(read_plan(quantized)) == {"act2", "linear", "act3", "head"}
+    assert type(quantized.conv1) is nn.Conv2d
+
+
+def test_layer_options_survive():
+    conv = nn.Conv2d(4, 6, (3, 1), stride=2, padding=(1, 0), dilation=2, groups=2, bias=False, padding_mode="circular")
+    net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(conv), nn.Linear(4, 4))
+    twin = quantize(net, QuantSpec(32, 32, edge_bits=8, skip=()))
+    assert type(twin[1][0]) is nn.Conv2d  # inner weights at 32 bits
+    made = QuantConv2d.from_float(conv, bits=5)
+    with torch.no_grad():
+        made.weight.copy_(made.quantized_weight())
+        assert made.weight is conv.weight
+        x = torch.randn(2, 4, 9, 5)
+        made.weight_scale.fill_(2.0)
+        assert torch.equal(made(x), conv._conv_forward(x, made.quantized_weight(), None))
+    assert QuantLinear.from_float(nn.Linear(3, 2, bias=False), bits=2).bias is None
+
+
+@pytest.mark.parametrize(
+    ("make", "spec", "message"),
+    [
+        (small_quantized, QuantSpec(2, 2), "the network is quantized already; change its bits with nbsnn.set_bits_"),
+        (
+            SmallNet,
+            QuantSpec(32, 32, edge_bits=32),
+            "nothing to quantize with weight_bits=32, act_bits=32: the network has no Conv2d, Linear or nn.ReLU module "
+            "that these bits apply to",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU(), nn.Linear(3, 3)),
+            QuantSpec(),
+            "0 is a Conv1d, which has no quantized form; leave it in float with QuantSpec(skip=('0',)) or use Conv2d/Linear",
+        ),
+        (SmallNet, QuantSpec(skip=("conv9",)), "QuantSpec.skip: unknown layer 'conv9'; did you mean conv2, conv1?"),
+    ],
+)
+def test_refusals_name_the_layer_and_the_remedy(make, spec, message):
+    net = make()
+    before = state_of(net)
+    with pytest.raises(QuantizationError) as caught:
+        quantize(net, spec)
+    assert str(caught.value) == message
+    assert same(state_of(net), before)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weight_bits": 6}, {"act_bits": 1}, {"act_bits": 7.5}, {"edge_bits": 4}, {"weight_bits": True}]
+)
+def test_bits_without_a_quantizer_are_refused(settings):
+    ((kind, bits),) = settings.items()
+    with pytest.raises(ConfigError, match=rf"^{kind}={bits}: choose one of .*32 \(32 leaves a layer in float\)$"):
+        QuantSpec(**settings)
+
+
+# --------------------------------------------------------------------------------------------------------- change of bits
+
+
+def test_set_bits_changes_inner_layers_and_keeps_what_was_learned():
+    quantized = small_quantized(4)
+    with torch.no_grad():
+        quantized.conv2.weight_scale.fill_(2.2)
+    before = state_of(quantized)
+    assert set_bits_(quantized, weight_bits=2, act_bits=3) is quantized
+    assert same(state_of(quantized), before)
+    plan = read_plan(quantized)
+    assert [plan[n].bits for n in ("conv1", "conv2", "linear", "head", "act1")] == [8, 2, 2, 8, 3]
+    assert len(quantized.conv2.quantized_weight().unique()) <= 3
+
+
+def test_set_bits_can_be_limited_to_some_layers():
+    quantized = set_bits_(small_quantized(4), act_bits=2, only=["act[12]"])
+    assert [m.bits for m in quantized.modules() if isinstance(m, QuantReLU)] == [2, 2, 4]
+
+
+def test_set_bits_refuses_what_has_no_layer_and_changes_nothing():
+    net = quantize(SmallNet(), QuantSpec(32, 4))
+    message = r"^weight_bits=2: no such quantized layer matches \('\*',\); call nbsnn.quantize first$"
+    with pytest.raises(QuantizationError, match=message):
+        set_bits_(net, weight_bits=2, act_bits=2)
+    assert net.act1.bits == 4
+    with pytest.raises(ConfigError, match=r"^weight_bits=32: choose one of 2, 3, 4, 5$"):
+        set_bits_(net, weight_bits=32)
+
+
+# ------------------------------------------------------------------------------------- once per change of the parameters
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    seen = []
+    original = quant_layers.apot_weight
+
+    def counting(*args, **kwargs):
+        seen.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(quant_layers, "apot_weight", counting)
+    return seen
+
+
+def layer():
+    return QuantLinear.from_float(nn.Linear(5, 4), bits=3)
+
+
+def test_several_forwards_in_evaluation_quantize_once(calls):
+    net, x = layer().eval(), torch.randn(2, 5)
+    with torch.no_grad():
+        first = net(x)
+        assert torch.equal(net(x), first)
+    assert torch.equal(net(x), first)
+    assert len(calls) == 1
+
+
+def test_accumulating_gradients_quantizes_once_and_a_step_once_more(calls):
+    net, x = layer(), torch.randn(2, 5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(x).sum().backward()
+    single = net.weight.grad.clone()
+    net(x).sum().backward()
+    assert torch.equal(net.weight.grad, 2 * single)
+    assert len(calls) == 1
+    before = net(x)
+    optimizer.step()
+    assert not torch.equal(net(x), before)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("key", ["weight", "weight_scale"])
+def test_a_loaded_or_edited_parameter_is_seen(calls, key):
+    net, x = layer(), torch.randn(2, 5)
+    before = net(x)
+    net.load_state_dict({k: v * 2 + 0.1 * torch.randn_like(v) if k == key else v for k, v in net.state_dict().items()})
+    loaded = net(x)
+    assert not torch.equal(loaded, before)
+    with torch.no_grad():
+        getattr(net, key).mul_(0.7).add_(torch.randn_like(getattr(net, key)) * 0.1)
+    assert not torch.equal(net(x), loaded)
+    assert len(calls) == 3
+
+
+def test_a_change_of_bits_or_type_is_seen(calls):
+    net = layer()
+    three = net.quantized_weight()
+    net.weight_bits = 2
+    assert len(net.quantized_weight().unique()) < len(three.unique())
+    assert net.double().quantized_weight().dtype == torch.float64
+    assert len(calls) == 3
+
+
+def test_a_deep_copy_and_its_source_go_their_own_ways():
+    net, x = layer(), torch.randn(2, 5)
+    before = net(x)
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        twin.weight.normal_()
+    assert torch.equal(net(x), before)
+    assert not torch.equal(twin(x), before)
+
+
+@pytest.mark.parametrize("make", [layer, lambda: QuantLinear.from_float(nn.Linear(5, 4), bits=8, edge_range="max")])
+def test_training_goes_on_after_inference_mode(make):
+    net, x = make(), torch.randn(2, 5)
+    with torch.inference_mode():
+        before = net(x)
+    out = net(x)
+    out.sum().backward()
+    assert torch.equal(out, before)
+    assert net.weight.grad.abs().sum() > 0
+
+
+# ------------------------------------------------------------------------------------------------------------ calibration
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_threshold_loses_no_more_than_a_fine_search(bits):
+    x = torch.randn(5_000).double()
+    relu = x.clamp_min(0)
+
+    def error(theta):
+        return float((quantize_activation(x, torch.as_tensor(theta).double(), bits=bits) - relu).square().mean())
+
+    best = min(error(theta) for theta in torch.linspace(0.2, 4, 80).tolist())
+    assert error(least_error_threshold(x, bits)) <= 1.03 * best
+    assert error(half_normal_threshold(bits)) <= 1.2 * best  # of a normal distribution, not of this sample of it
+
+
+def test_currents_without_a_positive_value_give_the_default_threshold():
+    assert float(least_error_threshold(-torch.rand(10), 2)) == pytest.approx(half_normal_threshold(2))
+
+
+def test_images_set_thresholds_and_statistics_and_leave_the_mode_alone():
+    net = RandomNet(["chain", "identity"])
+    randomize_(net)
+    net.train()
+    net.blocks.eval()
+    images = torch.randn(200, 2, 6, 6) * 3 + 1
+    quantized = quantize(net, QuantSpec(2, 2), images=images)
+    assert [m.training for m in quantized.modules()] == [m.training for m in net.modules()]
+    assert quantized.stem[1].momentum == net.stem[1].momentum
+    thresholds = [m.threshold.item() for m in quantized.modules() if isinstance(m, QuantReLU)]
+    assert len(set(thresholds)) == len(thresholds)
+    quantized.eval()
+    seen = []
+    handle = quantized.stem[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    quantized(images)
+    handle.remove()
+    mean = quantized.stem[1].running_mean
+    assert torch.allclose(
+        mean, torch.cat([seen[0][:128].mean((0, 2, 3))[None], seen[0][128:].mean((0, 2, 3))[None]]).mean(0), atol=1e-4
+    )
+
+
+def test_calibration_halves_the_loss_of_signal():
+    net = RandomNet(["chain"] * 3)
+    images = torch.randn(256, 2, 6, 6) * 4
+    net.train()(images)
+    net.eval()
+    wanted = net(images)
+
+    def error(quantized):
+        return float((quantized.eval()(images) - wanted).square().mean() / wanted.var())
+
+    assert error(quantize(net, QuantSpec(5, 8), images=images)) < 0.5 * error(quantize(net, QuantSpec(5, 8)))
+
+
+def test_calibration_takes_any_number_of_images():
+    images = torch.randn(129, 2, 6, 6)  # a chunk of 128, and one left over
+    quantized = quantize(RandomNet(["chain"]), QuantSpec(4, 4), images=images).eval()
+    assert quantized(images).isfinite().all()
