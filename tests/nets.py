@@ -102,3 +102,23 @@ def small_quantized(bits: int = 2, **spec: object) -> nn.Module:
     quantized = quantize(net, QuantSpec(bits, bits, **spec)).eval()
     randomize_(quantized)
     return quantized
+
+
+class DigitsNet(nn.Module):
+    """The smallest net with every kind of quantized layer, for images [B, 1, 8, 8]."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1, self.act1 = nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()
+        self.conv2, self.norm2, self.act2 = nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()
+        self.flatten, self.head = nn.Flatten(), nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.act1(self.norm1(self.conv1(x)))
+        return self.head(self.flatten(self.act2(self.norm2(self.conv2(x)))))
+
+
+def digits_net(*, quantized=True):
+    """A DigitsNet with ever the same weights."""
+    torch.manual_seed(1)
+    return quantize(DigitsNet(), QuantSpec(4, 4)) if quantized else DigitsNet()

@@ -1,4 +1,4 @@
-"""Independent oracles: the arithmetic of the design in plain NumPy and Python, slow and obvious. Shares no code with the package."""
+"""Independent oracles: the arithmetic of the design in plain NumPy and Python, slow and obvious; no code is shared."""
 
 from fractions import Fraction
 from math import floor
@@ -70,16 +70,16 @@ def settle_chain(image, weights, biases, thresholds, cap, rng):
         charge[0][j] += cap * sum(Fraction(float(w)) * Fraction(float(x)) for w, x in zip(row, image, strict=True))
     count = [[0] * len(bias) for bias in biases]
     while True:
-        events = [(l, j, 1) for l, t in enumerate(thresholds) for j, v in enumerate(charge[l]) if v >= t and count[l][j] < cap]
-        events += [(l, j, -1) for l, layer in enumerate(charge) for j, v in enumerate(layer) if v < 0 and count[l][j] > 0]
+        events = [(i, j, 1) for i, t in enumerate(thresholds) for j, v in enumerate(charge[i]) if v >= t and count[i][j] < cap]
+        events += [(i, j, -1) for i, layer in enumerate(charge) for j, v in enumerate(layer) if v < 0 and count[i][j] > 0]
         if not events:
             return count
-        l, j, sign = events[rng.integers(len(events))]
-        charge[l][j] -= sign * thresholds[l]
-        count[l][j] += sign
-        if l + 1 < len(weights):
-            for k, row in enumerate(weights[l + 1]):
-                charge[l + 1][k] += sign * thresholds[l] * Fraction(float(row[j]))
+        i, j, sign = events[rng.integers(len(events))]
+        charge[i][j] -= sign * thresholds[i]
+        count[i][j] += sign
+        if i + 1 < len(weights):
+            for k, row in enumerate(weights[i + 1]):
+                charge[i + 1][k] += sign * thresholds[i] * Fraction(float(row[j]))
 
 
 def quantize_chain(image, weights, biases, thresholds, cap):

@@ -182,7 +182,7 @@ def test_an_altered_length_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth.tar"])
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04garbage", b"PK\x03\x04" + bytes(60), bytes(200)])
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02garbage", b"PK\x03\x04" + bytes(60), bytes(200)])
 def test_a_foreign_file_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert "damaged" in refusal(tmp_path / name)
@@ -223,7 +223,7 @@ class Bomb:
 
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.pth.tar").write_bytes(pickle.dumps({"state_dict": Bomb()}))
+    (tmp_path / "a.pth.tar").write_bytes(pickle.dumps({"state_dict": Bomb()}, protocol=2))
     torch.save({"state_dict": Bomb()}, tmp_path / "b.pth.tar")
     for name in ("a.pth.tar", "b.pth.tar"):
         assert "damaged or not a torch file of plain tensors" in refusal(tmp_path / name)
@@ -238,12 +238,13 @@ def test_keys_that_do_not_fit_are_each_named(tmp_path):
     tensors["conv1.bias"] = torch.zeros(9)
     write_tensors(path, tensors, header)
     assert refusal(path, model=SmallNet()) == (
-        f"{path} does not fit the network: missing head.bias; not expected extra.weight; conv1.bias has shape [9] instead of [5]"
+        f"{path} does not fit the network: missing head.bias; not expected extra.weight; "
+        "conv1.bias has shape [9] instead of [5]"
     )
 
 
 def test_another_network_than_the_saved_one_is_refused(tmp_path):
     save_checkpoint(tmp_path / "a.safetensors", small_quantized())
     other = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-    with pytest.raises(NbsnnError, match="act1|conv1"):
+    with pytest.raises(NbsnnError, match=r"act1|conv1"):
         load_checkpoint(tmp_path / "a.safetensors", model=other)

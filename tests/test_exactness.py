@@ -1,6 +1,7 @@
-"""Under "settle" and "barrier" every neuron's count is the quantized activation, whatever the network; under "fixed" it is not."""
+"""Under "settle" and "barrier" every count is the quantized activation, whatever the network; under "fixed" it is not."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import oracles
@@ -84,6 +85,16 @@ def test_measure_fidelity_counts_labels_and_progress():
     assert sum(chunks) == 53
     assert fidelity.steps.shape == (53,)
     assert fidelity.to_dict()["differing"] == 0
+
+
+def test_measure_fidelity_leaves_the_training_mode_and_the_statistics_alone():
+    quantized, images = small_quantized(), torch.randn(4, 2, 6, 6)
+    spiking = to_spiking(quantized, images[:1], schedule="barrier")
+    before = quantized.norm1.running_mean.clone()
+    quantized.train()
+    assert measure_fidelity(quantized, spiking, images).differing == 0
+    assert quantized.training
+    assert torch.equal(quantized.norm1.running_mean, before)
 
 
 def test_measure_fidelity_holds_for_a_threshold_below_the_floor():
@@ -175,7 +186,7 @@ def test_exact_ties_agree_in_single_and_double_precision(dtype, schedule):
 def test_settle_equals_a_chain_that_settles_event_by_event_in_any_order(seed):
     rng = np.random.default_rng(seed)
     sizes, T = (3, 4, 4, 3), 3
-    weights = [rng.integers(-4, 5, (b, a)) / 4 for a, b in zip(sizes, sizes[1:], strict=False)]
+    weights = [rng.integers(-4, 5, (b, a)) / 4 for a, b in pairwise(sizes)]
     biases = [rng.integers(-2, 3, b) / 4 for b in sizes[1:]]
     thresholds, image = [Fraction(3, 2)] * 3, rng.integers(-2, 5, 3) / 4
     by_events = oracles.settle_chain(image, weights, biases, thresholds, T, rng)

@@ -50,8 +50,8 @@ def test_parameter_names_and_shapes_map_onto_the_reference(entry):
     name = name_of(entry)
     with torch.device("meta"):
         net = build_model(name)
-        if not entry.endswith("/float"):
-            net = quantize(net, spec_of(name))
+    if not entry.endswith("/float"):
+        net = quantize(net, spec_of(name))
     theirs = {key: torch.empty(shape, device="meta") for key, shape in reference[entry].items()}
     renamed = {key: tensor.shape for key, tensor in rename_reference_keys(theirs, net).items()}
     ours = {key: tensor.shape for key, tensor in net.state_dict().items()}
@@ -64,19 +64,24 @@ def test_parameter_names_and_shapes_map_onto_the_reference(entry):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_model_goes_through_every_form(name):
-    wide = name.startswith("imagenet") or name == "cifar10/vgg11"
-    size = SMALLEST.get(name, 8 if name != "cifar10/resnet110" else 4)
+    size = SMALLEST.get(name, 4)
     net = build_model(name, num_classes=5, image_size=size)
-    images = torch.randn(8, 3, size, size)
-    quantized = quantize(net, spec_of(name), images=images).eval()
-    assert sum(isinstance(m, QuantReLU) for m in quantized.modules()) == sum(type(m) is torch.nn.ReLU for m in net.modules())
-    sample = images[: 1 if wide else 2]
-    spiking = to_spiking(quantized, sample[:1], schedule="settle")
+    quantized = quantize(net, spec_of(name))
+    images = torch.randn(4, 3, size, size)
+    for module in quantized.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0  # one pass in training mode gives currents of unit variance
     with torch.no_grad():
-        wanted, got = quantized(sample), spiking(sample)
-    assert wanted.shape == (len(sample), 5)
+        quantized.train()(images)
+        quantized.eval().double()  # in single precision one current in 100,000 is as close to a tie as its rounding
+        image = images[:1].double()
+        spiking = to_spiking(quantized, image, schedule="settle")
+        wanted, got = quantized(image), spiking(image)
+    assert sum(isinstance(m, QuantReLU) for m in quantized.modules()) == sum(type(m) is torch.nn.ReLU for m in net.modules())
+    assert wanted.shape == (1, 5)
     assert spiking.timesteps == 3
-    assert (got - wanted).abs().max() <= 1e-3 * wanted.abs().max()
+    assert (got - wanted).abs().max() <= 1e-9 * wanted.abs().max()
+    assert spiking.steps > 3  # spikes did travel late
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -122,7 +123,8 @@ def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(f"cannot write {path}: {reason}; free some space or choose another folder") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------------- whole networks

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -245,18 +246,16 @@ def _load(checkpoint: Path, device: str) -> tuple[nn.Module, Header]:
 def _images(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:
     if split not in ("test", "validation", "train"):
         raise ConfigError(unknown("split", split, ("test", "validation", "train")))
-    if header["recipe"]:
-        spec = recipe_from_dict(header["recipe"]).data
-    elif data:
-        spec = DataSpec(data)
-    else:
+    spec = recipe_from_dict(header["recipe"]).data if header["recipe"] else None
+    name = data or (spec.name if spec else None)
+    if name is None:
         raise ConfigError("the checkpoint names no data set; say --data cifar10 or --data digits")
-    if data and data not in DATA_SETS:
-        raise ConfigError(unknown("data set", data, DATA_SETS))
-    if data and data != spec.name:
-        spec = DataSpec(data, validation=180 if data == "digits" else 5000)
+    if name not in DATA_SETS:
+        raise ConfigError(unknown("data set", name, DATA_SETS))
+    if spec is None or spec.name != name:
+        spec = DataSpec(name, validation=DATA_SETS[name])
     with console.download_progress() as progress:
-        splits = load_data(DataSpec(spec.name, str(root or spec.root), spec.download, spec.validation), progress=progress)
+        splits = load_data(replace(spec, root=str(root or spec.root)), progress=progress)
     images: ImageSet = getattr(splits, split)
     channels = (header["model"] or {}).get("in_channels", images.images.shape[1])
     if images.images.shape[1] != channels:

@@ -12,6 +12,7 @@ import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,4 +150,5 @@ def fetch(url: str, path: Path, *, md5: str, progress: Progress | None = None) -
             f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); put the archive at {path} by hand"
         ) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

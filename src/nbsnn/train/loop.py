@@ -146,6 +146,7 @@ def fit(
             f"{out} holds a finished phase of another recipe; choose another folder, or overwrite it (--overwrite)"
         )
     run.restore_()
+    run.save_()  # a folder that cannot be written is refused now, not after an epoch
     observer.on_phase(title, phase.epochs, run.steps)
     while run.state.epoch < phase.epochs:
         run.train_epoch_()

@@ -1,0 +1,66 @@
+"""Where thresholds start: at the least error, with statistics estimated anew, and the mode left as it was."""
+
+import pytest
+import torch
+from nets import RandomNet, randomize_
+
+from nbsnn.quant.calibrate import half_normal_threshold, least_error_threshold
+from nbsnn.quant.functional import quantize_activation
+from nbsnn.quant.layers import QuantReLU
+from nbsnn.quant.quantize import quantize
+from nbsnn.recipe import QuantSpec
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_threshold_loses_no_more_than_a_fine_search(bits):
+    x = torch.randn(5_000).double()
+    relu = x.clamp_min(0)
+
+    def error(theta):
+        return float((quantize_activation(x, torch.as_tensor(theta).double(), bits=bits) - relu).square().mean())
+
+    best = min(error(theta) for theta in torch.linspace(0.2, 4, 80).tolist())
+    assert error(least_error_threshold(x, bits)) <= 1.03 * best
+    assert error(half_normal_threshold(bits)) <= 1.2 * best  # of a normal distribution, not of this sample of it
+
+
+def test_currents_without_a_positive_value_give_the_default_threshold():
+    assert float(least_error_threshold(-torch.rand(10), 2)) == pytest.approx(half_normal_threshold(2))
+
+
+def test_images_set_thresholds_and_statistics_and_leave_the_mode_alone():
+    net = RandomNet(["chain", "identity"])
+    randomize_(net)
+    net.train()
+    net.blocks.eval()
+    images = torch.randn(200, 2, 6, 6) * 3 + 1
+    quantized = quantize(net, QuantSpec(2, 2), images=images)
+    assert [m.training for m in quantized.modules()] == [m.training for m in net.modules()]
+    assert quantized.stem[1].momentum == net.stem[1].momentum
+    thresholds = [m.threshold.item() for m in quantized.modules() if isinstance(m, QuantReLU)]
+    assert len(set(thresholds)) == len(thresholds)
+    quantized.eval()
+    seen = []
+    handle = quantized.stem[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    quantized(images)
+    handle.remove()
+    assert torch.allclose(quantized.stem[1].running_mean, seen[0].mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(quantized.stem[1].running_var, seen[0].var((0, 2, 3)), rtol=0.05)
+
+
+def test_calibration_halves_the_loss_of_signal():
+    net = RandomNet(["chain"] * 3)
+    images = torch.randn(256, 2, 6, 6) * 4
+    net.train()(images)
+    wanted = net.eval()(images).detach()
+
+    def error(quantized):
+        return ((quantized.eval()(images) - wanted).square().mean() / wanted.var()).item()
+
+    assert error(quantize(net, QuantSpec(5, 8), images=images)) < 0.5 * error(quantize(net, QuantSpec(5, 8)))
+
+
+def test_calibration_takes_any_number_of_images():
+    images = torch.randn(129, 2, 6, 6)  # a chunk of 128, and one left over
+    quantized = quantize(RandomNet(["chain"]), QuantSpec(4, 4), images=images).eval()
+    assert quantized(images).isfinite().all()

@@ -1,0 +1,180 @@
+"""CIFAR-10: the layout of the release, files from strangers, and the download."""
+
+import hashlib
+import pickle
+import struct
+import tarfile
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from conftest import DATA
+
+from nbsnn.data.cifar10 import CLASSES, MEAN, STD, fetch, load_cifar10
+from nbsnn.errors import DataError
+
+sample = np.load(DATA / "cifar10_q75_200.npz")
+BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes every string as the release does: as a byte string of Python 2."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_str(self, text):
+        content = text.encode("latin1") if isinstance(text, str) else text
+        self.write(b"T" + struct.pack("<i", len(content)) + content)
+        self.memoize(text)
+
+    dispatch[str] = dispatch[bytes] = save_str
+
+
+def release(path, *, style="python3"):
+    """The layout of the release, with the sample's 200 images in place of 60,000."""
+    folder = path / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name, part in zip(BATCHES, np.array_split(np.arange(200), 6), strict=True):
+        batch = {
+            "batch_label": name,
+            "labels": sample["labels"][part].tolist(),
+            "data": sample["images"][part].reshape(-1, 3072),
+        }
+        with (folder / name).open("wb") as file:
+            if style == "python3":
+                pickle.dump(batch, file, protocol=4)
+            else:
+                Python2Pickler(file, protocol=2).dump(batch)
+        if style == "python2":
+            content = (folder / name).read_bytes().replace(b"numpy._core.", b"numpy.core.")
+            assert b"numpy.core.multiarray" in content
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def archive(path, folder):
+    def timeless(member):
+        member.mtime = 0
+        return member
+
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(folder, arcname=folder.name, filter=timeless)
+    return path
+
+
+def check(splits):
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [167 - 20, 20, 33]
+    assert torch.equal(splits.test.images, torch.from_numpy(sample["images"][167:]))
+    assert torch.equal(splits.test.labels, torch.from_numpy(sample["labels"][167:]))
+    assert splits.train.classes == CLASSES
+    assert (splits.train.mean, splits.train.std) == (MEAN, STD)
+
+
+@pytest.mark.parametrize("style", ["python2", "python3"])
+def test_a_folder_in_the_layout_of_the_release_is_read(tmp_path, style):
+    folder = release(tmp_path, style=style)
+    check(load_cifar10(tmp_path, validation=20))
+    check(load_cifar10(str(folder), validation=20))
+
+
+def test_the_archive_is_read_without_unpacking(tmp_path):
+    folder = release(tmp_path / "elsewhere")
+    archive(tmp_path / "cifar-10-python.tar.gz", folder)
+    check(load_cifar10(tmp_path, validation=20))
+    check(load_cifar10(tmp_path / "cifar-10-python.tar.gz", validation=20))
+    assert not (tmp_path / "cifar-10-batches-py").exists()
+
+
+def refusal(root):
+    with pytest.raises(DataError) as caught:
+        load_cifar10(root, validation=20)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_absent_data_set_is_refused_with_the_remedy(tmp_path):
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: no cifar-10-batches-py folder and no cifar-10-python.tar.gz there; put one there, or let it be fetched "
+        "(download=True, --set data.download=true)"
+    )
+
+
+def test_a_missing_batch_is_named(tmp_path):
+    folder = release(tmp_path)
+    (folder / "data_batch_3").unlink()
+    assert refusal(tmp_path).startswith(f"{folder / 'data_batch_3'}: cannot be read")
+    path = archive(tmp_path / "cifar-10-python.tar.gz", folder)
+    assert refusal(path) == f"{path}: holds no data_batch_3; is it the python release of CIFAR-10?"
+
+
+class Bomb:
+    def __reduce__(self):
+        return eval, ("__import__('os').mkdir('exploded')",)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (release(tmp_path) / "data_batch_2").write_bytes(pickle.dumps({b"data": Bomb(), b"labels": []}))
+    assert refusal(tmp_path).startswith(
+        "data_batch_2: not a batch of the python release of CIFAR-10 (refused to load builtins.eval"
+    )
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", pickle.dumps([1]), pickle.dumps({"data": np.zeros((2, 5), np.uint8), "labels": [1, 2]})]
+)
+def test_a_batch_of_another_kind_is_refused(tmp_path, content):
+    (release(tmp_path) / "test_batch").write_bytes(content)
+    assert refusal(tmp_path).startswith("test_batch: not a batch of the python release of CIFAR-10 (")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello" * 200])
+def test_an_archive_of_another_kind_is_refused(tmp_path, content):
+    path = tmp_path / "cifar-10-python.tar.gz"
+    path.write_bytes(content)
+    assert refusal(path).startswith(f"{path}: damaged archive (")
+
+
+def test_a_truncated_archive_is_refused(tmp_path):
+    path = archive(tmp_path / "cifar-10-python.tar.gz", release(tmp_path / "elsewhere"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert refusal(path).startswith(f"{path}: damaged archive (")
+
+
+def test_an_archive_damaged_anywhere_is_refused(tmp_path):
+    path = archive(tmp_path / "cifar-10-python.tar.gz", release(tmp_path / "elsewhere"))
+    whole = path.read_bytes()
+    for percent in range(2, 100, 3):
+        content, at = bytearray(whole), len(whole) * percent // 100
+        content[at : at + 50] = bytes(255 - b for b in content[at : at + 50])
+        path.write_bytes(content)
+        refusal(path)  # as a damaged archive, or as a batch that is none
+
+
+# ---------------------------------------------------------------------------------------------------------------- fetch
+
+
+def test_a_file_is_fetched_with_progress_and_checked(tmp_path):
+    source, target, seen = tmp_path / "source", tmp_path / "sub" / "target", []
+    source.write_bytes(bytes(600_000))
+    md5 = hashlib.md5(bytes(600_000), usedforsecurity=False).hexdigest()
+    fetch(source.as_uri(), target, md5=md5, progress=lambda done, total: seen.append((done, total)))
+    assert target.read_bytes() == source.read_bytes()
+    assert seen[-1] == (600_000, 600_000)
+    assert len(seen) > 1
+
+
+def test_a_wrong_sum_leaves_nothing_behind(tmp_path):
+    (tmp_path / "source").write_bytes(b"something else")
+    with pytest.raises(DataError, match=r"MD5 sum [0-9a-f]{32} instead of 0{32}; try again, or fetch it by hand$"):
+        fetch((tmp_path / "source").as_uri(), tmp_path / "sub" / "target", md5="0" * 32)
+    assert list((tmp_path / "sub").iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["file:///no/such/file", "http://127.0.0.1:9/closed"])
+def test_an_unreachable_file_is_an_error_of_one_line(tmp_path, url):
+    with pytest.raises(DataError, match=r"^.*: cannot be fetched \(.*\); put the archive at .*/target by hand$"):
+        fetch(url, tmp_path / "target", md5="0" * 32)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,109 @@
+"""The levels of the design: a module imports from below, never from above; importing the package has no side effects."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nbsnn
+
+ROOT = Path(nbsnn.__file__).parent
+LEVELS = [
+    ["errors"],
+    ["settings"],
+    ["recipe", "recipes", "surgery", "distributed", "quant.functional", "spiking.functional"],
+    ["models", "quant", "data"],
+    ["spiking", "integer"],
+    ["checkpoint", "evaluate"],
+    ["train", "export", "summary"],
+    ["pipeline"],
+    ["__init__"],
+    ["console"],
+    ["cli"],
+    ["__main__"],
+]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def level_of(module):
+    """The level of "quant.layers"; the longest name in the table that fits."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        for level, names in enumerate(LEVELS):
+            if ".".join(parts[:length]) in names:
+                return level
+    raise AssertionError(f"nbsnn.{module} has no level; add it to the table")
+
+
+def imports_of(path):
+    """Modules of the package that a file imports, wherever in it, such as "quant.layers"."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.partition(".")[0] == "nbsnn":
+                inner = name.partition(".")[2]
+                while inner and inner not in MODULES:
+                    inner = inner.rpartition(".")[0]
+                yield inner or "__init__"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_its_level_or_below(module):
+    own = level_of(module)
+    for name in imports_of(MODULES[module]):
+        assert level_of(name) <= own, f"nbsnn.{module} imports nbsnn.{name} from above"
+        same_package = name.partition(".")[0] == module.partition(".")[0]
+        assert level_of(name) < own or same_package, f"nbsnn.{module} imports nbsnn.{name} from beside it"
+
+
+def test_models_know_nothing_of_bits_or_spikes():
+    for module, path in MODULES.items():
+        if module.startswith("models"):
+            assert not any(name.startswith(("quant", "spiking", "integer")) for name in imports_of(path)), module
+
+
+def test_only_the_command_line_prints():
+    for module, path in MODULES.items():
+        calls = [
+            n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
+        assert "print" not in calls or module in ("cli", "console"), module
+
+
+@pytest.mark.parametrize("name", ["sklearn", "tensorboard", "torchvision", "torchmetrics.image", "typer", "rich", "PIL"])
+def test_an_optional_package_is_imported_in_one_file_at_most(name):
+    users = [
+        module
+        for module, path in MODULES.items()
+        if any(
+            isinstance(node, (ast.Import, ast.ImportFrom))
+            and name
+            in {getattr(node, "module", None), *(alias.name for alias in node.names)}
+            | {(getattr(node, "module", "") or "").split(".")[0]}
+            for node in ast.walk(ast.parse(path.read_text()))
+        )
+    ]
+    assert set(users) <= ({"cli", "console"} if name in ("typer", "rich") else set(users[:1]))
+
+
+def test_importing_the_package_has_no_side_effects():
+    code = (
+        "import sys, threading; import nbsnn; import torch\n"
+        "heavy = [m for m in ('sklearn', 'tensorboard', 'torch.utils.tensorboard', 'typer') if m in sys.modules]\n"
+        "assert not heavy, heavy\n"
+        "assert not torch.cuda.is_initialized() and threading.active_count() == 1\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--no-such-option"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,85 @@
+"""The published commands, as a user types them, on a small CIFAR-10 made of the bundled sample."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "reproduce" / "cifar10"
+SAMPLE = Path(__file__).parent / "data" / "cifar10_q75_200.npz"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data/cifar-10-batches-py` in it: five training batches and a test batch of 24 images each."""
+    place = tmp_path_factory.mktemp("published")
+    folder = place / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    sample = np.load(SAMPLE)
+    order = np.random.default_rng(0).permutation(len(sample["labels"]))
+    for index, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        part = order[index * 24 : (index + 1) * 24]
+        batch = {"data": sample["images"][part].reshape(-1, 3072), "labels": sample["labels"][part].tolist()}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    return place
+
+
+def command(place: Path, script: str, *words: str, code: int = 0) -> str:
+    """Run a script with the place's data and results; returns all that it printed."""
+    where = ["--data", str(place / "data"), "--result", str(place / "result"), "--validation", "24"]
+    run = subprocess.run(
+        [sys.executable, script, *words, *where], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run.returncode == code, run.stderr
+    return run.stdout + run.stderr
+
+
+def test_the_published_sequence_runs(place: Path) -> None:
+    float_best, low_best = (place / "result" / f"res20_{bit}bit" / "model_best.pth.tar" for bit in (32, 3))
+    command(place, "main.py", "--arch", "res20", "--bit", "32", "--wd", "5e-4", "--epochs", "1", "-b", "32", "-p", "1")
+    state = torch.load(float_best, weights_only=True)["state_dict"]
+    assert "stem.conv.weight" in state
+    command(
+        place, "main.py", "-a", "res20", "--bit", "3", "--weight-decay", "1e-4", "--learning-rate", "4e-2", "--init",
+        str(float_best), "--epochs", "1", "-b", "32", "--momentum", "0.9", "-id", "cpu",
+    )  # fmt: skip
+    assert "stem.act.threshold" in torch.load(low_best, weights_only=True)["state_dict"]
+    printed = command(place, "snn.py", "--arch", "res20", "--bit", "3", "-e", "-u", "--init", str(low_best))
+    assert "unsigned fixed" in printed
+    printed = command(place, "snn.py", "--arch", "res20", "--bit", "3", "-e", "--schedule", "settle", "--init", str(low_best))
+    assert "signed settle" in printed
+    assert " 0.000 " in printed
+    printed = command(place, "main.py", "--arch", "res20", "--bit", "3", "-e", "--init", str(low_best))
+    assert "test accuracy" in printed
+    printed = command(
+        place, "main.py", "--arch", "res20", "--bit", "3", "--resume", str(low_best), "--epochs", "2", "-b", "32", "--lr", "1e-3"
+    )
+    assert "epoch 2/2" in printed
+    assert "epoch 1/2" not in printed
+
+
+def test_init_takes_the_authors_checkpoints(place: Path) -> None:
+    reference = Path(__file__).parent / "golden" / "resnet20_2bit_reference.pth.tar"
+    printed = command(place, "snn.py", "--arch", "resnet20", "--bit", "2", "-e", "--init", str(reference))
+    assert "signed fixed" in printed
+    command(place, "main.py", "--arch", "resnet20", "--bit", "2", "--init", str(reference), "--epochs", "1", "-b", "32", "-ct")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["snn.py", "--arch", "alex", "--bit", "3", "-e"], "--init: name the checkpoint"),
+        (["snn.py", "--arch", "alex", "--bit", "3", "-e", "-u", "--schedule", "settle", "--init", "x.pth.tar"], "use neuron='signed'"),
+        (["snn.py", "--arch", "alex", "--bit", "3", "-e", "--init", "none.pth.tar"], "no such checkpoint file"),
+        (["main.py", "--arch", "alexx", "--bit", "32"], "unknown model 'cifar10/alexx'; did you mean cifar10/alexnet"),
+        (["main.py", "--arch", "alex", "--bit", "6"], "phase=6: choose one of"),
+    ],
+)
+def test_bad_input_gives_one_line_and_code_2(place: Path, words: list[str], expected: str) -> None:
+    printed = command(place, *words, code=2)
+    assert len(printed.splitlines()) == 1
+    assert expected in printed

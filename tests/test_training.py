@@ -1,0 +1,174 @@
+"""Training: schedules, groups, the same bits for the same seed, and a killed run that ends like one that was left alone."""
+
+import csv
+import json
+
+import pytest
+import torch
+from nets import DigitsNet, digits_net
+
+from nbsnn.checkpoint import load_checkpoint, read_tensors
+from nbsnn.data.digits import load_digits
+from nbsnn.data.images import Splits
+from nbsnn.errors import CheckpointError
+from nbsnn.quant.quantize import quantize
+from nbsnn.recipe import Phase, QuantSpec, load_recipe
+from nbsnn.train.loop import DivergedError, Interrupted, Observer, finished_phase, fit
+
+RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"])
+STILL = load_recipe("digits/resnet20", ["data.batch_size=32"])  # a crop by up to four pixels leaves little of a digit
+PHASE = RECIPE.phase["4"]
+
+
+@pytest.fixture(scope="module")
+def splits():
+    full = load_digits()
+    return Splits(full.train.take(slice(0, 200)), full.validation.take(slice(0, 60)), full.test)
+
+
+class StopAfter(Observer):
+    """Asks to stop after so many steps, once."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def should_stop(self):
+        self.left -= 1
+        return self.left == 0
+
+
+class Recorder(Observer):
+    def __init__(self):
+        self.phases, self.steps, self.rows = [], [], []
+
+    def on_phase(self, *args):
+        self.phases.append(args)
+
+    def on_step(self, *args):
+        self.steps.append(args)
+
+    def on_epoch(self, row):
+        self.rows.append(row)
+
+
+def test_a_short_fit_on_digits_learns_and_writes_its_files(tmp_path, splits):
+    recorder = Recorder()
+    full = Splits(load_digits().train, splits.validation, splits.test)
+    result = fit(digits_net(), full, STILL, Phase(3, lr=0.1), out=tmp_path, title="four bits", observer=recorder)
+    assert result.history[-1].top1 > 70
+    assert result.history[-1].loss < result.history[0].loss
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "last.safetensors", "log.csv", "log.jsonl"]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    table = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [float(row["loss"]) for row in table] == [row["loss"] for row in rows] == [row.loss for row in recorder.rows]
+    assert set(rows[0]) == {"epoch", "loss", "train_top1", "top1", "lr", "seconds", "images_per_second"}
+    steps = len(load_digits().train) // 32 + 1
+    assert recorder.phases == [("four bits", 3, steps)]
+    assert len(recorder.steps) == 3 * steps
+    header, _ = read_tensors(result.best)
+    best = max(row.top1 for row in result.history)
+    assert header["metrics"]["validation_top1"] == best
+    assert header["recipe_hash"] == STILL.hash
+    assert read_tensors(result.last)[0]["metrics"]["epoch"] == 3
+
+
+def weights(path):
+    return read_tensors(path)[1]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, splits):
+    out = tmp_path_factory.mktemp("uninterrupted")
+    return fit(digits_net(), splits, RECIPE, PHASE, out=out)
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path, splits, uninterrupted):
+    again = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path)
+    assert same(weights(again.last), weights(uninterrupted.last))
+    assert same(weights(again.best), weights(uninterrupted.best))
+    other = fit(
+        digits_net(), splits, load_recipe("digits/resnet20", ["data.batch_size=32", "seed=5"]), PHASE, out=tmp_path / "other"
+    )
+    assert not same(weights(other.last), weights(uninterrupted.last))
+
+
+@pytest.mark.parametrize("stops", [[1], [3], [7], [3, 2, 6], [13]])  # an epoch has seven steps
+def test_an_interrupted_run_ends_like_one_that_was_left_alone(tmp_path, splits, uninterrupted, stops):
+    for steps in stops:
+        with pytest.raises(Interrupted, match=r"^stopped in epoch \d at step \d; run the same command to go on$"):
+            fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(steps))
+        assert (tmp_path / "training.safetensors").is_file()
+        torch.manual_seed(99)
+    fresh = quantize(DigitsNet(), QuantSpec(4, 4))  # other weights: all must come from the training state
+    resumed = fit(fresh, splits, RECIPE, PHASE, out=tmp_path)
+    assert same(weights(resumed.last), weights(uninterrupted.last))
+    assert same(weights(resumed.best), weights(uninterrupted.best))
+    kept = [(row.epoch, row.loss, row.train_top1, row.top1, row.lr) for row in resumed.history]
+    assert kept == [(row.epoch, row.loss, row.train_top1, row.top1, row.lr) for row in uninterrupted.history]
+    assert not (tmp_path / "training.safetensors").exists()
+
+
+def test_a_finished_phase_is_recognised_and_one_of_another_recipe_is_not(uninterrupted):
+    out = uninterrupted.last.parent
+    found = finished_phase(RECIPE, PHASE, out)
+    assert found is not None
+    assert found.history == uninterrupted.history
+    assert finished_phase(load_recipe("digits/resnet20", ["seed=3"]), PHASE, out) is None
+    assert finished_phase(RECIPE, Phase(3), out) is None
+    assert finished_phase(RECIPE, PHASE, out / "nothing") is None
+
+
+def test_an_unfinished_phase_is_not_taken_for_a_finished_one(tmp_path, splits):
+    with pytest.raises(Interrupted):
+        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(10))
+    assert (tmp_path / "last.safetensors").is_file()
+    assert finished_phase(RECIPE, PHASE, tmp_path) is None
+    other = load_recipe("digits/resnet20", ["seed=3"])
+    with pytest.raises(CheckpointError, match="holds an unfinished run of another recipe; choose another folder"):
+        fit(digits_net(), splits, other, PHASE, out=tmp_path)
+
+
+def test_results_of_another_recipe_are_not_overwritten_unasked(tmp_path, splits):
+    short = Phase(1, lr=0.02)
+    fit(digits_net(quantized=False), splits, RECIPE, short, out=tmp_path)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(
+        CheckpointError, match=r"holds a finished phase of another recipe; choose another folder, or overwrite it"
+    ):
+        fit(digits_net(quantized=False), splits, RECIPE, Phase(2), out=tmp_path)
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+    fit(digits_net(quantized=False), splits, RECIPE, Phase(1, lr=0.01), out=tmp_path, overwrite=True)
+    assert (tmp_path / "last.safetensors").read_bytes() != before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, splits):
+    with pytest.raises(DivergedError, match=r"^the loss is (nan|inf) in epoch 1 at step \d; lower phase.lr=1e\+30 or set"):
+        fit(digits_net(quantized=False), splits, RECIPE, Phase(1, lr=1e30), out=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path, splits):
+    (tmp_path / "file").write_text("")
+    recorder = Recorder()
+    with pytest.raises(CheckpointError, match=r"^cannot write .*/file/out/"):
+        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "file" / "out", observer=recorder)
+    assert recorder.steps == []
+
+
+def test_clipping_and_smoothing_are_applied(tmp_path, splits):
+    overrides = ["data.batch_size=32", "optim.clip_norm=0.001", "optim.label_smoothing=0.1", "optim.momentum=0.5"]
+    overrides.append("optim.nesterov=false")
+    model = digits_net(quantized=False)
+    before = model.head.weight.detach().clone()
+    fit(model, splits, load_recipe("digits/resnet20", overrides), Phase(1, lr=0.1, weight_decay=0), out=tmp_path)
+    moved = (model.head.weight - before).norm().item()
+    assert 0 < moved < 7 * 0.1 * 0.001 / (1 - 0.5)
+
+
+def test_the_best_checkpoint_can_be_loaded_with_the_float_net(uninterrupted, splits):
+    model = load_checkpoint(uninterrupted.best, model=DigitsNet())
+    assert model(splits.test.normalized()[:3]).shape == (3, 10)
