@@ -44,7 +44,10 @@ CASES = {
     "out without schedule": ("convert {files}/quantized.safetensors --out {out}/s.safetensors", "need a schedule"),
     "no data set named": ("eval {files}/quantized.safetensors", "say --data cifar10 or --data digits"),
     "unknown data set": ("eval {files}/quantized.safetensors --data cifar", "unknown data set 'cifar'; did you mean cifar10?"),
-    "folder without data": ("eval {files}/quantized.safetensors --data cifar10 --root {files}", "no cifar-10-batches-py folder"),
+    "folder without data": (
+        "eval {files}/quantized.safetensors --data cifar10 --root {files}",
+        "no cifar-10-batches-py folder",
+    ),
     "unknown split": ("eval {files}/quantized.safetensors --data digits --split tset", "did you mean test?"),
     "unknown device": ("eval {files}/quantized.safetensors --data digits --device gpu0", "device=gpu0: choose auto"),
     "limit of minus one": ("eval {files}/quantized.safetensors --data digits --limit -1", "'--limit'"),

@@ -56,7 +56,20 @@ def test_the_published_sequence_runs(place: Path) -> None:
     printed = command(place, "main.py", "--arch", "res20", "--bit", "3", "-e", "--init", str(low_best))
     assert "test accuracy" in printed
     printed = command(
-        place, "main.py", "--arch", "res20", "--bit", "3", "--resume", str(low_best), "--epochs", "2", "-b", "32", "--lr", "1e-3"
+        place,
+        "main.py",
+        "--arch",
+        "res20",
+        "--bit",
+        "3",
+        "--resume",
+        str(low_best),
+        "--epochs",
+        "2",
+        "-b",
+        "32",
+        "--lr",
+        "1e-3",
     )
     assert "epoch 2/2" in printed
     assert "epoch 1/2" not in printed
@@ -73,7 +86,10 @@ def test_init_takes_the_authors_checkpoints(place: Path) -> None:
     ("words", "expected"),
     [
         (["snn.py", "--arch", "alex", "--bit", "3", "-e"], "--init: name the checkpoint"),
-        (["snn.py", "--arch", "alex", "--bit", "3", "-e", "-u", "--schedule", "settle", "--init", "x.pth.tar"], "use neuron='signed'"),
+        (
+            ["snn.py", "--arch", "alex", "--bit", "3", "-e", "-u", "--schedule", "settle", "--init", "x.pth.tar"],
+            "use neuron='signed'",
+        ),
         (["snn.py", "--arch", "alex", "--bit", "3", "-e", "--init", "none.pth.tar"], "no such checkpoint file"),
         (["main.py", "--arch", "alexx", "--bit", "32"], "unknown model 'cifar10/alexx'; did you mean cifar10/alexnet"),
         (["main.py", "--arch", "alex", "--bit", "6"], "phase=6: choose one of"),

@@ -37,10 +37,10 @@ class _Lines(TrainingConsole):
 def run(args: argparse.Namespace) -> None:
     """Train, or with -e evaluate."""
     recipe = options.recipe_of(args)
-    device = options.device_of(args)
     start = options.required_init(args) if args.evaluate else args.resume or args.init
     previous = load_start(start, args.arch, bits=args.bit) if start else pipeline.new_model(recipe)
     splits = options.data_of(recipe)
+    device = options.device_of(args)
     if args.evaluate:
         report = evaluate(previous.to(device), Batches(splits.test, EVALUATION_BATCH))
         note(f"{start}: test accuracy {report.top1:.2f} % (top-5 {report.top5:.2f} %) on {report.images} images")

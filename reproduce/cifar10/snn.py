@@ -23,13 +23,13 @@ def run(args: argparse.Namespace) -> None:
     pair = check_pair("unsigned" if args.unsigned else None, args.schedule)
     path = options.required_init(args)
     recipe = options.recipe_of(args)
-    device = options.device_of(args)
     quantized = load_start(path, args.arch, bits=args.bit)
     if form_of(quantized) != "quantized":
         raise ConfigError(f"{path} holds a {form_of(quantized)} network; train it with main.py --bit {args.bit} first")
     bits = max(m.bits for m in quantized.modules() if isinstance(m, QuantReLU))
     if bits != args.bit:
         raise ConfigError(f"--bit {args.bit}: {path} was trained with {bits} bits; give that number, or another checkpoint")
+    device = options.device_of(args)
     test = options.data_of(recipe).test
     with image_progress(len(test) + pipeline.FIDELITY_IMAGES, "spiking") as tell:
         results = list(pipeline.compare(quantized.to(device), test, pairs=[pair], progress=tell))

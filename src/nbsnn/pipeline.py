@@ -15,7 +15,7 @@ from nbsnn.data.cifar10 import Progress
 from nbsnn.data.images import Batches, ImageSet, Splits
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import Report, evaluate
-from nbsnn.evaluate.fidelity import Fidelity, measure_fidelity
+from nbsnn.evaluate.fidelity import Fidelity, measure_fidelity, same_ties
 from nbsnn.models import build_model
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
@@ -118,6 +118,8 @@ def train(
 class Comparison:
     """A quantized network beside one of its spiking forms. Accuracies in percent; `steps` are means over the images.
 
+    Both round ties alike, as in `measure_fidelity`.
+
     Accuracies are of all images, in the network's own type; `off` is the share of neurons whose count differs, in percent,
     on `fidelity.images` of them, in float64 for the exact schedules.
     """
@@ -159,7 +161,6 @@ def compare(
         progress: called with the pair's name and the number of images done.
     """
     sample = images.take(slice(0, fidelity_images))
-    reference = evaluate(quantized, Batches(images, EVALUATION_BATCH)).top1
     for neuron, schedule in pairs:
         spiking = convert(quantized, images, neuron=neuron, schedule=schedule)
         name = f"{neuron} {schedule}"
@@ -168,6 +169,8 @@ def compare(
             if progress:
                 progress(name, count)
 
+        with same_ties(quantized, spiking):
+            reference = evaluate(quantized, Batches(images, EVALUATION_BATCH)).top1
         report = evaluate(spiking, Batches(images, _SPIKING_BATCH), progress=tell)
         exact = schedule != "fixed"
         first, second = (copy.deepcopy(quantized).double(), copy.deepcopy(spiking).double()) if exact else (quantized, spiking)

@@ -159,6 +159,7 @@ class Recipe:
         """Twelve hexadecimal digits of all that decides the result: not the name, nor where the data lies."""
         content = self.to_dict()
         content.pop("name")
+        content["phase"] = list(content["phase"].items())  # their order matters
         content["data"] = {k: v for k, v in content["data"].items() if k not in ("root", "download")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -24,7 +24,7 @@ def override_(table: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: write key=value, such as data.batch_size=64")
     *path, last = key.split(".")
     if path == ["phase", "all"]:
-        for bits in table["phase"]:
+        for bits in table.get("phase", {}):
             override_(table, f"phase.{bits}.{last}={text}")
         return
     for part in path:

@@ -17,6 +17,19 @@ def replace_modules_(root: nn.Module, replacements: Mapping[nn.Module, nn.Module
 
 
 @contextmanager
+def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
+    """Evaluation mode while the context is open; each module is left in the mode it was in."""
+    modes = {module: module.training for network in networks for module in network.modules()}
+    try:
+        for network in networks:
+            network.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def tap(
     modules: Mapping[str, nn.Module] | Iterable[tuple[str, nn.Module]],
     reduce: Callable[[Tensor], Any] = Tensor.detach,

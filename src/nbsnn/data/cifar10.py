@@ -4,6 +4,7 @@ The release is a set of pickles. They are read by an unpickler that knows arrays
 stranger cannot run code.
 """
 
+import gzip
 import hashlib
 import io
 import os
@@ -11,6 +12,7 @@ import pickle
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -81,9 +83,13 @@ def _read_archive(archive: Path) -> dict[str, bytes]:
     try:
         with tarfile.open(archive) as tar:
             members = [m for m in tar if m.isfile() and Path(m.name).name in wanted]
-            return {Path(m.name).name: file.read() for m in members if (file := tar.extractfile(m))}
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{archive}: damaged archive ({error}); fetch it again") from None
+            contents = {Path(m.name).name: file.read() for m in members if (file := tar.extractfile(m))}
+        with gzip.open(archive) as stream:  # to the very end, where the check sum is
+            while stream.read(1 << 22):
+                pass
+        return contents
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{archive}: damaged archive ({str(error).splitlines()[0]}); fetch it again") from None
 
 
 def _missing(archive: Path, name: str) -> bytes:

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from nbsnn.errors import DataError
 from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.surgery import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,10 @@ def evaluate(
         progress: called with the number of images of each batch.
     """
     parameter = next(model.parameters())
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     top1 = top5 = None
     steps: list[Tensor] = []
     images_seen, start = 0, time.perf_counter()
-    try:
+    with evaluation_mode(model):
         for images, labels in loader:
             logits = model(images.to(parameter))
             labels = labels.to(logits.device)
@@ -67,9 +66,6 @@ def evaluate(
             images_seen += len(images)
             if progress:
                 progress(len(images))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if top1 is None or top5 is None:
         raise DataError("evaluate: the loader gave no batch; choose a split that holds images")
     taken = torch.cat(steps).double() if steps else None

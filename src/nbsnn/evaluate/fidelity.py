@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsnn.quant.layers import QuantReLU
+from nbsnn.quant.layers import QuantReLU, at_least
 from nbsnn.spiking.functional import unfold
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron, tie_tolerance
-from nbsnn.surgery import tap
+from nbsnn.surgery import evaluation_mode, tap
 
 _BATCH = 50  # images at a time
 
@@ -90,7 +90,6 @@ def measure_fidelity(
     parameter = next(quantized.parameters())
     acts = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
     neurons = {name: m for name, m in spiking.network.named_modules() if isinstance(m, IFNeuron)}
-    tolerance = 0.0 if spiking.schedule == "fixed" else tie_tolerance(parameter.dtype)
     clock = next(iter(neurons.values())).clock
 
     def counts_times_height(output: Tensor) -> Tensor | int:
@@ -100,15 +99,15 @@ def measure_fidelity(
     expected, actual, steps = [], [], []
     for chunk in torch.split(images, _BATCH):
         batch = chunk.to(parameter)
-        with _same_ties(acts.values(), tolerance), tap(acts) as wanted:
+        with evaluation_mode(quantized), same_ties(quantized, spiking), tap(acts) as wanted:
             expected.append(quantized(batch))
-        with tap(neurons, counts_times_height) as seen:
+        with evaluation_mode(spiking), tap(neurons, counts_times_height) as seen:
             actual.append(spiking(batch))
         steps.append(spiking.steps)
         for name, act in acts.items():
             if not wanted[name]:
                 continue
-            want = (wanted[name][0] * (act.levels / act.threshold)).round()
+            want = (wanted[name][0] * (act.levels / at_least(act.threshold))).round()
             got = (sum(seen[name]) / neurons[name].height()).round()
             difference = (want - got).abs()
             entry = tally[name]
@@ -133,8 +132,11 @@ def _percent(hits: Tensor) -> float:
 
 
 @contextmanager
-def _same_ties(acts: Any, tolerance: float) -> Iterator[None]:
-    before = {act: act.tie_tolerance for act in acts}
+def same_ties(quantized: nn.Module, spiking: SpikingNetwork) -> Iterator[None]:
+    """While open, the quantizers round ties as this spiking network's neurons do."""
+    dtype = next(quantized.parameters()).dtype
+    tolerance = 0.0 if spiking.schedule == "fixed" else tie_tolerance(dtype)
+    before = {act: act.tie_tolerance for act in quantized.modules() if isinstance(act, QuantReLU)}
     try:
         for act in before:
             act.tie_tolerance = tolerance

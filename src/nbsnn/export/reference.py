@@ -88,7 +88,7 @@ def load_reference_state_(net: nn.Module, state: dict[str, Tensor], *, source: s
     missing = sorted(set(own) - set(renamed))
     extra = sorted(set(renamed) - set(own))
     shapes = [f"{k} {list(renamed[k].shape)} instead of {list(own[k].shape)}" for k in own
-              if k in renamed and renamed[k].numel() != own[k].numel()]  # fmt: skip
+              if k in renamed and renamed[k].shape != own[k].shape and not renamed[k].numel() == own[k].numel() == 1]  # fmt: skip
     problems = [f"{what}: {', '.join(keys)}" for what, keys in
                 (("missing", missing), ("not expected", extra), ("of another shape", shapes)) if keys]  # fmt: skip
     if problems:

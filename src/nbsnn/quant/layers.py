@@ -22,7 +22,7 @@ SMALLEST_SCALE = 1e-3  # thresholds and scales act as at least this much, so tha
 
 def at_least(parameter: Tensor, floor: float = SMALLEST_SCALE) -> Tensor:
     """max(parameter, floor) with the identity as gradient, so that a parameter below the floor can come back."""
-    return parameter + (floor - parameter).clamp_min(0).detach()
+    return torch.where(parameter < floor, floor + (parameter - parameter.detach()), parameter)
 
 
 class WeightQuantizer(nn.Module):

@@ -142,7 +142,9 @@ class _Audit(TorchFunctionMode):
             return True
         if name not in _AFFINE:
             self._refuse_function(name)
-        if (name in _PRODUCTS and sources > 1) or (name in _QUOTIENTS and _is_current(args[1:], self.depth)):
+        later = _is_current((args[1:], {k: v for k, v in kwargs.items() if k not in ("input", "self")}), self.depth)
+        bilinear = name in _QUOTIENTS or name.startswith("conv") or name == "linear"
+        if (name in _PRODUCTS and sources > 1) or (bilinear and later):
             self._refuse(f"{name}() of two currents", "multiply or divide currents by constants or parameters only")
         if kwargs.get("rounding_mode") is not None:
             self._refuse(f"{name}() rounds currents", "leave rounding to the quantized activations")
@@ -165,7 +167,7 @@ class _Audit(TorchFunctionMode):
     def _refuse_function(self, name: str) -> NoReturn:
         module = self.path[-1][1] if self.path else None
         inside = type(module).__name__ if module is not None and type(module).__module__.startswith("torch.nn") else ""
-        if name in _RELU and inside:
+        if name in _RELU | _CLIP and inside:
             remedy = "quantize it with nbsnn.quantize and act_bits < 32"
             if inside != "ReLU":
                 remedy = f"use nn.ReLU instead of nn.{inside}, and quantize it"
@@ -211,7 +213,10 @@ def _is_current(tree: Any, depth: WeakTensorKeyDictionary) -> bool:
 
 
 def _argument(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], name: str) -> Any:
-    bound = inspect.signature(func).bind(*args, **kwargs)
+    try:
+        bound = inspect.signature(func).bind(*args, **kwargs)
+    except ValueError:  # a builtin, such as torch.dropout: its one flag before the last says "training"
+        return any(value is True for value in (*args[:6], kwargs.get("train"), kwargs.get(name)))
     bound.apply_defaults()
     return bound.arguments.get(name)
 

@@ -199,14 +199,17 @@ class _Run:
         seconds = time.perf_counter() - start
         loss, train_top1 = state.running
         top1 = evaluate(self.model, Batches(self.splits.validation, EVALUATION_BATCH)).top1
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self._rate(self.steps - 1)
         row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, (state.seen - seen) / max(seconds, 1e-9))
         self._finish_epoch_(row)
 
+    def _rate(self, step: int) -> float:
+        progress = (self.state.epoch * self.steps + step) / (self.phase.epochs * self.steps)
+        return self.phase.lr * learning_rate(progress, self.recipe.optim)
+
     def _train_step_(self, images: Tensor, labels: Tensor) -> None:
         state, spec = self.state, self.recipe.optim
-        progress = (state.epoch * self.steps + state.step) / (self.phase.epochs * self.steps)
-        set_learning_rate_(self.optimizer, self.phase.lr * learning_rate(progress, spec))
+        set_learning_rate_(self.optimizer, self._rate(state.step))
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=spec.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
