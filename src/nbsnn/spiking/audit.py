@@ -148,6 +148,11 @@ class _Audit(TorchFunctionMode):
             self._refuse(f"{name}() of two currents", "multiply or divide currents by constants or parameters only")
         if kwargs.get("rounding_mode") is not None:
             self._refuse(f"{name}() rounds currents", "leave rounding to the quantized activations")
+        if name in ("mean", "sum"):
+            axes = _argument_at(args, kwargs, 1, "dim")
+            chosen = axes if isinstance(axes, (tuple, list)) else [axes]
+            if any(axis is None or axis % args[0].dim() == 0 for axis in chosen):
+                self._refuse(f"{name}() runs over the batch axis", "keep axis 0 first and untouched")
         if name == "index_select" and _argument_at(args, kwargs, 1, "dim") in (0, -args[0].dim()):
             self._refuse("index_select() picks from the batch axis", "keep axis 0 first and untouched")
         if name == "getitem" and not _keeps_first_axis(args[1]):
