@@ -119,7 +119,7 @@ class _Audit(TorchFunctionMode):
             return result
         depth = max(self.depth[source] for source in sources)
         for output in outputs:
-            self._check_batch_axis(name, sources[0], output)
+            self._check_batch_axis(name, sources[0], output, reduced=_reduces_first_axis(name, args, kwargs))
             self.depth[output] = depth
         return result
 
@@ -148,22 +148,17 @@ class _Audit(TorchFunctionMode):
             self._refuse(f"{name}() of two currents", "multiply or divide currents by constants or parameters only")
         if kwargs.get("rounding_mode") is not None:
             self._refuse(f"{name}() rounds currents", "leave rounding to the quantized activations")
-        if name in ("mean", "sum"):
-            axes = _argument_at(args, kwargs, 1, "dim")
-            chosen = axes if isinstance(axes, (tuple, list)) else [axes]
-            if any(axis is None or axis % args[0].dim() == 0 for axis in chosen):
-                self._refuse(f"{name}() runs over the batch axis", "keep axis 0 first and untouched")
         if name == "index_select" and _argument_at(args, kwargs, 1, "dim") in (0, -args[0].dim()):
             self._refuse("index_select() picks from the batch axis", "keep axis 0 first and untouched")
         if name == "getitem" and not _keeps_first_axis(args[1]):
             self._refuse("indexing picks from the batch axis", "index as x[:, ...]")
         return True
 
-    def _check_batch_axis(self, name: str, source: Tensor, output: Tensor) -> None:
+    def _check_batch_axis(self, name: str, source: Tensor, output: Tensor, *, reduced: bool) -> None:
         if not output.is_floating_point():
             self._refuse(f"{name}() turns currents into {output.dtype}", "keep them in floating point")
         moved = name in ("permute", "transpose", "movedim", "swapaxes") and output.stride(0) != source.stride(0)
-        if output.dim() == 0 or output.shape[0] != self.batch or moved:
+        if output.dim() == 0 or output.shape[0] != self.batch or moved or reduced:
             self._refuse(
                 f"{name}() turns shape {list(source.shape)} into {list(output.shape)}, which does not keep the batch axis",
                 "keep axis 0 first and untouched, as x.flatten(1) does",
@@ -228,6 +223,14 @@ def _argument(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], na
 
 def _argument_at(args: Any, kwargs: Mapping[str, Any], position: int, name: str) -> Any:
     return args[position] if len(args) > position else kwargs.get(name)
+
+
+def _reduces_first_axis(name: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    if name not in ("mean", "sum"):
+        return False
+    axes = _argument_at(args, kwargs, 1, "dim")
+    chosen = axes if isinstance(axes, (tuple, list)) else [axes]
+    return any(axis is None or axis % args[0].dim() == 0 for axis in chosen)
 
 
 def _keeps_first_axis(index: Any) -> bool:

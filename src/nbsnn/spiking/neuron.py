@@ -14,7 +14,7 @@ Schedule = Literal["fixed", "settle", "barrier"]
 
 
 def tie_tolerance(dtype: torch.dtype) -> float:
-    """Initial charge beyond half of the exact schedules, in units of a spike's height: larger than the rounding of sums, far below a spike.
+    """Charge of the exact schedules beyond half a threshold, in units of it: above the rounding of sums, far below a spike.
 
     The quantizer they are compared with takes the same, so that a tie rounds alike in both.
     """
