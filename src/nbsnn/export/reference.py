@@ -53,9 +53,7 @@ def load_reference_checkpoint(path: str | Path, model: str, *, weight_bits: int,
     net = build_model(name, num_classes=_classes(state, path))
     if (weight_bits, act_bits) != (FLOAT_BITS, FLOAT_BITS):
         if name in _FLOAT_WEIGHTS and weight_bits != FLOAT_BITS:
-            logger.warning(
-                "%s keeps its inner weights in float in the reference; weight_bits=%s is not applied", name, weight_bits
-            )
+            logger.warning("%s keeps its inner weights in float; weight_bits=%s is not applied", name, weight_bits)
             weight_bits = FLOAT_BITS
         edges = FLOAT_BITS if name in _FLOAT_EDGES else 8
         net = quantize(net, QuantSpec(weight_bits, act_bits, edge_bits=edges, edge_range="max"))
@@ -87,8 +85,11 @@ def load_reference_state_(net: nn.Module, state: dict[str, Tensor], *, source: s
         del renamed[key]  # a float network has no use for them
     missing = sorted(set(own) - set(renamed))
     extra = sorted(set(renamed) - set(own))
-    shapes = [f"{k} {list(renamed[k].shape)} instead of {list(own[k].shape)}" for k in own
-              if k in renamed and renamed[k].shape != own[k].shape and not renamed[k].numel() == own[k].numel() == 1]  # fmt: skip
+    shapes = [
+        f"{k} {list(renamed[k].shape)} instead of {list(own[k].shape)}"
+        for k in own
+        if k in renamed and renamed[k].shape != own[k].shape and (renamed[k].numel(), own[k].numel()) != (1, 1)
+    ]
     problems = [f"{what}: {', '.join(keys)}" for what, keys in
                 (("missing", missing), ("not expected", extra), ("of another shape", shapes)) if keys]  # fmt: skip
     if problems:
