@@ -1,4 +1,4 @@
-"""Train a float or a quantized network on CIFAR-10, with the published commands (see README.md beside this file).
+"""Train a float or a quantized network on CIFAR-10, with the published commands.
 
 python main.py --arch alex --bit 32 --wd 5e-4
 python main.py --arch alex --bit 4 --wd 1e-4 --lr 4e-2 --init result/alex_32bit/model_best.pth.tar

@@ -11,7 +11,7 @@ import typer
 from torch import nn
 
 from nbsnn import console, pipeline
-from nbsnn.checkpoint import Header, form_of, load_checkpoint, read_tensors, save_checkpoint
+from nbsnn.checkpoint import Header, form_of, load_checkpoint, read_tensors, rebuild, save_checkpoint
 from nbsnn.data import DATA_SETS, load_data
 from nbsnn.data.images import Batches, ImageSet
 from nbsnn.errors import ConfigError, unknown
@@ -239,8 +239,8 @@ def demo(
 
 def _load(checkpoint: Path, device: str) -> tuple[nn.Module, Header]:
     chosen = pipeline.pick_device(device)
-    header, _ = read_tensors(checkpoint)
-    return load_checkpoint(checkpoint).to(chosen), header
+    header, state = read_tensors(checkpoint)
+    return rebuild(header, state, source=str(checkpoint)).to(chosen), header
 
 
 def _images(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nbsnn.quant.functional import quantize_activation
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
+from nbsnn.surgery import evaluation_mode
 
 _SAMPLES = 32_768  # values of one activation that the search looks at
 _CANDIDATES = 48
@@ -49,18 +50,12 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
 
     Args:
         quantized: changed in place; its training mode is left as it was.
-        images: [B, C, H, W]; the first 128 set the thresholds, all of them the statistics.
+        images: [B, C, H, W]; the first chunk of about 128 sets the thresholds, all of them the statistics.
     """
     norms = [m for m in quantized.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not any(isinstance(m, WeightQuantizer) for m in quantized.modules()):
         norms = []
-    modes = {module: module.training for module in quantized.modules()}
     momenta = {norm: norm.momentum for norm in norms}
-    quantized.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all chunks
-        norm.train()
 
     def start_threshold(act: nn.Module, args: tuple[Tensor]) -> None:
         assert isinstance(act, QuantReLU)
@@ -68,15 +63,18 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
 
     handles = [m.register_forward_pre_hook(start_threshold) for m in quantized.modules() if isinstance(m, QuantReLU)]
     try:
-        # A last chunk of one image, which has no variance, joins the one before.
-        for chunk in torch.tensor_split(images, max(1, round(len(images) / _CHUNK))):
-            quantized(chunk)
-            while handles:
-                handles.pop().remove()
+        with evaluation_mode(quantized):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain average over all chunks
+                norm.train()
+            # Chunks of like size: a last one of a single image would have no variance.
+            for chunk in torch.tensor_split(images, max(1, round(len(images) / _CHUNK))):
+                quantized(chunk)
+                while handles:
+                    handles.pop().remove()
     finally:
         for handle in handles:
             handle.remove()
         for norm, momentum in momenta.items():
             norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
