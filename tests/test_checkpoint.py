@@ -248,3 +248,9 @@ def test_another_network_than_the_saved_one_is_refused(tmp_path):
     other = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     with pytest.raises(NbsnnError, match=r"act1|conv1"):
         load_checkpoint(tmp_path / "a.safetensors", model=other)
+
+
+def test_a_checkpoint_loaded_into_another_network_is_refused_by_layer(tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", small_quantized())
+    with pytest.raises(CheckpointError, match=r"a.safetensors does not fit the network: unknown layer"):
+        load_checkpoint(tmp_path / "a.safetensors", model=nn.Sequential(nn.Linear(2, 2)))

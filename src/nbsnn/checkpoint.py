@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from nbsnn.errors import CheckpointError
+from nbsnn.errors import CheckpointError, QuantizationError
 from nbsnn.models import build_model
 from nbsnn.quant.quantize import LayerFormat, Plan, apply_plan_, read_plan
 from nbsnn.recipe import ModelSpec, Recipe
@@ -211,7 +211,10 @@ def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: 
             f"{source}: the network is not a registered one; pass its float form, load_checkpoint(path, model=...)"
         )
     plan: Plan = {name: LayerFormat(**fmt) for name, fmt in header["plan"].items()}
-    net = apply_plan_(net, plan) if plan else net
+    try:
+        net = apply_plan_(net, plan) if plan else net
+    except QuantizationError as error:
+        raise CheckpointError(f"{source} does not fit the network: {error}") from None
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
     load_state_(net.to(dtype), state, source=source)
     net.eval()

@@ -44,6 +44,8 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/<recipe> unless given.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of weights, order and augmentation.")] = None,
     device: DeviceOption = "auto",
+    compile_: Annotated[str, typer.Option("--compile", help="Compile the training step: auto, on or off.")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bf16 (autocast).")] = "auto",
     init: Annotated[Path | None, typer.Option("--init", help="Checkpoint that the first phase starts from.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew where the folder holds results.")] = False,
     json_: JsonOption = False,
@@ -56,17 +58,15 @@ def train(
     chosen = pipeline.pick_device(device)
     folder = out or Path("runs") / recipe.replace(":", "-").removesuffix(".toml")
     start = load_checkpoint(init) if init else None
-    console.note(
-        f"recipe {plan.name} ({plan.hash}), seed {plan.seed}, {chosen}, float32, channels last, "
-        f"{torch.get_num_threads()} threads → {folder}"
-    )
+    console.note(f"recipe {plan.name} ({plan.hash}), seed {plan.seed}, {chosen}, {torch.get_num_threads()} threads → {folder}")
     with console.download_progress() as progress:
         splits = load_data(plan.data, progress=progress)
     results = []
     with console.TrainingConsole() as observer:
         for result in pipeline.train(
-            plan, folder, splits=splits, init=start, device=chosen, observer=observer, overwrite=overwrite
-        ):
+            plan, folder, splits=splits, init=start, device=chosen, compile=compile_, precision=precision,
+            observer=observer, overwrite=overwrite,
+        ):  # fmt: skip
             results.append(result)
     if json_:
         phases = [{"bits": r.bits, "epochs": r.epochs, "last": r.last.to_dict(), "best": r.best.to_dict(),

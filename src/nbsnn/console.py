@@ -27,6 +27,7 @@ from rich.table import Table
 from nbsnn.errors import NbsnnError
 from nbsnn.evaluate.fidelity import Fidelity
 from nbsnn.pipeline import Comparison, PhaseResult
+from nbsnn.train.execution import Execution
 from nbsnn.train.loop import Epoch, Interrupted, Observer
 
 out = Console(width=None if sys.stdout.isatty() else 120)
@@ -141,7 +142,8 @@ class TrainingConsole(Observer):
     def should_stop(self) -> bool:
         return self._stop
 
-    def on_phase(self, title: str, epochs: int, steps: int) -> None:
+    def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
+        note(f"{title}: {epochs} epochs of {steps} steps, {execution}")
         self._title, self._epochs, self.steps = title, epochs, steps
         if self._task is not None:
             self._bar.remove_task(self._task)

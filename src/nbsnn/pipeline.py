@@ -20,6 +20,7 @@ from nbsnn.models import build_model
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
 from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.train.execution import pick_execution
 from nbsnn.train.loop import EVALUATION_BATCH, FitResult, Observer, finished_phase, fit
 from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
 
@@ -82,6 +83,8 @@ def train(
     splits: Splits | None = None,
     init: nn.Module | None = None,
     device: torch.device | str = "cpu",
+    compile: str = "auto",
+    precision: str = "auto",
     observer: Observer | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -93,6 +96,8 @@ def train(
         out: a folder per phase is made in it, such as `out/4bit`.
         splits: the data, if loaded already.
         init: the network that the first phase starts from; fresh unless given.
+        compile: whether steps are compiled; `auto` decides by device and length.
+        precision: of the forward pass; `auto` takes bfloat16 where the hardware multiplies it.
         progress: of a download.
         overwrite: train anew where results lie already.
     """
@@ -105,9 +110,11 @@ def train(
         if finished is None:
             model = next_form(model.cpu(), recipe, bits, calibration_images(splits.train))
             title = "float" if bits == FLOAT_BITS else f"{bits} bits"
+            images = phase.epochs * len(splits.train)
+            execution = pick_execution(torch.device(device), images, compile=compile, precision=precision)
             finished = fit(
-                model, splits, recipe, phase,
-                out=folder, title=title, device=device, observer=observer, overwrite=overwrite,
+                model, splits, recipe, phase, out=folder, title=title, device=device,
+                execution=execution, observer=observer, overwrite=overwrite,
             )  # fmt: skip
         last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))
         yield PhaseResult(bits, phase.epochs, finished, evaluate(last, test), evaluate(best, test))

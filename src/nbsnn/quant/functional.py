@@ -45,8 +45,13 @@ def apot_levels(bits: int) -> Tensor:
     return torch.tensor(numerators, dtype=torch.float64) / numerators[-1]
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _nearest_level_table(bits: int) -> Tensor:
+    return _make_nearest_level_table(bits)
+
+
+@cache
+def _make_nearest_level_table(bits: int) -> Tensor:
     """The nearest level for each cell of a grid whose lines include every midpoint between levels.
 
     With denominator D all midpoints are multiples of 1/(2D), so that cell floor(2D·|x|) decides the level: a look-up

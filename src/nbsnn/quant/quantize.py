@@ -69,8 +69,9 @@ def apply_plan_(model: nn.Module, plan: Mapping[str, LayerFormat]) -> nn.Module:
         elif isinstance(module, nn.Linear):
             replacements[module] = QuantLinear.from_float(module, bits=fmt.bits, edge_range=fmt.edge_range)
         elif isinstance(module, nn.ReLU):
-            parameter = next(model.parameters())
-            act = QuantReLU(fmt.bits, half_normal_threshold(fmt.bits)).to(parameter)
+            act = QuantReLU(fmt.bits, half_normal_threshold(fmt.bits))
+            parameter = next(model.parameters(), act.threshold)
+            act = act.to(parameter)
             replacements[module] = act.train(module.training)
         else:
             raise QuantizationError(f"{name} is a {type(module).__name__}; only Conv2d, Linear and ReLU are quantized")
@@ -110,6 +111,8 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None)
         )
     quantized = apply_plan_(copy.deepcopy(model), plan)
     if images is not None:
+        if images.dim() != 4 or len(images) < 2:
+            raise QuantizationError(f"images has shape {list(images.shape)}; give at least 2 images, [B, C, H, W]")
         calibrate_(quantized, images)
     return quantized
 
