@@ -12,7 +12,7 @@ import nbsnn
 ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
-    ["settings"],
+    ["settings", "zoo"],
     ["recipe", "recipes", "surgery", "distributed", "quant.functional", "spiking.functional"],
     ["models", "quant", "data"],
     ["spiking", "integer"],

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from nbsnn.errors import DataError
 from nbsnn.spiking.network import SpikingNetwork
@@ -45,6 +44,8 @@ def evaluate(
         loader: batches (images [B, C, H, W], labels [B]).
         progress: called with the number of images of each batch.
     """
+    from torchmetrics.classification import MulticlassAccuracy  # here: it takes as long to import as all of nbsnn
+
     parameter = next(model.parameters())
     top1 = top5 = None
     steps: list[Tensor] = []

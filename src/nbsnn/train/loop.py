@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import read_tensors, save_checkpoint
+from nbsnn.checkpoint import read_tensors, remove_leftovers, save_checkpoint, write_text
 from nbsnn.data.images import Batches, Splits
 from nbsnn.errors import CheckpointError, NbsnnError
 from nbsnn.evaluate.accuracy import evaluate
@@ -21,7 +21,7 @@ from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set
 from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state
 
 EVALUATION_BATCH = 500  # images; no gradients are kept
-_SAVE_EVERY = 60.0  # seconds between training states within an epoch
+SAVE_EVERY = 60.0  # seconds between training states within an epoch
 
 
 class Interrupted(NbsnnError):
@@ -93,6 +93,7 @@ def fit(
     title: str = "training",
     device: torch.device | str = "cpu",
     execution: Execution | None = None,
+    save_every: float = SAVE_EVERY,
     observer: Observer | None = None,
     names: tuple[str, str] = ("best.safetensors", "last.safetensors"),
     first_epoch: int = 0,
@@ -108,6 +109,7 @@ def fit(
         out: folder for `best` and `last` checkpoints, `log.csv`, `log.jsonl`, and `training.safetensors` until the end.
         title: for the observer.
         execution: compiled or eager, and the type of the forward pass; eager float32 unless given.
+        save_every: seconds between training states within an epoch; 0 saves after each step.
         names: of the files for the best and the last epoch.
         first_epoch: epochs that count as done when the phase starts anew.
         overwrite: start anew where `out` holds results already.
@@ -117,6 +119,7 @@ def fit(
     """
     observer = observer or Observer()
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    remove_leftovers(out)
     run = _Run(model, splits, recipe, phase, out, names, execution or Execution(), observer)
     run.state.epoch = first_epoch
     if overwrite:
@@ -126,10 +129,12 @@ def fit(
             f"{out} holds a finished phase of another recipe; choose another folder, or overwrite it (--overwrite)"
         )
     run.state = restore_state_(out, run.state, model, run.optimizer) or run.state
+    run.save_every = save_every
     run.save_()  # a folder that cannot be written is refused now, not after an epoch
     observer.on_phase(title, phase.epochs, run.steps, run.execution)
     while run.state.epoch < phase.epochs:
         run.train_epoch_()
+    run.write_log()  # again: the run may have been killed between its last state and its log
     run.state_path.unlink(missing_ok=True)
     return FitResult(run.best, run.last, [Epoch(**row) for row in run.state.history])
 
@@ -155,7 +160,7 @@ class _Run:
         self.optimizer = make_optimizer(model, phase, recipe.optim)
         self.steps = len(self._batches(0))
         self.state = TrainingState(f"{recipe.hash} {phase}")
-        self.saved_at = time.monotonic()
+        self.save_every, self.saved_at = SAVE_EVERY, time.monotonic()
 
     @property
     def state_path(self) -> Path:
@@ -176,7 +181,7 @@ class _Run:
             if self.observer.should_stop():
                 self.save_()
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} at step {state.step}; run the same command to go on")
-            if time.monotonic() - self.saved_at > _SAVE_EVERY:
+            if time.monotonic() - self.saved_at >= self.save_every:
                 self.save_()
         seconds = time.perf_counter() - start
         loss, train_top1 = state.running
@@ -223,17 +228,18 @@ class _Run:
             save_checkpoint(self.best, self.model, recipe=self.recipe, metrics=metrics)
         save_checkpoint(self.last, self.model, recipe=self.recipe, metrics=metrics)
         self.save_()
-        self._write_log()
+        self.write_log()
         self.observer.on_epoch(row)
 
-    def _write_log(self) -> None:
+    def write_log(self) -> None:
+        """Write the epochs so far as CSV and as JSON lines."""
         rows = self.state.history
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-        (self.out / "log.csv").write_text(text.getvalue())
-        (self.out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self.out / "log.csv", text.getvalue())
+        write_text(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def save_(self) -> None:
         """Write the training state."""

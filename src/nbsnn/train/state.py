@@ -47,6 +47,11 @@ class TrainingState:
         self.epoch, self.step, self.loss_sum, self.correct, self.seen = self.epoch + 1, 0, 0.0, 0, 0
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a phase began in a folder, finished or not."""
+    return (folder / STATE_FILE).is_file() or (folder / "last.safetensors").is_file()
+
+
 def save_state(folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write the training state, whole or not at all."""
     tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in model.state_dict().items()}

@@ -1,0 +1,63 @@
+"""The application that the verbs register with, and the arguments that several of them share."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import nn
+
+from nbsnn import console, pipeline
+from nbsnn.checkpoint import Header, read_tensors, rebuild
+from nbsnn.data import DATA_SETS, load_data
+from nbsnn.data.images import ImageSet
+from nbsnn.errors import ConfigError, unknown
+from nbsnn.recipe import DataSpec, recipe_from_dict
+
+app = typer.Typer(
+    help="Train few-bit networks, run them as spiking networks in T = 2^b - 1 steps, and see exactly how far spikes are off.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Checkpoint = Annotated[
+    Path, typer.Argument(help="A checkpoint that nbsnn wrote, or a bundled network, zoo:NAME.", metavar="CHECKPOINT")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="cifar10, digits or sample (bundled); unless given, the checkpoint's own.")
+]
+RootOption = Annotated[Path | None, typer.Option("--root", help="Where the data lies; unless given, the checkpoint's own.")]
+SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Look at the first so many images only; 0 is all.")]
+
+
+def load(checkpoint: Path, device: str) -> tuple[nn.Module, Header]:
+    chosen = pipeline.pick_device(device)
+    header, state = read_tensors(checkpoint)
+    return rebuild(header, state, source=str(checkpoint)).to(chosen), header
+
+
+def labelled_images(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:
+    if split not in ("test", "validation", "train"):
+        raise ConfigError(unknown("split", split, ("test", "validation", "train")))
+    spec = recipe_from_dict(header["recipe"]).data if header["recipe"] else None
+    name = data or (spec.name if spec else None)
+    if name is None:
+        raise ConfigError("the checkpoint names no data set; say --data cifar10, digits or sample")
+    if name not in DATA_SETS:
+        raise ConfigError(unknown("data set", name, DATA_SETS))
+    if spec is None or spec.name != name:
+        spec = DataSpec(name, validation=DATA_SETS[name])
+    with console.download_progress() as progress:
+        splits = load_data(replace(spec, root=str(root or spec.root)), progress=progress)
+    images: ImageSet = getattr(splits, split)
+    channels = (header["model"] or {}).get("in_channels", images.images.shape[1])
+    if images.images.shape[1] != channels:
+        raise ConfigError(
+            f"the network takes {channels} channels, but {spec.name} has {images.images.shape[1]}; choose other --data"
+        )
+    return images.take(slice(0, limit or None))
