@@ -8,6 +8,7 @@ When a run survives to its end, the next one starts anew, until there were `--ti
 """
 
 import argparse
+import os
 import random
 import shutil
 import subprocess
@@ -40,6 +41,7 @@ epochs = 2
 """
 PHASES = ("32bit", "2bit")
 LONGEST_WAIT = 9  # states
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # one thread: the network is tiny
 
 
 def command(recipe: Path, out: Path) -> list[str]:
@@ -55,14 +57,14 @@ def write_recipe(folder: Path) -> Path:
     return path
 
 
-def run_whole(recipe: Path, out: Path) -> None:
+def run_whole(recipe: Path, out: Path, *options: str) -> None:
     """Run to the end."""
-    subprocess.run(command(recipe, out), check=True, capture_output=True)
+    subprocess.run([*command(recipe, out), *options], check=True, capture_output=True, env=ENVIRONMENT)
 
 
 def run_and_kill(recipe: Path, out: Path, states: int) -> bool:
     """Kill the run when it has written so many training states; False if it ended before."""
-    process = subprocess.Popen(command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
     seen: set[int] = set()
     while process.poll() is None and len(seen) < states:
         seen.update(_stamps(out))
