@@ -9,16 +9,19 @@ In step t ≤ T a unit receives, in units of 2^−F of its spike's height,
 
     current_t = bias + Σ_constant branches ((multiplier · acc + 2^(shift−1)) >> shift) + Σ_other branches multiplier · acc_t
 
-and in later steps (schedule "settle") only the last sum. `acc` is the branch's integer convolution of its source's value. The
-membrane starts at 2^(F−1); a spike takes 2^F. The count of the quantized network is
+and in later steps (schedule "settle") only the last sum. `acc` is the branch's integer convolution of its source's
+value, in the unit's shape. The membrane starts at 2^(F−1); a spike takes 2^F. The count of the quantized network is
 
     N = clip((2^(F−1) + T · (bias + constant) + Σ multiplier · acc(counts)) >> F, 0, levels).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IMAGE = "image"  # the value id of the image: fixed-point pixels, constant in time
@@ -61,7 +64,7 @@ class Unit:
         levels: L = 2^b − 1, the largest count: the cap of "settle" and "barrier" and of the counts.
         height: what one spike stands for, θ·T/L, as a float.
         retract: a signed neuron under "fixed" takes a spike back at this membrane or below: ⌊−10⁻³·2^F/height⌋.
-        bound: the largest magnitude that the membrane or a sum on the way can reach; below 2^31, or 2^62 if wide.
+        bound: the largest magnitude that the membrane or a sum on the way can reach; below 2^31, or 2^52 if wide.
         wide: arithmetic in int64 instead of int32.
     """
 
@@ -96,6 +99,10 @@ class SumPool:
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
 
+    def apply(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] of a floating type that holds the sums exactly."""
+        return F.avg_pool2d(x, self.kernel, self.stride, self.padding, divisor_override=1)
+
 
 @dataclass(frozen=True, eq=False)
 class Flatten:
@@ -109,6 +116,10 @@ class Flatten:
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
 
+    def apply(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] of any type."""
+        return x.flatten(1)
+
 
 @dataclass(frozen=True, eq=False)
 class Head:
@@ -116,10 +127,10 @@ class Head:
 
     logits = bias + Σ_branches accumulator · multiplier, in float64 and in this order, as float32.
 
-    A constant branch's accumulator is its acc, taken once. Attributes as in `Unit`; `shape` may have a place, (O, H, W).
+    A constant branch's accumulator is its acc, taken once. `shape` is (O,), or (O, H, W) if the network returns places.
     """
 
-    name: str
+    name: ClassVar[str] = "head"
     shape: tuple[int, ...]
     branches: tuple[Branch, ...]
     bias: Tensor
@@ -158,6 +169,24 @@ class Pixels:
     table: Tensor | None = None
 
 
+def constant_values(nodes: Iterable[Node]) -> frozenset[str]:
+    """Names of the values that do not change in time."""
+    known = {IMAGE}
+    for node in nodes:
+        if not isinstance(node, Unit) and node.source in known:
+            known.add(node.name)
+    return frozenset(known)
+
+
+def step_sizes(nodes: Iterable[Node], pixels: Pixels) -> dict[str, int]:
+    """Value → its largest magnitude in one step; units that are not among the nodes count 1 as well."""
+    sizes = {IMAGE: max(-pixels.low, pixels.high)}
+    for node in nodes:
+        window = node.kernel[0] * node.kernel[1] if isinstance(node, SumPool) else 1
+        sizes[node.name] = 1 if isinstance(node, Unit) else sizes.get(node.source, 1) * window
+    return sizes
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """A whole integer network.
@@ -168,6 +197,8 @@ class Program:
         nodes: in an order in which sources come first.
         head: the output.
         notes: what the lowering had to round beyond the quantized network, a line each.
+        origin: where it came from, as plain values: recipe, model, metrics.
+        prepared: for engines, under a name of their own: weights in the layout that they need.
     """
 
     timesteps: int
@@ -175,6 +206,8 @@ class Program:
     nodes: tuple[Node, ...]
     head: Head
     notes: tuple[str, ...] = field(default=())
+    origin: dict[str, Any] = field(default_factory=dict)
+    prepared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -189,11 +222,12 @@ class Program:
     @cached_property
     def constants(self) -> frozenset[str]:
         """Values that do not change in time: the image and what is pooled or flattened of it."""
-        known = {IMAGE}
-        for node in self.nodes:
-            if not isinstance(node, Unit) and node.source in known:
-                known.add(node.name)
-        return frozenset(known)
+        return constant_values(self.nodes)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The largest |value| in one step: of spikes 1, of a pixel its range, times the size of every window since."""
+        return step_sizes(self.nodes, self.pixels)
 
     @cached_property
     def depths(self) -> dict[str, int]:
@@ -209,16 +243,9 @@ class Program:
         return max(self.depths[source] for source in self.head.sources)
 
     @cached_property
-    def magnitudes(self) -> dict[str, int]:
-        """The largest |value| in one step, in units of a spike (of a pixel for constants): the windows' sizes multiplied."""
-        size = {IMAGE: max(-self.pixels.low, self.pixels.high)}
-        for node in self.nodes:
-            if isinstance(node, Unit):
-                size[node.name] = 1
-            else:
-                window = node.kernel[0] * node.kernel[1] if isinstance(node, SumPool) else 1
-                size[node.name] = size[node.source] * window
-        return size
+    def by_name(self) -> dict[str, Node]:
+        """The nodes by the name of their value."""
+        return {node.name: node for node in self.nodes}
 
     @cached_property
     def last_use(self) -> dict[str, int]:
