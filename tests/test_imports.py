@@ -13,7 +13,7 @@ ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
     ["settings"],
-    ["recipe", "recipes", "surgery", "distributed", "quant.functional", "spiking.functional"],
+    ["recipe", "recipes", "surgery", "tensorfile", "distributed", "quant.functional", "spiking.functional"],
     ["models", "quant", "data"],
     ["spiking"],
     ["integer"],
