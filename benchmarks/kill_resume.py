@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from nbsnn.checkpoint import read_tensors
+from nbsnn.tensorfile import read_tensors
 
 RECIPE = """
 [model]

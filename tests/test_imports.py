@@ -13,9 +13,10 @@ ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
     ["settings", "zoo"],
-    ["recipe", "recipes", "surgery", "distributed", "quant.functional", "spiking.functional"],
+    ["recipe", "recipes", "surgery", "tensorfile", "distributed", "quant.functional", "spiking.functional"],
     ["models", "quant", "data"],
-    ["spiking", "integer"],
+    ["spiking"],
+    ["integer"],
     ["checkpoint", "evaluate"],
     ["train", "export", "summary"],
     ["pipeline"],

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import SmallNet, small_quantized
 
-from nbsnn.checkpoint import load_checkpoint, read_tensors, save_checkpoint
+from nbsnn.checkpoint import load_checkpoint, save_checkpoint
 from nbsnn.cli import main
 from nbsnn.data.sample import load_sample
 from nbsnn.errors import CheckpointError, ConfigError, QuantizationError
@@ -18,6 +18,7 @@ from nbsnn.quant.packing import pack_bits, unpack_bits
 from nbsnn.quant.quantize import quantize, read_plan, set_bits_
 from nbsnn.recipe import QuantSpec
 from nbsnn.spiking.convert import to_spiking
+from nbsnn.tensorfile import read_tensors
 from nbsnn.zoo import list_zoo, locate
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from nets import digits_net
 
-from nbsnn.checkpoint import read_tensors
 from nbsnn.cli import main
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
 from nbsnn.errors import CheckpointError
 from nbsnn.recipe import Phase, load_recipe
+from nbsnn.tensorfile import read_tensors
 from nbsnn.train.loop import Observer, fit
 
 spec = importlib.util.spec_from_file_location("kill_resume", Path(__file__).parent.parent / "benchmarks" / "kill_resume.py")

@@ -7,12 +7,13 @@ import pytest
 import torch
 from nets import DigitsNet, digits_net
 
-from nbsnn.checkpoint import load_checkpoint, read_tensors
+from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
 from nbsnn.errors import CheckpointError
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import Phase, QuantSpec, load_recipe
+from nbsnn.tensorfile import read_tensors
 from nbsnn.train.execution import Execution
 from nbsnn.train.loop import DivergedError, Interrupted, Observer, finished_phase, fit
 

@@ -1,6 +1,7 @@
 """Low-latency spiking networks: train with few bits, run in T = 2^b − 1 steps, know exactly how far the spikes are off.
 
 float ──quantize──▶ quantized ──to_spiking──▶ spiking
+                        └───────lower──────▶ integer network
 """
 
 from nbsnn.checkpoint import load_checkpoint, save_checkpoint
@@ -9,6 +10,7 @@ from nbsnn.errors import (
     ConfigError,
     ConversionError,
     DataError,
+    LoweringError,
     MissingDependencyError,
     NbsnnError,
     QuantizationError,
@@ -16,6 +18,8 @@ from nbsnn.errors import (
 from nbsnn.evaluate.accuracy import Report, evaluate
 from nbsnn.evaluate.fidelity import Fidelity, LayerFidelity, measure_fidelity
 from nbsnn.export.reference import load_reference_checkpoint
+from nbsnn.integer.lower import lower
+from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model, list_models
 from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.recipe import QuantSpec, Recipe, list_recipes, load_recipe
@@ -29,7 +33,9 @@ __all__ = [
     "ConversionError",
     "DataError",
     "Fidelity",
+    "IntegerNetwork",
     "LayerFidelity",
+    "LoweringError",
     "MissingDependencyError",
     "NbsnnError",
     "QuantSpec",
@@ -44,6 +50,7 @@ __all__ = [
     "load_checkpoint",
     "load_recipe",
     "load_reference_checkpoint",
+    "lower",
     "measure_fidelity",
     "quantize",
     "save_checkpoint",

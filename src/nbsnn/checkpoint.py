@@ -5,19 +5,13 @@ with `weights_only=True`. Nothing that could execute code is ever unpickled.
 """
 
 import copy
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nbsnn.errors import CheckpointError, QuantizationError
@@ -28,135 +22,7 @@ from nbsnn.recipe import ModelSpec, Recipe
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron
-from nbsnn.zoo import locate
-
-FORMAT_VERSION = 1
-_KEY = "nbsnn"  # of the header, in both kinds of file
-
-Header = dict[str, Any]
-
-
-# -------------------------------------------------------------------------------------------------- tensors and headers
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and header to `path`, whole or not at all. `.pth.tar` and `.pt` give a torch file with a `state_dict`.
-
-    Raises:
-        CheckpointError: the folder cannot be written or the disk is full; a file that was there before is intact.
-    """
-    # Tied parameters share storage, which safetensors refuses: each name gets a copy of its own.
-    plain = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-    text = json.dumps(dict(header))
-    if _is_torch_name(path):
-        _write_atomically(path, lambda part: torch.save({"state_dict": plain, _KEY: text}, part))
-    else:
-        _write_atomically(path, lambda part: safetensors.torch.save_file(plain, part, {_KEY: text}))
-
-
-def read_tensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    """Header and tensors of a file that `write_tensors` wrote, or of a bundled network, "zoo:cifar10/resnet20-w2a2".
-
-    Raises:
-        CheckpointError: missing, truncated, altered (where the header has a hash), of a newer format, or not ours.
-    """
-    path = locate(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    if _is_torch_name(path):
-        content = _read_torch(path)
-        text, state = content.get(_KEY), content.get("state_dict", content)
-    else:
-        try:
-            with safe_open(path, "pt") as file:
-                text = (file.metadata() or {}).get(_KEY)
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); restore it from a copy") from None
-    if text is None:
-        raise CheckpointError(
-            f"{path}: holds no nbsnn header; for a file of the authors' code call nbsnn.load_reference_checkpoint"
-        )
-    try:
-        header = json.loads(text)
-        newer = int(header["format"]) > FORMAT_VERSION
-    except (ValueError, TypeError, KeyError):
-        raise CheckpointError(f"{path}: its header is damaged; restore the file from a copy") from None
-    if newer:
-        raise CheckpointError(f"{path}: format {header['format']} is newer than this package's {FORMAT_VERSION}; upgrade nbsnn")
-    if "content_hash" in header and header["content_hash"] != content_hash(header, state):
-        raise CheckpointError(f"{path}: its content does not match its hash; it was altered or damaged, restore it from a copy")
-    return header, state
-
-
-def content_hash(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the header (but for the hash itself) and all tensors: names, types, shapes, bytes."""
-    rest = {key: value for key, value in header.items() if key != "content_hash"}
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
-    for key in sorted(tensors):
-        tensor = tensors[key].detach().cpu().contiguous()
-        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def read_torch_state(path: Path) -> dict[str, Tensor]:
-    """The state dict of any torch file, ours or not; executes nothing."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    content = _read_torch(path)
-    state = content.get("state_dict", content)
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def is_ours(path: Path) -> bool:
-    """Does the file carry our header? (A safetensors file counts as ours: the authors write none.)"""
-    return not _is_torch_name(path) or not path.is_file() or _KEY in _read_torch(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    _write_atomically(path, lambda part: part.write_text(text))
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left behind in a folder."""
-    for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
-
-
-def _is_torch_name(path: Path) -> bool:
-    return path.name.endswith((".pth.tar", ".pth", ".pt"))
-
-
-def _read_torch(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a reader fed with garbage raises anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged or not a torch file of plain tensors ({reason})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
-    return content
-
-
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(f"cannot write {path}: {reason}; free some space or choose another folder") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-# ------------------------------------------------------------------------------------------------------- whole networks
+from nbsnn.tensorfile import FORMAT_VERSION, Header, read_tensors, write_tensors
 
 
 def _plan_of(model: nn.Module) -> Plan:
@@ -228,6 +94,8 @@ def load_checkpoint(path: str | Path, *, model: nn.Module | None = None) -> nn.M
 
 def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: nn.Module | None = None) -> nn.Module:
     """The network that a header describes, with these tensors."""
+    if header["form"] == "integer":
+        raise CheckpointError(f"{source}: holds an integer network; read it with nbsnn.IntegerNetwork.load")
     if model is not None:
         net = copy.deepcopy(model)
     elif header["model"] is not None:

@@ -4,6 +4,7 @@ NbsnnError
 ├── ConfigError            a setting, recipe key or argument is not acceptable
 ├── QuantizationError      a network cannot be quantized as asked
 ├── ConversionError        a quantized network cannot become a spiking one
+├── LoweringError          a quantized network has no integer form, or an image does not fit an integer network
 ├── CheckpointError        a file is missing, damaged, or of another network
 ├── DataError              a data set is missing or damaged
 └── MissingDependencyError an optional package is not installed
@@ -27,6 +28,10 @@ class QuantizationError(NbsnnError, ValueError):
 
 class ConversionError(NbsnnError, ValueError):
     """A quantized network cannot become a spiking one; nothing was converted."""
+
+
+class LoweringError(NbsnnError, ValueError):
+    """A quantized network has no integer form, or an image does not fit the integer network."""
 
 
 class CheckpointError(NbsnnError, RuntimeError):

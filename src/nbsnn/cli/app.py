@@ -8,11 +8,12 @@ import typer
 from torch import nn
 
 from nbsnn import console, pipeline
-from nbsnn.checkpoint import Header, read_tensors, rebuild
+from nbsnn.checkpoint import rebuild
 from nbsnn.data import DATA_SETS, load_data
 from nbsnn.data.images import ImageSet
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.recipe import DataSpec, recipe_from_dict
+from nbsnn.tensorfile import Header, read_tensors
 
 app = typer.Typer(
     help="Train few-bit networks, run them as spiking networks in T = 2^b - 1 steps, and see exactly how far spikes are off.",

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from nbsnn import console
-from nbsnn.checkpoint import read_tensors, rebuild
+from nbsnn.checkpoint import rebuild
 from nbsnn.cli.app import Checkpoint, JsonOption, app
 from nbsnn.errors import ConfigError
 from nbsnn.export.packed import save_packed
 from nbsnn.recipe import list_recipes, load_recipe
 from nbsnn.summary import summarize, system_facts
+from nbsnn.tensorfile import read_tensors
 from nbsnn.zoo import PREFIX, list_zoo, locate
 
 

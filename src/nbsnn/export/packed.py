@@ -4,9 +4,10 @@ from pathlib import Path
 
 from torch import nn
 
-from nbsnn.checkpoint import Header, content_hash, describe, form_of, write_tensors
+from nbsnn.checkpoint import describe, form_of
 from nbsnn.errors import ConfigError
 from nbsnn.quant.packing import CODES, pack_state
+from nbsnn.tensorfile import Header, content_hash, write_tensors
 
 _PROVENANCE = ("recipe", "recipe_hash", "seed", "metrics", "versions")
 

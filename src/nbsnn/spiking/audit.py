@@ -29,15 +29,15 @@ _AFFINE = {
 }  # fmt: skip
 _PRODUCTS = {"mul", "rmul", "imul", "multiply", "matmul", "rmatmul", "bmm", "mm", "einsum"}
 _QUOTIENTS = {"div", "truediv", "itruediv", "divide"}
-_CONSTANTS = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like"}
-_METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "len", "format"}
+CONSTANTS = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like"}
+METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "len", "format"}
 
 _RELU = {"relu", "relu6", "leaky_relu", "prelu", "threshold", "elu", "selu", "celu", "rrelu"}
 _CLIP = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "maximum", "minimum"}
 _SMOOTH = {"sigmoid", "tanh", "gelu", "silu", "mish", "softplus", "hardsigmoid", "hardswish", "logsigmoid", "exp"}
 _SOFTMAX = {"softmax", "log_softmax", "softmin"}
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "local_response_norm", "rms_norm", "normalize"}
-_DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"}
+DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"}
 
 
 def audit(network: nn.Module, folded: Tensor) -> int:
@@ -108,13 +108,13 @@ class _Audit(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        sources = [t for t in _tensors((args, kwargs)) if t in self.depth]
+        sources = [t for t in tensors_in((args, kwargs)) if t in self.depth]
         if not sources or (self.path and isinstance(self.path[-1][1], IFNeuron)):
             return func(*args, **kwargs)
-        name = _name(func)
+        name = function_name(func)
         affine = self._check(func, name, args, kwargs, len(sources))
         result = func(*args, **kwargs)
-        outputs = list(_tensors(result))
+        outputs = list(tensors_in(result))
         if not affine:
             return result
         depth = max(self.depth[source] for source in sources)
@@ -125,11 +125,11 @@ class _Audit(TorchFunctionMode):
 
     def _check(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: int) -> bool:
         """Refuse, or say whether the result is a current (True) or a constant or a number (False)."""
-        if name in _CONSTANTS or name in _METADATA or (func.__name__ == "__get__" and name != "data"):
+        if name in CONSTANTS or name in METADATA or (func.__name__ == "__get__" and name != "data"):
             if name in ("T", "mT", "H", "mH"):
                 self._refuse(f".{name} moves the batch axis", "keep the batch axis first; use x.transpose(1, 2) and the like")
             return False
-        if name in _DROPOUT:
+        if name in DROPOUT:
             if _argument(func, args, kwargs, "training"):
                 self._refuse("dropout is in training mode", "call model.eval() before to_spiking")
             return True
@@ -191,25 +191,27 @@ class _Audit(TorchFunctionMode):
         raise ConversionError(f"{what} at {self.place}; {remedy}")
 
 
-def _name(func: Callable[..., Any]) -> str:
+def function_name(func: Callable[..., Any]) -> str:
+    """The plain name of a torch function: "add" for `Tensor.__add__`, "data" for the reading of `.data`."""
     if func.__name__ == "__get__":
         return str(getattr(func, "__self__", func).__name__)
     return func.__name__.strip("_")
 
 
-def _tensors(tree: Any) -> Iterable[Tensor]:
+def tensors_in(tree: Any) -> Iterable[Tensor]:
+    """All tensors in nested lists, tuples and mappings."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, (list, tuple)):
         for item in tree:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(tree, Mapping):
         for item in tree.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _is_current(tree: Any, depth: WeakTensorKeyDictionary) -> bool:
-    return any(t in depth for t in _tensors(tree))
+    return any(t in depth for t in tensors_in(tree))
 
 
 def _argument(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], name: str) -> Any:

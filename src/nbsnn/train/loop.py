@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import read_tensors, remove_leftovers, save_checkpoint, write_text
+from nbsnn.checkpoint import save_checkpoint
 from nbsnn.data.images import Batches, Splits
 from nbsnn.errors import CheckpointError, NbsnnError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.recipe import Phase, Recipe
+from nbsnn.tensorfile import read_tensors, remove_leftovers, write_text
 from nbsnn.train.execution import Execution
 from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
 from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state

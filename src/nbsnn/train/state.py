@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import read_tensors, write_tensors
 from nbsnn.errors import CheckpointError
+from nbsnn.tensorfile import read_tensors, write_tensors
 
 STATE_FILE = "training.safetensors"  # of an unfinished phase; gone when it ends
 _FORMAT = 1

@@ -1,0 +1,47 @@
+"""Builds the native engine, an optional extension: without a C++17 compiler the package installs all the same."""
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = "src/nbsnn/integer/native"
+
+
+class OptionalBuild(build_ext):
+    """A failure is one line; at run time `nbsnn info --system` repeats it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except Exception as error:  # whatever a compiler or its absence may raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(f"nbsnn: the native engine was not built ({reason}); the torch engine will run in its place", flush=True)
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """None by name: the library is loaded with ctypes and is no Python module."""
+        return []
+
+    def copy_extensions_to_source(self) -> None:
+        built = [ext for ext in self.extensions if (self.get_ext_fullpath(ext.name) and self._exists(ext))]
+        self.extensions, every = built, self.extensions
+        super().copy_extensions_to_source()
+        self.extensions = every
+
+    def _exists(self, ext: Extension) -> bool:
+        from pathlib import Path
+
+        return Path(self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name))).exists()
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "nbsnn.integer._native",
+            sources=[f"{SOURCES}/engine.cpp", f"{SOURCES}/targets.cpp"],
+            depends=[f"{SOURCES}/{name}" for name in ("kernel.inc", "net.h", "targets.h")],
+            language="c++",
+            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"],
+            extra_link_args=["-pthread"],
+        )
+    ],
+    cmdclass={"build_ext": OptionalBuild},
+)

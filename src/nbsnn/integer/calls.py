@@ -1,0 +1,53 @@
+"""What a reader of a torch function sees: the call, the layer around it, and what is known of its tensors."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from nbsnn.integer.affine import Affine, NoForm, Values
+from nbsnn.integer.program import Pair
+from nbsnn.quant.layers import WeightQuantizer
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a function was called: known tensors, values, the layer's name and quantizer, and the function's result."""
+
+    known: Mapping[Tensor, Affine]
+    values: Values
+    place: str
+    layer: WeightQuantizer | None
+    result: Any
+
+    def of(self, tensor: Any) -> Affine | None:
+        """The affine function behind a tensor, or None for a constant."""
+        return self.known[tensor] if isinstance(tensor, Tensor) and tensor in self.known else None
+
+    def input(self, args: Any, kwargs: Mapping[str, Any]) -> Affine:
+        """The affine function behind the first argument."""
+        x = self.of(args[0] if args else arguments("input", args, kwargs)["input"])
+        if x is None:
+            raise NoForm("the first argument is a constant", "let the current be the first argument")
+        return x
+
+
+Reader = Callable[[Context, Callable[..., Any], Any, Mapping[str, Any]], Affine | list[Affine]]
+
+
+def arguments(names: str, args: Any, kwargs: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Positional and named arguments by name; `self` and `input` are the same."""
+    given = {("input" if key == "self" else key): value for key, value in kwargs.items()}
+    return defaults | dict(zip(names.split(), args, strict=False)) | given
+
+
+def pair(value: Any) -> Pair:
+    """A number twice, or the two that there are."""
+    first, *rest = value if isinstance(value, (tuple, list)) else (value,)
+    return int(first), int(rest[0] if rest else first)
+
+
+def shape_of(result: Tensor) -> tuple[int, ...]:
+    """The shape without the batch."""
+    return tuple(result.shape[1:])

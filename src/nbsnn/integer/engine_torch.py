@@ -1,0 +1,209 @@
+"""The engine in torch operations: any device, the same bits everywhere, no compiler needed."""
+
+import torch
+from torch import Tensor
+
+from nbsnn.integer.products import Products, Values
+from nbsnn.integer.program import IMAGE, Outcome, Program, Unit
+from nbsnn.spiking.neuron import Neuron, Schedule
+
+
+def run_counts(program: Program, pixels: Tensor, *, keep_counts: bool = False) -> Outcome:
+    """The quantized network in whole numbers: one product per branch. See `Outcome`."""
+    T, products = program.timesteps, Products.of(program, pixels.device)
+    values: Values = {IMAGE: pixels}
+    spikes: Values = {}
+    counts: Values = {}
+    for index, node in enumerate(program.nodes):
+        if isinstance(node, Unit):
+            total = T * products.constant_current(node, values) + products.current(node, values, T)
+            count = _count(total + 2 ** (node.fraction_bits - 1), node)
+            values[node.name] = count.expand(len(pixels), *node.shape)
+            _record(node, values[node.name], spikes, counts if keep_counts else None)
+        else:
+            values[node.name] = products.structural(node.name, values[node.source], T)
+        _forget(program, values, index)
+    steps = torch.full((len(pixels),), T, device=pixels.device)
+    return Outcome(_head(program, products, values, T), steps, spikes, counts)
+
+
+def run_spikes(program: Program, pixels: Tensor, *, neuron: Neuron, schedule: Schedule, keep_counts: bool = False) -> Outcome:
+    """Spikes of −1, 0 and 1 from layer to layer, step by step. See `Outcome`."""
+    if schedule == "barrier":
+        return _run_barrier(program, pixels, keep_counts=keep_counts)
+    return _Stepping(program, pixels, signed=neuron == "signed", settle=schedule == "settle").run(keep_counts=keep_counts)
+
+
+def _count(membrane: Tensor, unit: Unit) -> Tensor:
+    """clip(V >> F, 0, levels), [B, ...] int16."""
+    return (membrane >> unit.fraction_bits).clamp(0, unit.levels).to(torch.int16)
+
+
+def _record(unit: Unit, count: Tensor, spikes: Values, counts: Values | None) -> None:
+    spikes[unit.name] = count.flatten(1).sum(1, dtype=torch.int64)
+    if counts is not None:
+        counts[unit.name] = count.to(torch.int32)
+
+
+def _head(program: Program, products: Products, values: Values, times: int) -> tuple[Tensor, ...]:
+    head = program.head
+    return tuple(products.accumulate(b, values[b.source], head.shape, times).to(torch.int64) for b in head.branches)
+
+
+def _forget(program: Program, values: Values, index: int) -> None:
+    """Drop what no later node reads."""
+    for name in [name for name in values if program.last_use.get(name, -1) <= index]:
+        del values[name]
+
+
+# -------------------------------------------------------------------------------------------------------------- barrier
+
+
+def even_spikes(count: Tensor, step: int, timesteps: int) -> Tensor:
+    """The spikes of step 1..T that give out `count` evenly: as a constant current of count/T would fire."""
+
+    def until(t: int) -> Tensor:
+        done: Tensor = (2 * t * count.to(torch.int32) + timesteps) // (2 * timesteps)
+        return done
+
+    return (until(step) - until(step - 1)).to(torch.int8)
+
+
+def _run_barrier(program: Program, pixels: Tensor, *, keep_counts: bool) -> Outcome:
+    """Unit after unit: T silent steps of integration, then T steps in which the count is given out."""
+    T, products = program.timesteps, Products.of(program, pixels.device)
+    fixed = _constants(program, products, pixels)
+    given: Values = {}  # counts
+    spikes: Values = {}
+    counts: Values = {}
+
+    def value(name: str, step: int) -> Tensor:
+        if name in fixed:
+            return fixed[name]
+        node = program.by_name[name]
+        if isinstance(node, Unit):
+            return even_spikes(given[name], step, T)
+        return products.structural(name, value(node.source, step), 1)
+
+    for unit in program.units:
+        constant = products.constant_current(unit, fixed)
+        membrane = (constant * 0 + 2 ** (unit.fraction_bits - 1)).expand(len(pixels), *unit.shape)
+        for step in range(1, T + 1):
+            sources = {source: value(source, step) for source in unit.sources}
+            membrane = membrane + constant + products.current(unit, sources, 1)
+        given[unit.name] = _count(membrane, unit)
+        _record(unit, given[unit.name], spikes, counts if keep_counts else None)
+    total = [torch.zeros((), dtype=torch.int64, device=pixels.device) for _ in program.head.branches]
+    for step in range(1, T + 1):
+        sources = {source: value(source, step) for source in program.head.sources}
+        for i, acc in enumerate(_head(program, products, sources, 1)):
+            if step == 1 or program.head.branches[i].source not in fixed:
+                total[i] = total[i] + acc
+    steps = torch.full((len(pixels),), (program.depth + 1) * T, device=pixels.device)
+    return Outcome(tuple(total), steps, spikes, counts)
+
+
+def _constants(program: Program, products: Products, pixels: Tensor) -> Values:
+    """The image and what is pooled or flattened of it."""
+    values: Values = {IMAGE: pixels}
+    for node in program.nodes:
+        if not isinstance(node, Unit) and node.name in program.constants:
+            values[node.name] = products.structural(node.name, values[node.source], 1)
+    return values
+
+
+# ------------------------------------------------------------------------------------------------------ fixed and settle
+
+
+class _Stepping:
+    """All units in the same step, one step after the other; images that have settled leave the batch.
+
+    State per image still in it: membranes, net counts, spikes so far, the head's accumulators.
+    """
+
+    def __init__(self, program: Program, pixels: Tensor, *, signed: bool, settle: bool) -> None:
+        self.program, self.signed, self.settle = program, signed, settle
+        self.products = Products.of(program, pixels.device)
+        self.batch, self.device = len(pixels), pixels.device
+        fixed = _constants(program, self.products, pixels)
+        self.moving_head = [i for i, b in enumerate(program.head.branches) if b.source not in program.constants]
+        self.state: Values = {}
+        for i, branch in enumerate(program.head.branches):
+            acc = torch.zeros((), dtype=torch.int64, device=self.device)
+            if branch.source in fixed:
+                acc = self.products.accumulate(branch, fixed[branch.source], program.head.shape, 1)
+            self.state[f"head {i}"] = acc.expand(self.batch, *program.head.shape)
+        for unit in program.units:
+            shape = (self.batch, *unit.shape)
+            current = self.products.constant_current(unit, fixed)
+            self.state[f"current {unit.name}"] = current.expand(shape)
+            self.state[f"membrane {unit.name}"] = torch.full_like(current, 2 ** (unit.fraction_bits - 1)).expand(shape)
+            self.state[f"count {unit.name}"] = torch.zeros((), dtype=torch.int16, device=self.device).expand(shape)
+            self.state[f"spikes {unit.name}"] = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+        self.state["steps"] = torch.full((self.batch,), program.timesteps, device=self.device)
+        self.state["image"] = torch.arange(self.batch, device=self.device)
+
+    def run(self, *, keep_counts: bool) -> Outcome:
+        finished: list[Values] = []
+        step = 0
+        while len(self.state["image"]):
+            step += 1
+            fired = self._step(driven=step <= self.program.timesteps)
+            if step > self.program.timesteps:
+                self.state["steps"] = torch.where(fired, step, self.state["steps"])
+            if step >= self.program.timesteps:
+                done = ~fired if self.settle else torch.ones_like(fired)
+                if bool(done.any()):
+                    finished.append(self._leave(done, keep_counts=keep_counts))
+        order = torch.cat([part["image"] for part in finished]).argsort()
+        result = {key: torch.cat([part[key] for part in finished])[order] for key in finished[0]}
+        return Outcome(
+            tuple(result[f"head {i}"] for i in range(len(self.program.head.branches))),
+            result["steps"],
+            {unit.name: result[f"spikes {unit.name}"] for unit in self.program.units},
+            {unit.name: result[f"count {unit.name}"].to(torch.int32) for unit in self.program.units} if keep_counts else {},
+        )
+
+    def _step(self, *, driven: bool) -> Tensor:
+        """One step of all units; returns [B] bool, whether an image had any spike."""
+        state, program = self.state, self.program
+        values: Values = {}
+        fired = torch.zeros(len(state["image"]), dtype=torch.bool, device=self.device)
+        for index, node in enumerate(program.nodes):
+            if isinstance(node, Unit):
+                values[node.name] = self._fire(node, values, driven=driven)
+                number = values[node.name].flatten(1).abs().sum(1, dtype=torch.int64)
+                state[f"spikes {node.name}"] = state[f"spikes {node.name}"] + number
+                fired |= number > 0
+            elif node.name not in program.constants:
+                values[node.name] = self.products.structural(node.name, values[node.source], 1)
+            _forget(program, values, index)
+        for i in self.moving_head:
+            branch = program.head.branches[i]
+            acc = self.products.accumulate(branch, values[branch.source], program.head.shape, 1)
+            state[f"head {i}"] = state[f"head {i}"] + acc
+        return fired
+
+    def _fire(self, unit: Unit, values: Values, *, driven: bool) -> Tensor:
+        """Integrate one step and fire, [B, *shape] int8."""
+        membrane, count = self.state[f"membrane {unit.name}"], self.state[f"count {unit.name}"]
+        membrane = membrane + self.products.current(unit, values, 1)
+        if driven:
+            membrane = membrane + self.state[f"current {unit.name}"]
+        up = membrane >= 2**unit.fraction_bits
+        if self.settle:
+            up = up & (count < unit.levels)
+        spike: Tensor = up.to(torch.int8)
+        if self.signed:
+            sunken = membrane < 0 if self.settle else membrane <= unit.retract
+            spike = spike - (sunken & (count > 0)).to(torch.int8)
+        self.state[f"membrane {unit.name}"] = membrane - (spike.to(membrane.dtype) << unit.fraction_bits)
+        self.state[f"count {unit.name}"] = count + spike
+        return spike
+
+    def _leave(self, done: Tensor, *, keep_counts: bool) -> Values:
+        """Take the images that are done out of the state; returns what is wanted of them."""
+        wanted = ("head ", "steps", "image", "spikes ", *(("count ",) if keep_counts else ()))
+        left = {key: value[done] for key, value in self.state.items() if key.startswith(wanted)}
+        self.state = {key: value[~done] for key, value in self.state.items()}
+        return left

@@ -1,0 +1,42 @@
+"""Which code runs an integer network here: the event-driven kernel on a CPU, or torch operations anywhere."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import torch
+
+from nbsnn.errors import ConfigError, unknown
+from nbsnn.integer import engine_torch, native
+from nbsnn.integer.program import Outcome, Program
+
+Backend = Literal["auto", "native", "torch"]
+
+
+class Code(NamedTuple):
+    """The two functions of an engine, as `Outcome` describes them, and its name."""
+
+    name: str
+    run_counts: Callable[..., Outcome]
+    run_spikes: Callable[..., Outcome]
+
+
+TORCH = Code("torch", engine_torch.run_counts, engine_torch.run_spikes)
+NATIVE = Code("native", native.run_counts, native.run_spikes)
+
+
+def choose(program: Program, backend: Backend, device: torch.device) -> Code:
+    """The code for a program on a device.
+
+    Raises:
+        ConfigError: unknown backend, or native where it cannot run; says why.
+    """
+    if backend not in get_args(Backend):
+        raise ConfigError(unknown("backend", backend, get_args(Backend)))
+    if backend == "torch":
+        return TORCH
+    obstacle = native.why_not() if device.type == "cpu" else f"the network lies on {device}"
+    if obstacle is None:
+        return NATIVE
+    if backend == "native":
+        raise ConfigError(f"the native engine cannot run: {obstacle}; use backend='torch'")
+    return TORCH

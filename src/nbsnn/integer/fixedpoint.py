@@ -1,0 +1,153 @@
+"""Whole numbers for an affine function: integer weights, multipliers and biases, as fine as 32 bits allow."""
+
+from dataclasses import dataclass, field, replace
+from math import ceil, floor, log2
+
+import torch
+from torch import Tensor
+
+from nbsnn.errors import LoweringError
+from nbsnn.integer.affine import Affine, Synapse, Term
+from nbsnn.integer.program import Branch, Head, Unit
+from nbsnn.integer.trace import Firing
+from nbsnn.spiking.functional import RETRACT_AT
+
+NARROW, WIDE = 2**31, 2**52  # what sums stay below; float64 holds all whole numbers below the second
+MOST_FRACTION_BITS = 28
+FEWEST_FRACTION_BITS = 12  # where 32 bits leave fewer, 64 are taken
+_IMAGE_SUMS = 62  # bits of a product with the image, in int64
+_IMAGE_MULTIPLIER = 31  # bits of its multiplier
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the numbers of a whole network rest on.
+
+    Attributes:
+        timesteps: T.
+        pixel_bits: fraction bits of the image.
+        shapes: value → shape.
+        sizes: value → largest |value| in a step.
+        constant: values that do not change in time.
+        float_bits: 8 or 16, for weights that are not whole numbers.
+        notes: receives a line for each of those.
+    """
+
+    timesteps: int
+    pixel_bits: int
+    shapes: dict[str, tuple[int, ...]]
+    sizes: dict[str, int]
+    constant: frozenset[str]
+    float_bits: int
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class _Whole:
+    """A branch before its multipliers are rounded: gain [O] float64 of its accumulator, and the sum of |weight| [O] float64."""
+
+    branch: Branch
+    gain: Tensor
+    load: Tensor
+
+
+def integer_unit(firing: Firing, setting: Setting) -> Unit:
+    """A unit with the largest fraction_bits for which nothing can overflow.
+
+    Raises:
+        LoweringError: not even 52 bits are enough.
+    """
+    wholes = [_whole(term, firing.current, setting) for term in firing.current.terms]
+    height = firing.threshold * setting.timesteps / firing.levels
+    for limit, fewest in ((NARROW, FEWEST_FRACTION_BITS), (WIDE, 1)):
+        for bits in range(MOST_FRACTION_BITS, fewest - 1, -1):
+            scale = 2.0**bits / height  # from the activation's unit to the membrane's
+            branches = tuple(_rounded(whole, scale, setting, wide=limit == WIDE) for whole in wholes)
+            bias = (firing.current.shift * scale).round()
+            bound = _bound(branches, wholes, bias, bits, setting)
+            if bound < limit:
+                return Unit(
+                    firing.name, firing.current.shape, branches, bias.to(torch.int64 if limit == WIDE else torch.int32),
+                    fraction_bits=bits, levels=firing.levels, height=height, retract=floor(RETRACT_AT * scale),
+                    bound=int(bound), wide=limit == WIDE,
+                )  # fmt: skip
+    raise LoweringError(
+        f"the currents of {firing.name} overflow {WIDE.bit_length() - 1} bits beside its threshold of {firing.threshold:.3g}; "
+        "give it a larger threshold, or train on"
+    )
+
+
+def integer_head(output: Affine, setting: Setting) -> Head:
+    """The head: whole weights, gains in float64.
+
+    Raises:
+        LoweringError: its sums overflow 32 bits.
+    """
+    branches = []
+    for whole in (_whole(term, output, setting) for term in output.terms):
+        source = whole.branch.source
+        if source not in setting.constant and float(whole.load.max()) * setting.sizes[source] * setting.timesteps >= NARROW:
+            raise LoweringError(f"the sums of the head over {source} overflow 32 bits; average over fewer places before it")
+        branches.append(replace(whole.branch, multiplier=whole.gain))
+    return Head(output.shape, tuple(branches), output.shift)
+
+
+def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
+    gain = term.gain * (2.0**-setting.pixel_bits if term.value in setting.constant else 1.0)
+    synapse = term.synapse
+    if synapse is None:
+        assert term.take is not None
+        channels = setting.shapes[term.value][0]
+        if setting.shapes[term.value] == affine.shape and torch.equal(term.take, torch.arange(channels)):
+            return _Whole(Branch(term.value, gain), gain, torch.ones_like(gain))
+        chosen = torch.nn.functional.one_hot(term.take.clamp_min(0), channels).double() * (term.take >= 0).view(-1, 1)
+        synapse = Synapse("", chosen.view(*chosen.shape, *(1 for _ in affine.shape[1:])), integral=True)
+    weight, row_step = _integers(synapse, setting)
+    gain = gain * row_step
+    weight = weight * torch.where(gain < 0, -1, 1).view(-1, *(1 for _ in weight.shape[1:]))
+    load = weight.abs().flatten(1).sum(1)
+    kind = torch.int8 if int(weight.abs().max()) <= 127 else torch.int16
+    branch = Branch(
+        term.value, gain, weight.to(kind).contiguous(), synapse.stride, synapse.padding, synapse.dilation, synapse.groups
+    )
+    return _Whole(branch, gain.abs(), load)
+
+
+def _integers(synapse: Synapse, setting: Setting) -> tuple[Tensor, Tensor]:
+    """Whole weights and the step of each row, [O]."""
+    rows = synapse.weight.flatten(1).abs().amax(1)
+    if synapse.integral and float(rows.max()) <= 2**15 - 1:
+        return synapse.weight, torch.ones_like(rows)
+    steps = rows.clamp_min(torch.finfo(torch.float32).tiny) / (2 ** (setting.float_bits - 1) - 1)
+    whole = (synapse.weight / steps.view(-1, *(1 for _ in synapse.weight.shape[1:]))).round()
+    setting.notes.append(f"{synapse.layer}: weights rounded to {setting.float_bits} bits per output channel")
+    return whole, steps
+
+
+def _rounded(whole: _Whole, scale: float, setting: Setting, *, wide: bool) -> Branch:
+    branch = whole.branch
+    if branch.source not in setting.constant:
+        # A count is one spike's height per window: T steps of a current 1/T of it.
+        multiplier = (whole.gain * (scale * setting.timesteps)).round()
+        return replace(branch, multiplier=multiplier.to(torch.int64 if wide else torch.int32))
+    gain = whole.gain * scale
+    largest = max(float(gain.abs().max()), 2.0**-_IMAGE_MULTIPLIER)
+    product = max(float((gain.abs() * whole.load).max()) * setting.sizes[branch.source], 1.0)
+    shift = max(1, min(_IMAGE_MULTIPLIER - ceil(log2(largest)), _IMAGE_SUMS - ceil(log2(product))) - 1)
+    return replace(branch, multiplier=(gain * 2.0**shift).round().to(torch.int64), shift=shift)
+
+
+def _bound(branches: tuple[Branch, ...], wholes: list[_Whole], bias: Tensor, bits: int, setting: Setting) -> float:
+    """The largest magnitude of the membrane or of a sum on its way, over the channels. Exact below 2^53."""
+    T = setting.timesteps
+    total = T * bias.abs() + (T + 0.5) * 2**bits
+    largest = 0.0
+    for branch, whole in zip(branches, wholes, strict=True):
+        size = whole.load * setting.sizes[branch.source]
+        product = size * branch.multiplier.abs().double()
+        if branch.source in setting.constant:
+            total = total + T * (product / 2.0**branch.shift + 1)
+        else:
+            total = total + T * product
+            largest = max(largest, T * float(size.max()))
+    return max(largest, float(total.max()))

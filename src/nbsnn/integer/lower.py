@@ -1,0 +1,111 @@
+"""From a quantized network to an integer one: capture, then whole numbers for every gain, with the overflow bound checked."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.errors import ConfigError, LoweringError
+from nbsnn.integer.description import describe_units
+from nbsnn.integer.fixedpoint import Setting, integer_head, integer_unit
+from nbsnn.integer.network import IntegerNetwork
+from nbsnn.integer.program import IMAGE, Node, Pixels, Program, constant_values, step_sizes
+from nbsnn.integer.trace import trace
+from nbsnn.quant.quantize import read_plan
+from nbsnn.spiking.convert import to_spiking
+from nbsnn.surgery import evaluation_mode
+
+logger = logging.getLogger(__name__)
+
+PIXEL_BITS = 20  # fraction bits of a pixel: an early count that rounding turns round turns others after it
+IMAGE_RANGE = 8.0  # largest |value| of a normalised image, unless mean and std say it exactly
+FEW_BITS = 8  # a smallest multiplier below 2^8 is worth a warning: rounding changes such a gain by up to 0.2 %
+
+
+def lower(
+    quantized: nn.Module,
+    example: Tensor,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    float_weight_bits: int = 8,
+) -> IntegerNetwork:
+    """The integer network of a quantized one, as a new object; the source is untouched.
+
+    Args:
+        quantized: result of `nbsnn.quantize`, in evaluation mode. Whatever `nbsnn.to_spiking` accepts.
+        example: [B, C, H, W] normalised images; the first one is followed through the network.
+        mean, std: [C] of the normalisation, in units of the full range: with them the network takes 8-bit images as well.
+        float_weight_bits: 8 or 16, for weights that the quantized network leaves in float; rounded per output channel.
+    Raises:
+        ConversionError: the network is not one that spikes can follow.
+        LoweringError: a step has no integer form, or sums could overflow; names the layer and the remedy.
+    """
+    if float_weight_bits not in (8, 16):
+        raise ConfigError(f"float_weight_bits={float_weight_bits}: choose 8 or 16")
+    if not read_plan(quantized):
+        raise LoweringError("the network is not quantized; call nbsnn.quantize first")
+    first = example[:1].detach()
+    to_spiking(quantized, first, schedule="settle")  # the audit's verdict; its result is not needed
+    with evaluation_mode(quantized):
+        seen = trace(quantized, first)
+    timesteps = max(firing.levels for firing in seen.firings)
+    pixels = _pixels(tuple(first.shape[1:]), mean, std)
+    setting = Setting(
+        timesteps, pixels.fraction_bits, seen.values.shapes,
+        sizes=dict.fromkeys((f.name for f in seen.firings), 1) | step_sizes(seen.values.nodes, pixels),
+        constant=constant_values(seen.values.nodes), float_bits=float_weight_bits,
+    )  # fmt: skip
+    nodes: dict[str, Node] = {firing.name: integer_unit(firing, setting) for firing in seen.firings}
+    nodes |= {node.name: node for node in seen.values.nodes}
+    head = integer_head(seen.output, setting)
+    program = Program(timesteps, pixels, _in_order(head.sources, nodes), head, tuple(dict.fromkeys(setting.notes)))
+    for row in describe_units(program):
+        if row.smallest_multiplier is not None and row.smallest_multiplier < 2**FEW_BITS:
+            logger.warning(
+                "%s: smallest multiplier %d is below 2^%d; its gain is coarse", row.name, row.smallest_multiplier, FEW_BITS
+            )
+    return IntegerNetwork(program)
+
+
+def _pixels(shape: tuple[int, ...], mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels:
+    scale = 2**PIXEL_BITS
+    if mean is None or std is None:
+        if mean is not None or std is not None:
+            raise ConfigError("mean and std go together; give both, or neither for float images only")
+        extreme = int(IMAGE_RANGE * scale)
+        return Pixels(shape, PIXEL_BITS, -extreme, extreme)
+    if not len(mean) == len(std) == shape[0]:
+        raise ConfigError(f"mean and std have {len(mean)} and {len(std)} entries; images have {shape[0]} channels")
+    table = pixel_table(mean, std, PIXEL_BITS)
+    return Pixels(shape, PIXEL_BITS, min(int(table.min()), 0), max(int(table.max()), 0), table)
+
+
+def pixel_table(mean: Sequence[float], std: Sequence[float], fraction_bits: int) -> Tensor:
+    """[C, 256] int32: 8-bit pixels after normalisation, in fixed point.
+
+    Normalised in single precision, operation by operation as the image sets do, so that an image gives the same integers
+    whether it comes as bytes or as floats.
+    """
+    scale = torch.tensor(std).mul(255).reciprocal().view(-1, 1)
+    shift = torch.tensor(mean).div(torch.tensor(std)).view(-1, 1)
+    normalized = torch.arange(256, dtype=torch.uint8) * scale - shift
+    whole: Tensor = (normalized.double() * 2**fraction_bits).round()
+    return whole.to(torch.int32)
+
+
+def _in_order(wanted: Iterable[str], nodes: dict[str, Node]) -> tuple[Node, ...]:
+    """The nodes that the head needs, sources first."""
+    order: dict[str, Node] = {}
+    stack = [(name, False) for name in reversed(list(wanted))]
+    while stack:
+        name, ready = stack.pop()
+        if name == IMAGE or name in order:
+            continue
+        if ready:
+            order[name] = nodes[name]
+        else:
+            stack.append((name, True))
+            stack += [(source, False) for source in reversed(nodes[name].sources)]
+    return tuple(order.values())

@@ -1,0 +1,211 @@
+"""The event-driven engine: the binding of the C++ kernel in `native/`, with the same two functions as every engine.
+
+The extension is optional. It is a plain C library, loaded with ctypes, so that a call releases the GIL and needs nothing of
+torch but the addresses of tensors. Everything that C++ will index with is made and checked here, and checked there again.
+"""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakKeyDictionary, finalize
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbsnn.errors import ConfigError, unknown
+from nbsnn.integer.program import IMAGE, Outcome, Program
+from nbsnn.integer.taps import Synapse, base_of, synapse_of
+from nbsnn.spiking.neuron import Neuron, Schedule
+
+Target = Literal["baseline", "avx2", "avx512"]
+TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
+FLIGHT = 8  # images that a thread takes through the network together, so that linear layers' weights are read once for all
+_MODES = {("unsigned", "fixed"): 0, ("signed", "fixed"): 1, ("signed", "settle"): 2, ("unsigned", "barrier"): 3}
+_COUNTS = 4
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The extension, or why there is none."""
+    files = [path for suffix in EXTENSION_SUFFIXES for path in Path(__file__).parent.glob(f"_native{suffix}")]
+    if not files:
+        return "the extension was not built; install nbsnn where a C++17 compiler is found"
+    try:
+        library = ctypes.CDLL(str(files[0]))
+    except OSError as error:
+        return f"the extension does not load: {error}"
+    library.nbsnn_new.restype = ctypes.c_void_p
+    library.nbsnn_error.restype = ctypes.c_char_p
+    return library
+
+
+def why_not() -> str | None:
+    """None if the native engine can run, otherwise the reason, for people."""
+    if os.environ.get("NBSNN_NATIVE") == "0":
+        return "switched off by NBSNN_NATIVE=0"
+    library = _library()
+    return library if isinstance(library, str) else None
+
+
+def targets() -> tuple[Target, ...]:
+    """Instruction sets that the extension can use on this processor, the best one last."""
+    library = _library()
+    return () if isinstance(library, str) else tuple(t for i, t in enumerate(TARGETS) if library.nbsnn_has_target(i))
+
+
+def run_counts(
+    program: Program, pixels: Tensor, *, keep_counts: bool = False, target: Target | None = None, threads: int | None = None
+) -> Outcome:
+    """The quantized network in whole numbers; see `Outcome` for arguments and result.
+
+    Args:
+        target: instruction set; the best of this processor unless given.
+        threads: workers; `torch.get_num_threads()` unless given.
+    """
+    return _run(program, pixels, _COUNTS, keep_counts, target, threads)
+
+
+def run_spikes(
+    program: Program,
+    pixels: Tensor,
+    *,
+    neuron: Neuron,
+    schedule: Schedule,
+    keep_counts: bool = False,
+    target: Target | None = None,
+    threads: int | None = None,
+) -> Outcome:
+    """Step by step, from lists of the neurons that fire; see `Outcome` and `run_counts` for arguments and result."""
+    return _run(program, pixels, _MODES[neuron, schedule], keep_counts, target, threads)
+
+
+@dataclass(frozen=True, eq=False)
+class _Handle:
+    """A network inside the extension, freed with this object."""
+
+    address: int
+    library: ctypes.CDLL
+
+    def __post_init__(self) -> None:
+        finalize(self, self.library.nbsnn_free, ctypes.c_void_p(self.address))
+
+
+_handles: WeakKeyDictionary[Program, dict[str, _Handle]] = WeakKeyDictionary()
+
+
+def rows_added(
+    program: Program, pixels: Tensor, *, neuron: Neuron | None = None, schedule: Schedule | None = None
+) -> dict[str, int]:
+    """Unit or head → weights added (rows times their length, padding included) for these images; `counts` without a schedule."""
+    mode = _COUNTS if neuron is None or schedule is None else _MODES[neuron, schedule]
+    rows: dict[str, int] = {}
+    _run(program, pixels, mode, False, None, None, rows)
+    return rows
+
+
+def _run(
+    program: Program, pixels: Tensor, mode: int, keep_counts: bool, target: Target | None, threads: int | None,
+    rows_of: dict[str, int] | None = None,
+) -> Outcome:  # fmt: skip
+    handle = _handle(program, target)
+    _check_pixels(program, pixels)
+    batch, units, head = len(pixels), program.units, program.head
+    workers = torch.get_num_threads() if threads is None else threads
+    if not 1 <= workers <= 1024:
+        raise ConfigError(f"threads={workers}: give a number from 1 to 1024")
+    counts = {u.name: torch.empty(batch, *u.shape, dtype=torch.int32) for u in units} if keep_counts else {}
+    sums = tuple(torch.empty(batch, *head.shape, dtype=torch.int64) for _ in head.branches)
+    steps = np.zeros(batch, np.int32)
+    spikes = torch.zeros(len(units) + 1, batch, dtype=torch.int64)
+    rows = np.zeros(len(units) + 1, np.int64)
+    done = handle.library.nbsnn_run(
+        ctypes.c_void_p(handle.address), _pointer(pixels), batch, mode, workers, FLIGHT,
+        _addresses([*(counts.get(u.name) for u in units), None]), _addresses(list(sums)),
+        _array(steps), _pointer(spikes), _array(rows),
+    )  # fmt: skip
+    _check(handle.library, done)
+    if rows_of is not None:
+        rows_of.update(zip([*(u.name for u in units), "head"], rows.tolist(), strict=True))
+    if mode == _MODES["unsigned", "barrier"]:
+        steps[:] = (program.depth + 1) * program.timesteps
+    by_unit = {u.name: spikes[i] for i, u in enumerate(units)}
+    return Outcome(sums, torch.from_numpy(steps).to(torch.int64), by_unit, counts)
+
+
+def _check_pixels(program: Program, pixels: Tensor) -> None:
+    if pixels.dtype != torch.int32 or pixels.device.type != "cpu" or not pixels.is_contiguous():
+        raise ConfigError(f"pixels are {pixels.dtype} on {pixels.device}: give a contiguous int32 tensor on the CPU")
+    if tuple(pixels.shape[1:]) != program.pixels.shape or not len(pixels):
+        raise ConfigError(
+            f"pixels of shape {tuple(pixels.shape)}: give [B, {', '.join(map(str, program.pixels.shape))}], B ≥ 1"
+        )
+
+
+def _handle(program: Program, target: Target | None) -> _Handle:
+    """The program inside the extension, made once for each instruction set."""
+    library = _library()
+    if isinstance(library, str):
+        raise ConfigError(f"no native engine: {library}; use engine_torch")
+    known = targets()
+    chosen = target or known[-1]
+    if chosen not in known:
+        raise ConfigError(unknown("target", chosen, known))
+    made = _handles.setdefault(program, {})
+    if chosen not in made:
+        made[chosen] = _build(library, program, TARGETS.index(chosen))
+    return made[chosen]
+
+
+def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
+    channels, height, width = program.pixels.shape
+    bound = ctypes.c_int64(max(-program.pixels.low, program.pixels.high))
+    address = library.nbsnn_new(target, program.timesteps, channels, height * width, bound)
+    if not address:
+        _check(library, -1)
+    handle = _Handle(address, library)
+    index = {IMAGE: -1} | {unit.name: i for i, unit in enumerate(program.units)}
+    net = ctypes.c_void_p(address)
+    for node in (*program.units, program.head):
+        positions = int(np.prod(node.shape[1:], dtype=np.int64))
+        unit = None if node is program.head else program.units[index[node.name]]
+        levels, bits, retract = (unit.levels, unit.fraction_bits, unit.retract) if unit else (1, 1, 0)
+        wide = unit.wide if unit else True
+        bias = node.bias.to(torch.int64).contiguous() if unit else torch.zeros(node.shape[0], dtype=torch.int64)
+        _check(library, library.nbsnn_add_node(
+            net, int(unit is None), int(wide), node.shape[0], positions, levels, bits, ctypes.c_int64(retract), _pointer(bias)
+        ))  # fmt: skip
+        for branch in node.branches:
+            _add_branch(library, net, index[base_of(program, branch.source)], synapse_of(program, branch, node.shape))
+    _check(library, library.nbsnn_finish(net))
+    return handle
+
+
+def _add_branch(library: ctypes.CDLL, net: ctypes.c_void_p, source: int, s: Synapse) -> None:
+    multiplier = s.multiplier.to(torch.int64).contiguous() if not s.multiplier.is_floating_point() else torch.zeros(
+        len(s.multiplier), dtype=torch.int64)  # fmt: skip
+    _check(library, library.nbsnn_add_branch(
+        net, source, s.inputs, s.groups, s.taps, s.shift, _array(s.start), _array(s.origin), ctypes.c_int64(len(s.origin)),
+        _pointer(multiplier), _array(s.weight), ctypes.c_int64(s.weight.size),
+    ))  # fmt: skip
+
+
+def _check(library: ctypes.CDLL, result: int) -> None:
+    if result < 0:
+        raise ConfigError(f"the native engine refused: {library.nbsnn_error().decode()}; use engine='torch'")
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _array(array: "np.ndarray[Any, Any]") -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _addresses(tensors: list[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))

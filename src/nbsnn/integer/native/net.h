@@ -1,0 +1,151 @@
+// An integer network as the event engine holds it, and the scratch memory of one worker.
+//
+// A value's events lie in records, one per (image, chunk, position, channel group). A chunk is up to three consecutive lanes:
+// time steps, or bits of a count in the `counts` mode. The channels of a record are sorted by the pattern of lanes in which they
+// are active, so that a weight row is loaded once for all lanes of the chunk. Layout of a record, uint16:
+//     [0..6] how many channels with the positive pattern 1..7, [7..13] negative pattern 1..7, [14] all negative, [15] all;
+//     then the channels, in this order, relative to the group's first.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+namespace nbsnn {
+
+constexpr int kLanes = 3;     // lanes that share one load of a weight row
+constexpr int kTile = 16;     // output positions that share a weight block while it is in the first cache
+constexpr int kGroup = 512;   // channels of a record at most, so that one tap's weight block stays small
+constexpr int kHeader = 16;   // uint16 in front of a record's channels
+constexpr int kSlack = 16;    // uint16 behind them, which the vectorised writer may touch
+constexpr int kMaxRow = 256;  // the longest weight row in bytes, any instruction set
+
+enum Mode : int32_t { kFixedUnsigned, kFixedSigned, kSettle, kBarrier, kCounts, kModes };
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Plain memory that is not cleared: pages that no event touches stay out of the resident set.
+struct Buffer {
+  std::unique_ptr<uint8_t, decltype(&std::free)> data{nullptr, &std::free};
+  size_t bytes = 0;
+  uint8_t* need(size_t n) {
+    if (n > bytes) {
+      data.reset();
+      data.reset(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>(round_up(static_cast<int64_t>(n), 64)))));
+      if (!data) throw std::bad_alloc();
+      bytes = n;
+    }
+    return data.get();
+  }
+};
+
+struct Branch {
+  int source;           // node, or -1: the image, constant in time
+  int inputs;           // channels of the source
+  int groups, taps;
+  bool rows;            // int8 rows added in int8 registers; otherwise rows are added to 32 bits
+  int row_bytes = 0;    // channels of a row block
+  int shift;
+  int wmax;             // largest |weight|
+  std::vector<uint32_t> start, from;  // input positions of (tap, output position): from[start[tap * positions + position] ..]
+  std::vector<int64_t> multiplier;    // [channels], padded with zeros
+  std::vector<int32_t> multiplier32;
+  std::vector<int16_t> weight;        // [tap][input][output of the group]
+  bool identity = false;              // acc is the source's own value
+  bool narrow = false;                // constant, and neither sums nor products leave what int32 and float64 hold exactly
+  double unshift = 1;                 // 2^−shift
+  std::vector<int8_t> tables;         // see planes.inc; empty where planes do not serve
+  std::vector<int> runs;              // where the sums of look-ups must leave int8
+  std::vector<int8_t> blocks;         // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
+};
+
+struct Node {
+  bool head;
+  bool wide;
+  int channels, positions, levels, fraction_bits;
+  int64_t retract;
+  std::vector<int64_t> bias;  // padded with zeros
+  std::vector<Branch> branches;
+  int last_use = -1;
+  bool planes = false;                              // can be computed from bit planes
+  bool records_read = false, planes_read = false;  // what its readers take where planes are in use
+
+  int groups() const { return (channels + kGroup - 1) / kGroup; }
+  int width() const { return channels < kGroup ? channels : kGroup; }  // of the first group
+  int64_t record(bool both_signs) const {  // uint16 per record
+    return round_up(kHeader + kSlack + static_cast<int64_t>(width()) * (both_signs ? 2 : 1), 32);
+  }
+};
+
+// Events of one node for the images in flight.
+struct Value {
+  Buffer *records = nullptr, *planes = nullptr;
+  std::vector<uint8_t> used;      // planes with any spike
+  int signs = 1;                  // planes per lane: 2 where there are negative spikes
+  int chunks = 0;
+  int64_t record = 0;             // uint16 per record
+  std::vector<int> last;          // per image: the last step with a spike, from 1; 0 if silent
+  int live_chunks(int mode) const {  // with anything in them
+    if (mode != kSettle) return chunks;
+    int most = 0;
+    for (int step : last) most = step > most ? step : most;
+    return (most + kLanes - 1) / kLanes;
+  }
+  uint16_t* at(const Node& node, int image, int chunk, int position, int group) const {
+    const int64_t index = ((static_cast<int64_t>(image) * chunks + chunk) * node.positions + position) * node.groups() + group;
+    return reinterpret_cast<uint16_t*>(records->data.get()) + index * record;
+  }
+};
+
+struct Net {
+  int target = 0, timesteps = 0, pixels = 0, image_channels = 0;
+  int64_t pixel_bound = 0;  // largest |pixel|, which the caller checks
+  bool finished = false;
+  std::vector<Node> nodes;  // the last one is the head
+};
+
+struct Request {
+  const int32_t* images;      // [batch, image_channels, pixels]
+  int batch, mode, threads;
+  int32_t* const* counts;     // per node [batch, channels, positions], or null
+  int64_t* const* sums;       // per branch of the head [batch, channels, positions]
+  int32_t* steps;             // [batch]
+  int64_t* spikes;            // per node [batch]
+  int64_t* rows;              // per node: weight rows added, times channels
+};
+
+// Images that one worker, or a team of workers, takes through the network together.
+struct Flight {
+  int first = 0, images = 0;
+  std::vector<Value> values;
+  bool dense = false;  // nodes that can be are computed from bit planes
+  Buffer pixels;       // int32 [image][pixel][channel]
+  Buffer lanes;        // int32 [pixel][channel][slot], see planes.inc
+};
+
+struct Scratch {
+  Buffer bytes, words, current, membrane, count, constant, wide, code;
+  std::vector<int64_t> rows;    // per node
+  std::vector<int64_t> spikes;  // per image of the flight, of the node under work
+  std::vector<int> last;        // likewise
+};
+
+// One output tile: positions [begin, end) of (image, position) flattened, channel group `group`.
+struct Item {
+  int node, begin, end, group;
+};
+
+// What a kernel compiled for an instruction set offers.
+struct Kernel {
+  int vector;  // bytes; 0 images fit a vector where planes are null
+  int block, span;  // channels and positions of an item of run_planes
+  void (*pack)(const Node&, Branch&);
+  void (*run_tile)(const Net&, const Request&, Flight&, Scratch&, const Item&);
+  void (*make_tables)(const Node&, Branch&, const std::vector<int16_t>&);
+  void (*run_planes)(const Net&, const Request&, Flight&, Scratch&, const Item&);
+  void (*run_records)(const Net&, const Request&, Flight&, const Item&);
+  int (*image_of)(int);
+};
+
+}  // namespace nbsnn

@@ -1,0 +1,13 @@
+// Instruction sets: 0 baseline (what every processor of the architecture has), 1 AVX2, 2 AVX-512.
+#pragma once
+#include "net.h"
+
+namespace nbsnn {
+
+constexpr int kTargets = 3;
+
+const char* name_of(int target);
+bool has_target(int target);  // does this processor have it?
+const Kernel& kernel_of(int target);
+
+}  // namespace nbsnn

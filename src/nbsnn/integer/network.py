@@ -1,0 +1,202 @@
+"""The integer network as users meet it: images in, logits out, by one engine or the other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nbsnn.errors import ConfigError, LoweringError, unknown
+from nbsnn.integer.description import UnitRow, describe_units
+from nbsnn.integer.engines import Backend, choose
+from nbsnn.integer.program import Head, Outcome, Pixels, Program
+from nbsnn.integer.storage import load_program, moved, save_program
+from nbsnn.spiking.convert import check_pair
+
+Engine = Literal["counts", "spikes"]
+
+_IN_FLIGHT_BYTES = 2**28  # what the images at work may take; the rest of a batch waits
+_BYTES_PER_NEURON = 24  # membrane, current, count, spikes, and a convolution's input and output in single precision
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run gives, for B images.
+
+    Attributes:
+        logits: [B, classes] float32.
+        steps: [B] int64, as in `Outcome`.
+        spikes: unit → [B] int64, as in `Outcome`.
+        counts: unit → [B, *shape] int32, if asked for.
+        backend: which code ran, "native" or "torch".
+    """
+
+    logits: Tensor
+    steps: Tensor
+    spikes: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    backend: str
+
+
+class IntegerNetwork:
+    """Result of `nbsnn.lower`. All results are the same bits on any device, for any batch size and thread count.
+
+    Attributes:
+        program: the network as data.
+        steps: [B] int64, the steps that each image of the last `run` took.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.steps = torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def timesteps(self) -> int:
+        """T."""
+        return self.program.timesteps
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return self.program.head.bias.device
+
+    def run(
+        self,
+        images: Tensor,
+        *,
+        engine: Engine = "counts",
+        neuron: str | None = None,
+        schedule: str = "fixed",
+        backend: Backend = "auto",
+    ) -> Tensor:
+        """Logits [B, classes] float32.
+
+        Args:
+            images: [B, C, H, W]; normalised floats, or 8-bit pixels if the network was lowered with mean and std.
+            engine: "counts" is the quantized network in whole numbers, and equals the spiking one under "settle" and
+                "barrier" bit for bit; "spikes" really steps.
+            neuron, schedule: of the "spikes" engine, as in `nbsnn.to_spiking`.
+            backend: "native" (the event-driven kernel, on a CPU), "torch", or "auto": native where it is there.
+        Raises:
+            LoweringError: images of the wrong shape, or outside the range that the network was lowered for.
+            ConfigError, ConversionError: unknown engine, backend, schedule or neuron.
+        """
+        result = self.simulate(images, engine=engine, neuron=neuron, schedule=schedule, backend=backend)
+        self.steps = result.steps
+        return result.logits
+
+    __call__ = run
+
+    def counts(self, images: Tensor, *, backend: Backend = "auto") -> dict[str, Tensor]:
+        """Net counts of every unit, name → [B, *shape] int32."""
+        return self.simulate(images, keep_counts=True, backend=backend).counts
+
+    def simulate(
+        self,
+        images: Tensor,
+        *,
+        engine: Engine = "counts",
+        neuron: str | None = None,
+        schedule: str = "fixed",
+        backend: Backend = "auto",
+        keep_counts: bool = False,
+    ) -> Result:
+        """As `run`, with all that is known of the run; `keep_counts` asks for the counts of every neuron."""
+        if engine not in get_args(Engine):
+            raise ConfigError(unknown("engine", engine, get_args(Engine)))
+        chosen_neuron, chosen_schedule = check_pair(neuron, schedule)
+        if engine == "spikes" and schedule == "fixed":
+            self._check_levels()
+        code = choose(self.program, backend, self.device)
+        outcomes = []
+        with torch.inference_mode():
+            for pixels in self._chunks(images):
+                if engine == "counts":
+                    outcomes.append(code.run_counts(self.program, pixels, keep_counts=keep_counts))
+                else:
+                    outcomes.append(code.run_spikes(self.program, pixels, neuron=chosen_neuron, schedule=chosen_schedule,
+                                                    keep_counts=keep_counts))  # fmt: skip
+            return _joined(self.program.head, outcomes, code.name)
+
+    def report(self) -> list[UnitRow]:
+        """A row for each unit and the head: shapes, weights, fraction bits, smallest multiplier, bound."""
+        return describe_units(self.program)
+
+    def to(self, device: torch.device | str) -> "IntegerNetwork":
+        """The network on another device; this one stays where it is."""
+        return IntegerNetwork(moved(self.program, torch.device(device)))
+
+    def save(self, path: str | Path) -> None:
+        """Write the network to a `.safetensors` file, whole or not at all.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        save_program(Path(path), self.program)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "IntegerNetwork":
+        """The network that `save` wrote, on the CPU.
+
+        Raises:
+            CheckpointError: missing, truncated, altered, of a newer format, or not an integer network.
+        """
+        return cls(load_program(Path(path)))
+
+    def __repr__(self) -> str:
+        units = len(self.program.units)
+        return f"IntegerNetwork(T={self.timesteps}, {units} units, depth {self.program.depth}, on {self.device})"
+
+    def _check_levels(self) -> None:
+        for unit in self.program.units:
+            if unit.levels != self.timesteps:
+                raise ConfigError(
+                    f"{unit.name} has {unit.levels} levels where T is {self.timesteps}: a fixed number of steps is not exact; "
+                    "use schedule='settle' or 'barrier'"
+                )
+
+    def _chunks(self, images: Tensor) -> Iterator[Tensor]:
+        """The images in flight, as integers on the network's device."""
+        neurons = sum(torch.Size(shape).numel() for shape in self.program.shapes.values())
+        size = max(1, min(256, _IN_FLIGHT_BYTES // (neurons * _BYTES_PER_NEURON)))
+        for chunk in torch.split(images, size):
+            yield to_integers(self.program.pixels, chunk.to(self.device))
+
+
+def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
+    """Images on the network's grid, [B, C, H, W] int32.
+
+    Args:
+        images: [B, C, H, W] uint8, or normalised floats, which are rounded.
+    Raises:
+        LoweringError: wrong shape, out of range, or bytes where the network knows no mean and std.
+    """
+    if images.dim() != 4 or tuple(images.shape[1:]) != pixels.shape:
+        raise LoweringError(f"images of shape {list(images.shape)}; the network takes [B, {', '.join(map(str, pixels.shape))}]")
+    if images.dtype == torch.uint8:
+        if pixels.table is None:
+            raise LoweringError("8-bit images, but the network knows no mean and std; give them to nbsnn.lower")
+        channel = torch.arange(len(pixels.table), device=images.device).view(-1, 1, 1)
+        looked_up: Tensor = pixels.table[channel, images.to(torch.int64)]
+        return looked_up
+    if not images.is_floating_point():
+        raise LoweringError(f"images of type {images.dtype}; give normalised floats or uint8")
+    whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()
+    if not bool(((whole >= pixels.low) & (whole <= pixels.high)).all()):
+        low, high = (edge / 2**pixels.fraction_bits for edge in (pixels.low, pixels.high))
+        raise LoweringError(f"images reach beyond [{low:.3g}, {high:.3g}]; normalise them as the example for nbsnn.lower was")
+    return whole.to(torch.int32).contiguous()
+
+
+def _joined(head: Head, outcomes: list[Outcome], backend: str) -> Result:
+    first = outcomes[0]
+    logits = torch.cat([head.logits(outcome.accumulators) for outcome in outcomes])
+    return Result(
+        logits,
+        torch.cat([outcome.steps for outcome in outcomes]),
+        {name: torch.cat([outcome.spikes[name] for outcome in outcomes]) for name in first.spikes},
+        {name: torch.cat([outcome.counts[name] for outcome in outcomes]) for name in first.counts},
+        backend,
+    )

@@ -1,0 +1,119 @@
+"""Integer convolutions by floating-point ones that are exact, on any device.
+
+Weights and values up to 256 are exact in every format that a matrix unit may round its inputs to (bfloat16 keeps 8 bits), and
+sums below 2^24 are exact in single precision, in any order. Where that does not hold, double precision takes over, exact to
+2^53. On CUDA a convolution is unrolled into a matrix product: Winograd's transform, which libraries may choose there, works
+with fractions.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nbsnn.integer.program import Branch, Program, Unit
+
+_EXACT_INPUT, _EXACT_SUM = 2**8, 2**24
+
+Values = dict[str, Tensor]
+
+
+def exact_dtype(weight: Tensor, largest: int) -> torch.dtype:
+    """The floating type in which products of these weights with values up to `largest` are exact."""
+    magnitudes = weight.to(torch.int64).abs().flatten(1)
+    small = largest <= _EXACT_INPUT and int(magnitudes.max()) <= _EXACT_INPUT
+    return torch.float32 if small and int(magnitudes.sum(1).max()) * largest < _EXACT_SUM else torch.float64
+
+
+def convolve(x: Tensor, weight: Tensor, branch: Branch, *, unroll: bool = False) -> Tensor:
+    """The branch's convolution or product of x [B, ...] with its weight, both of one floating type."""
+    if weight.dim() == 2:
+        return F.linear(x, weight)
+    if not unroll:
+        return F.conv2d(x, weight, None, branch.stride, branch.padding, branch.dilation, branch.groups)
+    size = weight.shape[2:]
+    spans = zip(x.shape[2:], size, branch.stride, branch.padding, branch.dilation, strict=True)
+    place = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in spans]
+    columns = F.unfold(x, (size[0], size[1]), branch.dilation, branch.padding, branch.stride)
+    columns = columns.reshape(len(x), branch.groups, -1, columns.shape[-1])
+    rows = weight.reshape(branch.groups, len(weight) // branch.groups, -1)
+    return torch.matmul(rows, columns).reshape(len(x), len(weight), *place)
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """A program's branches, ready to multiply.
+
+    Attributes:
+        program: the source.
+        unroll: convolutions as matrix products.
+    """
+
+    program: Program
+    unroll: bool
+    _types: dict[tuple[int, int], torch.dtype] = field(default_factory=dict)
+    _weights: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, program: Program, device: torch.device) -> "Products":
+        """The one that belongs to the program."""
+        known: Products = program.prepared.setdefault("torch", cls(program, unroll=device.type == "cuda"))
+        return known
+
+    def accumulate(self, branch: Branch, x: Tensor, shape: tuple[int, ...], times: int) -> Tensor:
+        """acc of a branch, [B, *shape]: int32, or int64 on constants and in the head.
+
+        Args:
+            branch: whose source is x.
+            x: [B, ...], of magnitude up to `times` · the size of one step.
+            shape: of the unit or the head.
+            times: 1 for spikes, T for counts.
+        """
+        constant = branch.source in self.program.constants
+        if branch.weight is None:
+            acc = x
+        else:
+            largest = self.program.sizes[branch.source] * (1 if constant else times)
+            weight = self._weight(branch, branch.weight, largest)
+            acc = convolve(x.to(weight.dtype), weight, branch, unroll=self.unroll)
+        return acc.reshape(-1, *shape).to(torch.int64 if constant else torch.int32)
+
+    def _weight(self, branch: Branch, weight: Tensor, largest: int) -> Tensor:
+        kind = self._types.get((id(branch), largest))
+        if kind is None:
+            kind = self._types[id(branch), largest] = exact_dtype(weight, largest)
+        if (id(branch), kind) not in self._weights:
+            self._weights[id(branch), kind] = weight.to(kind)
+        return self._weights[id(branch), kind]
+
+    def current(self, unit: Unit, values: Values, times: int) -> Tensor:
+        """Σ multiplier · acc over the branches that change in time, [B, *shape]."""
+        total = unit.bias.new_zeros(())
+        for branch in unit.branches:
+            if branch.source not in self.program.constants:
+                acc = self.accumulate(branch, values[branch.source], unit.shape, times)
+                total = total + acc * _per_channel(branch.multiplier, unit.shape)
+        return total
+
+    def constant_current(self, unit: Unit, values: Values) -> Tensor:
+        """[B or 1, *shape]: the bias and what the image gives in each step, rounded to the membrane's unit."""
+        total = _per_channel(unit.bias, unit.shape).expand(1, *unit.shape)
+        for branch in unit.branches:
+            if branch.source in self.program.constants:
+                acc = self.accumulate(branch, values[branch.source], unit.shape, 1)
+                product = acc * _per_channel(branch.multiplier, unit.shape)
+                total = total + ((product + 2 ** (branch.shift - 1)) >> branch.shift).to(unit.bias.dtype)
+        return total
+
+    def structural(self, name: str, x: Tensor, times: int) -> Tensor:
+        """A pooled or flattened value, int32 (a constant of large size int64)."""
+        node = self.program.by_name[name]
+        assert not isinstance(node, Unit)
+        largest = self.program.sizes[name] * (1 if name in self.program.constants else times)
+        whole = node.apply(x.to(torch.float32 if largest < _EXACT_SUM else torch.float64))
+        return whole.to(torch.int32 if largest < 2**31 else torch.int64)
+
+
+def _per_channel(numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return numbers.view(-1, *(1 for _ in shape[1:]))

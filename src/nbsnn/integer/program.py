@@ -1,0 +1,277 @@
+"""The integer network as data: a short list of integer operations, which every engine reads and none changes.
+
+All numbers are integers but the head's last multiplication, so that the result is the same on any device, batch size and
+thread count. Values have names: `IMAGE`, and the name of each node. A unit's value is its spikes in one step (−1, 0, 1) or,
+in the `counts` engine, its count in [0, levels]; both obey the same arithmetic. A pooled or flattened value is linear in its
+source, and constant in time if the source is the image.
+
+In step t ≤ T a unit receives, in units of 2^−F of its spike's height,
+
+    current_t = bias + Σ_constant branches ((multiplier · acc + 2^(shift−1)) >> shift) + Σ_other branches multiplier · acc_t
+
+and in later steps (schedule "settle") only the last sum. `acc` is the branch's integer convolution of its source's
+value, in the unit's shape. The membrane starts at 2^(F−1); a spike takes 2^F. The count of the quantized network is
+
+    N = clip((2^(F−1) + T · (bias + constant) + Σ multiplier · acc(counts)) >> F, 0, levels).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGE = "image"  # the value id of the image: fixed-point pixels, constant in time
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One synapse of a unit or of the head: an integer convolution (or product, or nothing) and a multiplier per channel.
+
+    Attributes:
+        source: value id of the input.
+        multiplier: [O]; int32 in a unit (int64 if the unit is wide or the source constant), float64 in the head. Never
+            negative where there is a weight: signs are in the weight.
+        weight: int8 or int16, contiguous: [O, I/groups, kh, kw] on a source [I, H, W]; [O, I] on a source [I]; None for the
+            identity, acc = source.
+        shift: bits that the product with a constant source is rounded off by, half up; 0 for all other branches.
+    """
+
+    source: str
+    multiplier: Tensor
+    weight: Tensor | None = None
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    shift: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Neurons that share a threshold: synapses, then integrate-and-fire (or the count that it comes to).
+
+    Attributes:
+        name: of the activation layer, such as "stage1.0.first.act"; also the id of its value.
+        shape: (O, H, W), or (O,) for neurons without place.
+        branches: at least one.
+        bias: [O] int32 (int64 if wide), added in each of the first T steps.
+        fraction_bits: F; the membrane's unit is 2^−F of the height, so that the firing threshold is 2^F.
+        levels: L = 2^b − 1, the largest count: the cap of "settle" and "barrier" and of the counts.
+        height: what one spike stands for, θ·T/L, as a float.
+        retract: a signed neuron under "fixed" takes a spike back at this membrane or below: ⌊−10⁻³·2^F/height⌋.
+        bound: the largest magnitude that the membrane or a sum on the way can reach; below 2^31, or 2^52 if wide.
+        wide: arithmetic in int64 instead of int32.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    branches: tuple[Branch, ...]
+    bias: Tensor
+    fraction_bits: int
+    levels: int
+    height: float
+    retract: int
+    bound: int
+    wide: bool = False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(branch.source for branch in self.branches)
+
+
+@dataclass(frozen=True, eq=False)
+class SumPool:
+    """Sums over windows, [C, H, W] → [C, H', W']; the division is in the next multiplier. Padding is with zeros."""
+
+    name: str
+    source: str
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    shape: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] of a floating type that holds the sums exactly."""
+        return F.avg_pool2d(x, self.kernel, self.stride, self.padding, divisor_override=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Flatten:
+    """[C, H, W] → [C·H·W], channel first."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] of any type."""
+        return x.flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The network's output. Its accumulators sum the branches' acc over all steps taken, as integers; then, once,
+
+    logits = bias + Σ_branches accumulator · multiplier, in float64 and in this order, as float32.
+
+    A constant branch's accumulator is its acc, taken once. `shape` is (O,), or (O, H, W) if the network returns places.
+    """
+
+    name: ClassVar[str] = "head"
+    shape: tuple[int, ...]
+    branches: tuple[Branch, ...]
+    bias: Tensor
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(branch.source for branch in self.branches)
+
+    def logits(self, accumulators: "tuple[Tensor, ...] | list[Tensor]") -> Tensor:
+        """[B, O, ...] float32 from one [B, O, ...] integer accumulator per branch."""
+        place = (-1, *(1 for _ in self.shape[1:]))
+        total = self.bias.view(place).expand(self.shape)
+        # Products and sums one after the other: a fused multiply-add would round differently.
+        for branch, accumulator in zip(self.branches, accumulators, strict=True):
+            total = total + accumulator.to(torch.float64) * branch.multiplier.view(place)
+        return total.to(torch.float32)
+
+
+Node = Unit | SumPool | Flatten
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """How images become integers: value · 2^fraction_bits, zero padding after normalisation being exactly 0.
+
+    Attributes:
+        shape: (C, H, W).
+        low, high: the smallest and largest integer that a pixel may be; the overflow check rests on them.
+        table: [C, 256] int32, from 8-bit pixels, or None if the network was lowered without mean and std.
+    """
+
+    shape: tuple[int, ...]
+    fraction_bits: int
+    low: int
+    high: int
+    table: Tensor | None = None
+
+
+def constant_values(nodes: Iterable[Node]) -> frozenset[str]:
+    """Names of the values that do not change in time."""
+    known = {IMAGE}
+    for node in nodes:
+        if not isinstance(node, Unit) and node.source in known:
+            known.add(node.name)
+    return frozenset(known)
+
+
+def step_sizes(nodes: Iterable[Node], pixels: Pixels) -> dict[str, int]:
+    """Value → its largest magnitude in one step; units that are not among the nodes count 1 as well."""
+    sizes = {IMAGE: max(-pixels.low, pixels.high)}
+    for node in nodes:
+        window = node.kernel[0] * node.kernel[1] if isinstance(node, SumPool) else 1
+        sizes[node.name] = 1 if isinstance(node, Unit) else sizes.get(node.source, 1) * window
+    return sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A whole integer network.
+
+    Attributes:
+        timesteps: T.
+        pixels: the image's grid.
+        nodes: in an order in which sources come first.
+        head: the output.
+        notes: what the lowering had to round beyond the quantized network, a line each.
+        origin: where it came from, as plain values: recipe, model, metrics.
+        prepared: for engines, under a name of their own: weights in the layout that they need.
+    """
+
+    timesteps: int
+    pixels: Pixels
+    nodes: tuple[Node, ...]
+    head: Head
+    notes: tuple[str, ...] = field(default=())
+    origin: dict[str, Any] = field(default_factory=dict)
+    prepared: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """The nodes that fire, in order."""
+        return tuple(node for node in self.nodes if isinstance(node, Unit))
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every value, without the batch."""
+        return {IMAGE: self.pixels.shape} | {node.name: node.shape for node in self.nodes}
+
+    @cached_property
+    def constants(self) -> frozenset[str]:
+        """Values that do not change in time: the image and what is pooled or flattened of it."""
+        return constant_values(self.nodes)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The largest |value| in one step: of spikes 1, of a pixel its range, times the size of every window since."""
+        return step_sizes(self.nodes, self.pixels)
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """Units on the longest path from the image to each value, its own included."""
+        depth = {IMAGE: 0}
+        for node in self.nodes:
+            depth[node.name] = max(depth[source] for source in node.sources) + isinstance(node, Unit)
+        return depth
+
+    @cached_property
+    def depth(self) -> int:
+        """Units on the longest path from image to head."""
+        return max(self.depths[source] for source in self.head.sources)
+
+    @cached_property
+    def by_name(self) -> dict[str, Node]:
+        """The nodes by the name of their value."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def last_use(self) -> dict[str, int]:
+        """Index of the last node that reads a value; `len(nodes)` is the head. After it the value can be forgotten."""
+        readers = enumerate((*self.nodes, self.head))
+        return {source: index for index, node in readers for source in node.sources}
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an engine returns for a batch of B images. An engine is two functions of a module:
+
+        run_counts(program, pixels, *, keep_counts=False) → Outcome
+        run_spikes(program, pixels, *, neuron, schedule, keep_counts=False) → Outcome
+
+    `pixels` is [B, C, H, W] int32, contiguous, on the grid of `program.pixels` (checked by the caller).
+
+    Attributes:
+        accumulators: [B, *head.shape] int64 for each of the head's branches, in order.
+        steps: [B] int64, the steps that each image took: T for `run_counts` and "fixed"; the last step with a spike, but at
+            least T, under "settle"; (depth + 1)·T under "barrier".
+        spikes: unit → [B] int64, spikes of either sign in all steps; for `run_counts` Σ counts, which is what "barrier" fires.
+        counts: unit → [B, *shape] int32 net counts, if asked for.
+    """
+
+    accumulators: tuple[Tensor, ...]
+    steps: Tensor
+    spikes: dict[str, Tensor]
+    counts: dict[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,107 @@
+"""Integer networks in files: every number in safetensors, the structure in a JSON header, a hash over both."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbsnn.errors import CheckpointError
+from nbsnn.integer.checking import check_program
+from nbsnn.integer.program import Branch, Flatten, Head, Pixels, Program, SumPool, Unit
+from nbsnn.tensorfile import FORMAT_VERSION, Header, read_tensors, write_tensors
+
+_CLASSES = {cls.__name__: cls for cls in (Program, Pixels, Unit, SumPool, Flatten, Head, Branch)}
+_NOT_STORED = ("prepared",)
+
+
+def save_program(path: Path, program: Program) -> None:
+    """Write a program, whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    structure = _encode(program, "program", tensors)
+    header = {
+        "format": FORMAT_VERSION, "form": "integer", "program": structure, "hash": content_hash(structure, tensors),
+        "model": program.origin.get("model"), "recipe": program.origin.get("recipe"),
+        "versions": {"nbsnn": metadata.version("nbsnn"), "torch": torch.__version__},
+    }  # fmt: skip
+    write_tensors(path, tensors, header)
+
+
+def load_program(path: Path) -> Program:
+    """Read a program and check that it is what was written."""
+    header, tensors = read_tensors(path)
+    return program_from(header, tensors, source=str(path))
+
+
+def program_from(header: Header, tensors: Mapping[str, Tensor], *, source: str) -> Program:
+    """The program that a file's header and tensors hold.
+
+    Raises:
+        CheckpointError: of another form, altered, or not consistent.
+    """
+    if header.get("form") != "integer":
+        raise CheckpointError(f"{source}: holds a {header.get('form')} network; make an integer one of it with nbsnn.lower")
+    if content_hash(header.get("program"), tensors) != header.get("hash"):
+        raise CheckpointError(f"{source}: its content does not match its hash, so it was altered; restore it from a copy")
+    try:
+        program = _decode(header["program"], tensors)
+        check_program(program)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{source}: not a valid integer network ({error}); lower it anew") from None
+    assert isinstance(program, Program)
+    return program
+
+
+def content_hash(structure: Any, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of structure and numbers, in hexadecimal."""
+    digest = hashlib.sha256(json.dumps(structure, sort_keys=True).encode())
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def moved(program: Program, device: torch.device) -> Program:
+    """The program with its tensors on a device."""
+    result: Program = _mapped(replace(program, prepared={}), lambda tensor: tensor.to(device))
+    return result
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_mapped(item, change) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _mapped(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
+def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Plain values; tensors go to `tensors` under their place in the structure."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, tuple):
+        return [_encode(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+    if is_dataclass(value) and not isinstance(value, type):
+        stored = (f.name for f in fields(value) if f.name not in _NOT_STORED)
+        return {"class": type(value).__name__} | {key: _encode(getattr(value, key), f"{name}.{key}", tensors) for key in stored}
+    return value
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item, tensors) for item in value)
+    if isinstance(value, dict) and "tensor" in value:
+        return tensors[value["tensor"]]
+    if isinstance(value, dict) and "class" in value:
+        cls = _CLASSES[value["class"]]
+        return cls(**{key: _decode(item, tensors) for key, item in value.items() if key != "class"})
+    return value

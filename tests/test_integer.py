@@ -1,0 +1,111 @@
+"""The integer network: equal to the oracle in every bit, close to the quantized network, the same however it is run."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from integer_nets import KINDS, PAIRS, assembled, assert_equals_oracle, images_for
+from nets import randomize_
+
+import nbsnn
+from nbsnn.quant.layers import QuantReLU, at_least
+from nbsnn.surgery import tap
+
+kinds = st.lists(st.sampled_from(KINDS), min_size=1, max_size=4)
+bits = st.lists(st.sampled_from([2, 3, 4]), min_size=1, max_size=3)
+
+
+def quantized_counts(quantized, images):
+    """Name → counts of the float simulation."""
+    acts = {n: m for n, m in quantized.named_modules() if isinstance(m, QuantReLU)}
+    with torch.no_grad(), tap(acts) as seen:
+        logits = quantized(images)
+    return {n: (seen[n][0] * acts[n].levels / at_least(acts[n].threshold)).round().int() for n in acts}, logits
+
+
+def allowed(act_bits):
+    """Pairs of neuron and schedule that are exact with these bits, or published."""
+    return PAIRS if len(set(act_bits)) == 1 else PAIRS[2:]
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 10**6), kinds, bits, st.sampled_from([2, 3, 4, 5, 32]), st.booleans())
+def test_the_torch_engine_equals_the_oracle_on_random_networks(seed, kinds, act_bits, weight_bits, mean):
+    quantized, images = assembled(seed, kinds, act_bits, weight_bits=weight_bits, mean=mean), images_for(seed, 2)
+    act_bits = {m.bits for m in quantized.modules() if isinstance(m, QuantReLU)}
+    assert_equals_oracle(nbsnn.lower(quantized, images), images, pairs=allowed(act_bits))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_that_can_be_lowered_keeps_its_counts(kind):
+    quantized, images = assembled(3, [kind, "chain"], [3]), images_for(3, 8)
+    counts, logits = quantized_counts(quantized, images)
+    network = nbsnn.lower(quantized, images[:1], float_weight_bits=16)
+    result = network.simulate(images, keep_counts=True, backend="torch")
+    assert set(result.counts) == set(counts)
+    off = sum(int((result.counts[name] != count).sum()) for name, count in counts.items())
+    assert off <= 0.002 * sum(count.numel() for count in counts.values())
+    if off == 0:
+        assert (result.logits - logits).abs().max() < 1e-5 * logits.abs().max()
+    assert_equals_oracle(network, images[:1])
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 10**6), kinds, bits)
+def test_counts_equal_spikes_that_settle_or_wait_bit_for_bit(seed, kinds, act_bits):
+    images = images_for(seed, 5)
+    network = nbsnn.lower(assembled(seed, kinds, act_bits), images)
+    wanted = network.simulate(images, keep_counts=True, backend="torch")
+    for schedule in ("settle", "barrier"):
+        result = network.simulate(images, engine="spikes", schedule=schedule, keep_counts=True, backend="torch")
+        assert all(torch.equal(result.counts[name], wanted.counts[name]) for name in wanted.counts)
+        assert torch.equal(result.logits, wanted.logits)
+        spikes = {name: int(s.sum()) for name, s in result.spikes.items()}
+        fewest = {name: int(s.sum()) for name, s in wanted.spikes.items()}
+        assert spikes == fewest if schedule == "barrier" else all(spikes[name] >= fewest[name] for name in spikes)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_results_do_not_depend_on_batch_size_or_threads(size, threads):
+    images = images_for(5, 7)
+    network = nbsnn.lower(assembled(5, ["identity", "grouped", "padded pool"], [2]), images)
+    before = torch.get_num_threads()
+    try:
+        for pair in (None, *PAIRS):
+            options = {} if pair is None else {"engine": "spikes", "neuron": pair[0], "schedule": pair[1]}
+            whole = network.simulate(images, backend="torch", **options)
+            torch.set_num_threads(threads)
+            parts = [network.simulate(part, backend="torch", **options) for part in images.split(size)]
+            torch.set_num_threads(before)
+            assert torch.equal(torch.cat([p.logits for p in parts]), whole.logits)
+            assert torch.equal(torch.cat([p.steps for p in parts]), whole.steps)
+            for name in whole.spikes:
+                assert torch.equal(torch.cat([p.spikes[name] for p in parts]), whole.spikes[name])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_convolutions_as_matrix_products_give_the_same_bits():
+    """The way of a CUDA device, taken on the CPU."""
+    images = images_for(6, 3)
+    quantized = assembled(6, ["grouped", "depthwise", "dilated", "strided", "even"], [4])
+    plain, unrolled = nbsnn.lower(quantized, images), nbsnn.lower(quantized, images)
+    unrolled.program.prepared["torch"] = nbsnn.integer.products.Products(unrolled.program, unroll=True)
+    for pair in (None, *PAIRS):
+        options = {} if pair is None else {"engine": "spikes", "neuron": pair[0], "schedule": pair[1]}
+        assert torch.equal(plain.run(images, backend="torch", **options), unrolled.run(images, backend="torch", **options))
+
+
+SIZES = {"cifar10/alexnet": 8, "cifar10/vgg11": 9, "cifar10/resnet18": 4, "imagenet/alexnet": 55, "imagenet/vgg16": 17}
+BOTH = {"cifar10/resnet20": PAIRS, "cifar10/resnet32": PAIRS[2:], "cifar10/alexnet": PAIRS[2:3]}
+
+
+@pytest.mark.parametrize("name", nbsnn.list_models())
+def test_every_model_equals_the_oracle(name):
+    size = SIZES.get(name, 4)
+    net = nbsnn.build_model(name, image_size=size, num_classes=10)
+    quantized = nbsnn.quantize(net, nbsnn.QuantSpec(2, 2)).eval()
+    randomize_(quantized)
+    images = torch.randn(1, 3, size, size)
+    assert_equals_oracle(nbsnn.lower(quantized, images), images, pairs=BOTH.get(name, PAIRS[1:2]))
