@@ -76,7 +76,7 @@ def test_the_header_says_what_it_is_and_where_it_came_from(tmp_path):
     assert header["form"] == "spiking"
     assert header["model"] == {"name": "cifar10/resnet20", "num_classes": 4, "in_channels": 2, "image_size": 32}
     assert header["plan"]["stem.conv"] == {"bits": 8, "edge_range": "max", "fixed": False}
-    assert header["plan"]["stage2.0.first.act"] == {"bits": 2, "edge_range": None}
+    assert header["plan"]["stage2.0.first.act"] == {"bits": 2, "edge_range": None, "fixed": False}
     assert header["spiking"] == {"neuron": "unsigned", "schedule": "barrier", "image_shape": [2, 6, 6], "timesteps": 7}
     assert header["recipe_hash"] == recipe.hash
     assert header["recipe"]["model"]["name"] == "cifar10/resnet20"

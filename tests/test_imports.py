@@ -20,6 +20,7 @@ LEVELS = [
     ["checkpoint", "evaluate"],
     ["train", "export", "summary"],
     ["pipeline"],
+    ["report"],
     ["__init__"],
     ["console"],
     ["cli"],

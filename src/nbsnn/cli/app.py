@@ -36,6 +36,11 @@ SplitOption = Annotated[str, typer.Option("--split", help="test, validation or t
 LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Look at the first so many images only; 0 is all.")]
 
 
+def default_folder(recipe: str) -> Path:
+    """Where a run of a recipe lies unless another folder is named."""
+    return Path("runs") / recipe.replace(":", "-").removesuffix(".toml")
+
+
 def load(checkpoint: Path, device: str) -> tuple[nn.Module, Header]:
     chosen = pipeline.pick_device(device)
     header, state = read_tensors(checkpoint)

@@ -1,5 +1,6 @@
-"""Verbs that train: train, demo."""
+"""Verbs about training runs: train, report, demo."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +9,13 @@ import typer
 
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import load_checkpoint
-from nbsnn.cli.app import DeviceOption, JsonOption, LimitOption, app
+from nbsnn.cli.app import DeviceOption, JsonOption, LimitOption, app, default_folder
 from nbsnn.data import load_data
 from nbsnn.recipe import load_recipe
+from nbsnn.report import images_looked_at
+from nbsnn.report import report as measure_run
 from nbsnn.spiking.convert import VALID_PAIRS
+from nbsnn.tensorfile import write_text
 from nbsnn.train.loop import SAVE_EVERY
 
 
@@ -38,7 +42,7 @@ def train(
     """
     plan = load_recipe(recipe, settings if seed is None else [*settings, f"seed={seed}"])
     chosen = pipeline.pick_device(device)
-    folder = out or Path("runs") / recipe.replace(":", "-").removesuffix(".toml")
+    folder = out or default_folder(recipe)
     start = load_checkpoint(init) if init else None
     console.note(f"recipe {plan.name} ({plan.hash}), seed {plan.seed}, {chosen}, {torch.get_num_threads()} threads → {folder}")
     with console.download_progress() as progress:
@@ -91,3 +95,30 @@ def demo(
         "fixed stops after T steps, as published; settle and barrier are exact.",
         highlight=False,
     )
+
+
+@app.command()
+def report(
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="The recipe that the run was trained with.")],
+    settings: Annotated[list[str], typer.Option("--set", "-s", help="key=value, as they were given to train.")] = [],  # noqa: B006
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run; runs/<recipe> unless given.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures here, as JSON.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="What the data is called; its name unless given.")] = None,
+    limit: LimitOption = 0,
+    json_: JsonOption = False,
+) -> None:
+    """Measure a finished run: every phase, neuron and schedule, with machine, versions, seed and recipe hash.
+
+    Example: nbsnn report --recipe cifar10/resnet20:fast --set data.root=data --out resnet20.json
+    """
+    plan = load_recipe(recipe, settings)
+    test = load_data(plan.data).test.take(slice(0, limit or None))
+    with console.image_progress(images_looked_at(plan, test), "measuring") as tell:
+        figures = measure_run(plan, run or default_folder(recipe), test, label=label or plan.data.name, progress=tell)
+    if out:
+        write_text(out, json.dumps(figures, indent=1) + "\n")
+        console.note(f"wrote {out}")
+    if json_:
+        console.show_json(figures)
+    else:
+        console.show_report(figures)
