@@ -163,7 +163,8 @@ def _handle(program: Program, target: Target | None) -> _Handle:
 
 def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
     channels, height, width = program.pixels.shape
-    address = library.nbsnn_new(target, program.timesteps, channels, height * width)
+    bound = ctypes.c_int64(max(-program.pixels.low, program.pixels.high))
+    address = library.nbsnn_new(target, program.timesteps, channels, height * width, bound)
     if not address:
         _check(library, -1)
     handle = _Handle(address, library)
@@ -180,6 +181,7 @@ def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
         ))  # fmt: skip
         for branch in node.branches:
             _add_branch(library, net, index[base_of(program, branch.source)], synapse_of(program, branch, node.shape))
+    _check(library, library.nbsnn_finish(net))
     return handle
 
 

@@ -69,6 +69,15 @@ void load_pixels(const Net& net, const Request& ask, Flight& flight) {
     for (int c = 0; c < channels; ++c)
       for (int p = 0; p < net.pixels; ++p)
         out[(static_cast<size_t>(i) * net.pixels + p) * channels + c] = in[(static_cast<size_t>(i) * channels + c) * net.pixels + p];
+  if (!flight.dense) return;
+  const Kernel& kernel = kernel_of(net.target);
+  const size_t all = static_cast<size_t>(net.pixels) * channels;
+  int32_t* lanes = reinterpret_cast<int32_t*>(flight.lanes.need(all * kernel.vector * sizeof(int32_t)));
+  for (int slot = 0; slot < kernel.vector; ++slot) {
+    const int image = kernel.image_of(slot);
+    for (size_t i = 0; i < all; ++i)  // what belongs to no image is zero
+      lanes[i * kernel.vector + slot] = image < flight.images ? out[static_cast<size_t>(image) * all + i] : 0;
+  }
 }
 
 int chunks_of(const Net& net, const Request& ask, const Flight& flight, const Node& node) {
@@ -83,24 +92,29 @@ int chunks_of(const Net& net, const Request& ask, const Flight& flight, const No
   return (lanes + kLanes - 1) / kLanes;
 }
 
+// Bit planes pay if enough of a vector's images are there.
+bool is_dense(const Kernel& kernel, int images) { return kernel.run_planes && images <= kernel.vector && images * 8 >= kernel.vector * 3; }
+
 // One team takes its flights through the network; a team of several shares each node's tiles.
 struct Team {
   const Net& net;
   const Request& ask;
+  const Kernel& kernel;
   const int size;
   Flight flight;
   Pool pool;
   Barrier barrier;
-  std::atomic<int> next{0};
+  std::atomic<int> next{0}, next_record{0};
   std::atomic<bool> failed{false};
   std::vector<Scratch> scratch;
 
-  Team(const Net& n, const Request& a, int s) : net(n), ask(a), size(s), barrier(s), scratch(static_cast<size_t>(s)) {
+  Team(const Net& n, const Request& a, int s) : net(n), ask(a), kernel(kernel_of(n.target)), size(s), barrier(s), scratch(static_cast<size_t>(s)) {
     for (Scratch& x : scratch) x.rows.assign(n.nodes.size(), 0);
   }
 
   void begin_flight(int first, int images) {
     flight.first = first, flight.images = images;
+    flight.dense = is_dense(kernel, images);
     flight.values.assign(net.nodes.size(), Value{});
     load_pixels(net, ask, flight);
     for (int i = 0; i < images; ++i) ask.steps[first + i] = net.timesteps;
@@ -109,12 +123,21 @@ struct Team {
   void begin_node(size_t index) {
     const Node& node = net.nodes[index];
     Value& value = flight.values[index];
-    next.store(0);
+    next.store(0), next_record.store(0);
     if (node.head) return;
+    const bool two = ask.mode == kFixedSigned || ask.mode == kSettle;
     value.chunks = chunks_of(net, ask, flight, node);
-    value.record = node.record(ask.mode == kFixedSigned || ask.mode == kSettle);
     value.last.assign(static_cast<size_t>(flight.images), 0);
-    value.buffer = pool.take(static_cast<size_t>(flight.images) * value.chunks * node.positions * node.groups() * value.record * 2);
+    if (!flight.dense || node.records_read) {
+      value.record = node.record(two);
+      value.records = pool.take(static_cast<size_t>(flight.images) * value.chunks * node.positions * node.groups() * value.record * 2);
+    }
+    if (flight.dense && (node.planes || node.planes_read)) {
+      value.signs = two ? 2 : 1;
+      value.used.assign(static_cast<size_t>(value.chunks) * kLanes * value.signs, 0);
+      const size_t groups = (static_cast<size_t>(node.channels) + 3) / 4;
+      value.planes = pool.take(value.used.size() * node.positions * groups * kernel.vector);
+    }
   }
 
   void end_node(size_t index) {
@@ -127,31 +150,50 @@ struct Team {
         if (ask.mode == kSettle && last > ask.steps[flight.first + i]) ask.steps[flight.first + i] = last;
       }
     for (size_t i = 0; i <= index; ++i)
-      if (net.nodes[i].last_use <= static_cast<int>(index) && flight.values[i].buffer) {
-        pool.idle.push_back(flight.values[i].buffer);
-        flight.values[i].buffer = nullptr;
-      }
+      if (net.nodes[i].last_use <= static_cast<int>(index))
+        for (Buffer** buffer : {&flight.values[i].records, &flight.values[i].planes})
+          if (*buffer) pool.idle.push_back(*buffer), *buffer = nullptr;
   }
 
   // What member `rank` of the team does for one flight. After a failure (no memory) all members go on to the end, idle.
-  void fly(int rank, int first, int images, TileFunction run_tile) {
+  void fly(int rank, int first, int images) {
     if (rank == 0) guard([&] { begin_flight(first, images); });
     for (size_t index = 0; index < net.nodes.size(); ++index) {
       const Node& node = net.nodes[index];
+      const int number = static_cast<int>(index);
       Scratch& mine = scratch[static_cast<size_t>(rank)];
       if (rank == 0) guard([&] { begin_node(index); });
       if (size > 1) barrier.wait();
       guard([&] { mine.last.assign(static_cast<size_t>(images), 0), mine.spikes.assign(static_cast<size_t>(images), 0); });
-      const int all = images * node.positions, groups = node.groups();
-      int tile = kTile;
-      while (size > 1 && tile > 1 && (all + tile - 1) / tile * groups < 2 * size) tile /= 2;
-      const int tiles = (all + tile - 1) / tile;
-      for (int i = next.fetch_add(1); i < tiles * groups; i = next.fetch_add(1)) {
-        const int begin = i / groups * tile, end = begin + tile < all ? begin + tile : all;
-        guard([&] { run_tile(net, ask, flight, mine, Item{static_cast<int>(index), begin, end, i % groups}); });
+      if (is_dense(kernel, images) && node.planes) {
+        const int groups = (node.channels + kernel.block - 1) / kernel.block;
+        share(next, node.positions, groups, kernel.span, number, [&](const Item& item) {
+          kernel.run_planes(net, ask, flight, mine, item);
+        });
+        if (node.records_read) {
+          if (size > 1) barrier.wait();
+          share(next_record, images * node.positions, 1, 1, number, [&](const Item& item) {
+            kernel.run_records(net, ask, flight, item);
+          });
+        }
+      } else {
+        share(next, images * node.positions, node.groups(), kTile, number, [&](const Item& item) {
+          kernel.run_tile(net, ask, flight, mine, item);
+        });
       }
       if (size > 1) barrier.wait();
       if (rank == 0) guard([&] { end_node(index); });
+    }
+  }
+
+  // Calls `work` for each item that this member draws: `all` positions in tiles, times `groups`; small tiles if they are few.
+  template <class F>
+  void share(std::atomic<int>& from, int all, int groups, int tile, int node, F&& work) {
+    while (size > 1 && tile > 1 && (all + tile - 1) / tile * groups < 2 * size) tile /= 2;
+    const int items = (all + tile - 1) / tile * groups;
+    for (int i = from.fetch_add(1); i < items; i = from.fetch_add(1)) {
+      const int begin = i / groups * tile, end = begin + tile < all ? begin + tile : all;
+      guard([&] { work(Item{node, begin, end, i % groups}); });
     }
   }
 
@@ -167,7 +209,6 @@ struct Team {
 };
 
 int run(const Net& net, const Request& ask, int flight_images) {
-  const TileFunction run_tile = run_tile_of(net.target);
   std::vector<std::unique_ptr<Team>> crew;
   std::atomic<int> next{0}, go{0};
   bool apart = false;
@@ -179,7 +220,7 @@ int run(const Net& net, const Request& ask, int flight_images) {
     for (int f = apart ? next.fetch_add(1) : 0; f < flights; f = apart ? next.fetch_add(1) : f + 1) {
       const int first = static_cast<int>(static_cast<int64_t>(ask.batch) * f / flights);
       const int end = static_cast<int>(static_cast<int64_t>(ask.batch) * (f + 1) / flights);
-      if (end > first) team.fly(apart ? 0 : worker, first, end - first, run_tile);
+      if (end > first) team.fly(apart ? 0 : worker, first, end - first);
     }
   };
   std::vector<std::thread> threads;
@@ -191,7 +232,11 @@ int run(const Net& net, const Request& ask, int flight_images) {
   try {
     const int workers = static_cast<int>(threads.size()) + 1;
     apart = ask.batch >= 2 * workers;  // enough images for each thread to go its own way
-    flights = (ask.batch + flight_images - 1) / flight_images;
+    const Kernel& kernel = kernel_of(net.target);
+    const int share = apart ? (ask.batch + workers - 1) / workers : ask.batch;
+    const bool dense = is_dense(kernel, std::min(share, kernel.vector));
+    const int most = dense ? kernel.vector : flight_images;
+    flights = (ask.batch + most - 1) / most;
     if (apart) flights = static_cast<int>(round_up(flights, workers));
     for (int i = 0; i < (apart ? workers : 1); ++i) crew.push_back(std::make_unique<Team>(net, ask, apart ? 1 : workers));
     go.store(1);
@@ -214,17 +259,40 @@ int run(const Net& net, const Request& ask, int flight_images) {
 
 using nbsnn::fail;
 
+// Whether a constant branch's sums fit int32, and their products float64.
+static void set_constant(const nbsnn::Net& net, const nbsnn::Node& node, nbsnn::Branch& b) {
+  const int outputs = node.channels / b.groups;
+  int64_t largest = 1, reads = 1;
+  for (int64_t m : b.multiplier) largest = std::max(largest, std::abs(m));
+  for (size_t i = 0; i + 1 < b.start.size(); ++i) reads = std::max(reads, static_cast<int64_t>(b.start[i + 1] - b.start[i]));
+  double bound = 0;
+  for (int o = 0; o < outputs; ++o) {
+    double sum = 0;
+    for (size_t row = 0; row < b.weight.size() / outputs; ++row) sum += std::abs(b.weight[row * outputs + o]);
+    bound = std::max(bound, sum * static_cast<double>(net.pixel_bound) * static_cast<double>(reads));
+  }
+  b.unshift = 1.0 / static_cast<double>(int64_t{1} << b.shift);
+  b.narrow = bound < 2147483648.0 && bound * static_cast<double>(largest) + static_cast<double>(int64_t{1} << b.shift) < 4503599627370496.0;
+}
+
+// Which forms of each value are read where planes are in use; known when the head is there.
+static void set_readers(nbsnn::Net& net) {
+  for (const nbsnn::Node& node : net.nodes)
+    for (const nbsnn::Branch& b : node.branches)
+      if (b.source >= 0) (node.planes ? net.nodes[static_cast<size_t>(b.source)].planes_read : net.nodes[static_cast<size_t>(b.source)].records_read) = true;
+}
+
 NBSNN_API const char* nbsnn_error() { return nbsnn::error.c_str(); }
 NBSNN_API const char* nbsnn_target_name(int target) { return nbsnn::name_of(target); }
 NBSNN_API int nbsnn_has_target(int target) { return nbsnn::has_target(target); }
 NBSNN_API void nbsnn_free(nbsnn::Net* net) { delete net; }
 
-NBSNN_API nbsnn::Net* nbsnn_new(int target, int timesteps, int image_channels, int pixels) {
+NBSNN_API nbsnn::Net* nbsnn_new(int target, int timesteps, int image_channels, int pixels, int64_t pixel_bound) {
   if (!nbsnn::has_target(target)) return fail("this processor lacks the instruction set"), nullptr;
   if (timesteps < 1 || timesteps > 4096 || image_channels < 1 || pixels < 1) return fail("bad size"), nullptr;
   try {
     auto net = std::make_unique<nbsnn::Net>();
-    net->target = target, net->timesteps = timesteps, net->image_channels = image_channels, net->pixels = pixels;
+    net->target = target, net->timesteps = timesteps, net->image_channels = image_channels, net->pixels = pixels, net->pixel_bound = pixel_bound;
     return net.release();
   } catch (const std::bad_alloc&) {
     return fail("out of memory"), nullptr;
@@ -275,13 +343,31 @@ NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int grou
   b.weight.assign(weight, weight + weight_size);
   b.wmax = 1;
   for (int16_t w : b.weight) b.wmax = std::max(b.wmax, std::abs(static_cast<int>(w)));
+  const nbsnn::Kernel& kernel = nbsnn::kernel_of(net->target);
+  bool single = true;  // one input position per tap, as in every convolution
+  for (int64_t i = 0; i < slots; ++i) single = single && start[i + 1] - start[i] <= 1;
   b.rows = source >= 0 && groups == 1 && b.wmax <= 31;
-  if (b.rows) nbsnn::pack_of(net->target)(node, b);
+  b.identity = groups == inputs && node.channels == inputs && taps == 1 && b.wmax == 1 && *std::min_element(weight, weight + inputs) == 1;
+  if (b.rows && single && node.positions > 1 && !node.wide && kernel.make_tables) kernel.make_tables(node, b, b.weight);
+  if (b.rows) kernel.pack(node, b);
   if (source >= 0) net->nodes[static_cast<size_t>(source)].last_use = index;
+  if (source < 0) set_constant(*net, node, b);
+  const bool planes = source < 0 || (single && b.identity) || !b.tables.empty();
+  node.planes = planes && (node.branches.empty() || node.planes) && node.positions > 1 && !node.wide && kernel.run_planes;
   node.branches.push_back(std::move(b));
   return 0;
 } catch (const std::bad_alloc&) {
   return fail("out of memory");
+}
+
+// To be called once, after the head's last branch.
+NBSNN_API int nbsnn_finish(nbsnn::Net* net) {
+  if (net->nodes.empty() || !net->nodes.back().head) return fail("the network has no head");
+  for (const nbsnn::Node& node : net->nodes)
+    if (node.branches.empty()) return fail("a node has no branch");
+  set_readers(*net);
+  net->finished = true;
+  return 0;
 }
 
 // Runs `batch` images [batch, image_channels, pixels] with `threads` threads, the caller's included. `counts` holds a pointer per
@@ -289,7 +375,7 @@ NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int grou
 // and rows [nodes], both zero at first.
 NBSNN_API int nbsnn_run(const nbsnn::Net* net, const int32_t* images, int batch, int mode, int threads, int flight_images,
                         int32_t* const* counts, int64_t* const* sums, int32_t* steps, int64_t* spikes, int64_t* rows) {
-  if (net->nodes.empty() || !net->nodes.back().head) return fail("the network has no head");
+  if (!net->finished) return fail("the network is not finished");
   if (batch < 1 || mode < 0 || mode >= nbsnn::kModes || threads < 1 || threads > 1024 || flight_images < 1)
     return fail("bad request");
   for (const nbsnn::Node& node : net->nodes)

@@ -52,6 +52,11 @@ struct Branch {
   std::vector<int64_t> multiplier;    // [channels], padded with zeros
   std::vector<int32_t> multiplier32;
   std::vector<int16_t> weight;        // [tap][input][output of the group]
+  bool identity = false;              // acc is the source's own value
+  bool narrow = false;                // constant, and neither sums nor products leave what int32 and float64 hold exactly
+  double unshift = 1;                 // 2^−shift
+  std::vector<int8_t> tables;         // see planes.inc; empty where planes do not serve
+  std::vector<int> runs;              // where the sums of look-ups must leave int8
   std::vector<int8_t> blocks;         // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
 };
 
@@ -63,6 +68,8 @@ struct Node {
   std::vector<int64_t> bias;  // padded with zeros
   std::vector<Branch> branches;
   int last_use = -1;
+  bool planes = false;                              // can be computed from bit planes
+  bool records_read = false, planes_read = false;  // what its readers take where planes are in use
 
   int groups() const { return (channels + kGroup - 1) / kGroup; }
   int width() const { return channels < kGroup ? channels : kGroup; }  // of the first group
@@ -73,19 +80,28 @@ struct Node {
 
 // Events of one node for the images in flight.
 struct Value {
-  Buffer* buffer = nullptr;
+  Buffer *records = nullptr, *planes = nullptr;
+  std::vector<uint8_t> used;      // planes with any spike
+  int signs = 1;                  // planes per lane: 2 where there are negative spikes
   int chunks = 0;
   int64_t record = 0;             // uint16 per record
   std::vector<int> last;          // per image: the last step with a spike, from 1; 0 if silent
+  int live_chunks(int mode) const {  // with anything in them
+    if (mode != kSettle) return chunks;
+    int most = 0;
+    for (int step : last) most = step > most ? step : most;
+    return (most + kLanes - 1) / kLanes;
+  }
   uint16_t* at(const Node& node, int image, int chunk, int position, int group) const {
     const int64_t index = ((static_cast<int64_t>(image) * chunks + chunk) * node.positions + position) * node.groups() + group;
-    return reinterpret_cast<uint16_t*>(buffer->data.get()) + index * record;
+    return reinterpret_cast<uint16_t*>(records->data.get()) + index * record;
   }
 };
 
 struct Net {
   int target = 0, timesteps = 0, pixels = 0, image_channels = 0;
-  int64_t pixel_bound = 0;
+  int64_t pixel_bound = 0;  // largest |pixel|, which the caller checks
+  bool finished = false;
   std::vector<Node> nodes;  // the last one is the head
 };
 
@@ -103,7 +119,9 @@ struct Request {
 struct Flight {
   int first = 0, images = 0;
   std::vector<Value> values;
-  Buffer pixels;  // int32 [image][pixel][channel]
+  bool dense = false;  // nodes that can be are computed from bit planes
+  Buffer pixels;       // int32 [image][pixel][channel]
+  Buffer lanes;        // int32 [pixel][channel][slot], see planes.inc
 };
 
 struct Scratch {
@@ -118,7 +136,16 @@ struct Item {
   int node, begin, end, group;
 };
 
-using TileFunction = void (*)(const Net&, const Request&, Flight&, Scratch&, const Item&);
-using PackFunction = void (*)(const Node&, Branch&);
+// What a kernel compiled for an instruction set offers.
+struct Kernel {
+  int vector;  // bytes; 0 images fit a vector where planes are null
+  int block, span;  // channels and positions of an item of run_planes
+  void (*pack)(const Node&, Branch&);
+  void (*run_tile)(const Net&, const Request&, Flight&, Scratch&, const Item&);
+  void (*make_tables)(const Node&, Branch&, const std::vector<int16_t>&);
+  void (*run_planes)(const Net&, const Request&, Flight&, Scratch&, const Item&);
+  void (*run_records)(const Net&, const Request&, Flight&, const Item&);
+  int (*image_of)(int);
+};
 
 }  // namespace nbsnn

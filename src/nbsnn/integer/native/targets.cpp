@@ -1,8 +1,14 @@
 // The kernel compiled for each instruction set that this processor family may have; `run_tile_of` picks at run time.
 #include "targets.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 
 namespace nbsnn {
@@ -27,6 +33,12 @@ constexpr Octets kOctets;
 #define NBSNN_VB 16
 namespace baseline {
 #include "kernel.inc"
+#if defined(__x86_64__)  // SSE2 has no byte shuffle
+constexpr Kernel kKernel{kVec, 0, 0, pack, run_tile, nullptr, nullptr, nullptr, nullptr};
+#else
+#include "planes.inc"
+constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_planes, run_records, image_of};
+#endif
 }
 #undef NBSNN_VB
 
@@ -40,6 +52,8 @@ namespace baseline {
 #endif
 namespace avx2 {
 #include "kernel.inc"
+#include "planes.inc"
+constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_planes, run_records, image_of};
 }
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -48,6 +62,7 @@ namespace avx2 {
 #endif
 #undef NBSNN_VB
 
+#if !defined(NBSNN_FAST_BUILD)
 #define NBSNN_VB 64
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,bmi,bmi2,popcnt"))), apply_to = function)
@@ -57,6 +72,8 @@ namespace avx2 {
 #endif
 namespace avx512 {
 #include "kernel.inc"
+#include "planes.inc"
+constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_planes, run_records, image_of};
 }
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -64,6 +81,7 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 #undef NBSNN_VB
+#endif
 #endif
 
 }  // namespace
@@ -83,20 +101,14 @@ bool has_target(int target) {
   return target == 0;
 }
 
-TileFunction run_tile_of(int target) {
-#if defined(__x86_64__)
-  if (target == 1) return avx2::run_tile;
-  if (target == 2) return avx512::run_tile;
+const Kernel& kernel_of(int target) {
+#if defined(__x86_64__) && !defined(NBSNN_FAST_BUILD)
+  if (target == 2) return avx512::kKernel;
 #endif
-  return baseline::run_tile;
-}
-
-PackFunction pack_of(int target) {
 #if defined(__x86_64__)
-  if (target == 1) return avx2::pack;
-  if (target == 2) return avx512::pack;
+  if (target == 1) return avx2::kKernel;
 #endif
-  return baseline::pack;
+  return baseline::kKernel;
 }
 
 }  // namespace nbsnn

@@ -8,7 +8,6 @@ constexpr int kTargets = 3;
 
 const char* name_of(int target);
 bool has_target(int target);  // does this processor have it?
-TileFunction run_tile_of(int target);
-PackFunction pack_of(int target);
+const Kernel& kernel_of(int target);
 
 }  // namespace nbsnn
