@@ -2,21 +2,33 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from torch import nn
 
-from nbsnn import console, pipeline
-from nbsnn.checkpoint import Header, form_of, load_checkpoint, read_tensors, rebuild, save_checkpoint
-from nbsnn.data import DATA_SETS, load_data
-from nbsnn.data.images import Batches, ImageSet
-from nbsnn.errors import ConfigError, unknown
+from nbsnn import cli_integer, console, pipeline
+from nbsnn.checkpoint import load_checkpoint, read_tensors, save_checkpoint
+from nbsnn.cli_common import (
+    BackendOption,
+    Checkpoint,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    NeuronOption,
+    RootOption,
+    ScheduleOption,
+    SplitOption,
+    images_for,
+    load,
+)
+from nbsnn.data import load_data
+from nbsnn.data.images import Batches
+from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.recipe import DataSpec, list_recipes, load_recipe, recipe_from_dict
+from nbsnn.recipe import list_recipes, load_recipe, recipe_from_dict
 from nbsnn.spiking.convert import VALID_PAIRS, check_pair
 from nbsnn.summary import summarize, system_facts
 
@@ -27,14 +39,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-
-Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint that nbsnn wrote.", metavar="CHECKPOINT")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
-DataOption = Annotated[str | None, typer.Option("--data", help="cifar10 or digits; unless given, the checkpoint's own.")]
-RootOption = Annotated[Path | None, typer.Option("--root", help="Where the data lies; unless given, the checkpoint's own.")]
-SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
-LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Look at the first so many images only; 0 is all.")]
 
 
 @app.command()
@@ -85,31 +89,40 @@ def eval_(
     limit: LimitOption = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at a time.")] = 100,
     device: DeviceOption = "auto",
+    engine: Annotated[str | None, typer.Option("--engine", help="Run in integers: counts, or spikes step by step.")] = None,
+    neuron: NeuronOption = None,
+    schedule: ScheduleOption = None,
+    backend: BackendOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Accuracy of a checkpoint of any form, and, if it is spiking, the steps that it took.
+    """Accuracy of a checkpoint of any form, and, where there is time, the steps that it took.
 
-    Example: nbsnn eval runs/r20/2bit/best.safetensors --root data
+    Example: nbsnn eval runs/r20/2bit/best.safetensors --root data --engine spikes --schedule settle
     """
-    model, header = _load(checkpoint, device)
-    images = _images(header, data, root, split, limit)
-    with console.image_progress(len(images), f"{form_of(model)} network") as tell:
+    model, header = load(checkpoint, device)
+    images = images_for(header, data, root, split, limit)
+    model, form = cli_integer.choose_engine(model, header, images, engine, neuron, schedule, backend)
+    with console.image_progress(len(images), f"{form} network") as tell:
         report = evaluate(model, Batches(images, batch_size), progress=lambda count: tell("", count))
     if json_:
-        console.show_json(report.to_dict() | {"form": form_of(model), "checkpoint": str(checkpoint)})
+        console.show_json(report.to_dict() | {"form": form, "checkpoint": str(checkpoint)})
         return
     steps = "-" if report.steps is None else f"{report.steps:.1f} (max {report.max_steps})"
     columns = ("form", "images", "top-1 %", "top-5 %", "steps", "seconds", "images/s")
-    row = (form_of(model), str(report.images), f"{report.top1:.2f}", f"{report.top5:.2f}", steps,
+    row = (form, str(report.images), f"{report.top1:.2f}", f"{report.top5:.2f}", steps,
            f"{report.seconds:.1f}", f"{report.images_per_second:.0f}")  # fmt: skip
     console.show_table(str(checkpoint), columns, [row])
+
+
+app.command()(cli_integer.lower)
+app.command()(cli_integer.bench)
 
 
 @app.command()
 def convert(
     checkpoint: Checkpoint,
-    neuron: Annotated[str | None, typer.Option("--neuron", help="signed or unsigned.")] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="fixed, settle or barrier.")] = None,
+    neuron: NeuronOption = None,
+    schedule: ScheduleOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the spiking network here; needs --schedule.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every layer's fidelity.")] = False,
     fidelity_images: Annotated[int, typer.Option("--fidelity-images", min=1, help="Images compared neuron by neuron.")] = 200,
@@ -128,10 +141,9 @@ def convert(
     if schedule is None and (out or neuron):
         raise ConfigError("--out and --neuron need a schedule: add --schedule fixed, settle or barrier")
     pairs = VALID_PAIRS if schedule is None else (check_pair(neuron, schedule),)
-    model, header = _load(checkpoint, device)
-    if form_of(model) != "quantized":
-        raise ConfigError(f"{checkpoint} holds a {form_of(model)} network; convert takes a quantized one")
-    images = _images(header, data, root, split, limit)
+    model, header = load(checkpoint, device)
+    model = cli_integer.only_quantized(model, checkpoint, "convert")
+    images = images_for(header, data, root, split, limit)
     total = len(pairs) * (len(images) + min(fidelity_images, len(images)))
     with console.image_progress(total, "converting") as tell:
         results = list(pipeline.compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))
@@ -184,6 +196,9 @@ def info(
             console.show_table("System", ("what", "value"), ((key, str(value)) for key, value in facts.items()))
         return
     header, tensors = read_tensors(checkpoint)
+    if header["form"] == "integer":
+        cli_integer.show_integer(checkpoint, header, tensors, json_=json_)
+        return
     size, parameters, layers = summarize(header, tensors)
     if json_:
         console.show_json(header | {"parameters": parameters, "bytes": size})
@@ -232,37 +247,6 @@ def demo(
         "fixed stops after T steps, as published; settle and barrier are exact.",
         highlight=False,
     )
-
-
-# ----------------------------------------------------------------------------------------------------------- in common
-
-
-def _load(checkpoint: Path, device: str) -> tuple[nn.Module, Header]:
-    chosen = pipeline.pick_device(device)
-    header, state = read_tensors(checkpoint)
-    return rebuild(header, state, source=str(checkpoint)).to(chosen), header
-
-
-def _images(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:
-    if split not in ("test", "validation", "train"):
-        raise ConfigError(unknown("split", split, ("test", "validation", "train")))
-    spec = recipe_from_dict(header["recipe"]).data if header["recipe"] else None
-    name = data or (spec.name if spec else None)
-    if name is None:
-        raise ConfigError("the checkpoint names no data set; say --data cifar10 or --data digits")
-    if name not in DATA_SETS:
-        raise ConfigError(unknown("data set", name, DATA_SETS))
-    if spec is None or spec.name != name:
-        spec = DataSpec(name, validation=DATA_SETS[name])
-    with console.download_progress() as progress:
-        splits = load_data(replace(spec, root=str(root or spec.root)), progress=progress)
-    images: ImageSet = getattr(splits, split)
-    channels = (header["model"] or {}).get("in_channels", images.images.shape[1])
-    if images.images.shape[1] != channels:
-        raise ConfigError(
-            f"the network takes {channels} channels, but {spec.name} has {images.images.shape[1]}; choose other --data"
-        )
-    return images.take(slice(0, limit or None))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,61 @@
+"""What the verbs of the command line share: options, and how a checkpoint and its images are found."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import nn
+
+from nbsnn import console, pipeline
+from nbsnn.checkpoint import rebuild
+from nbsnn.data import DATA_SETS, load_data
+from nbsnn.data.images import ImageSet
+from nbsnn.errors import ConfigError, unknown
+from nbsnn.integer.network import IntegerNetwork
+from nbsnn.integer.storage import program_from
+from nbsnn.recipe import DataSpec, recipe_from_dict
+from nbsnn.tensorfile import Header, read_tensors
+
+Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint that nbsnn wrote.", metavar="CHECKPOINT")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
+DataOption = Annotated[str | None, typer.Option("--data", help="cifar10 or digits; unless given, the checkpoint's own.")]
+RootOption = Annotated[Path | None, typer.Option("--root", help="Where the data lies; unless given, the checkpoint's own.")]
+SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Look at the first so many images only; 0 is all.")]
+NeuronOption = Annotated[str | None, typer.Option("--neuron", help="signed or unsigned.")]
+ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="fixed, settle or barrier.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="Of integer networks: auto, native or torch.")]
+
+
+def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Header]:
+    """A network of any form on a device, and the header of its file."""
+    chosen = pipeline.pick_device(device)
+    header, state = read_tensors(checkpoint)
+    if header["form"] == "integer":
+        return IntegerNetwork(program_from(header, state, source=str(checkpoint))).to(chosen), header
+    return rebuild(header, state, source=str(checkpoint)).to(chosen), header
+
+
+def images_for(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:
+    """The images that the options name, or else those that the checkpoint was trained on."""
+    if split not in ("test", "validation", "train"):
+        raise ConfigError(unknown("split", split, ("test", "validation", "train")))
+    spec = recipe_from_dict(header["recipe"]).data if header["recipe"] else None
+    name = data or (spec.name if spec else None)
+    if name is None:
+        raise ConfigError("the checkpoint names no data set; say --data cifar10 or --data digits")
+    if name not in DATA_SETS:
+        raise ConfigError(unknown("data set", name, DATA_SETS))
+    if spec is None or spec.name != name:
+        spec = DataSpec(name, validation=DATA_SETS[name])
+    with console.download_progress() as progress:
+        splits = load_data(replace(spec, root=str(root or spec.root)), progress=progress)
+    images: ImageSet = getattr(splits, split)
+    channels = (header["model"] or {}).get("in_channels", images.images.shape[1])
+    if images.images.shape[1] != channels:
+        raise ConfigError(
+            f"the network takes {channels} channels, but {spec.name} has {images.images.shape[1]}; choose other --data"
+        )
+    return images.take(slice(0, limit or None))
