@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import CheckpointError, QuantizationError
+from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
 from nbsnn.quant.packing import unpack_state
 from nbsnn.quant.quantize import LayerFormat, Plan, apply_plan_, read_plan
@@ -30,8 +31,10 @@ def _plan_of(model: nn.Module) -> Plan:
     return read_plan(model) | neurons
 
 
-def form_of(model: nn.Module) -> str:
-    """ "float", "quantized" or "spiking"."""
+def form_of(model: nn.Module | IntegerNetwork) -> str:
+    """ "float", "quantized", "spiking" or "integer"."""
+    if isinstance(model, IntegerNetwork):
+        return "integer"
     return "spiking" if isinstance(model, SpikingNetwork) else "quantized" if read_plan(model) else "float"
 
 

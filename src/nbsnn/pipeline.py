@@ -1,8 +1,8 @@
 """The story on one page: data → train → convert → compare. The command line and the published scripts call this."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from nbsnn.data.images import Batches, ImageSet, Splits
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluate.accuracy import Report, evaluate
 from nbsnn.evaluate.fidelity import Fidelity, measure_fidelity, same_ties
+from nbsnn.integer.lower import lower
+from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
-from nbsnn.recipe import FLOAT_BITS, Recipe
+from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.train.execution import pick_execution
@@ -67,7 +69,10 @@ def phase_folder(out: Path, bits: int) -> Path:
 def new_model(recipe: Recipe) -> nn.Module:
     """The recipe's float network with fresh weights, decided by the seed."""
     torch.manual_seed(recipe.seed)
-    spec = recipe.model
+    return _build(recipe.model)
+
+
+def _build(spec: ModelSpec) -> nn.Module:
     return build_model(spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size)
 
 
@@ -203,3 +208,27 @@ def convert(quantized: nn.Module, images: ImageSet, *, neuron: str | None, sched
     parameter = next(quantized.parameters())
     example = images.normalized(images.images[:1]).to(parameter)
     return to_spiking(quantized.eval(), example, neuron=neuron, schedule=schedule)
+
+
+def integer_form(
+    quantized: nn.Module, images: ImageSet, *, float_weight_bits: int = 8, origin: Mapping[str, Any] | None = None
+) -> IntegerNetwork:
+    """`lower` with the set's first image as the example and its normalisation for 8-bit pixels.
+
+    Args:
+        quantized: result of `quantize`, anywhere; the result lies on the CPU.
+        images: the set that the network was trained on.
+        float_weight_bits: as in `lower`.
+        origin: what a file of the network says of its source: recipe, model.
+    """
+    on_cpu = copy.deepcopy(quantized).cpu().eval()
+    example = images.normalized(images.images[:1]).to(next(on_cpu.parameters()))
+    network = lower(on_cpu, example, mean=images.mean, std=images.std, float_weight_bits=float_weight_bits)
+    return IntegerNetwork(replace(network.program, origin=dict(origin or {})))
+
+
+def float_form(header: Mapping[str, Any]) -> nn.Module:
+    """A float network of the architecture that a checkpoint's header names, with fresh weights, in evaluation mode."""
+    if header["model"] is None:
+        raise ConfigError("the checkpoint names no architecture; its float form cannot be built")
+    return _build(ModelSpec(**header["model"])).eval()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nbsnn.integer.engines import backend_facts
 from nbsnn.tensorfile import Header
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -56,5 +57,6 @@ def system_facts() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        **{f"integer {key}": value for key, value in backend_facts().items()},
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
     }

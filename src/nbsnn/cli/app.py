@@ -1,4 +1,4 @@
-"""The application that the verbs register with, and the arguments that several of them share."""
+"""The application that the verbs register with, and what they share: options, and how a checkpoint and its images are found."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,8 @@ from nbsnn.checkpoint import rebuild
 from nbsnn.data import DATA_SETS, load_data
 from nbsnn.data.images import ImageSet
 from nbsnn.errors import ConfigError, unknown
+from nbsnn.integer.network import IntegerNetwork
+from nbsnn.integer.storage import program_from
 from nbsnn.recipe import DataSpec, recipe_from_dict
 from nbsnn.tensorfile import Header, read_tensors
 
@@ -34,6 +36,9 @@ DataOption = Annotated[
 RootOption = Annotated[Path | None, typer.Option("--root", help="Where the data lies; unless given, the checkpoint's own.")]
 SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Look at the first so many images only; 0 is all.")]
+NeuronOption = Annotated[str | None, typer.Option("--neuron", help="signed or unsigned.")]
+ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="fixed, settle or barrier.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="Of integer networks: auto, native or torch.")]
 
 
 def default_folder(recipe: str) -> Path:
@@ -41,13 +46,17 @@ def default_folder(recipe: str) -> Path:
     return Path("runs") / recipe.replace(":", "-").removesuffix(".toml")
 
 
-def load(checkpoint: Path, device: str) -> tuple[nn.Module, Header]:
+def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Header]:
+    """A network of any form on a device, and the header of its file."""
     chosen = pipeline.pick_device(device)
     header, state = read_tensors(checkpoint)
+    if header["form"] == "integer":
+        return IntegerNetwork(program_from(header, state, source=str(checkpoint))).to(chosen), header
     return rebuild(header, state, source=str(checkpoint)).to(chosen), header
 
 
-def labelled_images(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:
+def images_for(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:
+    """The images that the options name, or else those that the checkpoint was trained on."""
     if split not in ("test", "validation", "train"):
         raise ConfigError(unknown("split", split, ("test", "validation", "train")))
     spec = recipe_from_dict(header["recipe"]).data if header["recipe"] else None

@@ -8,6 +8,7 @@ import typer
 from nbsnn import console
 from nbsnn.checkpoint import rebuild
 from nbsnn.cli.app import Checkpoint, JsonOption, app
+from nbsnn.cli.integer import show_integer
 from nbsnn.errors import ConfigError
 from nbsnn.export.packed import save_packed
 from nbsnn.recipe import list_recipes, load_recipe
@@ -49,6 +50,9 @@ def info(
             console.show_table("System", ("what", "value"), ((key, str(value)) for key, value in facts.items()))
         return
     header, tensors = read_tensors(checkpoint)
+    if header["form"] == "integer":
+        show_integer(checkpoint, header, tensors, json_=json_)
+        return
     size, parameters, layers = summarize(header, tensors)
     if json_:
         console.show_json(header | {"parameters": parameters, "bytes": size})

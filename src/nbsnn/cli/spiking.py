@@ -6,19 +6,23 @@ from typing import Annotated
 import typer
 
 from nbsnn import console, pipeline
-from nbsnn.checkpoint import form_of, save_checkpoint
+from nbsnn.checkpoint import save_checkpoint
 from nbsnn.cli.app import (
+    BackendOption,
     Checkpoint,
     DataOption,
     DeviceOption,
     JsonOption,
     LimitOption,
+    NeuronOption,
     RootOption,
+    ScheduleOption,
     SplitOption,
     app,
-    labelled_images,
+    images_for,
     load,
 )
+from nbsnn.cli.integer import choose_engine, only_quantized
 from nbsnn.data.images import Batches
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
@@ -35,22 +39,27 @@ def eval_(
     limit: LimitOption = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at a time.")] = 100,
     device: DeviceOption = "auto",
+    engine: Annotated[str | None, typer.Option("--engine", help="Run in integers: counts, or spikes step by step.")] = None,
+    neuron: NeuronOption = None,
+    schedule: ScheduleOption = None,
+    backend: BackendOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Accuracy of a checkpoint of any form, and, if it is spiking, the steps that it took.
+    """Accuracy of a checkpoint of any form, and, where there is time, the steps that it took.
 
-    Example: nbsnn eval runs/r20/2bit/best.safetensors --root data
+    Example: nbsnn eval runs/r20/2bit/best.safetensors --root data --engine spikes --schedule settle
     """
     model, header = load(checkpoint, device)
-    images = labelled_images(header, data, root, split, limit)
-    with console.image_progress(len(images), f"{form_of(model)} network") as tell:
+    images = images_for(header, data, root, split, limit)
+    model, form = choose_engine(model, header, images, engine, neuron, schedule, backend)
+    with console.image_progress(len(images), f"{form} network") as tell:
         report = evaluate(model, Batches(images, batch_size), progress=lambda count: tell("", count))
     if json_:
-        console.show_json(report.to_dict() | {"form": form_of(model), "checkpoint": str(checkpoint)})
+        console.show_json(report.to_dict() | {"form": form, "checkpoint": str(checkpoint)})
         return
     steps = "-" if report.steps is None else f"{report.steps:.1f} (max {report.max_steps})"
     columns = ("form", "images", "top-1 %", "top-5 %", "steps", "seconds", "images/s")
-    row = (form_of(model), str(report.images), f"{report.top1:.2f}", f"{report.top5:.2f}", steps,
+    row = (form, str(report.images), f"{report.top1:.2f}", f"{report.top5:.2f}", steps,
            f"{report.seconds:.1f}", f"{report.images_per_second:.0f}")  # fmt: skip
     console.show_table(str(checkpoint), columns, [row])
 
@@ -58,8 +67,8 @@ def eval_(
 @app.command()
 def convert(
     checkpoint: Checkpoint,
-    neuron: Annotated[str | None, typer.Option("--neuron", help="signed or unsigned.")] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="fixed, settle or barrier.")] = None,
+    neuron: NeuronOption = None,
+    schedule: ScheduleOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the spiking network here; needs --schedule.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every layer's fidelity.")] = False,
     fidelity_images: Annotated[int, typer.Option("--fidelity-images", min=1, help="Images compared neuron by neuron.")] = 200,
@@ -79,9 +88,8 @@ def convert(
         raise ConfigError("--out and --neuron need a schedule: add --schedule fixed, settle or barrier")
     pairs = VALID_PAIRS if schedule is None else (check_pair(neuron, schedule),)
     model, header = load(checkpoint, device)
-    if form_of(model) != "quantized":
-        raise ConfigError(f"{checkpoint} holds a {form_of(model)} network; convert takes a quantized one")
-    images = labelled_images(header, data, root, split, limit)
+    model = only_quantized(model, checkpoint, "convert")
+    images = images_for(header, data, root, split, limit)
     total = len(pairs) * (len(images) + min(fidelity_images, len(images)))
     with console.image_progress(total, "converting") as tell:
         results = list(pipeline.compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))

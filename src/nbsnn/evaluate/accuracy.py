@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import DataError
+from nbsnn.integer.network import IntegerNetwork
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.surgery import evaluation_mode
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` measured. `top1` and `top5` are in percent; `steps` and `max_steps` are of a spiking network."""
+    """What `evaluate` measured. `top1`, `top5` in percent; `steps` and `max_steps` are of a spiking or integer network.
+    """
 
     images: int
     top1: float
@@ -35,22 +38,25 @@ class Report:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], *, progress: Callable[[int], None] | None = None
+    model: nn.Module | IntegerNetwork,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Top-1 and top-5 of a network over a loader, in evaluation mode; the mode it was in is restored.
 
     Args:
-        model: float, quantized or spiking.
+        model: float, quantized, spiking, or an integer network (`network.using(engine="spikes", ...)` chooses how it runs).
         loader: batches (images [B, C, H, W], labels [B]).
         progress: called with the number of images of each batch.
     """
     from torchmetrics.classification import MulticlassAccuracy  # here: it takes as long to import as all of nbsnn
 
-    parameter = next(model.parameters())
+    parameter = torch.zeros((), device=model.device) if isinstance(model, IntegerNetwork) else next(model.parameters())
     top1 = top5 = None
     steps: list[Tensor] = []
     images_seen, start = 0, time.perf_counter()
-    with evaluation_mode(model):
+    with nullcontext() if isinstance(model, IntegerNetwork) else evaluation_mode(model):
         for images, labels in loader:
             logits = model(images.to(parameter))
             labels = labels.to(logits.device)
@@ -62,7 +68,7 @@ def evaluate(
                 )
             top1.update(logits, labels)
             top5.update(logits, labels)
-            if isinstance(model, SpikingNetwork):
+            if isinstance(model, (SpikingNetwork, IntegerNetwork)):
                 steps.append(model.steps)
             images_seen += len(images)
             if progress:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbsnn.integer.network import IntegerNetwork
 from nbsnn.quant.layers import QuantReLU, at_least
 from nbsnn.spiking.functional import unfold
 from nbsnn.spiking.network import SpikingNetwork
@@ -109,11 +110,7 @@ def measure_fidelity(
                 continue
             want = (wanted[name][0] * (act.levels / at_least(act.threshold))).round()
             got = (sum(seen[name]) / neurons[name].height()).round()
-            difference = (want - got).abs()
-            entry = tally[name]
-            entry[0] += difference.numel()
-            entry[1] += int((difference > 0).sum())
-            entry[2] = max(entry[2], int(difference.max()))
+            _note(tally[name], (want - got).abs())
         if progress:
             progress(len(chunk))
     first, second = torch.cat(expected).argmax(1), torch.cat(actual).argmax(1)
@@ -125,6 +122,51 @@ def measure_fidelity(
         quantized_top1=None if labels is None else _percent(first == labels.to(first.device)),
         spiking_top1=None if labels is None else _percent(second == labels.to(first.device)),
     )
+
+
+@torch.inference_mode()
+def measure_integer_fidelity(
+    quantized: nn.Module,
+    network: IntegerNetwork,
+    images: Tensor,
+    *,
+    labels: Tensor | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Fidelity:
+    """Compare every count of the integer network with the activation of the quantized network, simulated in floating point.
+
+    They differ where rounding turns a tie or a near tie, and where float weights were rounded. Arguments and result as in
+    `measure_fidelity`; `steps` is T.
+    """
+    parameter = next(quantized.parameters())
+    acts = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
+    tally = {unit.name: [0, 0, 0] for unit in network.program.units}
+    expected, actual = [], []
+    for chunk in torch.split(images, _BATCH):
+        with evaluation_mode(quantized), tap({name: acts[name] for name in tally}) as wanted:
+            expected.append(quantized(chunk.to(parameter)).cpu())
+        result = network.simulate(chunk, keep_counts=True, **network.options)
+        actual.append(result.logits.cpu())
+        for name, entry in tally.items():
+            want = (wanted[name][0] * (acts[name].levels / at_least(acts[name].threshold))).round()
+            _note(entry, (want.cpu() - result.counts[name].cpu()).abs())
+        if progress:
+            progress(len(chunk))
+    first, second = torch.cat(expected).argmax(1), torch.cat(actual).argmax(1)
+    return Fidelity(
+        layers=tuple(LayerFidelity(name, *entry) for name, entry in tally.items()),
+        images=len(images),
+        agreement=_percent(first == second),
+        steps=torch.full((len(images),), network.timesteps),
+        quantized_top1=None if labels is None else _percent(first == labels.cpu()),
+        spiking_top1=None if labels is None else _percent(second == labels.cpu()),
+    )
+
+
+def _note(entry: list[int], difference: Tensor) -> None:
+    entry[0] += difference.numel()
+    entry[1] += int((difference > 0).sum())
+    entry[2] = max(entry[2], int(difference.max()))
 
 
 def _percent(hits: Tensor) -> float:

@@ -40,3 +40,11 @@ def choose(program: Program, backend: Backend, device: torch.device) -> Code:
     if backend == "native":
         raise ConfigError(f"the native engine cannot run: {obstacle}; use backend='torch'")
     return TORCH
+
+
+def backend_facts() -> dict[str, str]:
+    """Which code runs integer networks on this CPU, and why."""
+    obstacle = native.why_not()
+    if obstacle is not None:
+        return {"engine": "torch", "native": obstacle}
+    return {"engine": "native", "native": f"built; instruction sets here: {', '.join(native.targets())}"}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -45,11 +45,13 @@ class IntegerNetwork:
 
     Attributes:
         program: the network as data.
+        options: arguments that `run` and a plain call take unless told otherwise; see `using`.
         steps: [B] int64, the steps that each image of the last `run` took.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, **options: Any) -> None:
         self.program = program
+        self.options = options
         self.steps = torch.zeros(0, dtype=torch.int64)
 
     @property
@@ -62,28 +64,13 @@ class IntegerNetwork:
         """Where the network lies."""
         return self.program.head.bias.device
 
-    def run(
-        self,
-        images: Tensor,
-        *,
-        engine: Engine = "counts",
-        neuron: str | None = None,
-        schedule: str = "fixed",
-        backend: Backend = "auto",
-    ) -> Tensor:
-        """Logits [B, classes] float32.
+    def using(self, **options: Any) -> "IntegerNetwork":
+        """The same network with other choices of engine, neuron, schedule or backend, for `evaluate` and plain calls."""
+        return IntegerNetwork(self.program, **self.options | options)
 
-        Args:
-            images: [B, C, H, W]; normalised floats, or 8-bit pixels if the network was lowered with mean and std.
-            engine: "counts" is the quantized network in whole numbers, and equals the spiking one under "settle" and
-                "barrier" bit for bit; "spikes" really steps.
-            neuron, schedule: of the "spikes" engine, as in `nbsnn.to_spiking`.
-            backend: "native" (the event-driven kernel, on a CPU), "torch", or "auto": native where it is there.
-        Raises:
-            LoweringError: images of the wrong shape, or outside the range that the network was lowered for.
-            ConfigError, ConversionError: unknown engine, backend, schedule or neuron.
-        """
-        result = self.simulate(images, engine=engine, neuron=neuron, schedule=schedule, backend=backend)
+    def run(self, images: Tensor, **options: Any) -> Tensor:
+        """Logits [B, classes] float32; arguments, errors and defaults as in `simulate`."""
+        result = self.simulate(images, **self.options | options)
         self.steps = result.steps
         return result.logits
 
@@ -103,7 +90,19 @@ class IntegerNetwork:
         backend: Backend = "auto",
         keep_counts: bool = False,
     ) -> Result:
-        """As `run`, with all that is known of the run; `keep_counts` asks for the counts of every neuron."""
+        """Run, and return all that is known of the run.
+
+        Args:
+            images: [B, C, H, W]; normalised floats, or 8-bit pixels if the network was lowered with mean and std.
+            engine: "counts" is the quantized network in whole numbers, and equals the spiking one under "settle" and
+                "barrier" bit for bit; "spikes" really steps.
+            neuron, schedule: of the "spikes" engine, as in `nbsnn.to_spiking`.
+            backend: "native" (the event-driven kernel, on a CPU), "torch", or "auto": native where it is there.
+            keep_counts: return the counts of every neuron.
+        Raises:
+            LoweringError: no images, of the wrong shape, or outside the range that the network was lowered for.
+            ConfigError, ConversionError: unknown engine, backend, schedule or neuron.
+        """
         if engine not in get_args(Engine):
             raise ConfigError(unknown("engine", engine, get_args(Engine)))
         chosen_neuron, chosen_schedule = check_pair(neuron, schedule)
@@ -114,10 +113,12 @@ class IntegerNetwork:
         with torch.inference_mode():
             for pixels in self._chunks(images):
                 if engine == "counts":
-                    outcomes.append(code.run_counts(self.program, pixels, keep_counts=keep_counts))
+                    outcome = code.run_counts(self.program, pixels, keep_counts=keep_counts)
                 else:
-                    outcomes.append(code.run_spikes(self.program, pixels, neuron=chosen_neuron, schedule=chosen_schedule,
-                                                    keep_counts=keep_counts))  # fmt: skip
+                    outcome = code.run_spikes(
+                        self.program, pixels, neuron=chosen_neuron, schedule=chosen_schedule, keep_counts=keep_counts
+                    )
+                outcomes.append(outcome)
             return _joined(self.program.head, outcomes, code.name)
 
     def report(self) -> list[UnitRow]:
@@ -126,7 +127,7 @@ class IntegerNetwork:
 
     def to(self, device: torch.device | str) -> "IntegerNetwork":
         """The network on another device; this one stays where it is."""
-        return IntegerNetwork(moved(self.program, torch.device(device)))
+        return IntegerNetwork(moved(self.program, torch.device(device)), **self.options)
 
     def save(self, path: str | Path) -> None:
         """Write the network to a `.safetensors` file, whole or not at all.
@@ -173,7 +174,7 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
     Raises:
         LoweringError: wrong shape, out of range, or bytes where the network knows no mean and std.
     """
-    if images.dim() != 4 or tuple(images.shape[1:]) != pixels.shape:
+    if images.dim() != 4 or tuple(images.shape[1:]) != pixels.shape or not len(images):
         raise LoweringError(f"images of shape {list(images.shape)}; the network takes [B, {', '.join(map(str, pixels.shape))}]")
     if images.dtype == torch.uint8:
         if pixels.table is None:

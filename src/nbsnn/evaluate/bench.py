@@ -1,0 +1,167 @@
+"""How fast each form of a network runs here, and what its spikes cost: one run, interleaved repeats, medians."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.integer.description import fan_outs
+from nbsnn.integer.network import IntegerNetwork
+from nbsnn.spiking.convert import VALID_PAIRS
+from nbsnn.surgery import evaluation_mode
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One contender on B images at a time.
+
+    Attributes:
+        name: "float", "quantized", "counts", or "spikes" with neuron and schedule.
+        backend: the code that ran an integer network, "native" or "torch"; "torch" for modules.
+        seconds: median of the repeats, for all images; `fastest` and `slowest` are its spread.
+        ratio: median of the paired ratios to the float net of the same repeat.
+        spikes, additions: per image; None where nothing fires. An addition is one spike at one synapse.
+        steps: mean per image; None where there is no time.
+    """
+
+    name: str
+    backend: str
+    images: int
+    seconds: float
+    fastest: float
+    slowest: float
+    ratio: float
+    spikes: float | None = None
+    additions: float | None = None
+    steps: float | None = None
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
+
+    @property
+    def additions_per_second(self) -> float | None:
+        return None if self.additions is None else self.additions * self.images_per_second
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        derived = {"images_per_second": self.images_per_second, "additions_per_second": self.additions_per_second}
+        return asdict(self) | derived
+
+
+@dataclass(frozen=True)
+class Activity:
+    """One unit under one spiking contender: spikes per neuron and step of T, in percent, and additions per image."""
+
+    name: str
+    neurons: int
+    percent: float
+    additions: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `bench` measured; `layers` is contender → its units."""
+
+    images: int
+    batch_size: int
+    repeats: int
+    threads: int
+    timesteps: int
+    speeds: tuple[Speed, ...]
+    layers: dict[str, tuple[Activity, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"speeds": [speed.to_dict() for speed in self.speeds]}
+
+
+def bench(
+    float_net: nn.Module,
+    quantized: nn.Module,
+    network: IntegerNetwork,
+    images: Tensor,
+    *,
+    batch_size: int = 100,
+    repeats: int = 5,
+    pairs: Iterable[tuple[str, str]] = VALID_PAIRS,
+    progress: Callable[[str, int], None] | None = None,
+) -> Bench:
+    """Time the forms of one network against each other.
+
+    Args:
+        float_net: its float form; the time does not depend on its weights. Run channels last.
+        quantized, network: its quantized form, and the integer form of that.
+        images: [N, C, H, W] normalised.
+        pairs: neurons and schedules of the `spikes` engine.
+        progress: called with a contender's name and the number of images done.
+    """
+    batches = list(torch.split(images, batch_size))
+    runs = _contenders(float_net, quantized, network, tuple(pairs))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with evaluation_mode(float_net, quantized), torch.inference_mode():
+        for repeat in range(repeats + 1):  # the first round warms up
+            for name, run in runs.items():
+                start = time.perf_counter()
+                for batch in batches:
+                    run(batch)
+                    if progress:
+                        progress(name, len(batch))
+                if repeat:
+                    times[name].append(time.perf_counter() - start)
+    reach = fan_outs(network.program)
+    layers: dict[str, tuple[Activity, ...]] = {}
+    speeds = []
+    for name, seconds in times.items():
+        speed = Speed(
+            name, "torch", len(images), median(seconds), min(seconds), max(seconds),
+            median(own / base for own, base in zip(seconds, times["float"], strict=True)),
+        )  # fmt: skip
+        options = _options(name)
+        if options is not None:
+            result = network.simulate(images, **options)
+            speed = replace(speed, backend=result.backend)
+            if options["engine"] == "spikes":
+                layers[name] = _activities(network, result.spikes, reach, len(images))
+                fired = float(sum(s.sum() for s in result.spikes.values())) / len(images)
+                additions = sum(layer.additions for layer in layers[name])
+                speed = replace(speed, spikes=fired, additions=additions, steps=float(result.steps.double().mean()))
+        speeds.append(speed)
+    return Bench(len(images), batch_size, repeats, torch.get_num_threads(), network.timesteps, tuple(speeds), layers)
+
+
+def _contenders(
+    float_net: nn.Module, quantized: nn.Module, network: IntegerNetwork, pairs: tuple[tuple[str, str], ...]
+) -> dict[str, Callable[[Tensor], Any]]:
+    float_net = float_net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    runs: dict[str, Callable[[Tensor], Any]] = {
+        "float": lambda x: float_net(x.to(memory_format=torch.channels_last)),
+        "quantized": lambda x: quantized(x.to(memory_format=torch.channels_last)),
+    }
+    for name in ("counts", *(f"spikes, {neuron} {schedule}" for neuron, schedule in pairs)):
+        runs[name] = network.using(**_options(name) or {}).run
+    return runs
+
+
+def _options(name: str) -> dict[str, Any] | None:
+    """How an integer network runs under a contender's name."""
+    if name == "counts":
+        return {"engine": "counts"}
+    if not name.startswith("spikes, "):
+        return None
+    neuron, schedule = name.removeprefix("spikes, ").split()
+    return {"engine": "spikes", "neuron": neuron, "schedule": schedule}
+
+
+def _activities(
+    network: IntegerNetwork, spikes: dict[str, Tensor], reach: dict[str, float], images: int
+) -> tuple[Activity, ...]:
+    rows = []
+    for unit in network.program.units:
+        fired, neurons = float(spikes[unit.name].sum()) / images, int(torch.Size(unit.shape).numel())
+        rows.append(Activity(unit.name, neurons, 100 * fired / (neurons * network.timesteps), fired * reach[unit.name]))
+    return tuple(rows)
