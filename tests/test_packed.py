@@ -10,6 +10,7 @@ from nets import SmallNet, small_quantized
 
 from nbsnn.checkpoint import load_checkpoint, save_checkpoint
 from nbsnn.cli import main
+from nbsnn.data import load_photographs
 from nbsnn.data.sample import load_sample
 from nbsnn.errors import CheckpointError, ConfigError, QuantizationError
 from nbsnn.export.packed import save_packed
@@ -194,3 +195,47 @@ def test_bad_input_is_one_line(command, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+# ----------------------------------------------------------------------------------------------------------- photographs
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    """A test image, enlarged to 90×60 with margins left and right."""
+    from PIL import Image
+
+    sample = load_sample().test
+    pixels = sample.images[8].permute(1, 2, 0).numpy()
+    wide = Image.new("RGB", (90, 60))
+    wide.paste(Image.fromarray(pixels).resize((60, 60), Image.Resampling.BICUBIC), (15, 0))
+    wide.save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_a_photograph_is_cut_to_its_middle_and_resized(photograph):
+    image = load_photographs("cifar10", [photograph], size=32).images
+    assert image.shape == (1, 3, 32, 32)
+    assert (image[0].float() - load_sample().test.images[8].float()).abs().mean() < 8
+
+
+def test_classify_says_what_eval_would(photograph, capsys):
+    assert main(["classify", "zoo:cifar10/resnet20-w2a2", str(photograph), "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)[str(photograph)]
+    images = load_photographs("cifar10", [photograph], size=32)
+    with torch.no_grad():
+        logits = load_checkpoint("zoo:cifar10/resnet20-w2a2")(images.normalized())[0]
+    assert [guess["name"] for guess in best][0] == images.classes[int(logits.argmax())]
+    assert len(best) == 5
+    assert best[0]["logit"] == pytest.approx(float(logits.max()), abs=0.3)
+    assert 100 >= best[0]["share"] >= best[1]["share"] > 0
+    assert main(["classify", "zoo:cifar10/resnet20-w2a2", str(photograph), str(photograph)]) == 0
+    assert capsys.readouterr().out.count("photo.png") == 2
+
+
+def test_what_is_not_an_image_is_refused(tmp_path, capsys):
+    (tmp_path / "a.png").write_text("no image")
+    assert main(["classify", "zoo:cifar10/resnet20-w2a2", str(tmp_path / "a.png")]) == 2
+    assert "a.png: not an image that can be read" in " ".join(capsys.readouterr().err.split())
+    assert main(["classify", "zoo:cifar10/resnet20-w2a2", str(tmp_path / "b.png")]) == 2
+    assert "b.png: no such image file" in " ".join(capsys.readouterr().err.split())

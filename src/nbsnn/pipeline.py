@@ -227,6 +227,33 @@ def integer_form(
     return IntegerNetwork(replace(network.program, origin=dict(origin or {})))
 
 
+@dataclass(frozen=True)
+class Guess:
+    """A class that a network sees in an image: its name, its logit, and its share in percent after softmax."""
+
+    name: str
+    logit: float
+    share: float
+
+
+def classify(quantized: nn.Module, photographs: ImageSet, *, best: int = 5) -> list[list[Guess]]:
+    """The best classes for each photograph, by the integer network: from the 8-bit pixels on, whole numbers only.
+
+    Args:
+        quantized: result of `quantize`.
+        photographs: 8-bit images in the network's size.
+        best: classes for each, the likeliest first.
+    """
+    network = integer_form(quantized, photographs)
+    logits = network.run(photographs.images, engine="counts").double()
+    shares = 100 * logits.softmax(1)
+    order = logits.argsort(1, descending=True)[:, :best]
+    return [
+        [Guess(photographs.classes[c], float(logits[image, c]), float(shares[image, c])) for c in classes.tolist()]
+        for image, classes in enumerate(order)
+    ]
+
+
 def float_form(header: Mapping[str, Any]) -> nn.Module:
     """A float network of the architecture that a checkpoint's header names, with fresh weights, in evaluation mode."""
     if header["model"] is None:

@@ -1,5 +1,6 @@
-"""Verbs that run a network and measure it: eval, convert."""
+"""Verbs that run a network: eval, convert, classify."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -23,10 +24,11 @@ from nbsnn.cli.app import (
     load,
 )
 from nbsnn.cli.integer import choose_engine, only_quantized
+from nbsnn.data import load_photographs
 from nbsnn.data.images import Batches
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.recipe import recipe_from_dict
+from nbsnn.recipe import ModelSpec, recipe_from_dict
 from nbsnn.spiking.convert import VALID_PAIRS, check_pair
 
 
@@ -107,3 +109,31 @@ def convert(
     for result in results if layers else ():
         console.note(f"{result.neuron} {result.schedule}")
         console.show_layers(result.fidelity)
+
+
+@app.command()
+def classify(
+    checkpoint: Checkpoint,
+    photographs: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    json_: JsonOption = False,
+) -> None:
+    """The five likeliest classes of photographs, computed in whole numbers from the pixels on.
+
+    The largest square in the middle of a photograph is resized to the network's input. Example:
+    nbsnn classify zoo:cifar10/resnet20-w2a2 cat.jpg
+    """
+    model, header = load(checkpoint, "cpu")
+    quantized = only_quantized(model, checkpoint, "classify")
+    if header["recipe"] is None or header["model"] is None:
+        raise ConfigError(
+            f"{checkpoint} does not say what it was trained on; classify takes networks of 'nbsnn train' and the zoo"
+        )
+    data = recipe_from_dict(header["recipe"]).data.name
+    images = load_photographs(data, photographs, size=ModelSpec(**header["model"]).image_size)
+    guesses = pipeline.classify(quantized, images)
+    if json_:
+        console.show_json({str(p): [asdict(guess) for guess in best] for p, best in zip(photographs, guesses, strict=True)})
+        return
+    for path, best in zip(photographs, guesses, strict=True):
+        rows = [(guess.name, f"{guess.share:.1f}", f"{guess.logit:.3f}") for guess in best]
+        console.show_table(str(path), ("class", "share %", "logit"), rows)

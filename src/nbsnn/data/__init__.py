@@ -1,9 +1,14 @@
 """Data sets by name. Every one gives `Splits` of `ImageSet`s, which `Batches` turns into (images, labels)."""
 
-from nbsnn.data.cifar10 import Progress, load_cifar10
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from nbsnn.data.cifar10 import CLASSES, MEAN, STD, Progress, load_cifar10
 from nbsnn.data.digits import load_digits
-from nbsnn.data.images import Splits
-from nbsnn.data.sample import load_sample
+from nbsnn.data.images import ImageSet, Splits
+from nbsnn.data.sample import load_sample, photograph
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.recipe import DataSpec
 
@@ -24,3 +29,15 @@ def load_data(spec: DataSpec, *, progress: Progress | None = None) -> Splits:
     if spec.name == "sample":
         return load_sample()
     raise ConfigError(unknown("data set", spec.name, DATA_SETS))
+
+
+def load_photographs(name: str, paths: Sequence[Path], *, size: int) -> ImageSet:
+    """Image files as a data set's images: resized, with its normalisation and classes; labels are zeros.
+
+    Raises:
+        ConfigError: the data set has no colour photographs. DataError: a file is not an image.
+    """
+    if name not in ("cifar10", "sample"):
+        raise ConfigError(f"the network was trained on {name!r}; photographs go to networks that were trained on cifar10")
+    pixels = torch.cat([photograph(path, size=size) for path in paths])
+    return ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64), MEAN, STD, CLASSES)

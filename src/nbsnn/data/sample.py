@@ -25,7 +25,7 @@ def load_sample() -> Splits:
     return Splits(sample, sample, sample)
 
 
-def read_photograph(path: Path, *, size: int) -> Tensor:
+def photograph(path: Path, *, size: int) -> Tensor:
     """An image file as [1, 3, size, size] uint8: the largest square in its middle, resized.
 
     Raises:
