@@ -225,7 +225,7 @@ def test_classify_says_what_eval_would(photograph, capsys):
     images = load_photographs("cifar10", [photograph], size=32)
     with torch.no_grad():
         logits = load_checkpoint("zoo:cifar10/resnet20-w2a2")(images.normalized())[0]
-    assert [guess["name"] for guess in best][0] == images.classes[int(logits.argmax())]
+    assert best[0]["name"] == images.classes[int(logits.argmax())]
     assert len(best) == 5
     assert best[0]["logit"] == pytest.approx(float(logits.max()), abs=0.3)
     assert 100 >= best[0]["share"] >= best[1]["share"] > 0

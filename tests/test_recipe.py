@@ -17,7 +17,7 @@ def refusal(*overrides, name="cifar10/resnet20"):
 
 
 def test_every_cifar10_net_has_a_recipe_and_a_fast_variant():
-    assert {*NETS, *(f"{n}:fast" for n in NETS), "digits/resnet20"} <= set(list_recipes())
+    assert {*NETS, *(f"{n}:{v}" for n in NETS for v in ("fast", "paper")), "digits/resnet20"} <= set(list_recipes())
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -36,6 +36,10 @@ def test_the_published_schedule():
     assert {phase.epochs for phase in recipe.phase.values()} == {300}
     assert (recipe.phase["32"].lr, recipe.phase["2"]) == (0.1, Phase(300, 0.04, 3e-5))
     assert recipe.optim == OptimSpec()
+
+
+def test_the_paper_variant_is_the_published_schedule():
+    assert all(load_recipe(f"{name}:paper").hash == load_recipe(name).hash for name in NETS)
 
 
 def test_a_variant_changes_only_what_it_names():
@@ -134,7 +138,7 @@ def test_what_cannot_be_is_refused_with_the_remedy(override, message):
     ("name", "message"),
     [
         ("cifar10/resnet21", "unknown recipe 'cifar10/resnet21'; did you mean cifar10/resnet"),
-        ("cifar10/resnet20:quick", "unknown variant of cifar10/resnet20 'quick'; known: fast"),
+        ("cifar10/resnet20:quick", "unknown variant of cifar10/resnet20 'quick'; known: fast, paper"),
         ("no/such.toml", "unknown recipe 'no/such.toml'"),
     ],
 )

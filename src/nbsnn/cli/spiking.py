@@ -125,9 +125,7 @@ def classify(
     model, header = load(checkpoint, "cpu")
     quantized = only_quantized(model, checkpoint, "classify")
     if header["recipe"] is None or header["model"] is None:
-        raise ConfigError(
-            f"{checkpoint} does not say what it was trained on; classify takes networks of 'nbsnn train' and the zoo"
-        )
+        raise ConfigError(f"{checkpoint} does not say what it was trained on; classify takes networks of nbsnn train")
     data = recipe_from_dict(header["recipe"]).data.name
     images = load_photographs(data, photographs, size=ModelSpec(**header["model"]).image_size)
     guesses = pipeline.classify(quantized, images)
@@ -136,4 +134,4 @@ def classify(
         return
     for path, best in zip(photographs, guesses, strict=True):
         rows = [(guess.name, f"{guess.share:.1f}", f"{guess.logit:.3f}") for guess in best]
-        console.show_table(str(path), ("class", "share %", "logit"), rows)
+        console.show_table(path.name, ("class", "share %", "logit"), rows)

@@ -11,12 +11,16 @@ from nbsnn import console, pipeline
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.cli.app import DeviceOption, JsonOption, LimitOption, app, default_folder
 from nbsnn.data import load_data
+from nbsnn.data.images import Batches
+from nbsnn.data.sample import load_sample
+from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.recipe import load_recipe
 from nbsnn.report import images_looked_at
 from nbsnn.report import report as measure_run
 from nbsnn.spiking.convert import VALID_PAIRS
 from nbsnn.tensorfile import write_text
 from nbsnn.train.loop import SAVE_EVERY
+from nbsnn.zoo import PREFIX, list_zoo
 
 
 @app.command()
@@ -70,7 +74,10 @@ def demo(
     limit: LimitOption = 0,
     json_: JsonOption = False,
 ) -> None:
-    """The whole path on handwritten digits: four phases of training, then every neuron and schedule, in one table."""
+    """The whole path on handwritten digits: four phases of training, then every neuron and schedule, in one table.
+
+    It ends with the bundled networks on real images.
+    """
     plan = load_recipe("digits/resnet20", [*settings, f"seed={seed}"])
     console.note(f"ResNet-20 on 8×8 digits: float, then 4, 3 and 2 bits → {out}")
     splits = load_data(plan.data)
@@ -95,6 +102,19 @@ def demo(
         "fixed stops after T steps, as published; settle and barrier are exact.",
         highlight=False,
     )
+    _show_zoo()
+
+
+def _show_zoo() -> None:
+    sample = load_sample().test
+    rows = []
+    for name in list_zoo():
+        network = load_checkpoint(PREFIX + name)
+        integer = pipeline.integer_form(network, sample)
+        reports = [evaluate(form, Batches(sample, 100)) for form in (network, integer)]
+        rows.append((PREFIX + name, *(f"{r.top1:.2f}" for r in reports), *(f"{r.images_per_second:.0f}" for r in reports)))
+    columns = ("network", "quantized", "in integers", "images/s", "images/s, integers")
+    console.show_table(f"Bundled networks, {len(sample)} test images of CIFAR-10 (JPEG q75), top-1 in %", columns, rows)
 
 
 @app.command()
