@@ -3,6 +3,7 @@
 // Every function that can fail returns a negative number or null; `nbsnn_error` has the reason. Nothing here keeps a pointer
 // that it was given beyond the call.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -173,7 +174,7 @@ struct Team {
         if (node.records_read) {
           if (size > 1) barrier.wait();
           share(next_record, images * node.positions, 1, 1, number, [&](const Item& item) {
-            kernel.run_records(net, ask, flight, item);
+            kernel.run_records(net, flight, item);
           });
         }
       } else {
@@ -259,7 +260,7 @@ int run(const Net& net, const Request& ask, int flight_images) {
 
 using nbsnn::fail;
 
-// Whether a constant branch's sums fit int32, and their products float64.
+// Whether a constant branch's sums fit int32, and their products a 64-bit shift.
 static void set_constant(const nbsnn::Net& net, const nbsnn::Node& node, nbsnn::Branch& b) {
   const int outputs = node.channels / b.groups;
   int64_t largest = 1, reads = 1;
@@ -271,8 +272,8 @@ static void set_constant(const nbsnn::Net& net, const nbsnn::Node& node, nbsnn::
     for (size_t row = 0; row < b.weight.size() / outputs; ++row) sum += std::abs(b.weight[row * outputs + o]);
     bound = std::max(bound, sum * static_cast<double>(net.pixel_bound) * static_cast<double>(reads));
   }
-  b.unshift = 1.0 / static_cast<double>(int64_t{1} << b.shift);
-  b.narrow = bound < 2147483648.0 && bound * static_cast<double>(largest) + static_cast<double>(int64_t{1} << b.shift) < 4503599627370496.0;
+  b.narrow = bound < 2147483648.0;
+  b.narrow_product = b.narrow && largest < 2147483648 && bound * static_cast<double>(largest) + std::ldexp(0.5, b.shift) < std::ldexp(1.0, 61);
 }
 
 // Which forms of each value are read where planes are in use; known when the head is there.
