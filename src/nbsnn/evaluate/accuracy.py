@@ -50,13 +50,14 @@ def evaluate(
         loader: batches (images [B, C, H, W], labels [B]).
         progress: called with the number of images of each batch.
     """
-    parameter = torch.zeros((), device=model.device) if isinstance(model, IntegerNetwork) else next(model.parameters())
+    # An integer network takes images as they are, bytes too.
+    parameter = None if isinstance(model, IntegerNetwork) else next(model.parameters())
     top1 = top5 = None
     steps: list[Tensor] = []
     images_seen, start = 0, time.perf_counter()
     with nullcontext() if isinstance(model, IntegerNetwork) else evaluation_mode(model):
         for images, labels in loader:
-            logits = model(images.to(parameter))
+            logits = model(images if parameter is None else images.to(parameter))
             labels = labels.to(logits.device)
             if top1 is None or top5 is None:
                 classes = logits.shape[1]
