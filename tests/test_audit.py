@@ -115,6 +115,25 @@ def test_a_shuffled_batch_is_refused():
     assert refusal(quantized_probe(tail=lambda net, x: x.index_select(dim=-2, index=torch.tensor([2, 1, 0])))) == message
 
 
+MIXERS = {
+    "an index behind an ellipsis": lambda net, x: x[..., torch.arange(len(x)).flip(0), :],
+    "a constant matrix over the batch": lambda net, x: torch.ones(len(x), len(x)) @ x,
+    "einsum over the batch": lambda net, x: torch.einsum("ab,bc->ac", torch.ones(len(x), len(x)), x),
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_network_whose_images_see_each_other_is_refused(name):
+    said = refusal(quantized_probe(tail=MIXERS[name]))
+    assert said.startswith("the result for an image depends on the other images of its batch; keep axis 0 first and untouched")
+
+
+def test_a_network_tied_to_one_batch_size_is_refused():
+    said = refusal(quantized_probe(tail=lambda net, x: x[..., torch.tensor([2, 1, 0]), :]))
+    assert said.startswith("the network does not run on a batch of 2 images (")
+    assert said.endswith("; keep axis 0 free")
+
+
 NOT_QUANTIZED = "nn.{kind} is an activation that is not quantized at module; use nn.ReLU instead of nn.{kind}, and quantize it"
 MODULES = {
     "nn.MaxPool2d": (lambda: nn.MaxPool2d(2), MAX_POOL),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from nets import RandomNet, randomize_
 
+from nbsnn.errors import QuantizationError
 from nbsnn.quant.calibrate import half_normal_threshold, least_error_threshold
 from nbsnn.quant.functional import quantize_activation
 from nbsnn.quant.layers import QuantReLU
@@ -64,3 +65,15 @@ def test_calibration_takes_any_number_of_images():
     images = torch.randn(129, 2, 6, 6)  # a chunk of 128, and one left over
     quantized = quantize(RandomNet(["chain"]), QuantSpec(4, 4), images=images).eval()
     assert quantized(images).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 8, 8), (1, 2, 8, 8), (2, 8, 8)])
+def test_too_few_images_are_refused(shape):
+    with pytest.raises(QuantizationError, match=r"^images has shape \[.*\]; give at least 2 images, \[B, C, H, W\]$"):
+        quantize(RandomNet(["chain"]), QuantSpec(4, 4), images=torch.zeros(shape))
+
+
+def test_a_network_without_parameters_is_quantized_too():
+    quantized = quantize(torch.nn.Sequential(torch.nn.ReLU()), QuantSpec(act_bits=2))
+    with torch.no_grad():
+        assert torch.equal(quantized(torch.tensor(9.0)), quantized[0].threshold)

@@ -10,21 +10,13 @@ import torch
 from nets import SmallNet, random_quantized, small_quantized
 from torch import nn
 
-from nbsnn.checkpoint import (
-    FORMAT_VERSION,
-    form_of,
-    is_ours,
-    load_checkpoint,
-    read_tensors,
-    read_torch_state,
-    save_checkpoint,
-    write_tensors,
-)
+from nbsnn.checkpoint import form_of, load_checkpoint, save_checkpoint
 from nbsnn.errors import CheckpointError, NbsnnError
 from nbsnn.models import build_model
 from nbsnn.quant.quantize import quantize, read_plan, set_bits_
 from nbsnn.recipe import QuantSpec, load_recipe
 from nbsnn.spiking.convert import to_spiking
+from nbsnn.tensorfile import FORMAT_VERSION, is_ours, read_tensors, read_torch_state, write_tensors
 
 IMAGES = torch.linspace(-2, 2, 3 * 2 * 36).view(3, 2, 6, 6)
 
@@ -83,8 +75,8 @@ def test_the_header_says_what_it_is_and_where_it_came_from(tmp_path):
     assert header["format"] == FORMAT_VERSION
     assert header["form"] == "spiking"
     assert header["model"] == {"name": "cifar10/resnet20", "num_classes": 4, "in_channels": 2, "image_size": 32}
-    assert header["plan"]["stem.conv"] == {"bits": 8, "edge_range": "max"}
-    assert header["plan"]["stage2.0.first.act"] == {"bits": 2, "edge_range": None}
+    assert header["plan"]["stem.conv"] == {"bits": 8, "edge_range": "max", "fixed": False}
+    assert header["plan"]["stage2.0.first.act"] == {"bits": 2, "edge_range": None, "fixed": False}
     assert header["spiking"] == {"neuron": "unsigned", "schedule": "barrier", "image_shape": [2, 6, 6], "timesteps": 7}
     assert header["recipe_hash"] == recipe.hash
     assert header["recipe"]["model"]["name"] == "cifar10/resnet20"
@@ -248,3 +240,9 @@ def test_another_network_than_the_saved_one_is_refused(tmp_path):
     other = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     with pytest.raises(NbsnnError, match=r"act1|conv1"):
         load_checkpoint(tmp_path / "a.safetensors", model=other)
+
+
+def test_a_checkpoint_loaded_into_another_network_is_refused_by_layer(tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", small_quantized())
+    with pytest.raises(CheckpointError, match=r"a.safetensors does not fit the network: unknown layer"):
+        load_checkpoint(tmp_path / "a.safetensors", model=nn.Sequential(nn.Linear(2, 2)))

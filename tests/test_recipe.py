@@ -107,6 +107,12 @@ def test_phase_all_without_any_phase_is_an_error_of_one_line(tmp_path):
         ("optim.schedule=linear", "optim.schedule=linear: must be step or cosine"),
         ("phase.2.lr=-1", "phase.lr=-1.0: must be a positive rate"),
         ("phase.2.lr=nan", "phase.lr=nan: must be a positive rate"),
+        ("phase.2.lr=inf", "phase.lr=inf: must be a positive rate"),
+        ("phase.2.weight_decay=inf", "phase.weight_decay=inf: must be 0 or more"),
+        ("optim.decay=-1", "optim.decay=-1.0: must be a factor in (0, 1]"),
+        ("optim.threshold_lr=-1", "optim.threshold_lr=-1.0: must be 0 (frozen) or a positive factor"),
+        ("optim.scale_lr=inf", "optim.scale_lr=inf: must be 0 (frozen) or a positive factor"),
+        ("optim.clip_norm=inf", "optim.clip_norm=inf: must be 0 (off) or a positive norm"),
         ("phase.2.epochs=0", "phase.epochs=0: must be a whole number from 1"),
         ("optim.momentum=1", "optim.momentum=1.0: must be a number in [0, 1)"),
         ("optim.milestones=0.5,1.5", "optim.milestones=(0.5, 1.5): must be fractions in (0, 1)"),
@@ -153,3 +159,8 @@ def test_a_file_may_extend_a_bundled_recipe(tmp_path):
 def test_bits_must_be_whole_and_known(bits):
     with pytest.raises(ConfigError, match=f"^act_bits={bits!r}: choose one of 2, 3, 4, 5, 6, 7, 8, 32"):
         QuantSpec(act_bits=bits)
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(ConfigError, match=r"^optim.nesterov=True: must be false where optim.momentum is 0$"):
+        load_recipe("cifar10/resnet20", ["optim.nesterov=true", "optim.momentum=0"])

@@ -7,16 +7,18 @@ import pytest
 import torch
 from nets import DigitsNet, digits_net
 
-from nbsnn.checkpoint import load_checkpoint, read_tensors
+from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
 from nbsnn.errors import CheckpointError
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import Phase, QuantSpec, load_recipe
+from nbsnn.tensorfile import read_tensors
+from nbsnn.train.execution import Execution
 from nbsnn.train.loop import DivergedError, Interrupted, Observer, finished_phase, fit
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"])
-STILL = load_recipe("digits/resnet20", ["data.batch_size=32"])  # a crop by up to four pixels leaves little of a digit
+STILL = load_recipe("digits/resnet20", ["data.batch_size=32"])
 PHASE = RECIPE.phase["4"]
 
 
@@ -64,7 +66,7 @@ def test_a_short_fit_on_digits_learns_and_writes_its_files(tmp_path, splits):
     assert [float(row["loss"]) for row in table] == [row["loss"] for row in rows] == [row.loss for row in recorder.rows]
     assert set(rows[0]) == {"epoch", "loss", "train_top1", "top1", "lr", "seconds", "images_per_second"}
     steps = len(load_digits().train) // 32 + 1
-    assert recorder.phases == [("four bits", 3, steps)]
+    assert recorder.phases == [("four bits", 3, steps, Execution())]
     assert len(recorder.steps) == 3 * steps
     header, _ = read_tensors(result.best)
     best = max(row.top1 for row in result.history)

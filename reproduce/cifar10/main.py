@@ -10,11 +10,11 @@ import sys
 import options
 
 from nbsnn import pipeline
-from nbsnn.checkpoint import is_ours, read_tensors
 from nbsnn.console import TrainingConsole, exit_code, note
 from nbsnn.data.images import Batches
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.export.reference import load_start
+from nbsnn.tensorfile import is_ours, read_tensors
 from nbsnn.train.loop import EVALUATION_BATCH, fit
 from nbsnn.train.progressive import next_form
 

@@ -14,20 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsnn.errors import CheckpointError
+from nbsnn.errors import CheckpointError, QuantizationError
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
+from nbsnn.quant.packing import unpack_state
 from nbsnn.quant.quantize import LayerFormat, Plan, apply_plan_, read_plan
 from nbsnn.recipe import ModelSpec, Recipe
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron
-from nbsnn.tensorfile import FORMAT_VERSION, Header, is_ours, read_tensors, read_torch_state, write_tensors
-
-__all__ = [
-    "FORMAT_VERSION", "Header", "describe", "form_of", "is_ours", "load_checkpoint", "load_state_", "read_tensors",
-    "read_torch_state", "rebuild", "save_checkpoint", "write_tensors",
-]  # fmt: skip
+from nbsnn.tensorfile import FORMAT_VERSION, Header, read_tensors, write_tensors
 
 
 def _plan_of(model: nn.Module) -> Plan:
@@ -113,7 +109,15 @@ def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: 
             f"{source}: the network is not a registered one; pass its float form, load_checkpoint(path, model=...)"
         )
     plan: Plan = {name: LayerFormat(**fmt) for name, fmt in header["plan"].items()}
-    net = apply_plan_(net, plan) if plan else net
+    try:
+        net = apply_plan_(net, plan) if plan else net
+    except QuantizationError as error:
+        raise CheckpointError(f"{source} does not fit the network: {error}") from None
+    if header.get("packed"):
+        try:
+            state = unpack_state(state, net)
+        except ValueError as error:
+            raise CheckpointError(f"{source} does not fit the network: {error}") from None
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
     load_state_(net.to(dtype), state, source=source)
     net.eval()

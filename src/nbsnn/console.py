@@ -27,6 +27,9 @@ from rich.table import Table
 from nbsnn.errors import NbsnnError
 from nbsnn.evaluate.fidelity import Fidelity
 from nbsnn.pipeline import Comparison, PhaseResult
+from nbsnn.report import COLUMNS as REPORT_COLUMNS
+from nbsnn.report import table as report_table
+from nbsnn.train.execution import Execution
 from nbsnn.train.loop import Epoch, Interrupted, Observer
 
 out = Console(width=None if sys.stdout.isatty() else 120)
@@ -141,7 +144,8 @@ class TrainingConsole(Observer):
     def should_stop(self) -> bool:
         return self._stop
 
-    def on_phase(self, title: str, epochs: int, steps: int) -> None:
+    def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
+        note(f"{title}: {epochs} epochs of {steps} steps, {execution}")
         self._title, self._epochs, self.steps = title, epochs, steps
         if self._task is not None:
             self._bar.remove_task(self._task)
@@ -189,6 +193,12 @@ def comparison_rows(comparisons: Iterable[Comparison], float_top1: float | None)
 COMPARISON_COLUMNS = (
     "bits", "T", "neuron, schedule", "float", "quantized", "spiking", "off %", "steps, max", "seconds",
 )  # fmt: skip
+
+
+def show_report(figures: dict[str, Any]) -> None:
+    """What `nbsnn.report.report` measured."""
+    title = f"{figures['model']} on {figures['data']}, {figures['test_images']} test images, top-1 in %"
+    show_table(title, REPORT_COLUMNS, report_table(figures))
 
 
 def show_layers(fidelity: Fidelity) -> None:

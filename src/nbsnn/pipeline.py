@@ -13,7 +13,7 @@ from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.cifar10 import Progress
 from nbsnn.data.images import Batches, ImageSet, Splits
-from nbsnn.errors import ConfigError
+from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluate.accuracy import Report, evaluate
 from nbsnn.evaluate.fidelity import Fidelity, measure_fidelity, same_ties
 from nbsnn.integer.lower import lower
@@ -22,8 +22,10 @@ from nbsnn.models import build_model
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
 from nbsnn.spiking.network import SpikingNetwork
-from nbsnn.train.loop import EVALUATION_BATCH, FitResult, Observer, finished_phase, fit
+from nbsnn.train.execution import pick_execution
+from nbsnn.train.loop import EVALUATION_BATCH, SAVE_EVERY, FitResult, Observer, finished_phase, fit
 from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
+from nbsnn.train.state import has_state
 
 FIDELITY_IMAGES = 200
 _SPIKING_BATCH = 100  # images; time multiplies them by T
@@ -87,9 +89,13 @@ def train(
     splits: Splits | None = None,
     init: nn.Module | None = None,
     device: torch.device | str = "cpu",
+    compile: str = "auto",
+    precision: str = "auto",
+    save_every: float = SAVE_EVERY,
     observer: Observer | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> Iterator[PhaseResult]:
     """Run a recipe's phases one after the other; yields each as it ends. Finished phases in `out` are not run again.
 
@@ -98,9 +104,17 @@ def train(
         out: a folder per phase is made in it, such as `out/4bit`.
         splits: the data, if loaded already.
         init: the network that the first phase starts from; fresh unless given.
+        compile: whether steps are compiled; `auto` decides by device and length.
+        precision: of the forward pass; `auto` takes bfloat16 where the hardware multiplies it.
+        save_every: seconds between training states within an epoch.
         progress: of a download.
         overwrite: train anew where results lie already.
+        resume: insist that `out` holds a run to go on with; it is taken up in any case.
     """
+    if resume and not any(has_state(phase_folder(out, int(bits))) for bits in recipe.phase):
+        raise CheckpointError(f"{out} holds no run to resume; name its folder, or leave --resume out to start one")
+    if recipe.data.name == "sample":
+        raise ConfigError("data.name=sample: these are test images; train on cifar10 or digits")
     splits = splits or load_data(recipe.data, progress=progress)
     model = init or new_model(recipe)
     test = Batches(splits.test, EVALUATION_BATCH)
@@ -110,9 +124,11 @@ def train(
         if finished is None:
             model = next_form(model.cpu(), recipe, bits, calibration_images(splits.train))
             title = "float" if bits == FLOAT_BITS else f"{bits} bits"
+            images = phase.epochs * len(splits.train)
+            execution = pick_execution(torch.device(device), images, compile=compile, precision=precision)
             finished = fit(
-                model, splits, recipe, phase,
-                out=folder, title=title, device=device, observer=observer, overwrite=overwrite,
+                model, splits, recipe, phase, out=folder, title=title, device=device,
+                execution=execution, save_every=save_every, observer=observer, overwrite=overwrite,
             )  # fmt: skip
         last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))
         yield PhaseResult(bits, phase.epochs, finished, evaluate(last, test), evaluate(best, test))

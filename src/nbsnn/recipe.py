@@ -5,6 +5,7 @@ Recipe ── model: ModelSpec · data: DataSpec · quant: WeightSpec · optim: 
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -107,9 +108,13 @@ class OptimSpec:
 
     def __post_init__(self) -> None:
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")
+        _require(self.momentum > 0 or not self.nesterov, "optim.nesterov", True, "false where optim.momentum is 0")
+        _require(0 < self.decay <= 1, "optim.decay", self.decay, "a factor in (0, 1]")
+        _require(0 <= self.threshold_lr < math.inf, "optim.threshold_lr", self.threshold_lr, "0 (frozen) or a positive factor")
+        _require(0 <= self.scale_lr < math.inf, "optim.scale_lr", self.scale_lr, "0 (frozen) or a positive factor")
         _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "a fraction of the phase in [0, 1)")
         _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "a number in [0, 1)")
-        _require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "0 (off) or a positive norm")
+        _require(0 <= self.clip_norm < math.inf, "optim.clip_norm", self.clip_norm, "0 (off) or a positive norm")
         _require(all(0 < m < 1 for m in self.milestones), "optim.milestones", self.milestones, "fractions in (0, 1)")
 
 
@@ -123,8 +128,8 @@ class Phase:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "phase.epochs", self.epochs, "a whole number from 1")
-        _require(self.lr > 0, "phase.lr", self.lr, "a positive rate")
-        _require(self.weight_decay >= 0, "phase.weight_decay", self.weight_decay, "0 or more")
+        _require(0 < self.lr < math.inf, "phase.lr", self.lr, "a positive rate")
+        _require(0 <= self.weight_decay < math.inf, "phase.weight_decay", self.weight_decay, "0 or more")
 
 
 @dataclass(frozen=True)

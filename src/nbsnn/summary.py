@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nbsnn.checkpoint import Header
 from nbsnn.integer.engines import backend_facts
+from nbsnn.tensorfile import Header
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -1,5 +1,6 @@
 """Files of named tensors with a JSON header, written atomically; nothing that could execute code is ever unpickled."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nbsnn.errors import CheckpointError
+from nbsnn.zoo import locate
 
 FORMAT_VERSION = 1
 _KEY = "nbsnn"  # of the header, in both kinds of file
@@ -36,12 +38,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
 
 
 def read_tensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    """Header and tensors of a file that `write_tensors` wrote.
+    """Header and tensors of a file that `write_tensors` wrote, or of a bundled network, "zoo:cifar10/resnet20-w2a2".
 
     Raises:
-        CheckpointError: missing, truncated, of a newer format, or not ours.
+        CheckpointError: missing, truncated, altered (where the header has a hash), of a newer format, or not ours.
     """
-    path = Path(path)
+    path = locate(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     if _is_torch_name(path):
@@ -65,7 +67,20 @@ def read_tensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
         raise CheckpointError(f"{path}: its header is damaged; restore the file from a copy") from None
     if newer:
         raise CheckpointError(f"{path}: format {header['format']} is newer than this package's {FORMAT_VERSION}; upgrade nbsnn")
+    if "content_hash" in header and header["content_hash"] != content_hash(header, state):
+        raise CheckpointError(f"{path}: its content does not match its hash; it was altered or damaged, restore it from a copy")
     return header, state
+
+
+def content_hash(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the header (but for the hash itself) and all tensors: names, types, shapes, bytes."""
+    rest = {key: value for key, value in header.items() if key != "content_hash"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_torch_state(path: Path) -> dict[str, Tensor]:
@@ -80,6 +95,17 @@ def read_torch_state(path: Path) -> dict[str, Tensor]:
 def is_ours(path: Path) -> bool:
     """Does the file carry our header? (A safetensors file counts as ours: the authors write none.)"""
     return not _is_torch_name(path) or not path.is_file() or _KEY in _read_torch(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    _write_atomically(path, lambda part: part.write_text(text))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed left behind in a folder."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
 
 
 def _is_torch_name(path: Path) -> bool:

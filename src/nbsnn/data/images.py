@@ -8,8 +8,6 @@ from torch import Tensor
 
 from nbsnn.errors import DataError
 
-_PAD = 4  # pixels on each side before the random crop (He et al., 2016)
-
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -102,7 +100,9 @@ class Batches:
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pad by 4 black pixels, crop at a random place, flip half of the images: one gather for the whole batch.
+    """Pad with black, crop at a random place, flip half of the images: one gather for the whole batch.
+
+    The padding is an eighth of the height: 4 pixels for CIFAR (He et al., 2016).
 
     Args:
         images: [B, C, H, W] uint8, anywhere.
@@ -112,8 +112,9 @@ def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     count, channels, height, width = images.shape
     device = images.device
-    padded = torch.nn.functional.pad(images, (_PAD, _PAD, _PAD, _PAD))
-    top, left = torch.randint(0, 2 * _PAD + 1, (2, count, 1), generator=generator)
+    pad = height // 8
+    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+    top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
     flip = torch.rand(count, 1, generator=generator) < 0.5
     columns = torch.arange(width).expand(count, width)
     rows = (top + torch.arange(height)).to(device)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from nbsnn.errors import DataError
 from nbsnn.integer.network import IntegerNetwork
@@ -18,7 +17,7 @@ from nbsnn.surgery import evaluation_mode
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` measured. `top1` and `top5` are in percent; `steps` and `max_steps` are of a spiking or integer network."""
+    """What `evaluate` measured. `top1`, `top5` in percent; `steps` and `max_steps` are of a spiking or integer network."""
 
     images: int
     top1: float
@@ -50,6 +49,8 @@ def evaluate(
         loader: batches (images [B, C, H, W], labels [B]).
         progress: called with the number of images of each batch.
     """
+    from torchmetrics.classification import MulticlassAccuracy  # here: it takes as long to import as all of nbsnn
+
     # An integer network takes images as they are, bytes too.
     parameter = None if isinstance(model, IntegerNetwork) else next(model.parameters())
     top1 = top5 = None

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import is_ours, load_checkpoint, read_torch_state
+from nbsnn.checkpoint import load_checkpoint
 from nbsnn.errors import CheckpointError
 from nbsnn.models import build_model, canonical_name
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import FLOAT_BITS, QuantSpec
+from nbsnn.tensorfile import is_ours, read_torch_state
 
 logger = logging.getLogger(__name__)
 

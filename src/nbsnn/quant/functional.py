@@ -45,7 +45,6 @@ def apot_levels(bits: int) -> Tensor:
     return torch.tensor(numerators, dtype=torch.float64) / numerators[-1]
 
 
-@cache
 def _nearest_level_table(bits: int) -> Tensor:
     """The nearest level for each cell of a grid whose lines include every midpoint between levels.
 
@@ -59,6 +58,9 @@ def _nearest_level_table(bits: int) -> Tensor:
     return levels[torch.bucketize(starts + 0.25 / cells, midpoints)]
 
 
+_NEAREST_LEVEL = {bits: _nearest_level_table(bits) for bits in WEIGHT_BITS}
+
+
 class QuantizedWeight(NamedTuple):
     """A quantized weight with the statistics that its gradient needs again."""
 
@@ -69,7 +71,7 @@ class QuantizedWeight(NamedTuple):
 
 def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int) -> QuantizedWeight:
     """The forward half of `quantize_weight`, without gradient."""
-    table = _nearest_level_table(bits).to(weight)
+    table = _NEAREST_LEVEL[bits].to(weight)
     with torch.no_grad():
         mean = weight.mean()
         unit = weight - mean

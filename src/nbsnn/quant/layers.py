@@ -36,15 +36,19 @@ class WeightQuantizer(nn.Module):
     weight_scale: nn.Parameter | None
     weight_bits: int
     edge_range: EdgeRange | None  # None for an inner (APoT) layer
+    fixed: bool  # `weight` holds the quantized values themselves, as in a packed network; it is not trained
 
-    def _quantized_by(self, bits: int, edge_range: EdgeRange | None) -> None:
-        self.weight_bits, self.edge_range = bits, edge_range
+    def _quantized_by(self, bits: int, edge_range: EdgeRange | None, fixed: bool) -> None:
+        self.weight_bits, self.edge_range, self.fixed = bits, edge_range, fixed
+        self.weight.requires_grad_(self.weight.requires_grad and not fixed)
         scale = torch.tensor(INITIAL_WEIGHT_SCALE, dtype=self.weight.dtype, device=self.weight.device)
         self.weight_scale = None if edge_range else nn.Parameter(scale)
         self._kept: tuple[Any, QuantizedWeight | Tensor] | None = None
 
     def quantized_weight(self) -> Tensor:
         """The quantized weight, of the weight's shape; differentiable in training."""
+        if self.fixed:
+            return self.weight
         parameters = (self.weight,) if self.weight_scale is None else (self.weight, self.weight_scale)
         if torch.compiler.is_compiling():  # a graph holds the computation itself; the keeping below is for eager mode
             return self._differentiable(None)
@@ -74,21 +78,23 @@ class WeightQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         kind = "APoT" if self.edge_range is None else f"edge, {self.edge_range}"
-        return f"{super().extra_repr()}, weight_bits={self.weight_bits} ({kind})"
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits} ({kind}{', fixed' if self.fixed else ''})"
 
 
 class QuantConv2d(WeightQuantizer, nn.Conv2d):
     """A Conv2d whose weight is quantized; activations are the business of the layer before."""
 
     @classmethod
-    def from_float(cls, conv: nn.Conv2d, *, bits: int, edge_range: EdgeRange | None = None) -> "QuantConv2d":
+    def from_float(
+        cls, conv: nn.Conv2d, *, bits: int, edge_range: EdgeRange | None = None, fixed: bool = False
+    ) -> "QuantConv2d":
         """Take over the parameters of `conv` (not copied)."""
         layer = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
             conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
         )  # fmt: skip
         layer.weight, layer.bias, layer.training = conv.weight, conv.bias, conv.training
-        layer._quantized_by(bits, edge_range)
+        layer._quantized_by(bits, edge_range, fixed)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,11 +106,13 @@ class QuantLinear(WeightQuantizer, nn.Linear):
     """A Linear whose weight is quantized."""
 
     @classmethod
-    def from_float(cls, linear: nn.Linear, *, bits: int, edge_range: EdgeRange | None = None) -> "QuantLinear":
+    def from_float(
+        cls, linear: nn.Linear, *, bits: int, edge_range: EdgeRange | None = None, fixed: bool = False
+    ) -> "QuantLinear":
         """Take over the parameters of `linear` (not copied)."""
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         layer.weight, layer.bias, layer.training = linear.weight, linear.bias, linear.training
-        layer._quantized_by(bits, edge_range)
+        layer._quantized_by(bits, edge_range, fixed)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ The plan is a plain dictionary, so that a checkpoint can carry it and rebuild th
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 
 from torch import Tensor, nn
@@ -22,10 +22,13 @@ _OTHER_WEIGHT_LAYERS = (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd, 
 
 @dataclass(frozen=True)
 class LayerFormat:
-    """How one layer is quantized: its bits and, for an edge layer's weight, the range of its grid."""
+    """How one layer is quantized: its bits; for an edge layer's weight, the range of its grid; and, in a packed network,
+    that the weight is `fixed`: it holds the quantized values themselves.
+    """
 
     bits: int
     edge_range: EdgeRange | None = None
+    fixed: bool = False
 
 
 Plan = dict[str, LayerFormat]
@@ -65,12 +68,13 @@ def apply_plan_(model: nn.Module, plan: Mapping[str, LayerFormat]) -> nn.Module:
             raise QuantizationError(unknown("layer", name, modules))
         module = modules[name]
         if isinstance(module, nn.Conv2d):
-            replacements[module] = QuantConv2d.from_float(module, bits=fmt.bits, edge_range=fmt.edge_range)
+            replacements[module] = QuantConv2d.from_float(module, **asdict(fmt))
         elif isinstance(module, nn.Linear):
-            replacements[module] = QuantLinear.from_float(module, bits=fmt.bits, edge_range=fmt.edge_range)
+            replacements[module] = QuantLinear.from_float(module, **asdict(fmt))
         elif isinstance(module, nn.ReLU):
-            parameter = next(model.parameters())
-            act = QuantReLU(fmt.bits, half_normal_threshold(fmt.bits)).to(parameter)
+            act = QuantReLU(fmt.bits, half_normal_threshold(fmt.bits))
+            parameter = next(model.parameters(), act.threshold)
+            act = act.to(parameter)
             replacements[module] = act.train(module.training)
         else:
             raise QuantizationError(f"{name} is a {type(module).__name__}; only Conv2d, Linear and ReLU are quantized")
@@ -82,7 +86,7 @@ def read_plan(model: nn.Module) -> Plan:
     plan: Plan = {}
     for name, module in model.named_modules():
         if isinstance(module, WeightQuantizer):
-            plan[name] = LayerFormat(module.weight_bits, module.edge_range)
+            plan[name] = LayerFormat(module.weight_bits, module.edge_range, module.fixed)
         elif isinstance(module, QuantReLU):
             plan[name] = LayerFormat(module.bits)
     return plan
@@ -110,6 +114,8 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None)
         )
     quantized = apply_plan_(copy.deepcopy(model), plan)
     if images is not None:
+        if images.dim() != 4 or len(images) < 2:
+            raise QuantizationError(f"images has shape {list(images.shape)}; give at least 2 images, [B, C, H, W]")
         calibrate_(quantized, images)
     return quantized
 
@@ -134,6 +140,10 @@ def set_bits_(
     for kind, bits, layers in (("weight_bits", weight_bits, weights), ("act_bits", act_bits, acts)):
         if bits is not None and not layers:
             raise QuantizationError(f"{kind}={bits}: no such quantized layer matches {patterns}; call nbsnn.quantize first")
+    if weight_bits is not None and any(layer.fixed for layer in weights):
+        raise QuantizationError(
+            f"weight_bits={weight_bits}: the weights of a packed network are fixed; start from the checkpoint it was made from"
+        )
     for layer in weights:
         layer.weight_bits = weight_bits or layer.weight_bits
     for act in acts:

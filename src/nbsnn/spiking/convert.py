@@ -3,6 +3,7 @@
 import copy
 from typing import cast, get_args
 
+import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError, unknown
@@ -11,7 +12,7 @@ from nbsnn.spiking.audit import audit
 from nbsnn.spiking.functional import fold
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import Clock, IFNeuron, Neuron, Schedule
-from nbsnn.surgery import replace_modules_
+from nbsnn.surgery import evaluation_mode, replace_modules_
 
 VALID_PAIRS: tuple[tuple[Neuron, Schedule], ...] = (
     ("unsigned", "fixed"),
@@ -59,10 +60,30 @@ def to_spiking(quantized: nn.Module, example: Tensor, *, neuron: str | None = No
     acts = [m for m in network.modules() if isinstance(m, QuantReLU)]
     network = replace_modules_(network, {act: IFNeuron(act, clock, neuron=chosen, schedule=plan) for act in acts})
     depth = audit(network, fold(example.unsqueeze(0).expand(timesteps, *example.shape)))
+    _check_images_stay_apart(quantized, example[:1])
     for module in network.modules():
         if isinstance(module, IFNeuron):
             module.reset()
     return SpikingNetwork(network, clock, neuron=chosen, schedule=plan, depth=depth, image_shape=tuple(example.shape[1:]))
+
+
+@torch.no_grad()
+def _check_images_stay_apart(quantized: nn.Module, image: Tensor) -> None:
+    """Refuse a network that lets the images of a batch see each other: with time folded into the batch, steps would mix.
+
+    The audit knows most such operations by name; a constant matrix over the batch axis, or an index into it, only shows here.
+    """
+    with evaluation_mode(quantized):
+        try:
+            first, second = (quantized(torch.cat([image, other])) for other in (-image, torch.zeros_like(image)))
+        except (RuntimeError, IndexError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConversionError(f"the network does not run on a batch of 2 images ({reason}); keep axis 0 free") from error
+    if not torch.allclose(first[0], second[0], rtol=1e-4, atol=1e-4):
+        raise ConversionError(
+            "the result for an image depends on the other images of its batch; keep axis 0 first and untouched "
+            "(no indexing, matrix product or permutation over it)"
+        )
 
 
 def _timesteps(quantized: nn.Module, schedule: Schedule) -> int:

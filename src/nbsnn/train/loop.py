@@ -1,30 +1,28 @@
-"""The training loop: one phase of a recipe, with checkpoints that a killed run goes on from.
-
-Order and augmentation of the batches follow from (seed, epoch, batch) alone, so that a training state needs no generator's
-state: weights, buffers, momenta and the number of steps taken are all of it.
-"""
+"""The training loop: one phase of a recipe, with checkpoints that a killed run goes on from."""
 
 import csv
 import io
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import read_tensors, save_checkpoint, write_tensors
+from nbsnn.checkpoint import save_checkpoint
 from nbsnn.data.images import Batches, Splits
 from nbsnn.errors import CheckpointError, NbsnnError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.recipe import Phase, Recipe
+from nbsnn.tensorfile import read_tensors, remove_leftovers, write_text
+from nbsnn.train.execution import Execution
 from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
+from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state
 
 EVALUATION_BATCH = 500  # images; no gradients are kept
-_SAVE_EVERY = 60.0  # seconds between training states within an epoch
+SAVE_EVERY = 60.0  # seconds between training states within an epoch
 
 
 class Interrupted(NbsnnError):
@@ -51,8 +49,8 @@ class Epoch:
 class Observer:
     """What a training run tells the outside; every method may be overridden."""
 
-    def on_phase(self, title: str, epochs: int, steps: int) -> None:
-        """A phase begins: `steps` batches in each of its `epochs`."""
+    def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
+        """A phase begins: `steps` batches in each of its `epochs`, run as `execution` says."""
 
     def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
         """A batch of `images` was trained on; loss and accuracy are of the epoch so far."""
@@ -63,25 +61,6 @@ class Observer:
     def should_stop(self) -> bool:
         """Asked after each step; True saves the training state and raises `Interrupted`."""
         return False
-
-
-@dataclass
-class _State:
-    """Where a phase stands: everything beside tensors that decides what comes next."""
-
-    fingerprint: str
-    epoch: int = 0
-    step: int = 0  # batches of this epoch that are done
-    loss_sum: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    best: float = -1.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def running(self) -> tuple[float, float]:
-        """Mean loss and accuracy in percent of the epoch so far."""
-        return self.loss_sum / max(self.seen, 1), 100 * self.correct / max(self.seen, 1)
 
 
 @dataclass(frozen=True)
@@ -96,7 +75,7 @@ class FitResult:
 def finished_phase(recipe: Recipe, phase: Phase, out: Path) -> FitResult | None:
     """The result of a phase that ran to its end in `out` with this very recipe, or None."""
     best, last = out / "best.safetensors", out / "last.safetensors"
-    if (out / "training.safetensors").exists() or not last.is_file():
+    if (out / STATE_FILE).exists() or not last.is_file():
         return None
     header, _ = read_tensors(last)
     if header["recipe_hash"] != recipe.hash or header["metrics"].get("epoch") != phase.epochs:
@@ -114,6 +93,8 @@ def fit(
     out: Path,
     title: str = "training",
     device: torch.device | str = "cpu",
+    execution: Execution | None = None,
+    save_every: float = SAVE_EVERY,
     observer: Observer | None = None,
     names: tuple[str, str] = ("best.safetensors", "last.safetensors"),
     first_epoch: int = 0,
@@ -128,6 +109,8 @@ def fit(
         phase: epochs, learning rate, weight decay.
         out: folder for `best` and `last` checkpoints, `log.csv`, `log.jsonl`, and `training.safetensors` until the end.
         title: for the observer.
+        execution: compiled or eager, and the type of the forward pass; eager float32 unless given.
+        save_every: seconds between training states within an epoch; 0 saves after each step.
         names: of the files for the best and the last epoch.
         first_epoch: epochs that count as done when the phase starts anew.
         overwrite: start anew where `out` holds results already.
@@ -137,7 +120,8 @@ def fit(
     """
     observer = observer or Observer()
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = _Run(model, splits, recipe, phase, out, names, observer)
+    remove_leftovers(out)
+    run = _Run(model, splits, recipe, phase, out, names, execution or Execution(), observer)
     run.state.epoch = first_epoch
     if overwrite:
         run.state_path.unlink(missing_ok=True)
@@ -145,11 +129,13 @@ def fit(
         raise CheckpointError(
             f"{out} holds a finished phase of another recipe; choose another folder, or overwrite it (--overwrite)"
         )
-    run.restore_()
+    run.state = restore_state_(out, run.state, model, run.optimizer) or run.state
+    run.save_every = save_every
     run.save_()  # a folder that cannot be written is refused now, not after an epoch
-    observer.on_phase(title, phase.epochs, run.steps)
+    observer.on_phase(title, phase.epochs, run.steps, run.execution)
     while run.state.epoch < phase.epochs:
         run.train_epoch_()
+    run.write_log()  # again: the run may have been killed between its last state and its log
     run.state_path.unlink(missing_ok=True)
     return FitResult(run.best, run.last, [Epoch(**row) for row in run.state.history])
 
@@ -163,21 +149,23 @@ class _Run:
         phase: Phase,
         out: Path,
         names: tuple[str, str],
+        execution: Execution,
         observer: Observer,
     ) -> None:
         self.model, self.recipe, self.phase = model, recipe, phase
-        self.out, self.observer = out, observer
+        self.out, self.execution, self.observer = out, execution, observer
+        self.compiled = torch.compile(model) if execution.compiled else model
         self.best, self.last = (out / name for name in names)
         self.device = next(model.parameters()).device
         self.splits = Splits(*(s.to(self.device) for s in (splits.train, splits.validation, splits.test)))
         self.optimizer = make_optimizer(model, phase, recipe.optim)
         self.steps = len(self._batches(0))
-        self.state = _State(f"{recipe.hash} {phase}")
-        self.saved_at = time.monotonic()
+        self.state = TrainingState(f"{recipe.hash} {phase}")
+        self.save_every, self.saved_at = SAVE_EVERY, time.monotonic()
 
     @property
     def state_path(self) -> Path:
-        return self.out / "training.safetensors"
+        return self.out / STATE_FILE
 
     def _batches(self, epoch: int) -> Batches:
         data = self.recipe.data
@@ -194,7 +182,7 @@ class _Run:
             if self.observer.should_stop():
                 self.save_()
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} at step {state.step}; run the same command to go on")
-            if time.monotonic() - self.saved_at > _SAVE_EVERY:
+            if time.monotonic() - self.saved_at >= self.save_every:
                 self.save_()
         seconds = time.perf_counter() - start
         loss, train_top1 = state.running
@@ -210,7 +198,11 @@ class _Run:
     def _train_step_(self, images: Tensor, labels: Tensor) -> None:
         state, spec = self.state, self.recipe.optim
         set_learning_rate_(self.optimizer, self._rate(state.step))
-        logits = self.model(images)
+        # The last batch of an epoch is smaller: not worth a second compilation.
+        forward = self.compiled if len(images) == self.recipe.data.batch_size else self.model
+        with self.execution.precision(self.device):
+            logits = forward(images)
+        logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=spec.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -224,58 +216,33 @@ class _Run:
                 f"the loss is {value} in epoch {state.epoch + 1} at step {state.step}; lower phase.lr={self.phase.lr:g} "
                 "or set optim.clip_norm=1"
             )
-        state.step += 1
-        state.loss_sum += value * len(images)
-        state.correct += int((logits.detach().argmax(1) == labels).sum())
-        state.seen += len(images)
+        state.count(value, int((logits.detach().argmax(1) == labels).sum()), len(images))
         self.observer.on_step(state.epoch, state.step, *state.running, len(images))
 
     def _finish_epoch_(self, row: Epoch) -> None:
         state = self.state
         state.history.append(asdict(row))
-        state.epoch, state.step, state.loss_sum, state.correct, state.seen = state.epoch + 1, 0, 0.0, 0, 0
+        state.next_epoch()
         metrics = {"validation_top1": row.top1, "epoch": row.epoch}
         if row.top1 >= state.best:
             state.best = row.top1
             save_checkpoint(self.best, self.model, recipe=self.recipe, metrics=metrics)
         save_checkpoint(self.last, self.model, recipe=self.recipe, metrics=metrics)
         self.save_()
-        self._write_log()
+        self.write_log()
         self.observer.on_epoch(row)
 
-    def _write_log(self) -> None:
+    def write_log(self) -> None:
+        """Write the epochs so far as CSV and as JSON lines."""
         rows = self.state.history
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-        (self.out / "log.csv").write_text(text.getvalue())
-        (self.out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self.out / "log.csv", text.getvalue())
+        write_text(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def save_(self) -> None:
         """Write the training state."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        for key, parameter in self.model.named_parameters():
-            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{key}"] = buffer
-        write_tensors(self.state_path, tensors, {"format": 1, **asdict(self.state)})
+        save_state(self.out, self.state, self.model, self.optimizer)
         self.saved_at = time.monotonic()
-
-    def restore_(self) -> None:
-        """Take up the training state in the folder, if there is one."""
-        if not self.state_path.is_file():
-            return
-        header, tensors = read_tensors(self.state_path)
-        header.pop("format")
-        if header["fingerprint"] != self.state.fingerprint:
-            raise CheckpointError(
-                f"{self.out} holds an unfinished run of another recipe; "
-                f"choose another folder, or overwrite it (delete {self.state_path.name} there)"
-            )
-        self.state = _State(**header)
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        for key, parameter in self.model.named_parameters():
-            if f"momentum.{key}" in tensors:
-                buffer = tensors[f"momentum.{key}"].to(parameter.device)
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)

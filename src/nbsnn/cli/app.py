@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: options, and how a checkpoint and its images are found."""
+"""The application that the verbs register with, and what they share: options, and how a checkpoint and its images are found."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +17,33 @@ from nbsnn.integer.storage import program_from
 from nbsnn.recipe import DataSpec, recipe_from_dict
 from nbsnn.tensorfile import Header, read_tensors
 
-Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint that nbsnn wrote.", metavar="CHECKPOINT")]
+app = typer.Typer(
+    help="Train few-bit networks, run them as spiking networks in T = 2^b - 1 steps, and see exactly how far spikes are off.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Checkpoint = Annotated[
+    Path, typer.Argument(help="A checkpoint that nbsnn wrote, or a bundled network, zoo:NAME.", metavar="CHECKPOINT")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
-DataOption = Annotated[str | None, typer.Option("--data", help="cifar10 or digits; unless given, the checkpoint's own.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="cifar10, digits or sample (bundled); unless given, the checkpoint's own.")
+]
 RootOption = Annotated[Path | None, typer.Option("--root", help="Where the data lies; unless given, the checkpoint's own.")]
 SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Look at the first so many images only; 0 is all.")]
 NeuronOption = Annotated[str | None, typer.Option("--neuron", help="signed or unsigned.")]
 ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="fixed, settle or barrier.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="Of integer networks: auto, native or torch.")]
+
+
+def default_folder(recipe: str) -> Path:
+    """Where a run of a recipe lies unless another folder is named."""
+    return Path("runs") / recipe.replace(":", "-").removesuffix(".toml")
 
 
 def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Header]:
@@ -45,7 +62,7 @@ def images_for(header: Header, data: str | None, root: Path | None, split: str, 
     spec = recipe_from_dict(header["recipe"]).data if header["recipe"] else None
     name = data or (spec.name if spec else None)
     if name is None:
-        raise ConfigError("the checkpoint names no data set; say --data cifar10 or --data digits")
+        raise ConfigError("the checkpoint names no data set; say --data cifar10, digits or sample")
     if name not in DATA_SETS:
         raise ConfigError(unknown("data set", name, DATA_SETS))
     if spec is None or spec.name != name:

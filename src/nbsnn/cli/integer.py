@@ -9,15 +9,7 @@ from torch import Tensor, nn
 
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import form_of
-from nbsnn.cli_common import (
-    Checkpoint,
-    DataOption,
-    JsonOption,
-    RootOption,
-    SplitOption,
-    images_for,
-    load,
-)
+from nbsnn.cli.app import Checkpoint, DataOption, JsonOption, RootOption, SplitOption, app, images_for, load
 from nbsnn.data.images import ImageSet
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.bench import Bench
@@ -31,6 +23,7 @@ from nbsnn.tensorfile import Header
 FloatBits = Annotated[int, typer.Option("--float-weight-bits", help="8 or 16, for weights that are not quantized.")]
 
 
+@app.command()
 def lower(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option("--out", "-o", help="Write the integer network here, as .safetensors.")],
@@ -73,6 +66,7 @@ def lower(
         )
 
 
+@app.command()
 def bench(
     checkpoint: Checkpoint,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at a time.")] = 100,
@@ -154,13 +148,14 @@ def show_integer(path: Path, header: Header, tensors: Mapping[str, Tensor], *, j
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     if json_:
         rows = [row.to_dict() for row in network.report()]
-        kept = {key: header[key] for key in ("format", "form", "hash", "model", "versions")}
+        kept = {key: header[key] for key in ("format", "form", "content_hash", "model", "versions")}
         console.show_json(kept | {"timesteps": network.timesteps, "bytes": size, "units": rows,
                                    "notes": list(network.program.notes)})  # fmt: skip
         return
     name = (header["model"] or {}).get("name", "own network")
     console.out.print(
-        f"{name}, integer form, T = {network.timesteps}: {size / 1e6:.2f} MB, hash {header['hash'][:12]}", highlight=False
+        f"{name}, integer form, T = {network.timesteps}: {size / 1e6:.2f} MB, hash {header['content_hash'][:12]}",
+        highlight=False,
     )
     _show_units(network, "Units")
 

@@ -1,0 +1,124 @@
+"""Verbs about training runs: train, report, demo."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from nbsnn import console, pipeline
+from nbsnn.checkpoint import load_checkpoint
+from nbsnn.cli.app import DeviceOption, JsonOption, LimitOption, app, default_folder
+from nbsnn.data import load_data
+from nbsnn.recipe import load_recipe
+from nbsnn.report import images_looked_at
+from nbsnn.report import report as measure_run
+from nbsnn.spiking.convert import VALID_PAIRS
+from nbsnn.tensorfile import write_text
+from nbsnn.train.loop import SAVE_EVERY
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A name of 'nbsnn recipes', or a TOML file.")],
+    settings: Annotated[list[str], typer.Option("--set", "-s", help="key=value, such as phase.4.epochs=10; repeatable.")] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/<recipe> unless given.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of weights, order and augmentation.")] = None,
+    device: DeviceOption = "auto",
+    compile_: Annotated[str, typer.Option("--compile", help="Compile the training step: auto, on or off.")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bf16 (autocast).")] = "auto",
+    init: Annotated[Path | None, typer.Option("--init", help="Checkpoint that the first phase starts from.")] = None,
+    save_every: Annotated[float, typer.Option("--save-every", min=0, help="Seconds between training states.")] = SAVE_EVERY,
+    resume: Annotated[bool, typer.Option("--resume", help="Insist that there is a run to go on with.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew where the folder holds results.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Train a recipe's phases, 32 → 4 → 3 → 2 bits. The same command goes on with an unfinished run, bit for bit.
+
+    Ctrl-C saves and leaves; a run that was killed goes on from its last training state.
+
+    Example: nbsnn train --recipe cifar10/resnet20:fast --set data.root=data --out runs/r20
+    """
+    plan = load_recipe(recipe, settings if seed is None else [*settings, f"seed={seed}"])
+    chosen = pipeline.pick_device(device)
+    folder = out or default_folder(recipe)
+    start = load_checkpoint(init) if init else None
+    console.note(f"recipe {plan.name} ({plan.hash}), seed {plan.seed}, {chosen}, {torch.get_num_threads()} threads → {folder}")
+    with console.download_progress() as progress:
+        splits = load_data(plan.data, progress=progress)
+    results = []
+    with console.TrainingConsole() as observer:
+        for result in pipeline.train(
+            plan, folder, splits=splits, init=start, device=chosen, compile=compile_, precision=precision,
+            save_every=save_every, observer=observer, overwrite=overwrite, resume=resume,
+        ):  # fmt: skip
+            results.append(result)
+    if json_:
+        phases = [{"bits": r.bits, "epochs": r.epochs, "last": r.last.to_dict(), "best": r.best.to_dict(),
+                   "checkpoint": str(r.fit.best)} for r in results]  # fmt: skip
+        console.show_json({"recipe": plan.to_dict(), "recipe_hash": plan.hash, "phases": phases})
+    else:
+        console.show_phases(results)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Of weights and order.")] = 0,
+    settings: Annotated[list[str], typer.Option("--set", "-s", help="key=value of the recipe digits/resnet20.")] = [],  # noqa: B006
+    limit: LimitOption = 0,
+    json_: JsonOption = False,
+) -> None:
+    """The whole path on handwritten digits: four phases of training, then every neuron and schedule, in one table."""
+    plan = load_recipe("digits/resnet20", [*settings, f"seed={seed}"])
+    console.note(f"ResNet-20 on 8×8 digits: float, then 4, 3 and 2 bits → {out}")
+    splits = load_data(plan.data)
+    with console.TrainingConsole() as observer:
+        phases = list(pipeline.train(plan, out, splits=splits, observer=observer, overwrite=True))
+    test = splits.test.take(slice(0, limit or None))
+    float_top1 = next((p.best.top1 for p in phases if p.bits == 32), None)
+    results: list[pipeline.Comparison] = []
+    quantized = [p for p in phases if p.bits != 32]
+    with console.image_progress(len(quantized) * len(VALID_PAIRS) * 2 * len(test), "converting") as tell:
+        for phase in quantized:
+            model = load_checkpoint(phase.fit.best)
+            results += pipeline.compare(model, test, fidelity_images=len(test), progress=tell)
+    if json_:
+        console.show_json({"float_top1": float_top1, "results": [r.to_dict() for r in results]})
+        return
+    console.show_table(
+        f"Digits, {len(test)} test images, ResNet-20", console.COMPARISON_COLUMNS, console.comparison_rows(results, float_top1)
+    )
+    console.out.print(
+        "quantized, spiking: top-1 in %.  neurons off: share whose spike count differs from the quantized activation.\n"
+        "fixed stops after T steps, as published; settle and barrier are exact.",
+        highlight=False,
+    )
+
+
+@app.command()
+def report(
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="The recipe that the run was trained with.")],
+    settings: Annotated[list[str], typer.Option("--set", "-s", help="key=value, as they were given to train.")] = [],  # noqa: B006
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of the run; runs/<recipe> unless given.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures here, as JSON.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="What the data is called; its name unless given.")] = None,
+    limit: LimitOption = 0,
+    json_: JsonOption = False,
+) -> None:
+    """Measure a finished run: every phase, neuron and schedule, with machine, versions, seed and recipe hash.
+
+    Example: nbsnn report --recipe cifar10/resnet20:fast --set data.root=data --out resnet20.json
+    """
+    plan = load_recipe(recipe, settings)
+    test = load_data(plan.data).test.take(slice(0, limit or None))
+    with console.image_progress(images_looked_at(plan, test), "measuring") as tell:
+        figures = measure_run(plan, run or default_folder(recipe), test, label=label or plan.data.name, progress=tell)
+    if out:
+        write_text(out, json.dumps(figures, indent=1) + "\n")
+        console.note(f"wrote {out}")
+    if json_:
+        console.show_json(figures)
+    else:
+        console.show_report(figures)

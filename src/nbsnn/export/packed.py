@@ -1,0 +1,41 @@
+"""Packed networks: bit-packed integer weights, norms and thresholds in one small file, with provenance and a hash."""
+
+from pathlib import Path
+
+from torch import nn
+
+from nbsnn.checkpoint import describe, form_of
+from nbsnn.errors import ConfigError
+from nbsnn.quant.packing import CODES, pack_state
+from nbsnn.tensorfile import Header, content_hash, write_tensors
+
+_PROVENANCE = ("recipe", "recipe_hash", "seed", "metrics", "versions")
+
+
+def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None = None) -> int:
+    """Write a quantized network in packed form; `load_checkpoint` reads it, and its logits are equal bit for bit.
+
+    Args:
+        path: `.safetensors`.
+        quantized: a quantized network whose weights are in few bits; layers left in float stay in float.
+        origin: header of the checkpoint that it came from; recipe, seed, metrics and versions are kept.
+    Returns:
+        Bytes of the file.
+    Raises:
+        ConfigError: not a quantized network, or a name that is not `.safetensors`.
+        QuantizationError: it cannot be packed.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path}: a packed network is a .safetensors file")
+    if form_of(quantized) != "quantized":
+        raise ConfigError(f"only a quantized network is packed, and this one is {form_of(quantized)}; see nbsnn.quantize")
+    state = pack_state(quantized)
+    header = describe(quantized) | {key: origin[key] for key in _PROVENANCE if origin}
+    for name, layer in header["plan"].items():
+        layer["fixed"] = name + CODES in state
+    header["packed"] = True
+    # Hashed as it will be read: JSON turns tuples into lists.
+    header["content_hash"] = content_hash(header, state)
+    write_tensors(path, state, header)
+    return path.stat().st_size

@@ -1,0 +1,83 @@
+"""How a training step runs on the processor at hand: compiled or not, in which type. Detected, never assumed.
+
+None of this is part of a recipe: it changes the speed, and results only by rounding.
+"""
+
+import platform
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nbsnn.errors import ConfigError
+
+COMPILE_CHOICES = ("auto", "on", "off")
+PRECISION_CHOICES = ("auto", "float32", "bf16")
+
+# Compiling a CIFAR ResNet-20 took 40 to 90 s on two cores and saved a third of a step: it pays after a few epochs of CIFAR-10.
+_COMPILE_PAYS = 200_000  # images
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Settings of a step. The default is plain eager float32."""
+
+    compiled: bool = False
+    autocast: torch.dtype | None = None
+    reason: str = "as asked"
+
+    def precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """The context in which the forward pass runs."""
+        return nullcontext() if self.autocast is None else torch.autocast(device.type, dtype=self.autocast)
+
+    def __str__(self) -> str:
+        dtype = "float32" if self.autocast is None else f"{str(self.autocast).removeprefix('torch.')} autocast"
+        return f"{dtype}, channels last, {'compiled' if self.compiled else 'eager'} ({self.reason})"
+
+
+def pick_execution(device: torch.device, images: int, *, compile: str = "auto", precision: str = "auto") -> Execution:
+    """What fits a device and a phase that trains on `images` images in all (epochs times the size of the set).
+
+    Raises:
+        ConfigError: unknown choice, or compiling is asked for and there is no C++ compiler.
+    """
+    for key, value, allowed in (("compile", compile, COMPILE_CHOICES), ("precision", precision, PRECISION_CHOICES)):
+        if value not in allowed:
+            raise ConfigError(f"{key}={value}: choose {', '.join(allowed[:-1])} or {allowed[-1]}")
+    bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
+    compiler = has_compiler(device)
+    if compile == "on" and not compiler:
+        raise ConfigError("compile=on: no C++ compiler was found (g++ or clang++); install one, or use --compile off")
+    compiled = compile == "on" or (compile == "auto" and compiler and images >= _COMPILE_PAYS)
+    if compile != "auto":
+        reason = "as asked"
+    elif not compiler:
+        reason = "no C++ compiler here"
+    else:
+        reason = "long enough for compiling to pay" if compiled else "too short for compiling to pay"
+    return Execution(compiled, torch.bfloat16 if bf16 else None, reason)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; emulated, it is half as fast as float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool({"amx_bf16", "avx512_bf16"} & cpu_flags())
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs: Triton on CUDA, a C++ compiler on the CPU."""
+    if device.type == "cuda":
+        return bool(torch.utils._triton.has_triton())  # type: ignore[no-untyped-call]
+    return device.type == "cpu" and any(shutil.which(name) for name in ("g++", "clang++"))
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags as Linux names them; empty where it does not say."""
+    path = Path("/proc/cpuinfo")
+    if platform.system() != "Linux" or not path.is_file():
+        return frozenset()
+    lines = path.read_text().splitlines()
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split())

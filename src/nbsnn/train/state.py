@@ -1,0 +1,88 @@
+"""What a killed run goes on from: weights, buffers, momenta, and where in the phase it stood.
+
+Order and augmentation of the batches follow from (seed, epoch, batch) alone, so no generator's state is part of it.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.errors import CheckpointError
+from nbsnn.tensorfile import read_tensors, write_tensors
+
+STATE_FILE = "training.safetensors"  # of an unfinished phase; gone when it ends
+_FORMAT = 1
+
+
+@dataclass
+class TrainingState:
+    """Where a phase stands: everything beside tensors that decides what comes next."""
+
+    fingerprint: str  # of recipe and phase: a state of another one is not taken up
+    epoch: int = 0
+    step: int = 0  # batches of this epoch that are done
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    best: float = -1.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def running(self) -> tuple[float, float]:
+        """Mean loss and accuracy in percent of the epoch so far."""
+        return self.loss_sum / max(self.seen, 1), 100 * self.correct / max(self.seen, 1)
+
+    def count(self, loss: float, correct: int, images: int) -> None:
+        """Add a batch."""
+        self.step += 1
+        self.loss_sum += loss * images
+        self.correct += correct
+        self.seen += images
+
+    def next_epoch(self) -> None:
+        """Start counting anew."""
+        self.epoch, self.step, self.loss_sum, self.correct, self.seen = self.epoch + 1, 0, 0.0, 0, 0
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a phase began in a folder, finished or not."""
+    return (folder / STATE_FILE).is_file() or (folder / "last.safetensors").is_file()
+
+
+def save_state(folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write the training state, whole or not at all."""
+    tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for key, parameter in model.named_parameters():
+        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{key}"] = buffer
+    write_tensors(folder / STATE_FILE, tensors, {"format": _FORMAT, **asdict(state)})
+
+
+def restore_state_(
+    folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> TrainingState | None:
+    """Take up the training state in a folder, if there is one: fills model and optimizer, and returns it.
+
+    Raises:
+        CheckpointError: damaged, or of another recipe than `state`'s fingerprint says.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        return None
+    header, tensors = read_tensors(path)
+    header.pop("format")
+    if header["fingerprint"] != state.fingerprint:
+        raise CheckpointError(
+            f"{folder} holds an unfinished run of another recipe; "
+            f"choose another folder, or overwrite it (delete {STATE_FILE} there)"
+        )
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for key, parameter in model.named_parameters():
+        if f"momentum.{key}" in tensors:
+            buffer = tensors[f"momentum.{key}"].to(parameter.device)
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+    return TrainingState(**header)
