@@ -16,7 +16,7 @@ from nbsnn.errors import (
     QuantizationError,
 )
 from nbsnn.evaluate.accuracy import Report, evaluate
-from nbsnn.evaluate.fidelity import Fidelity, LayerFidelity, measure_fidelity
+from nbsnn.evaluate.fidelity import Fidelity, LayerFidelity, measure_fidelity, measure_integer_fidelity
 from nbsnn.export.reference import load_reference_checkpoint
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
@@ -52,6 +52,7 @@ __all__ = [
     "load_reference_checkpoint",
     "lower",
     "measure_fidelity",
+    "measure_integer_fidelity",
     "quantize",
     "save_checkpoint",
     "set_bits_",

@@ -148,13 +148,14 @@ def show_integer(path: Path, header: Header, tensors: Mapping[str, Tensor], *, j
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     if json_:
         rows = [row.to_dict() for row in network.report()]
-        kept = {key: header[key] for key in ("format", "form", "hash", "model", "versions")}
+        kept = {key: header[key] for key in ("format", "form", "content_hash", "model", "versions")}
         console.show_json(kept | {"timesteps": network.timesteps, "bytes": size, "units": rows,
                                    "notes": list(network.program.notes)})  # fmt: skip
         return
     name = (header["model"] or {}).get("name", "own network")
     console.out.print(
-        f"{name}, integer form, T = {network.timesteps}: {size / 1e6:.2f} MB, hash {header['hash'][:12]}", highlight=False
+        f"{name}, integer form, T = {network.timesteps}: {size / 1e6:.2f} MB, hash {header['content_hash'][:12]}",
+        highlight=False,
     )
     _show_units(network, "Units")
 

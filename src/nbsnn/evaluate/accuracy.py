@@ -17,8 +17,7 @@ from nbsnn.surgery import evaluation_mode
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` measured. `top1`, `top5` in percent; `steps` and `max_steps` are of a spiking or integer network.
-    """
+    """What `evaluate` measured. `top1`, `top5` in percent; `steps` and `max_steps` are of a spiking or integer network."""
 
     images: int
     top1: float
@@ -52,13 +51,14 @@ def evaluate(
     """
     from torchmetrics.classification import MulticlassAccuracy  # here: it takes as long to import as all of nbsnn
 
-    parameter = torch.zeros((), device=model.device) if isinstance(model, IntegerNetwork) else next(model.parameters())
+    # An integer network takes images as they are, bytes too.
+    parameter = None if isinstance(model, IntegerNetwork) else next(model.parameters())
     top1 = top5 = None
     steps: list[Tensor] = []
     images_seen, start = 0, time.perf_counter()
     with nullcontext() if isinstance(model, IntegerNetwork) else evaluation_mode(model):
         for images, labels in loader:
-            logits = model(images.to(parameter))
+            logits = model(images if parameter is None else images.to(parameter))
             labels = labels.to(logits.device)
             if top1 is None or top5 is None:
                 classes = logits.shape[1]

@@ -62,12 +62,13 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
     for limit, fewest in ((NARROW, FEWEST_FRACTION_BITS), (WIDE, 1)):
         for bits in range(MOST_FRACTION_BITS, fewest - 1, -1):
             scale = 2.0**bits / height  # from the activation's unit to the membrane's
-            branches = tuple(_rounded(whole, scale, setting, wide=limit == WIDE) for whole in wholes)
+            branches = [_rounded(whole, scale, setting) for whole in wholes]  # in float64 until the bound is known to hold
             bias = (firing.current.shift * scale).round()
             bound = _bound(branches, wholes, bias, bits, setting)
             if bound < limit:
+                kind = torch.int64 if limit == WIDE else torch.int32
                 return Unit(
-                    firing.name, firing.current.shape, branches, bias.to(torch.int64 if limit == WIDE else torch.int32),
+                    firing.name, firing.current.shape, tuple(_typed(b, kind, setting) for b in branches), bias.to(kind),
                     fraction_bits=bits, levels=firing.levels, height=height, retract=floor(RETRACT_AT * scale),
                     bound=int(bound), wide=limit == WIDE,
                 )  # fmt: skip
@@ -124,27 +125,30 @@ def _integers(synapse: Synapse, setting: Setting) -> tuple[Tensor, Tensor]:
     return whole, steps
 
 
-def _rounded(whole: _Whole, scale: float, setting: Setting, *, wide: bool) -> Branch:
+def _rounded(whole: _Whole, scale: float, setting: Setting) -> Branch:
     branch = whole.branch
     if branch.source not in setting.constant:
         # A count is one spike's height per window: T steps of a current 1/T of it.
-        multiplier = (whole.gain * (scale * setting.timesteps)).round()
-        return replace(branch, multiplier=multiplier.to(torch.int64 if wide else torch.int32))
+        return replace(branch, multiplier=(whole.gain * (scale * setting.timesteps)).round())
     gain = whole.gain * scale
     largest = max(float(gain.abs().max()), 2.0**-_IMAGE_MULTIPLIER)
     product = max(float((gain.abs() * whole.load).max()) * setting.sizes[branch.source], 1.0)
     shift = max(1, min(_IMAGE_MULTIPLIER - ceil(log2(largest)), _IMAGE_SUMS - ceil(log2(product))) - 1)
-    return replace(branch, multiplier=(gain * 2.0**shift).round().to(torch.int64), shift=shift)
+    return replace(branch, multiplier=(gain * 2.0**shift).round(), shift=shift)
 
 
-def _bound(branches: tuple[Branch, ...], wholes: list[_Whole], bias: Tensor, bits: int, setting: Setting) -> float:
+def _typed(branch: Branch, kind: torch.dtype, setting: Setting) -> Branch:
+    return replace(branch, multiplier=branch.multiplier.to(torch.int64 if branch.source in setting.constant else kind))
+
+
+def _bound(branches: list[Branch], wholes: list[_Whole], bias: Tensor, bits: int, setting: Setting) -> float:
     """The largest magnitude of the membrane or of a sum on its way, over the channels. Exact below 2^53."""
     T = setting.timesteps
     total = T * bias.abs() + (T + 0.5) * 2**bits
     largest = 0.0
     for branch, whole in zip(branches, wholes, strict=True):
         size = whole.load * setting.sizes[branch.source]
-        product = size * branch.multiplier.abs().double()
+        product = size * branch.multiplier.abs()
         if branch.source in setting.constant:
             total = total + T * (product / 2.0**branch.shift + 1)
         else:

@@ -3,6 +3,7 @@
 // Every function that can fail returns a negative number or null; `nbsnn_error` has the reason. Nothing here keeps a pointer
 // that it was given beyond the call.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -173,7 +174,7 @@ struct Team {
         if (node.records_read) {
           if (size > 1) barrier.wait();
           share(next_record, images * node.positions, 1, 1, number, [&](const Item& item) {
-            kernel.run_records(net, ask, flight, item);
+            kernel.run_records(net, flight, item);
           });
         }
       } else {
@@ -212,14 +213,14 @@ int run(const Net& net, const Request& ask, int flight_images) {
   std::vector<std::unique_ptr<Team>> crew;
   std::atomic<int> next{0}, go{0};
   bool apart = false;
-  int flights = 0;
+  int flights = 0, full = 0;
   auto work = [&](int worker) {
     while (!go.load()) std::this_thread::yield();
     if (go.load() < 0) return;
     Team& team = *crew[static_cast<size_t>(apart ? worker : 0)];
     for (int f = apart ? next.fetch_add(1) : 0; f < flights; f = apart ? next.fetch_add(1) : f + 1) {
-      const int first = static_cast<int>(static_cast<int64_t>(ask.batch) * f / flights);
-      const int end = static_cast<int>(static_cast<int64_t>(ask.batch) * (f + 1) / flights);
+      const int first = full ? f * full : static_cast<int>(static_cast<int64_t>(ask.batch) * f / flights);
+      const int end = full ? std::min(first + full, ask.batch) : static_cast<int>(static_cast<int64_t>(ask.batch) * (f + 1) / flights);
       if (end > first) team.fly(apart ? 0 : worker, first, end - first);
     }
   };
@@ -231,13 +232,12 @@ int run(const Net& net, const Request& ask, int flight_images) {
   bool failed = false;
   try {
     const int workers = static_cast<int>(threads.size()) + 1;
-    apart = ask.batch >= 2 * workers;  // enough images for each thread to go its own way
     const Kernel& kernel = kernel_of(net.target);
-    const int share = apart ? (ask.batch + workers - 1) / workers : ask.batch;
-    const bool dense = is_dense(kernel, std::min(share, kernel.vector));
-    const int most = dense ? kernel.vector : flight_images;
-    flights = (ask.batch + most - 1) / most;
+    const bool dense = is_dense(kernel, std::min(ask.batch, kernel.vector));
+    apart = !dense && ask.batch >= 2 * workers;  // enough images for each thread to go its own way
+    flights = (ask.batch + flight_images - 1) / flight_images;
     if (apart) flights = static_cast<int>(round_up(flights, workers));
+    if (dense) full = kernel.vector, flights = (ask.batch + full - 1) / full;  // full vectors first, then the rest
     for (int i = 0; i < (apart ? workers : 1); ++i) crew.push_back(std::make_unique<Team>(net, ask, apart ? 1 : workers));
     go.store(1);
     work(0);
@@ -259,7 +259,7 @@ int run(const Net& net, const Request& ask, int flight_images) {
 
 using nbsnn::fail;
 
-// Whether a constant branch's sums fit int32, and their products float64.
+// Whether a constant branch's sums fit int32, and their products a 64-bit shift.
 static void set_constant(const nbsnn::Net& net, const nbsnn::Node& node, nbsnn::Branch& b) {
   const int outputs = node.channels / b.groups;
   int64_t largest = 1, reads = 1;
@@ -271,8 +271,8 @@ static void set_constant(const nbsnn::Net& net, const nbsnn::Node& node, nbsnn::
     for (size_t row = 0; row < b.weight.size() / outputs; ++row) sum += std::abs(b.weight[row * outputs + o]);
     bound = std::max(bound, sum * static_cast<double>(net.pixel_bound) * static_cast<double>(reads));
   }
-  b.unshift = 1.0 / static_cast<double>(int64_t{1} << b.shift);
-  b.narrow = bound < 2147483648.0 && bound * static_cast<double>(largest) + static_cast<double>(int64_t{1} << b.shift) < 4503599627370496.0;
+  b.narrow = bound < 2147483648.0;
+  b.narrow_product = b.narrow && largest < 2147483648 && bound * static_cast<double>(largest) + std::ldexp(0.5, b.shift) < std::ldexp(1.0, 61);
 }
 
 // Which forms of each value are read where planes are in use; known when the head is there.

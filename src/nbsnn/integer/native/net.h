@@ -53,8 +53,8 @@ struct Branch {
   std::vector<int32_t> multiplier32;
   std::vector<int16_t> weight;        // [tap][input][output of the group]
   bool identity = false;              // acc is the source's own value
-  bool narrow = false;                // constant, and neither sums nor products leave what int32 and float64 hold exactly
-  double unshift = 1;                 // 2^−shift
+  bool narrow = false;                // constant, with sums that fit int32
+  bool narrow_product = false;        // and multipliers too, with products below 2^62
   std::vector<int8_t> tables;         // see planes.inc; empty where planes do not serve
   std::vector<int> runs;              // where the sums of look-ups must leave int8
   std::vector<int8_t> blocks;         // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
@@ -144,7 +144,7 @@ struct Kernel {
   void (*run_tile)(const Net&, const Request&, Flight&, Scratch&, const Item&);
   void (*make_tables)(const Node&, Branch&, const std::vector<int16_t>&);
   void (*run_planes)(const Net&, const Request&, Flight&, Scratch&, const Item&);
-  void (*run_records)(const Net&, const Request&, Flight&, const Item&);
+  void (*run_records)(const Net&, Flight&, const Item&);
   int (*image_of)(int);
 };
 

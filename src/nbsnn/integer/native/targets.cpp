@@ -30,6 +30,7 @@ struct Octets {
 
 constexpr Octets kOctets;
 
+#if !defined(NBSNN_FAST_BUILD)  // baseline
 #define NBSNN_VB 16
 namespace baseline {
 #include "kernel.inc"
@@ -41,6 +42,7 @@ constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_p
 #endif
 }
 #undef NBSNN_VB
+#endif
 
 #if defined(__x86_64__)
 #define NBSNN_VB 32
@@ -108,7 +110,11 @@ const Kernel& kernel_of(int target) {
 #if defined(__x86_64__)
   if (target == 1) return avx2::kKernel;
 #endif
+#if !defined(NBSNN_FAST_BUILD)
   return baseline::kKernel;
+#else
+  return avx2::kKernel;
+#endif
 }
 
 }  // namespace nbsnn

@@ -1,0 +1,261 @@
+"""What cannot be lowered is refused by the layer's name with a remedy; what could overflow is widened or refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from integer_nets import PAIRS, assembled, assert_equals_oracle, images_for
+from nets import SmallNet, small_quantized
+from probes import IMAGE, quantized_probe
+from torch import nn
+
+import nbsnn
+from nbsnn.data.images import ImageSet
+from nbsnn.integer.engine_torch import run_counts, run_spikes
+from nbsnn.integer.program import IMAGE as PIXELS
+from nbsnn.integer.program import Branch, Head, Pixels, Program, Unit
+
+OWN = "the network’s own forward"
+
+
+def refusal(net, **options):
+    """The message, one line."""
+    with pytest.raises(nbsnn.LoweringError) as caught:
+        nbsnn.lower(net, options.pop("example", IMAGE), **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+FUNCTIONS = {
+    "interpolate": (
+        lambda net, x: F.interpolate(x, scale_factor=2)[:, :, ::2, ::2],
+        "interpolate() has no integer form at {own}; between activations write convolutions, linear layers, sums, products "
+        "with constants per channel, concatenation, average pooling and flattening",
+    ),
+    "shift before padding": (
+        lambda net, x: x + 1,
+        "a shifted current enters a convolution with padding, where the border differs at conv2; put batch norm and biases "
+        "after the convolution",
+    ),
+    "constant per place": (
+        lambda net, x: x * torch.linspace(0, 1, 6),
+        "a constant of shape [6] differs from place to place at {own}; use one number per channel",
+    ),
+    "uneven average": (
+        lambda net, x: F.adaptive_avg_pool2d(x, 4),
+        "[6, 6] does not divide into [4, 4] windows at {own}; choose an output size that divides it",
+    ),
+    "divisor that varies": (
+        lambda net, x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+        "the divisor of this average varies with the place (count_include_pad=False or ceil_mode=True) at {own}; use "
+        "nn.AvgPool2d without them",
+    ),
+    "ceil mode": (
+        lambda net, x: F.avg_pool2d(x, 4, ceil_mode=True),
+        "the divisor of this average varies with the place (count_include_pad=False or ceil_mode=True) at {own}; use "
+        "nn.AvgPool2d without them",
+    ),
+    "mean over channels": (
+        lambda net, x: x - x.mean(1, keepdim=True),
+        "a mean or sum over other axes than height and width at {own}; reduce over dim=(2, 3)",
+    ),
+    "other axes": (
+        lambda net, x: x.transpose(2, 3),
+        "transpose() has no integer form at {own}; between activations write convolutions, linear layers, sums, products "
+        "with constants per channel, concatenation, average pooling and flattening",
+    ),
+    "rows from the middle": (
+        lambda net, x: x[:, :, 1:5],
+        "this choice of rows or columns has no integer form at {own}; choose channels, or every n-th row and column from 0, "
+        "and pad within the convolution",
+    ),
+    "broadcast sum": (
+        lambda net, x: x + x.mean((2, 3), keepdim=True),
+        "currents of shapes [4, 6, 6] and [4, 1, 1] are added at {own}; add currents of one shape",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_step_without_integer_form_is_refused(name):
+    function, message = FUNCTIONS[name]
+    assert refusal(quantized_probe(function)) == message.format(own=OWN)
+
+
+def test_two_weight_layers_in_a_row_are_refused():
+    net = quantized_probe(module=nn.Conv2d(4, 4, 1, bias=False))
+    assert refusal(net) == "one weight layer follows another at conv2; put an nn.ReLU between them, or merge them"
+
+
+def test_what_happens_behind_the_operations_is_noticed():
+    def behind(net, x):
+        part = x[:, :2]
+        part += 1  # changes x as well
+        return x
+
+    said = refusal(quantized_probe(behind))
+    assert said.startswith("the current of act2 is not what its operations say (off by ")
+    assert said.endswith("; avoid operations in place on views, and code that looks at values")
+
+
+def test_what_the_audit_refuses_is_refused_as_there():
+    with pytest.raises(nbsnn.ConversionError, match=r"max pooling does not commute with spikes at module"):
+        nbsnn.lower(quantized_probe(module=nn.MaxPool2d(2)), IMAGE)
+    assert refusal(SmallNet().eval()) == "the network is not quantized; call nbsnn.quantize first"
+
+
+def test_settings_are_checked():
+    net = small_quantized()
+    with pytest.raises(nbsnn.ConfigError, match=r"float_weight_bits=4: choose 8 or 16"):
+        nbsnn.lower(net, IMAGE, float_weight_bits=4)
+    with pytest.raises(nbsnn.ConfigError, match=r"mean and std go together"):
+        nbsnn.lower(net, IMAGE, mean=(0.5, 0.5))
+    with pytest.raises(nbsnn.ConfigError, match=r"mean and std have 1 and 1 entries; images have 2 channels"):
+        nbsnn.lower(net, IMAGE, mean=(0.5,), std=(1.0,))
+
+
+def test_the_source_is_left_as_it_was():
+    net = small_quantized().train()
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    net.eval()
+    nbsnn.lower(net, IMAGE)
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in state.items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+# -------------------------------------------------------------------------------------------------------------- images
+
+
+def test_bytes_and_normalised_floats_give_the_same_integers():
+    mean, std = (0.4914, 0.4465), (0.247, 0.2616)
+    bytes_ = torch.randint(0, 256, (5, 2, 6, 6), dtype=torch.uint8)
+    image_set = ImageSet(bytes_, torch.zeros(5), mean, std, ())
+    network = nbsnn.lower(small_quantized(), IMAGE, mean=mean, std=std)
+    assert torch.equal(network.run(bytes_), network.run(image_set.normalized()))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 2, 5, 6), r"images of shape \[2, 2, 5, 6\]; the network takes \[B, 2, 6, 6\]"),
+        (torch.zeros(0, 2, 6, 6), r"images of shape \[0, 2, 6, 6\]"),
+        (torch.full((1, 2, 6, 6), 9.0), r"images reach beyond \[-8, 8\]; normalise them"),
+        (torch.full((1, 2, 6, 6), float("nan")), r"images reach beyond"),
+        (torch.zeros(1, 2, 6, 6, dtype=torch.uint8), r"8-bit images, but the network knows no mean and std"),
+        (torch.zeros(1, 2, 6, 6, dtype=torch.int64), r"images of type torch.int64"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images, message):
+    with pytest.raises(nbsnn.LoweringError, match=message):
+        nbsnn.lower(small_quantized(), IMAGE).run(images)
+
+
+def test_unknown_ways_to_run_are_refused():
+    network = nbsnn.lower(assembled(1, ["chain"], [2, 3]), images_for(1))
+    with pytest.raises(nbsnn.ConfigError, match=r"unknown engine 'count'; did you mean counts\?"):
+        network.run(images_for(1), engine="count")
+    with pytest.raises(nbsnn.ConfigError, match=r"unknown backend 'numpy'; known: auto, native, torch"):
+        network.run(images_for(1), backend="numpy")
+    with pytest.raises(nbsnn.ConversionError, match=r"unknown schedule"):
+        network.run(images_for(1), engine="spikes", schedule="fix")
+    with pytest.raises(nbsnn.ConfigError, match=r"has 3 levels where T is 7: a fixed number of steps is not exact"):
+        network.run(images_for(1), engine="spikes")
+
+
+# ------------------------------------------------------------------------------------------------------------ overflow
+
+
+def scaled_up(factor, *, bits=2):
+    """A small network whose second activation sees currents `factor` times as large."""
+    torch.manual_seed(8)
+    net = small_quantized(bits)
+    with torch.no_grad():
+        net.norm2.weight *= factor
+        net.norm2.bias *= factor
+    return net
+
+
+def test_fraction_bits_shrink_with_the_currents_and_no_sum_reaches_the_limit():
+    rows = []
+    for factor in (1, 16, 256):
+        network = nbsnn.lower(scaled_up(factor), IMAGE)
+        unit = network.program.by_name["act2"]
+        rows.append(unit.fraction_bits)
+        assert 2**29 <= unit.bound < 2**31
+        assert not unit.wide
+        assert_equals_oracle(network, 2 * torch.randn(2, 2, 6, 6))
+    assert rows[0] - 4 == rows[1]
+    assert rows[1] - 4 == rows[2]
+
+
+def test_a_unit_that_32_bits_do_not_hold_is_widened():
+    network = nbsnn.lower(scaled_up(2.0**14), IMAGE)
+    unit = network.program.by_name["act2"]
+    assert unit.wide
+    assert 2**31 <= unit.bound < 2**52
+    assert unit.bias.dtype == unit.branches[0].multiplier.dtype == torch.int64
+    assert_equals_oracle(network, torch.randn(2, 2, 6, 6))
+
+
+def test_a_unit_that_52_bits_do_not_hold_is_refused():
+    said = refusal(scaled_up(2.0**60))
+    assert said.startswith("the currents of act2 overflow 52 bits beside its threshold of ")
+
+
+def test_a_coarse_gain_is_logged(caplog):
+    net = small_quantized(3)
+    with torch.no_grad():
+        net.norm2.weight[0] = 1e-6
+    nbsnn.lower(net, IMAGE)
+    assert "act2: smallest multiplier" in caplog.text
+
+
+def test_float_weights_are_rounded_and_said_so():
+    torch.manual_seed(4)
+    net = nbsnn.quantize(SmallNet(), nbsnn.QuantSpec(32, 3, edge_bits=32)).eval()
+    images = torch.randn(64, 2, 6, 6)
+    off = {}
+    for bits in (8, 16):
+        network = nbsnn.lower(net, images, float_weight_bits=bits)
+        assert network.program.notes[0] == f"conv1: weights rounded to {bits} bits per output channel"
+        assert len(network.program.notes) == 4
+        off[bits] = nbsnn.measure_integer_fidelity(net, network.using(backend="torch"), images).off
+        assert_equals_oracle(network, images[:2])
+    assert off[16] < off[8] < 3
+
+
+# ---------------------------------------------------------------------------------------------------------------- ties
+
+
+def tie_program(bias, *, T=3, levels=3, retract=-(2**10)):
+    """One neuron with F = 12 that receives `bias` in each step, and a head that counts its spikes."""
+    nothing = Branch("image/flat", torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int8), shift=1)
+    numbers = {"fraction_bits": 12, "levels": levels, "height": 1.0, "retract": retract, "bound": 2**20}
+    unit = Unit("act", (1,), (nothing,), torch.tensor([bias], dtype=torch.int32), **numbers)
+    flat = nbsnn.integer.program.Flatten("image/flat", PIXELS, (1,))
+    head = Head((1,), (Branch("act", torch.ones(1, dtype=torch.float64)),), torch.zeros(1, dtype=torch.float64))
+    return Program(T, Pixels((1, 1, 1), 20, -(2**20), 2**20), (flat, unit), head)
+
+
+@pytest.mark.parametrize(
+    ("bias", "count"),
+    [(2**11, 2), (2**11 - 1, 1), (2**12 // 6, 0), (0, 0), (-1, 0), (2**13, 3)],
+)
+def test_a_neuron_fires_on_the_threshold_itself(bias, count):
+    """Half a threshold in each step: the membrane is at 1, ½, 1 thresholds before firing; a tie counts."""
+    program, pixels = tie_program(bias), torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    results = [run_counts(program, pixels, keep_counts=True)]
+    results += [run_spikes(program, pixels, neuron=n, schedule=s, keep_counts=True) for n, s in PAIRS]
+    assert [int(r.counts["act"]) for r in results] == [count] * 5
+    assert [int(r.accumulators[0]) for r in results] == [count] * 5
+
+
+def test_the_cap_and_the_depth_follow_the_program():
+    program = tie_program(2**13)
+    pixels = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    capped = replace(program, nodes=(program.nodes[0], replace(program.units[0], levels=2)))
+    assert int(run_counts(capped, pixels, keep_counts=True).counts["act"]) == 2
+    assert int(run_spikes(capped, pixels, neuron="signed", schedule="settle", keep_counts=True).counts["act"]) == 2
+    assert program.depth == 1
+    assert int(run_spikes(program, pixels, neuron="unsigned", schedule="barrier").steps) == 6
