@@ -9,7 +9,7 @@ demo: $(STAMP)  ## the whole path on bundled data: float → 4, 3, 2 bits → sp
 	$(BIN)/nbsnn demo
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

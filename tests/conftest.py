@@ -1,5 +1,6 @@
-"""What all tests share: two threads, fixed seeds, deterministic hypothesis, and where the golden numbers lie."""
+"""What all tests share: few threads, fixed seeds, deterministic hypothesis, and where the golden numbers lie."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import HealthCheck, settings
 GOLDEN = Path(__file__).parent / "golden"
 DATA = Path(__file__).parent / "data"
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Where tests run side by side, each process keeps to one core.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 settings.register_profile(
     "nbsnn",
     deadline=None,
