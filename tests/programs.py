@@ -54,7 +54,7 @@ def random_program(
         elif kind == "dilated":
             made = unit(name, shape, [branch(last, channels, dilation=(2, 2), padding=(2, 2))])
         elif kind in ("grouped", "depthwise"):
-            made = unit(name, shape, [branch(last, channels, groups=2 if kind == "grouped" else channels, **square)])
+            made = unit(name, shape, [branch(last, channels, groups=channels if kind == "depthwise" else 2 if channels % 2 == 0 else 3, **square)])
         elif kind == "pointwise":
             made = unit(name, shape, [branch(last, channels, 1)])
         elif kind == "identity":

@@ -144,6 +144,9 @@ def _check_pixels(program: Program, pixels: Tensor) -> None:
         raise ConfigError(
             f"pixels of shape {tuple(pixels.shape)}: give [B, {', '.join(map(str, program.pixels.shape))}], B ≥ 1"
         )
+    low, high = (int(x) for x in torch.aminmax(pixels))
+    if low < program.pixels.low or high > program.pixels.high:
+        raise ConfigError(f"pixels from {low} to {high}: the network takes {program.pixels.low} to {program.pixels.high}")
 
 
 def _handle(program: Program, target: Target | None) -> _Handle:
