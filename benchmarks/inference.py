@@ -65,9 +65,7 @@ def contenders(  # type: ignore[no-untyped-def]
         runs["spiking"] = lambda: spiking(images)
     runs["counts"] = lambda: network.run(images)
     for neuron, schedule in PAIRS:
-        runs[f"spikes {neuron} {schedule}"] = lambda n=neuron, s=schedule: network.run(
-            images, engine="spikes", neuron=n, schedule=s
-        )
+        runs[f"spikes {neuron} {schedule}"] = partial(network.run, images, engine="spikes", neuron=neuron, schedule=schedule)
     return runs
 
 
