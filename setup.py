@@ -1,5 +1,7 @@
 """Builds the native engine, an optional extension: without a C++17 compiler the package installs all the same."""
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -14,22 +16,17 @@ class OptionalBuild(build_ext):
             super().build_extension(ext)
         except Exception as error:  # whatever a compiler or its absence may raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"nbsnn: the native engine was not built ({reason}); the torch engine will run in its place", flush=True)
+            self.announce(f"nbsnn: the native engine was not built ({reason}); the torch engine will run in its place", level=3)
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         """None by name: the library is loaded with ctypes and is no Python module."""
         return []
 
     def copy_extensions_to_source(self) -> None:
-        built = [ext for ext in self.extensions if (self.get_ext_fullpath(ext.name) and self._exists(ext))]
-        self.extensions, every = built, self.extensions
+        every = self.extensions
+        self.extensions = [ext for ext in every if Path(self.build_lib, self.get_ext_filename(ext.name)).exists()]
         super().copy_extensions_to_source()
         self.extensions = every
-
-    def _exists(self, ext: Extension) -> bool:
-        from pathlib import Path
-
-        return Path(self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name))).exists()
 
 
 setup(

@@ -1,5 +1,7 @@
 """Random integer networks, made of every kind of branch and value that a program can hold."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def random_program(
         levels = int(ints(1, timesteps, 1)) if mixed else timesteps
         bias = ints(-600, 900, shape[0])
         if wide:
-            branches = [Branch(b.source, b.multiplier.long(), b.weight, b.stride, b.padding, b.dilation, b.groups, b.shift) for b in branches]  # fmt: skip
+            branches = [replace(b, multiplier=b.multiplier.long()) for b in branches]
             bias = bias.long()
         nodes.append(Unit(name, shape, tuple(branches), bias, 12, levels, 1.0, -5, 2**30, wide))
         shapes[name] = shape
@@ -54,7 +56,11 @@ def random_program(
         elif kind == "dilated":
             made = unit(name, shape, [branch(last, channels, dilation=(2, 2), padding=(2, 2))])
         elif kind in ("grouped", "depthwise"):
-            made = unit(name, shape, [branch(last, channels, groups=2 if kind == "grouped" else channels, **square)])
+            made = unit(
+                name,
+                shape,
+                [branch(last, channels, groups=channels if kind == "depthwise" else 2 if channels % 2 == 0 else 3, **square)],
+            )
         elif kind == "pointwise":
             made = unit(name, shape, [branch(last, channels, 1)])
         elif kind == "identity":
@@ -68,7 +74,9 @@ def random_program(
         elif kind == "projection" and shapes[before][1:] == shape[1:]:
             made = unit(name, shape, [branch(last, channels, **square), branch(before, channels, 1)])
         else:
-            made = unit(name, shape, [branch(last, channels, limit=200 if kind == "int16" else weight, **square)], wide=kind == "wide")
+            made = unit(
+                name, shape, [branch(last, channels, limit=200 if kind == "int16" else weight, **square)], wide=kind == "wide"
+            )
         before, last = last, made
     c, h, w = shapes[last]
     nodes.append(SumPool("pool", last, (2, 2), (2, 2), (0, 0), (c, h // 2, w // 2)))
@@ -87,4 +95,6 @@ def _float(b: Branch) -> Branch:
 def random_pixels(program: Program, batch: int, seed: int = 0) -> Tensor:
     """[B, C, H, W] int32 on the program's grid."""
     g = torch.Generator().manual_seed(seed)
-    return torch.randint(program.pixels.low, program.pixels.high + 1, (batch, *program.pixels.shape), generator=g).to(torch.int32)
+    return torch.randint(program.pixels.low, program.pixels.high + 1, (batch, *program.pixels.shape), generator=g).to(
+        torch.int32
+    )

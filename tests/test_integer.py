@@ -8,9 +8,11 @@ from integer_nets import KINDS, PAIRS, assembled, assert_equals_oracle, images_f
 from nets import randomize_
 
 import nbsnn
+from nbsnn.integer.native import why_not
 from nbsnn.quant.layers import QuantReLU, at_least
 from nbsnn.surgery import tap
 
+BACKENDS = ["torch", *(["native"] if why_not() is None else [])]
 kinds = st.lists(st.sampled_from(KINDS), min_size=1, max_size=4)
 bits = st.lists(st.sampled_from([2, 3, 4]), min_size=1, max_size=3)
 
@@ -28,12 +30,13 @@ def allowed(act_bits):
     return PAIRS if len(set(act_bits)) == 1 else PAIRS[2:]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=12)
 @given(st.integers(0, 10**6), kinds, bits, st.sampled_from([2, 3, 4, 5, 32]), st.booleans())
-def test_the_torch_engine_equals_the_oracle_on_random_networks(seed, kinds, act_bits, weight_bits, mean):
+def test_each_engine_equals_the_oracle_on_random_networks(backend, seed, kinds, act_bits, weight_bits, mean):
     quantized, images = assembled(seed, kinds, act_bits, weight_bits=weight_bits, mean=mean), images_for(seed, 2)
     act_bits = {m.bits for m in quantized.modules() if isinstance(m, QuantReLU)}
-    assert_equals_oracle(nbsnn.lower(quantized, images), images, pairs=allowed(act_bits))
+    assert_equals_oracle(nbsnn.lower(quantized, images), images, pairs=allowed(act_bits), backend=backend)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,7 +50,8 @@ def test_every_step_that_can_be_lowered_keeps_its_counts(kind):
     assert off <= 0.002 * sum(count.numel() for count in counts.values())
     if off == 0:
         assert (result.logits - logits).abs().max() < 1e-5 * logits.abs().max()
-    assert_equals_oracle(network, images[:1])
+    for backend in BACKENDS:
+        assert_equals_oracle(network, images[:1], backend=backend)
 
 
 @settings(max_examples=8)
@@ -65,9 +69,10 @@ def test_counts_equal_spikes_that_settle_or_wait_bit_for_bit(seed, kinds, act_bi
         assert spikes == fewest if schedule == "barrier" else all(spikes[name] >= fewest[name] for name in spikes)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_results_do_not_depend_on_batch_size_or_threads(size, threads):
+def test_results_do_not_depend_on_engine_batch_size_or_threads(size, threads, backend):
     images = images_for(5, 7)
     network = nbsnn.lower(assembled(5, ["identity", "grouped", "padded pool"], [2]), images)
     before = torch.get_num_threads()
@@ -76,7 +81,7 @@ def test_results_do_not_depend_on_batch_size_or_threads(size, threads):
             options = {} if pair is None else {"engine": "spikes", "neuron": pair[0], "schedule": pair[1]}
             whole = network.simulate(images, backend="torch", **options)
             torch.set_num_threads(threads)
-            parts = [network.simulate(part, backend="torch", **options) for part in images.split(size)]
+            parts = [network.simulate(part, backend=backend, **options) for part in images.split(size)]
             torch.set_num_threads(before)
             assert torch.equal(torch.cat([p.logits for p in parts]), whole.logits)
             assert torch.equal(torch.cat([p.steps for p in parts]), whole.steps)
@@ -97,6 +102,18 @@ def test_convolutions_as_matrix_products_give_the_same_bits():
         assert torch.equal(plain.run(images, backend="torch", **options), unrolled.run(images, backend="torch", **options))
 
 
+def test_reduced_precision_of_products_changes_nothing():
+    images = images_for(9, 3)
+    network = nbsnn.lower(assembled(9, ["identity", "padded pool", "concatenation"], [4]), images)
+    wanted = network.run(images, backend="torch")
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(network.run(images, backend="torch"), wanted)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 SIZES = {"cifar10/alexnet": 8, "cifar10/vgg11": 9, "cifar10/resnet18": 4, "imagenet/alexnet": 63, "imagenet/vgg16": 17}
 BOTH = {"cifar10/resnet20": PAIRS, "cifar10/resnet32": PAIRS[2:], "cifar10/alexnet": PAIRS[2:3]}
 
@@ -108,4 +125,8 @@ def test_every_model_equals_the_oracle(name):
     quantized = nbsnn.quantize(net, nbsnn.QuantSpec(2, 2)).eval()
     randomize_(quantized)
     images = torch.randn(1, 3, size, size)
-    assert_equals_oracle(nbsnn.lower(quantized, images), images, pairs=BOTH.get(name, PAIRS[1:2]))
+    network = nbsnn.lower(quantized, images)
+    assert_equals_oracle(network, images, pairs=BOTH.get(name, PAIRS[1:2]))
+    for backend in BACKENDS[1:]:
+        for options in ({}, *({"engine": "spikes", "neuron": n, "schedule": s} for n, s in PAIRS)):
+            assert torch.equal(network.run(images, backend=backend, **options), network.run(images, backend="torch", **options))

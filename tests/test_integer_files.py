@@ -44,6 +44,8 @@ def test_a_moved_network_gives_the_same_logits(network):
     assert torch.equal(network.to("cpu").run(images), network.run(images))
     assert network.to("meta").device.type == "meta"
     assert network.device.type == "cpu"
+    with pytest.raises(nbsnn.ConfigError, match="device=mps has no float64"):
+        network.to("mps")
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.9, 0.999])

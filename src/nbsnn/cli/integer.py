@@ -12,7 +12,7 @@ from nbsnn.checkpoint import form_of
 from nbsnn.cli.app import Checkpoint, DataOption, JsonOption, RootOption, SplitOption, app, images_for, load
 from nbsnn.data.images import ImageSet
 from nbsnn.errors import ConfigError
-from nbsnn.evaluate.bench import Bench
+from nbsnn.evaluate.bench import CONTENDERS, Bench
 from nbsnn.evaluate.bench import bench as run_bench
 from nbsnn.evaluate.fidelity import measure_integer_fidelity
 from nbsnn.integer.engines import backend_facts
@@ -87,7 +87,7 @@ def bench(
     images = images_for(header, data, root, split, limit)
     network = pipeline.integer_form(quantized, images)
     float_net = pipeline.float_form(header)
-    with console.image_progress((repeats + 1) * len(images) * 7, "warming up") as tell:
+    with console.image_progress((repeats + 1) * len(images) * CONTENDERS, "warming up") as tell:
         result = run_bench(
             float_net, quantized, network, images.normalized(), batch_size=batch_size, repeats=repeats, progress=tell
         )
@@ -185,10 +185,14 @@ def _show_bench(result: Bench, title: str) -> None:
         )  # fmt: skip
     console.show_table(
         f"{title}, {result.images} images, batch {result.batch_size}, {result.threads} threads, T = {result.timesteps}",
-        ("network", "code", "images/s", "time / float", "ms, spread", "steps", "M spikes", "M additions", "G additions/s"),
+        ("network", "code", "images/s", "ratio", "ms, spread", "steps", "spikes, M", "adds, M", "adds/s, G"),
         rows,
     )
-    console.out.print("spikes and additions per image; float is eager, channels last, single precision", highlight=False)
+    console.out.print(
+        "ratio: time over the float net's, which is eager, channels last, single precision\n"
+        "spikes and additions are per image; an addition is a spike at a synapse",
+        highlight=False,
+    )
 
 
 def _show_activity(result: Bench) -> None:

@@ -14,6 +14,8 @@ from nbsnn.integer.network import IntegerNetwork
 from nbsnn.spiking.convert import VALID_PAIRS
 from nbsnn.surgery import evaluation_mode
 
+CONTENDERS = 3 + len(VALID_PAIRS)  # float, quantized, counts, and spikes in every way
+
 
 @dataclass(frozen=True)
 class Speed:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nbsnn.errors import ConfigError, unknown
-from nbsnn.integer.program import IMAGE, Outcome, Program
+from nbsnn.integer.program import IMAGE, Head, Outcome, Program, Unit
 from nbsnn.integer.taps import Synapse, base_of, synapse_of
 from nbsnn.spiking.neuron import Neuron, Schedule
 
@@ -101,7 +101,7 @@ _handles: WeakKeyDictionary[Program, dict[str, _Handle]] = WeakKeyDictionary()
 def rows_added(
     program: Program, pixels: Tensor, *, neuron: Neuron | None = None, schedule: Schedule | None = None
 ) -> dict[str, int]:
-    """Unit or head → weights added (rows times their length, padding included) for these images; `counts` without a schedule."""
+    """Unit or head → weights added (rows times their padded length) for these images; `counts` without a schedule."""
     mode = _COUNTS if neuron is None or schedule is None else _MODES[neuron, schedule]
     rows: dict[str, int] = {}
     _run(program, pixels, mode, False, None, None, rows)
@@ -144,6 +144,9 @@ def _check_pixels(program: Program, pixels: Tensor) -> None:
         raise ConfigError(
             f"pixels of shape {tuple(pixels.shape)}: give [B, {', '.join(map(str, program.pixels.shape))}], B ≥ 1"
         )
+    low, high = (int(x) for x in torch.aminmax(pixels))
+    if low < program.pixels.low or high > program.pixels.high:
+        raise ConfigError(f"pixels from {low} to {high}: the network takes {program.pixels.low} to {program.pixels.high}")
 
 
 def _handle(program: Program, target: Target | None) -> _Handle:
@@ -170,9 +173,10 @@ def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
     handle = _Handle(address, library)
     index = {IMAGE: -1} | {unit.name: i for i, unit in enumerate(program.units)}
     net = ctypes.c_void_p(address)
-    for node in (*program.units, program.head):
+    nodes: tuple[Unit | Head, ...] = (*program.units, program.head)
+    for node in nodes:
         positions = int(np.prod(node.shape[1:], dtype=np.int64))
-        unit = None if node is program.head else program.units[index[node.name]]
+        unit = node if isinstance(node, Unit) else None
         levels, bits, retract = (unit.levels, unit.fraction_bits, unit.retract) if unit else (1, 1, 0)
         wide = unit.wide if unit else True
         bias = node.bias.to(torch.int64).contiguous() if unit else torch.zeros(node.shape[0], dtype=torch.int64)

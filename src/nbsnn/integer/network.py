@@ -110,7 +110,7 @@ class IntegerNetwork:
             self._check_levels()
         code = choose(self.program, backend, self.device)
         outcomes = []
-        with torch.inference_mode():
+        with torch.no_grad():
             for pixels in self._chunks(images):
                 if engine == "counts":
                     outcome = code.run_counts(self.program, pixels, keep_counts=keep_counts)
@@ -126,7 +126,13 @@ class IntegerNetwork:
         return describe_units(self.program)
 
     def to(self, device: torch.device | str) -> "IntegerNetwork":
-        """The network on another device; this one stays where it is."""
+        """The network on another device; this one stays where it is.
+
+        Raises:
+            ConfigError: on mps, which has no float64.
+        """
+        if torch.device(device).type == "mps":
+            raise ConfigError("device=mps has no float64, which exact sums need; use cpu or cuda")
         return IntegerNetwork(moved(self.program, torch.device(device)), **self.options)
 
     def save(self, path: str | Path) -> None:

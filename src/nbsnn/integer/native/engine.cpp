@@ -259,20 +259,31 @@ int run(const Net& net, const Request& ask, int flight_images) {
 
 using nbsnn::fail;
 
-// Whether a constant branch's sums fit int32, and their products a 64-bit shift.
+// Splits a constant branch's taps so that the sums of each part fit int32, if all products stay below 2^61.
 static void set_constant(const nbsnn::Net& net, const nbsnn::Node& node, nbsnn::Branch& b) {
-  const int outputs = node.channels / b.groups;
+  const size_t outputs = static_cast<size_t>(node.channels / b.groups);
   int64_t largest = 1, reads = 1;
   for (int64_t m : b.multiplier) largest = std::max(largest, std::abs(m));
   for (size_t i = 0; i + 1 < b.start.size(); ++i) reads = std::max(reads, static_cast<int64_t>(b.start[i + 1] - b.start[i]));
-  double bound = 0;
-  for (int o = 0; o < outputs; ++o) {
-    double sum = 0;
-    for (size_t row = 0; row < b.weight.size() / outputs; ++row) sum += std::abs(b.weight[row * outputs + o]);
-    bound = std::max(bound, sum * static_cast<double>(net.pixel_bound) * static_cast<double>(reads));
+  const double unit = static_cast<double>(net.pixel_bound) * static_cast<double>(reads);
+  std::vector<double> part(static_cast<size_t>(node.channels), 0), whole(part);
+  for (int tap = 0; tap < b.taps; ++tap) {
+    std::vector<double> more(part.size(), 0);
+    for (size_t i = 0; i < static_cast<size_t>(b.inputs); ++i)
+      for (size_t o = 0; o < outputs; ++o)
+        more[i / (b.inputs / static_cast<size_t>(b.groups)) * outputs + o] +=
+            unit * std::abs(b.weight[(static_cast<size_t>(tap) * b.inputs + i) * outputs + o]);
+    bool full = false;
+    for (size_t o = 0; o < part.size(); ++o) {
+      whole[o] += more[o];
+      full = full || part[o] + more[o] >= 2147483648.0;
+      if (more[o] >= 2147483648.0 || whole[o] * static_cast<double>(largest) >= std::ldexp(1.0, 60)) return b.parts.clear();
+    }
+    if (full) b.parts.push_back(tap);
+    for (size_t o = 0; o < part.size(); ++o) part[o] = full ? more[o] : part[o] + more[o];
   }
-  b.narrow = bound < 2147483648.0;
-  b.narrow_product = b.narrow && largest < 2147483648 && bound * static_cast<double>(largest) + std::ldexp(0.5, b.shift) < std::ldexp(1.0, 61);
+  if (largest < 2147483648 && b.shift < 61) b.parts.push_back(b.taps);
+  else b.parts.clear();
 }
 
 // Which forms of each value are read where planes are in use; known when the head is there.

@@ -53,8 +53,7 @@ struct Branch {
   std::vector<int32_t> multiplier32;
   std::vector<int16_t> weight;        // [tap][input][output of the group]
   bool identity = false;              // acc is the source's own value
-  bool narrow = false;                // constant, with sums that fit int32
-  bool narrow_product = false;        // and multipliers too, with products below 2^62
+  std::vector<int> parts;             // constant: taps by parts whose sums fit int32; empty if products could pass 2^61
   std::vector<int8_t> tables;         // see planes.inc; empty where planes do not serve
   std::vector<int> runs;              // where the sums of look-ups must leave int8
   std::vector<int8_t> blocks;         // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill

@@ -1,0 +1,215 @@
+"""What each form of a network costs on this machine: float, quantized, spiking, and the integer network's engines, in one run.
+
+    python benchmarks/inference.py [--nets cifar10/alexnet ...] [--bits 2 3] [--batches 100 1] [--repeats 5] [--threads 2]
+                                   [--quick] [--no-compile] [--sweep] [--json benchmarks/results/inference.json]
+
+Contenders take turns, so that a machine whose speed drifts slows all alike; a ratio is the median over the repeats of a
+contender's time over that repeat's faster float net, eager or compiled. Weights are random, quantized after a calibration of
+batch norms and thresholds on the bundled images; `--checkpoint NET=FILE` takes trained ones. Both is said in the JSON.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+import nbsnn
+from nbsnn.data.sample import load_sample
+from nbsnn.integer import native
+from nbsnn.integer.network import IntegerNetwork
+
+NETS = ("cifar10/alexnet", "cifar10/vgg11", "cifar10/resnet20", "cifar10/resnet18")
+PAIRS = (("unsigned", "fixed"), ("signed", "fixed"), ("signed", "settle"), ("unsigned", "barrier"))
+MODULES = ("quantized", "spiking")  # float simulations, many times slower: few repeats
+SWEEP = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # wanted shares of neurons that fire in a step
+
+
+def make(net: str, bits: int, images: Tensor, checkpoint: Path | None, mean: list[float], std: list[float]):  # type: ignore[no-untyped-def]
+    """The float and the quantized net, the integer network, and where the weights are from."""
+    torch.manual_seed(0)
+    plain = nbsnn.build_model(net).eval()
+    if checkpoint:
+        quantized, source = nbsnn.load_checkpoint(checkpoint), f"trained: {checkpoint.name}"
+    else:
+        weight_bits = 32 if net == "cifar10/resnet18" else bits  # published with float weights
+        quantized = nbsnn.quantize(plain, nbsnn.QuantSpec(weight_bits=weight_bits, act_bits=bits), images=images)
+        source = "random, batch norms and thresholds calibrated on the bundled images"
+    quantized = quantized.eval()
+    return plain, quantized, nbsnn.lower(quantized, images, mean=mean, std=std), source
+
+
+def contenders(  # type: ignore[no-untyped-def]
+    plain, quantized, network: IntegerNetwork, images: Tensor, *, compiled: bool, quick: bool
+) -> dict[str, Callable[[], object]]:
+    """Name → one pass over the images."""
+    last = images.contiguous(memory_format=torch.channels_last)
+    plain = plain.to(memory_format=torch.channels_last)
+    runs: dict[str, Callable[[], object]] = {"float eager": lambda: plain(last)}
+    if compiled:
+        fast = torch.compile(plain)
+        runs["float compiled"] = lambda: fast(last)
+    if not quick:
+        spiking = nbsnn.to_spiking(quantized, images[:1])
+        runs["quantized"] = lambda: quantized(images)
+        runs["spiking"] = lambda: spiking(images)
+    runs["counts"] = lambda: network.run(images)
+    for neuron, schedule in PAIRS:
+        runs[f"spikes {neuron} {schedule}"] = partial(network.run, images, engine="spikes", neuron=neuron, schedule=schedule)
+    return runs
+
+
+def interleaved(runs: dict[str, Callable[[], object]], repeats: int, tick: Callable[[str], None]) -> dict[str, list[float]]:
+    """Seconds of each contender in each repeat, after a warm-up; float simulations at most three times."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            if name in MODULES and repeat > 3:
+                continue
+            tick(name)
+            start = time.perf_counter()
+            run()
+            if repeat:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def figures(times: dict[str, list[float]], batch: int) -> dict[str, dict[str, float]]:
+    """Median, spread, images a second, and ratio to the stronger float net of the same repeat."""
+    floats = [seconds for name, seconds in times.items() if name.startswith("float")]
+    base = [min(pair) for pair in zip(*floats, strict=True)]
+    return {
+        name: {
+            "seconds": statistics.median(s),
+            "fastest": min(s),
+            "slowest": max(s),
+            "images_per_second": batch / statistics.median(s),
+            "ratio": statistics.median(a / b for a, b in zip(s, base, strict=False)),
+        }
+        for name, s in times.items()
+    }
+
+
+def work(network: IntegerNetwork, images: Tensor) -> dict[str, dict[str, float]]:
+    """Activity and steps of each way to run the spikes."""
+    neurons = sum(torch.Size(unit.shape).numel() for unit in network.program.units)
+    out = {}
+    for neuron, schedule in PAIRS:
+        pixels = network.program.pixels
+        grid = (images * 2**pixels.fraction_bits).round().clamp(pixels.low, pixels.high).to(torch.int32).contiguous()
+        result = native.run_spikes(network.program, grid, neuron=neuron, schedule=schedule)
+        spikes = sum(float(s.sum()) for s in result.spikes.values()) / len(images)
+        out[f"{neuron} {schedule}"] = {
+            "activity_percent": 100 * spikes / neurons / network.timesteps,
+            "steps": float(result.steps.double().mean()),
+        }
+    return out
+
+
+def sweep(network: IntegerNetwork, images: Tensor, repeats: int) -> Iterator[dict[str, float]]:
+    """Seconds of unsigned spikes at several activities, by events alone (few images at a time) and by bit planes.
+
+    Biases are shifted alike in all units until the wanted share of neurons fires; what the network says is of no interest here.
+    """
+    pixels = network.program.pixels
+    grid = (images * 2**pixels.fraction_bits).round().clamp(pixels.low, pixels.high).to(torch.int32).contiguous()
+    neurons = sum(torch.Size(unit.shape).numel() for unit in network.program.units) * network.timesteps * len(grid)
+    few = grid[:8].contiguous()
+    for wanted in SWEEP:
+        low, high = -1.0, 1.0  # thresholds per step
+        for _ in range(8):
+            middle = (low + high) / 2
+            nodes = tuple(
+                replace(n, bias=(n.bias + middle * 2**n.fraction_bits).to(n.bias.dtype)) if hasattr(n, "branches") else n
+                for n in network.program.nodes
+            )
+            program = replace(network.program, nodes=nodes)
+            fired = native.run_spikes(program, few, neuron="unsigned", schedule="fixed").spikes
+            share = sum(float(s.sum()) for s in fired.values()) / neurons * len(grid) / len(few)
+            low, high = (middle, high) if share < wanted else (low, middle)
+
+        def events(p=program) -> None:  # type: ignore[no-untyped-def]
+            native.run_spikes(p, few, neuron="unsigned", schedule="fixed")
+
+        def planes(p=program) -> None:  # type: ignore[no-untyped-def]
+            native.run_spikes(p, grid, neuron="unsigned", schedule="fixed")
+
+        times = interleaved({"events": events, "planes": planes}, repeats, lambda _: None)
+        yield {
+            "activity_percent": 100 * share,
+            "events_seconds_per_image": statistics.median(times["events"]) / len(few),
+            "planes_seconds_per_image": statistics.median(times["planes"]) / len(grid),
+        }
+
+
+def main() -> None:
+    """Measure, print, and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", default=list(NETS))
+    parser.add_argument("--bits", nargs="+", type=int, default=[2, 3])
+    parser.add_argument("--batches", nargs="+", type=int, default=[100, 1])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--checkpoint", nargs="*", default=[], metavar="NET=FILE")
+    parser.add_argument("--quick", action="store_true", help="leave out the float simulations, which are slow")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the compiled float net")
+    parser.add_argument("--sweep", action="store_true", help="activity from 2 to 50 percent, on the first net")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    sample = load_sample().test
+    images = sample.normalized(sample.images[: max(args.batches)])
+    mean, std = (list(map(float, x)) for x in (sample.mean, sample.std))
+    files = dict(pair.split("=", 1) for pair in args.checkpoint)
+    rows, sweeps, console = [], [], Console()
+    with torch.inference_mode(), Progress(console=console, transient=True) as progress:
+        for net in args.nets:
+            for bits in args.bits:
+                with torch.inference_mode(False), torch.no_grad():
+                    plain, quantized, network, source = make(
+                        net, bits, images, Path(files[net]) if net in files else None, mean, std
+                    )
+                for batch in args.batches:
+                    part = images[:batch]
+                    runs = contenders(plain, quantized, network, part, compiled=not args.no_compile, quick=args.quick)
+                    task = progress.add_task(net, total=len(runs) * (args.repeats + 1))
+                    times = interleaved(
+                        runs, args.repeats, lambda name, t=task, n=net: progress.update(t, advance=1, description=f"{n} {name}")
+                    )
+                    rows.append({"net": net, "timesteps": network.timesteps, "batch": batch, "weights": source,
+                                 "figures": figures(times, batch), "work": work(network, part)})  # fmt: skip
+                    progress.remove_task(task)
+                    console.print(table_of(rows[-1]))
+                if args.sweep and net == args.nets[0]:
+                    sweeps.append({"net": net, "timesteps": network.timesteps, "points": list(sweep(network, images[:32], 3))})
+                    console.print(sweeps[-1])
+    machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "native": list(native.targets()), "threads": args.threads,
+               "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
+    if args.json:
+        report = {"machine": machine, "repeats": args.repeats, "rows": rows, "sweep": sweeps}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def table_of(row: dict) -> Table:  # type: ignore[type-arg]
+    """One configuration, a line per contender."""
+    table = Table(title=f"{row['net']}, T = {row['timesteps']}, batch {row['batch']}; weights {row['weights']}")
+    for column in ("", "ms", "fastest", "slowest", "images/s", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, f in row["figures"].items():
+        times = (f"{1e3 * f[k]:.1f}" for k in ("seconds", "fastest", "slowest"))
+        table.add_row(name, *times, f"{f['images_per_second']:.0f}", f"{f['ratio']:.2f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The native engine gives the bits of the torch engine: any program, mode, batch, thread count and instruction set."""
+
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from programs import KINDS, random_pixels, random_program
+
+from nbsnn.errors import ConfigError
+from nbsnn.integer import engine_torch, native
+
+needs_native = pytest.mark.skipif(native.why_not() is not None, reason=f"no native engine: {native.why_not()}")
+MODES = (None, ("unsigned", "fixed"), ("signed", "fixed"), ("signed", "settle"), ("unsigned", "barrier"))
+
+
+def run(module, program, pixels, mode, **options):
+    """Counts without a mode, otherwise spikes with this neuron and schedule."""
+    if mode is None:
+        return module.run_counts(program, pixels, keep_counts=True, **options)
+    return module.run_spikes(program, pixels, neuron=mode[0], schedule=mode[1], keep_counts=True, **options)
+
+
+def assert_same(got, expected):
+    assert got.counts.keys() == expected.counts.keys() == expected.spikes.keys()
+    for name in expected.counts:
+        assert torch.equal(got.counts[name], expected.counts[name]), name
+        assert torch.equal(got.spikes[name], expected.spikes[name]), name
+    assert torch.equal(got.steps, expected.steps)
+    for mine, other in zip(got.accumulators, expected.accumulators, strict=True):
+        assert torch.equal(mine, other)
+
+
+@needs_native
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize(
+    ("kinds", "timesteps", "channels", "mixed", "weight"),
+    [
+        (["conv"], 3, 8, False, 3),
+        (list(KINDS), 7, 9, False, 4),
+        (list(KINDS), 3, 40, True, 1),
+        (["strided", "identity", "pooled"], 15, 20, False, 10),
+        (["conv", "projection"], 1, 16, False, 31),
+        (["conv", "pointwise"], 4, 130, False, 2),
+    ],
+)
+def test_native_is_torch_bit_for_bit(kinds, timesteps, channels, mixed, weight, mode):
+    if mixed and mode and mode[1] == "fixed":
+        timesteps = 3
+    program = random_program(kinds, timesteps=timesteps, channels=channels, mixed=mixed, weight=weight)
+    for batch in (1, 3, 37):  # 37: a full vector of images and a rest, on AVX2
+        pixels = random_pixels(program, batch, seed=batch)
+        expected = run(engine_torch, program, pixels, mode)
+        assert sum(int(s.sum()) for s in expected.spikes.values()) > 0
+        for target in native.targets():
+            for threads in (1, 3):
+                assert_same(run(native, program, pixels, mode, target=target, threads=threads), expected)
+
+
+@needs_native
+def test_long_lists_and_wide_layers():
+    """More channels than a record holds, one position, every weight at its extreme: sums that would wrap int8 and int16."""
+    size = 600
+    program = random_program(["pointwise"], timesteps=7, channels=size, size=2, weight=31, seed=3)
+    stem, unit, *_ = program.units
+    extreme = torch.full_like(unit.branches[0].weight, 31)
+    branch = replace(unit.branches[0], weight=extreme, multiplier=torch.ones(size, dtype=torch.int32))
+    changed = {
+        stem.name: replace(stem, bias=torch.full((size,), 4096, dtype=torch.int32)),  # fires in every step
+        unit.name: replace(unit, branches=(branch,)),
+    }
+    program = replace(program, nodes=tuple(changed.get(n.name, n) for n in program.nodes))
+    pixels = random_pixels(program, 13)
+    for mode in MODES:
+        expected, few = run(engine_torch, program, pixels, mode), run(engine_torch, program, pixels[:2], mode)
+        for target in native.targets():
+            assert_same(run(native, program, pixels, mode, target=target, threads=1), expected)
+            assert_same(run(native, program, pixels[:2].contiguous(), mode, target=target, threads=1), few)
+
+
+@needs_native
+def test_an_image_does_not_depend_on_its_batch_or_on_other_callers():
+    program = random_program(["conv", "identity", "strided"], timesteps=3, channels=24)
+    pixels = random_pixels(program, 50)
+    whole = native.run_spikes(program, pixels, neuron="signed", schedule="settle", keep_counts=True)
+    results = {}
+
+    def work(i):
+        results[i] = native.run_spikes(program, pixels[i : i + 1], neuron="signed", schedule="settle", keep_counts=True)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 17, 49)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, alone in results.items():
+        assert all(torch.equal(alone.counts[name][0], whole.counts[name][i]) for name in whole.counts)
+        assert alone.steps[0] == whole.steps[i]
+
+
+@needs_native
+def test_arguments_are_checked_before_the_kernel_sees_them():
+    program = random_program(["conv"], timesteps=3)
+    pixels = random_pixels(program, 2)
+    with pytest.raises(ConfigError, match="contiguous int32 tensor on the CPU"):
+        native.run_counts(program, pixels.float())
+    with pytest.raises(ConfigError, match="contiguous int32 tensor on the CPU"):
+        native.run_counts(program, pixels.transpose(2, 3))
+    with pytest.raises(ConfigError, match=r"give \[B, 2, 6, 6\], B ≥ 1"):
+        native.run_counts(program, pixels[:, :1].contiguous())
+    with pytest.raises(ConfigError, match=r"give \[B, 2, 6, 6\], B ≥ 1"):
+        native.run_counts(program, pixels[:0])
+    with pytest.raises(ConfigError, match="the network takes -500 to 600"):
+        native.run_counts(program, pixels + 2000)
+    with pytest.raises(ConfigError, match="threads=0"):
+        native.run_counts(program, pixels, threads=0)
+    with pytest.raises(ConfigError, match="unknown target 'sse9'"):
+        native.run_counts(program, pixels, target="sse9")
+
+
+@needs_native
+def test_the_environment_switches_the_engine_off():
+    code = "from nbsnn.integer import native; print(native.why_not())"
+    environment = {"NBSNN_NATIVE": "0", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "switched off by NBSNN_NATIVE=0"
+
+
+@needs_native
+def test_added_weights_are_the_rows_of_active_channels():
+    """One linear unit on a few spikes: rows = active channels, times the padded row."""
+    program = random_program(["pointwise"], timesteps=1, size=2, channels=32)
+    pixels = random_pixels(program, 1)
+    counts = native.run_counts(program, pixels, keep_counts=True).counts
+    added = native.rows_added(program, pixels)
+    active = int((counts["stem"] > 0).sum())
+    assert added["stem"] == 0
+    assert active > 0
+    assert added["pointwise0"] % active == 0
