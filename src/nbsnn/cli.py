@@ -2,21 +2,32 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from torch import nn
 
 from nbsnn import console, pipeline
-from nbsnn.checkpoint import Header, form_of, load_checkpoint, read_tensors, rebuild, save_checkpoint
-from nbsnn.data import DATA_SETS, load_data
+from nbsnn.checkpoint import Header, form_of, load_checkpoint, read_tensors, save_checkpoint
+from nbsnn.cli_finetune import finetune_
+from nbsnn.cli_options import (
+    Checkpoint,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    RootOption,
+    SplitOption,
+    data_spec,
+    load_form,
+    load_splits,
+)
+from nbsnn.data import load_data
 from nbsnn.data.images import Batches, ImageSet
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.recipe import DataSpec, list_recipes, load_recipe, recipe_from_dict
+from nbsnn.recipe import list_recipes, load_recipe, recipe_from_dict
 from nbsnn.spiking.convert import VALID_PAIRS, check_pair
 from nbsnn.summary import summarize, system_facts
 
@@ -27,14 +38,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-
-Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint that nbsnn wrote.", metavar="CHECKPOINT")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
-DataOption = Annotated[str | None, typer.Option("--data", help="cifar10 or digits; unless given, the checkpoint's own.")]
-RootOption = Annotated[Path | None, typer.Option("--root", help="Where the data lies; unless given, the checkpoint's own.")]
-SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
-LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Look at the first so many images only; 0 is all.")]
 
 
 @app.command()
@@ -91,7 +94,7 @@ def eval_(
 
     Example: nbsnn eval runs/r20/2bit/best.safetensors --root data
     """
-    model, header = _load(checkpoint, device)
+    model, header = load_form(checkpoint, device)
     images = _images(header, data, root, split, limit)
     with console.image_progress(len(images), f"{form_of(model)} network") as tell:
         report = evaluate(model, Batches(images, batch_size), progress=lambda count: tell("", count))
@@ -128,7 +131,7 @@ def convert(
     if schedule is None and (out or neuron):
         raise ConfigError("--out and --neuron need a schedule: add --schedule fixed, settle or barrier")
     pairs = VALID_PAIRS if schedule is None else (check_pair(neuron, schedule),)
-    model, header = _load(checkpoint, device)
+    model, header = load_form(checkpoint, device)
     if form_of(model) != "quantized":
         raise ConfigError(f"{checkpoint} holds a {form_of(model)} network; convert takes a quantized one")
     images = _images(header, data, root, split, limit)
@@ -237,32 +240,14 @@ def demo(
 # ----------------------------------------------------------------------------------------------------------- in common
 
 
-def _load(checkpoint: Path, device: str) -> tuple[nn.Module, Header]:
-    chosen = pipeline.pick_device(device)
-    header, state = read_tensors(checkpoint)
-    return rebuild(header, state, source=str(checkpoint)).to(chosen), header
-
-
 def _images(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:
     if split not in ("test", "validation", "train"):
         raise ConfigError(unknown("split", split, ("test", "validation", "train")))
-    spec = recipe_from_dict(header["recipe"]).data if header["recipe"] else None
-    name = data or (spec.name if spec else None)
-    if name is None:
-        raise ConfigError("the checkpoint names no data set; say --data cifar10 or --data digits")
-    if name not in DATA_SETS:
-        raise ConfigError(unknown("data set", name, DATA_SETS))
-    if spec is None or spec.name != name:
-        spec = DataSpec(name, validation=DATA_SETS[name])
-    with console.download_progress() as progress:
-        splits = load_data(replace(spec, root=str(root or spec.root)), progress=progress)
-    images: ImageSet = getattr(splits, split)
-    channels = (header["model"] or {}).get("in_channels", images.images.shape[1])
-    if images.images.shape[1] != channels:
-        raise ConfigError(
-            f"the network takes {channels} channels, but {spec.name} has {images.images.shape[1]}; choose other --data"
-        )
+    images: ImageSet = getattr(load_splits(header, data_spec(header, data, root)), split)
     return images.take(slice(0, limit or None))
+
+
+app.command("finetune")(finetune_)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -187,3 +187,38 @@ def convert(quantized: nn.Module, images: ImageSet, *, neuron: str | None, sched
     parameter = next(quantized.parameters())
     example = images.normalized(images.images[:1]).to(parameter)
     return to_spiking(quantized.eval(), example, neuron=neuron, schedule=schedule)
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A quantized network, its spiking form under "fixed", and that form fine-tuned. Accuracies in percent."""
+
+    images: int
+    timesteps: int
+    neuron: str
+    quantized_top1: float
+    before_top1: float
+    after_top1: float
+
+
+def compare_finetuned(
+    quantized: nn.Module, spiking: SpikingNetwork, images: ImageSet, *, progress: Callable[[str, int], None] | None = None
+) -> Finetuned:
+    """Accuracy of a quantized network, of its spiking form, and of what `finetune` made of that.
+
+    Args:
+        quantized: the source, which fine-tuning left alone.
+        spiking: result of fine-tuning; under the schedule "fixed".
+        images: the images to look at.
+        progress: called with what is measured and the number of images done.
+    """
+    before = convert(quantized, images, neuron=spiking.neuron, schedule=spiking.schedule)
+    top1 = {}
+    for name, network in (("quantized", quantized), ("spiking before", before), ("spiking after", spiking)):
+
+        def tell(count: int, name: str = name) -> None:
+            if progress:
+                progress(name, count)
+
+        top1[name] = evaluate(network, Batches(images, _SPIKING_BATCH), progress=tell).top1
+    return Finetuned(len(images), spiking.timesteps, spiking.neuron, *top1.values())
