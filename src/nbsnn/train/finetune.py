@@ -66,7 +66,8 @@ def finetune(
         held_out: training images that decide what is kept; none of `train`.
         spec: method and settings.
         progress: called with what is being done and a number of images; `images_to_see` says how many in all.
-        on_change: called after each change with the network as it stands, before the change is undone if it is not kept.
+        on_change: called at the start, and after each change with the network as it stands, before the change is undone
+            if it is not kept.
     Returns:
         The spiking network with the changes that were kept.
     Raises:
@@ -81,6 +82,7 @@ def finetune(
     run = _Run(quantized, train, held_out, spec, progress or (lambda _what, _count: None), on_change)
     reference = evaluate(run.teacher, Batches(run.held_out, _CHECK_BATCH)).top1
     before = run.top1 = run.check("spiking before")
+    run.tell(Change("start", None, before, True, time.perf_counter() - start))
     {"layerwise": run.layerwise_, "end-to-end": run.end_to_end_, "calibrate": run.calibrate_}[spec.method]()
     seconds = time.perf_counter() - start
     return FinetuneResult(run.pair.spiking, reference, before, run.top1, seconds, tuple(run.changes))
@@ -151,13 +153,16 @@ class _Run:
         top1 = self.check(name)
         kept = self.spec.force or top1 > self.top1
         self.changes.append(Change(name, loss, top1, kept, time.perf_counter() - start))
-        if self.on_change:
-            self.on_change(self.changes[-1], self.pair.spiking)
+        self.tell(self.changes[-1])
         if kept:
             self.top1 = top1
         else:
             self.pair.proxy.load_state_dict(dict(before))
         return kept
+
+    def tell(self, change: Change) -> None:
+        if self.on_change:
+            self.on_change(change, self.pair.spiking)
 
     def snapshot(self) -> dict[str, Tensor]:
         return {key: tensor.clone() for key, tensor in self.pair.proxy.state_dict().items()}
