@@ -108,7 +108,8 @@ def find_units(pair: SpikingProxy, example: Tensor) -> list[Unit]:
         gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
         own = {key: g for key, g in zip(named, gradients, strict=True) if g is not None}
         shift = channel * (current.numel() / current.shape[1])
-        biases = [key for key, g in own.items() if g.shape == shift.shape and torch.allclose(g, shift, rtol=1e-3)]
+        off = {key: float((g - shift).abs().max()) for key, g in own.items() if g.shape == shift.shape}
+        biases = [key for key in sorted(off, key=lambda key: off[key]) if off[key] <= 1e-3 * float(shift.max())]
         units.append(Unit(name, {key: named[key] for key in own}, biases[0] if biases else None))
     return units
 
