@@ -59,6 +59,8 @@ def finetune_(
     wanted = {"method": method, "epochs": epochs, "neuron": neuron, "force": force, "calibrate_first": calibrate_first,
               "lr": lr, "batch_size": batch_size, "seed": seed}  # fmt: skip
     spec: FinetuneSpec = convert(wanted, FinetuneSpec, "")
+    if out and any(parent.is_file() for parent in out.parents):  # found out now, not after an hour
+        raise ConfigError(f"{out}: a file stands where its folder should be; choose another folder")
     model, header = load_form(checkpoint, device)
     if form_of(model) != "quantized":
         raise ConfigError(f"{checkpoint} holds a {form_of(model)} network; finetune takes a quantized one, as its teacher")
