@@ -41,7 +41,12 @@ class Results:
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
         self.path, self.head = path, head
-        self.rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+        self.rows = self.read()
+
+    def read(self) -> list[dict[str, Any]]:
+        """What stands in the file; another process may have added to it."""
+        rows: list[dict[str, Any]] = json.loads(self.path.read_text())["rows"] if self.path.is_file() else []
+        return rows
 
     def find(self, **wanted: Any) -> dict[str, Any] | None:
         """The row with these values, if there is one."""
@@ -49,7 +54,7 @@ class Results:
 
     def add(self, row: dict[str, Any]) -> dict[str, Any]:
         """Append a row and write the file."""
-        self.rows.append(row)
+        self.rows = [*self.read(), row]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.head | {"rows": self.rows}, indent=1) + "\n")
         return row

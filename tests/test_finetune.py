@@ -18,6 +18,7 @@ from nbsnn.spiking.functional import integrate_and_fire
 from nbsnn.train.bias_shift import least_error_shift, shift_biases_
 from nbsnn.train.finetune import distillation_loss, finetune, images_to_see
 from nbsnn.train.finetune_spec import FinetuneSpec
+from nbsnn.train.loop import DivergedError
 from nbsnn.train.proxy import SpikingProxy, find_units
 
 METHODS = ("layerwise", "end-to-end", "calibrate")
@@ -204,6 +205,7 @@ def test_a_method_raises_or_leaves_the_accuracy_and_touches_neither_source_nor_t
     state = result.spiking.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in source.state_dict().items() if key.endswith("threshold"))
     assert result.spiking.schedule == "fixed"
+    assert all(p.requires_grad and p.grad is None for p in result.spiking.parameters())
 
 
 def test_calibration_brings_the_spiking_logits_closer_to_the_teachers(trained, digits):
@@ -225,6 +227,14 @@ def test_a_change_that_harms_is_undone_exactly_unless_forced(trained, digits, me
     assert all(change.kept for change in forced.changes)
     assert forced.after_top1 < forced.before_top1
     assert not same_state(forced.spiking, trained)
+
+
+@pytest.mark.parametrize("method", ["layerwise", "end-to-end"])
+def test_weights_that_are_no_longer_finite_end_it_with_a_remedy(trained, digits, method):
+    source = copy.deepcopy(trained)
+    with pytest.raises(DivergedError, match=rf"no longer finite in .* of {method}; lower lr=1e\+38"):
+        finetune(trained, digits.train, digits.validation, FinetuneSpec(method=method, lr=1e38, augment=False, force=True))
+    assert same_state(trained, source)
 
 
 @pytest.mark.parametrize("method", ["layerwise", "end-to-end"])

@@ -95,7 +95,7 @@ def least_error_shift(current: Tensor, target: Tensor, threshold: Tensor, *, sig
     for offsets in (_COARSE, _FINE):
         candidates = best + torch.tensor(offsets).to(best)[:, None] * (threshold / len(current))
         errors = torch.zeros_like(candidates)
-        blocks = zip(current.split(_BLOCK, dim=1), target.split(_BLOCK), strict=True)
+        blocks = zip(torch.split(current, _BLOCK, dim=1), torch.split(target, _BLOCK), strict=True)
         for part, wanted in blocks:
             for index, shift in enumerate(candidates):
                 spikes = integrate_and_fire(part + _per_channel(shift, part[0]), threshold, signed=signed)

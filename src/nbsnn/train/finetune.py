@@ -26,6 +26,7 @@ from nbsnn.quant.quantize import read_plan
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.train.bias_shift import shift_biases_
 from nbsnn.train.finetune_spec import Change, FinetuneSpec
+from nbsnn.train.loop import DivergedError
 from nbsnn.train.optim import keep_positive_
 from nbsnn.train.proxy import SpikingProxy, activation_of, channels_last_copy, find_units
 
@@ -72,6 +73,7 @@ def finetune(
         The spiking network with the changes that were kept.
     Raises:
         ConfigError: no images, or the network is not quantized. ConversionError: it has no spiking form.
+        DivergedError: the learning rate is too high.
     """
     spec = spec or FinetuneSpec()
     if isinstance(quantized, SpikingNetwork) or not read_plan(quantized):
@@ -84,6 +86,7 @@ def finetune(
     before = run.top1 = run.check("spiking before")
     run.tell(Change("start", None, before, True, time.perf_counter() - start))
     {"layerwise": run.layerwise_, "end-to-end": run.end_to_end_, "calibrate": run.calibrate_}[spec.method]()
+    run.pair.release_()
     seconds = time.perf_counter() - start
     return FinetuneResult(run.pair.spiking, reference, before, run.top1, seconds, tuple(run.changes))
 
@@ -183,7 +186,7 @@ class _Run:
 
     def layerwise_(self) -> None:
         modules = dict(self.teacher.named_modules())
-        for index, unit in enumerate(self.units[1:-1]):
+        for index, unit in enumerate(unit for unit in self.units[1:] if unit.name):  # the head has no spikes to match
             start, before = time.perf_counter(), self.snapshot()
             optimizer, losses = self.optimizer(unit.parameters.values()), []
             for epoch in range(self.spec.epochs):
@@ -222,6 +225,10 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         keep_positive_(self.pair.proxy)
+        if not all(bool(p.isfinite().all()) for p in self.pair.proxy.parameters()):
+            raise DivergedError(
+                f"the weights are no longer finite at {what} of {self.spec.method}; lower lr={self.spec.rate:g}"
+            )
         self.progress(what, images)
         return float(loss.detach())
 

@@ -47,6 +47,12 @@ class SpikingProxy:
         """T."""
         return self.spiking.timesteps
 
+    def release_(self) -> None:
+        """Leave the parameters as ordinary ones: without gradients, thresholds no longer frozen."""
+        self.proxy.zero_grad(set_to_none=True)
+        for act in self.acts.values():
+            act.threshold.requires_grad_(True)
+
     @torch.no_grad()
     def rates(self, images: Tensor, *, until: str | None = None) -> dict[str, Tensor]:
         """Name → spiking rate [B, ...], the mean over T of spikes · θ; of the neurons up to `until` alone, if given."""
