@@ -129,5 +129,5 @@ def test_demo_prints_every_neuron_and_schedule(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("train", "eval", "convert", "recipes", "info", "demo"):
+    for verb in ("train", "eval", "convert", "finetune", "recipes", "info", "demo"):
         assert "--json" in output(capsys, verb, "--help")

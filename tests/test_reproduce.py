@@ -75,6 +75,19 @@ def test_the_published_sequence_runs(place: Path) -> None:
     assert "epoch 1/2" not in printed
 
 
+def test_fine_tuning_writes_the_same_kind_of_files(place: Path) -> None:
+    reference = Path(__file__).parent / "golden" / "resnet20_2bit_reference.pth.tar"
+    words = ["snn_ft.py", "--arch", "resnet20", "--bit", "2"]
+    printed = command(place, *words, "-n", "1", "--force", "--init", str(reference), "-b", "24", "--limit-train", "24")
+    assert "18 of 18" in printed
+    folder = place / "result" / "resnet20_2bit_ft"
+    assert {p.name for p in folder.iterdir()} == {"model_best.pth.tar", "checkpoint.pth.tar", "log.csv", "log.jsonl"}
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 1 + 18
+    assert "stem.act.threshold" in torch.load(folder / "model_best.pth.tar", weights_only=True)["state_dict"]
+    printed = command(place, *words, "-e", "--init", str(folder / "checkpoint.pth.tar"))
+    assert "spiking form: test accuracy" in printed
+
+
 def test_init_takes_the_authors_checkpoints(place: Path) -> None:
     reference = Path(__file__).parent / "golden" / "resnet20_2bit_reference.pth.tar"
     printed = command(place, "snn.py", "--arch", "resnet20", "--bit", "2", "-e", "--init", str(reference))
@@ -86,6 +99,7 @@ def test_init_takes_the_authors_checkpoints(place: Path) -> None:
     ("words", "expected"),
     [
         (["snn.py", "--arch", "alex", "--bit", "3", "-e"], "--init: name the checkpoint"),
+        (["snn_ft.py", "--arch", "alex", "--bit", "3"], "--init: name the checkpoint"),
         (
             ["snn.py", "--arch", "alex", "--bit", "3", "-e", "-u", "--schedule", "settle", "--init", "x.pth.tar"],
             "use neuron='signed'",

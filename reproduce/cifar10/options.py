@@ -1,4 +1,4 @@
-"""The flags of the published commands, and what main.py and snn.py do with them alike."""
+"""The flags of the published commands, and what main.py, snn.py and snn_ft.py do with them alike."""
 
 import argparse
 from pathlib import Path
@@ -17,6 +17,11 @@ HERE = Path(__file__).resolve().parent
 
 
 def parse(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the flags."""
+    return make_parser(description).parse_args(arguments)
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
     """The published flags, and a few more that say where things are."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
@@ -41,7 +46,7 @@ def parse(description: str, arguments: list[str] | None = None) -> argparse.Name
     add("--download", action="store_true", help="fetch the data set if it is not there")
     add("--validation", type=int, default=5000, help="training images held out to choose the best epoch")
     add("--seed", type=int, default=0, help="of weights, order and augmentation")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:

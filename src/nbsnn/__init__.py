@@ -26,6 +26,8 @@ from nbsnn.recipe import QuantSpec, Recipe, list_recipes, load_recipe
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.surgery import tap
+from nbsnn.train.finetune import FinetuneResult, finetune
+from nbsnn.train.finetune_spec import FinetuneSpec
 
 __all__ = [
     "CheckpointError",
@@ -33,6 +35,8 @@ __all__ = [
     "ConversionError",
     "DataError",
     "Fidelity",
+    "FinetuneResult",
+    "FinetuneSpec",
     "IntegerNetwork",
     "LayerFidelity",
     "LoweringError",
@@ -45,6 +49,7 @@ __all__ = [
     "SpikingNetwork",
     "build_model",
     "evaluate",
+    "finetune",
     "list_models",
     "list_recipes",
     "load_checkpoint",

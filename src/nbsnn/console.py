@@ -26,10 +26,12 @@ from rich.table import Table
 
 from nbsnn.errors import NbsnnError
 from nbsnn.evaluate.fidelity import Fidelity
-from nbsnn.pipeline import Comparison, PhaseResult
+from nbsnn.pipeline import Comparison, Finetuned, PhaseResult
 from nbsnn.report import COLUMNS as REPORT_COLUMNS
 from nbsnn.report import table as report_table
 from nbsnn.train.execution import Execution
+from nbsnn.train.finetune import FinetuneResult
+from nbsnn.train.finetune_spec import Change
 from nbsnn.train.loop import Epoch, Interrupted, Observer
 
 out = Console(width=None if sys.stdout.isatty() else 120)
@@ -209,3 +211,23 @@ def show_layers(fidelity: Fidelity) -> None:
         ("layer", "neurons", "differing", "off %", "largest difference"),
         rows,
     )
+
+
+def change_line(change: Change) -> str:
+    """What became of one change that fine-tuning tried."""
+    loss = "" if change.loss is None else f"  loss {change.loss:.4g}"
+    kept = "kept" if change.kept else "undone"
+    return f"{change.name}: held-out spiking {change.top1:.2f} %, {kept}{loss}  {change.seconds:.1f} s"
+
+
+def show_finetuning(title: str, result: FinetuneResult, held_out: int, tested: Finetuned) -> None:
+    """Accuracy before and after fine-tuning, on the images that judged it and on test images."""
+    kept = f"{sum(change.kept for change in result.changes)} of {len(result.changes)}"
+    judged = (result.quantized_top1, result.before_top1, result.after_top1)
+    measured = (tested.quantized_top1, tested.before_top1, tested.after_top1)
+    rows = [
+        (f"held-out, {held_out} images", str(tested.timesteps), *map("{:.2f}".format, judged), kept, f"{result.seconds:.1f}"),
+        (f"test, {tested.images} images", str(tested.timesteps), *map("{:.2f}".format, measured), "", ""),
+    ]
+    columns = ("top-1 %", "T", "quantized", "spiking before", "spiking after", "changes kept", "seconds")
+    show_table(f"{title}, {tested.neuron} fixed", columns, rows)

@@ -227,35 +227,43 @@ def integer_form(
     return IntegerNetwork(replace(network.program, origin=dict(origin or {})))
 
 
-@dataclass(frozen=True)
-class Guess:
-    """A class that a network sees in an image: its name, its logit, and its share in percent after softmax."""
-
-    name: str
-    logit: float
-    share: float
-
-
-def classify(quantized: nn.Module, photographs: ImageSet, *, best: int = 5) -> list[list[Guess]]:
-    """The best classes for each photograph, by the integer network: from the 8-bit pixels on, whole numbers only.
-
-    Args:
-        quantized: result of `quantize`.
-        photographs: 8-bit images in the network's size.
-        best: classes for each, the likeliest first.
-    """
-    network = integer_form(quantized, photographs)
-    logits = network.run(photographs.images, engine="counts").double()
-    shares = 100 * logits.softmax(1)
-    order = logits.argsort(1, descending=True)[:, :best]
-    return [
-        [Guess(photographs.classes[c], float(logits[image, c]), float(shares[image, c])) for c in classes.tolist()]
-        for image, classes in enumerate(order)
-    ]
-
-
 def float_form(header: Mapping[str, Any]) -> nn.Module:
     """A float network of the architecture that a checkpoint's header names, with fresh weights, in evaluation mode."""
     if header["model"] is None:
         raise ConfigError("the checkpoint names no architecture; its float form cannot be built")
     return _build(ModelSpec(**header["model"])).eval()
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A quantized network, its spiking form under "fixed", and that form fine-tuned. Accuracies in percent."""
+
+    images: int
+    timesteps: int
+    neuron: str
+    quantized_top1: float
+    before_top1: float
+    after_top1: float
+
+
+def compare_finetuned(
+    quantized: nn.Module, spiking: SpikingNetwork, images: ImageSet, *, progress: Callable[[str, int], None] | None = None
+) -> Finetuned:
+    """Accuracy of a quantized network, of its spiking form, and of what `finetune` made of that.
+
+    Args:
+        quantized: the source, which fine-tuning left alone.
+        spiking: result of fine-tuning; under the schedule "fixed".
+        images: the images to look at.
+        progress: called with what is measured and the number of images done.
+    """
+    before = convert(quantized, images, neuron=spiking.neuron, schedule=spiking.schedule)
+    top1 = {}
+    for name, network in (("quantized", quantized), ("spiking before", before), ("spiking after", spiking)):
+
+        def tell(count: int, name: str = name) -> None:
+            if progress:
+                progress(name, count)
+
+        top1[name] = evaluate(network, Batches(images, _SPIKING_BATCH), progress=tell).top1
+    return Finetuned(len(images), spiking.timesteps, spiking.neuron, *top1.values())

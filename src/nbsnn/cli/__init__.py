@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from nbsnn import console
-from nbsnn.cli import files, integer, spiking, training  # noqa: F401  (their verbs)
+from nbsnn.cli import files, finetune, integer, spiking, training  # noqa: F401  (their verbs)
 from nbsnn.cli.app import app
 
 __all__ = ["app", "main"]

@@ -10,7 +10,7 @@ from torch import nn
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import rebuild
 from nbsnn.data import DATA_SETS, load_data
-from nbsnn.data.images import ImageSet
+from nbsnn.data.images import ImageSet, Splits
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from
@@ -55,10 +55,8 @@ def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Hea
     return rebuild(header, state, source=str(checkpoint)).to(chosen), header
 
 
-def images_for(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:
-    """The images that the options name, or else those that the checkpoint was trained on."""
-    if split not in ("test", "validation", "train"):
-        raise ConfigError(unknown("split", split, ("test", "validation", "train")))
+def data_spec(header: Header, data: str | None, root: Path | None) -> DataSpec:
+    """The data set that the options name, or else the checkpoint's own."""
     spec = recipe_from_dict(header["recipe"]).data if header["recipe"] else None
     name = data or (spec.name if spec else None)
     if name is None:
@@ -67,12 +65,23 @@ def images_for(header: Header, data: str | None, root: Path | None, split: str, 
         raise ConfigError(unknown("data set", name, DATA_SETS))
     if spec is None or spec.name != name:
         spec = DataSpec(name, validation=DATA_SETS[name])
+    return replace(spec, root=str(root or spec.root))
+
+
+def load_splits(header: Header, spec: DataSpec) -> Splits:
+    """The data set, if its images fit the network."""
     with console.download_progress() as progress:
-        splits = load_data(replace(spec, root=str(root or spec.root)), progress=progress)
-    images: ImageSet = getattr(splits, split)
-    channels = (header["model"] or {}).get("in_channels", images.images.shape[1])
-    if images.images.shape[1] != channels:
-        raise ConfigError(
-            f"the network takes {channels} channels, but {spec.name} has {images.images.shape[1]}; choose other --data"
-        )
+        splits = load_data(spec, progress=progress)
+    found = splits.test.images.shape[1]
+    channels = (header["model"] or {}).get("in_channels", found)
+    if found != channels:
+        raise ConfigError(f"the network takes {channels} channels, but {spec.name} has {found}; choose other --data")
+    return splits
+
+
+def images_for(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:
+    """The images that the options name, or else those that the checkpoint was trained on."""
+    if split not in ("test", "validation", "train"):
+        raise ConfigError(unknown("split", split, ("test", "validation", "train")))
+    images: ImageSet = getattr(load_splits(header, data_spec(header, data, root)), split)
     return images.take(slice(0, limit or None))

@@ -28,6 +28,7 @@ from nbsnn.data import load_photographs
 from nbsnn.data.images import Batches
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.evaluate.classify import classify as classify_images
 from nbsnn.recipe import ModelSpec, recipe_from_dict
 from nbsnn.spiking.convert import VALID_PAIRS, check_pair
 
@@ -128,7 +129,7 @@ def classify(
         raise ConfigError(f"{checkpoint} does not say what it was trained on; classify takes networks of nbsnn train")
     data = recipe_from_dict(header["recipe"]).data.name
     images = load_photographs(data, photographs, size=ModelSpec(**header["model"]).image_size)
-    guesses = pipeline.classify(quantized, images)
+    guesses = classify_images(pipeline.integer_form(quantized, images), images)
     if json_:
         console.show_json({str(p): [asdict(guess) for guess in best] for p, best in zip(photographs, guesses, strict=True)})
         return

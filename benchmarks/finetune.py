@@ -1,0 +1,142 @@
+"""Fine-tuning for the fixed schedule: accuracy and time of the three methods on trained networks, as JSON.
+
+    python benchmarks/finetune.py runs/r20/2bit/best.safetensors runs/r20/3bit/best.safetensors --root data
+
+One row is written as soon as it is measured. A row that stands in the file already, with the same settings, is not
+measured again, so that an interrupted run goes on.
+"""
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import nbsnn
+from nbsnn import console, pipeline
+from nbsnn.data import load_data
+from nbsnn.data.images import Batches, ImageSet, Splits
+from nbsnn.recipe import DataSpec
+from nbsnn.spiking import neuron
+from nbsnn.train.finetune import finetune, images_to_see
+from nbsnn.train.finetune_spec import FinetuneSpec
+
+BATCH = 50  # images
+
+
+def accuracy(network: torch.nn.Module, images: ImageSet, title: str) -> float:
+    """Top-1 in percent."""
+    with console.image_progress(len(images), title) as tell:
+        return nbsnn.evaluate(network, Batches(images, BATCH), progress=lambda count: tell("", count)).top1
+
+
+class Results:
+    """The JSON file: a row for each (checkpoint, what)."""
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.path, self.head = path, head
+        self.rows = self.read()
+
+    def read(self) -> list[dict[str, Any]]:
+        """What stands in the file; another process may have added to it."""
+        rows: list[dict[str, Any]] = json.loads(self.path.read_text())["rows"] if self.path.is_file() else []
+        return rows
+
+    def find(self, **wanted: Any) -> dict[str, Any] | None:
+        """The row with these values, if there is one."""
+        return next((row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())), None)
+
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append a row and write the file."""
+        self.rows = [*self.read(), row]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.head | {"rows": self.rows}, indent=1) + "\n")
+        return row
+
+
+def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse.Namespace, results: Results) -> None:
+    """A row of one network and method: accuracies before and after on the same test images, and the time taken."""
+    quantized = nbsnn.load_checkpoint(checkpoint).to(memory_format=torch.channels_last)
+    bits, test = max(m.bits for m in quantized.modules() if hasattr(m, "bits")), splits.test.take(slice(0, args.test or None))
+    source = results.find(bits=bits, method=None, test_images=len(test))
+    if source is None:
+        spiking = pipeline.convert(quantized, test, neuron=spec.neuron, schedule="fixed")
+        source = results.add({
+            "bits": bits, "timesteps": spiking.timesteps, "method": None, "neuron": spec.neuron, "test_images": len(test),
+            "quantized_top1": accuracy(quantized, test, f"{bits} bits, quantized"),
+            "spiking_top1": accuracy(spiking, test, f"{bits} bits, spiking"),
+        })  # fmt: skip
+    key = {"bits": bits, "train_images": args.train, "held_out_images": args.held_out, "test_images": len(test)}
+    key |= {"method": spec.method, "settings": json.loads(json.dumps(asdict(spec)))}
+    if results.find(**key):
+        return
+    train, held_out = splits.train.take(slice(0, args.train)), splits.validation.take(slice(0, args.held_out))
+    processor = time.process_time()
+    with console.image_progress(images_to_see(quantized, train, held_out, spec), f"{bits} bits, {spec.method}") as tell:
+        result = finetune(
+            quantized, train, held_out, spec, progress=tell, on_change=lambda c, _: console.note(console.change_line(c))
+        )
+    processor = time.process_time() - processor
+    if args.save:
+        nbsnn.save_checkpoint(args.save / f"{bits}bit-{spec.method}.safetensors", result.spiking)
+    after = accuracy(result.spiking, test, f"{bits} bits, {spec.method}, test")
+    results.add(
+        key | {"timesteps": result.spiking.timesteps, "quantized_top1": source["quantized_top1"],
+               "spiking_top1_before": source["spiking_top1"], "spiking_top1": after,
+               "gap": round(source["quantized_top1"] - after, 4), "processor_seconds": processor, "held_out": result.to_dict()}
+    )  # fmt: skip
+
+
+def show(results: Results) -> None:
+    """The table of all rows."""
+    table = Table(title=f"Fine-tuning for the fixed schedule, {results.head['data']}, top-1 in %")
+    for column in ("bits", "T", "method", "train images", "test images", "quantized", "before", "after", "gap", "CPU s"):
+        table.add_column(column, justify="right")
+    for row in results.rows:
+        if row["method"]:
+            numbers = (f"{row[k]:.2f}" for k in ("quantized_top1", "spiking_top1_before", "spiking_top1", "gap"))
+            method = row["method"] + (", calibrated first" if row["settings"]["calibrate_first"] else "")
+            table.add_row(str(row["bits"]), str(row["timesteps"]), method, str(row["train_images"]), str(row["test_images"]),
+                          *numbers, f"{row['processor_seconds']:.0f}")  # fmt: skip
+    Console().print(table)
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path, help="quantized networks trained on CIFAR-10")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of cifar-10-batches-py")
+    parser.add_argument("--label", default="CIFAR-10", help="what the data is, for the record")
+    parser.add_argument("--methods", nargs="+", default=["calibrate", "end-to-end", "layerwise"])
+    parser.add_argument("--train", type=int, default=5000, help="images to learn from")
+    parser.add_argument("--held-out", type=int, default=1000, help="held-out training images that judge")
+    parser.add_argument("--test", type=int, default=0, help="test images; 0 is all")
+    parser.add_argument("--calibrate-first", action="store_true", help="end to end: start from the calibrated network")
+    parser.add_argument("--lr", type=float, default=0.0, help="learning rate; 0 is the method's own")
+    parser.add_argument("--compile", action="store_true", help="compile the neuron's loop (the same bits, faster)")
+    parser.add_argument("--save", type=Path, help="folder for the fine-tuned networks")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "finetune-resnet20.json")
+    args = parser.parse_args()
+    if args.compile:
+        torch._dynamo.config.recompile_limit = 64  # a version for each shape and grad mode
+        neuron.integrate_and_fire = torch.compile(neuron.integrate_and_fire, dynamic=False)
+    machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
+               "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
+    results = Results(args.json, {"kind": "finetune", "data": args.label, "machine": machine})
+    splits = load_data(DataSpec("cifar10", str(args.root)))
+    for checkpoint in args.checkpoints:
+        for method in args.methods:
+            first = args.calibrate_first and method == "end-to-end"
+            spec = FinetuneSpec(method=method, lr=args.lr, batch_size=BATCH, calibrate_first=first)
+            measure(checkpoint, spec, splits, args, results)
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

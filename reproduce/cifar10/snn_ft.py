@@ -1,0 +1,102 @@
+"""Fine-tune a quantized checkpoint for the spikes of a fixed number of steps, layer by layer, with the published commands.
+
+python snn_ft.py --arch resnet20 --bit 2 -n 1 --force --init result/resnet20_2bit/model_best.pth.tar
+python snn_ft.py --arch resnet20 --bit 2 -e --init result/resnet20_2bit_ft/model_best.pth.tar
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import options
+
+from nbsnn import pipeline
+from nbsnn.checkpoint import form_of, save_checkpoint
+from nbsnn.console import change_line, exit_code, image_progress, note, show_finetuning
+from nbsnn.data.images import Batches
+from nbsnn.errors import ConfigError
+from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.export.reference import load_start
+from nbsnn.recipe import Recipe
+from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.train.finetune import finetune, finetuned_metrics, images_to_see
+from nbsnn.train.finetune_spec import Change, FinetuneSpec
+
+BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
+
+
+class _Files:
+    """The result folder: the last and the best network so far, and a line of the log for each layer."""
+
+    def __init__(self, folder: Path, recipe: Recipe, figures: dict[str, object]) -> None:
+        self.folder, self.recipe, self.figures = folder, recipe, figures
+        self.rows: list[dict[str, object]] = []
+        self.best = -1.0
+
+    def save(self, name: str, network: SpikingNetwork, **metrics: object) -> None:
+        save_checkpoint(self.folder / name, network, recipe=self.recipe, metrics=finetuned_metrics(self.figures) | metrics)
+
+    def on_change(self, change: Change, network: SpikingNetwork) -> None:
+        note(change_line(change))
+        self.rows.append(asdict(change))
+        if change.top1 > self.best:
+            self.best = change.top1
+            self.save(BEST, network, held_out_top1=change.top1)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        (self.folder / "log.csv").write_text(text.getvalue())
+        (self.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fine-tune, or with -e evaluate what was fine-tuned."""
+    path = options.required_init(args)
+    recipe = options.recipe_of(args)
+    network = load_start(path, args.arch, bits=args.bit)
+    device = options.device_of(args)
+    if args.evaluate:
+        test = options.data_of(recipe).test
+        with image_progress(len(test), form_of(network)) as tell:
+            report = evaluate(network.to(device), Batches(test, args.batch_size), progress=lambda count: tell("", count))
+        note(f"{path}, {form_of(network)} form: test accuracy {report.top1:.2f} % on {report.images} images")
+        return
+    if form_of(network) != "quantized":
+        raise ConfigError(f"{path} holds a {form_of(network)} network; train one with main.py --bit {args.bit} first")
+    if args.schedule != "fixed":
+        raise ConfigError(f"--schedule {args.schedule}: exact schedules need no fine-tuning; leave it at fixed")
+    if args.validation < 1:
+        raise ConfigError("--validation 0: fine-tuning needs held-out training images; leave it at 5000")
+    spec = FinetuneSpec(
+        neuron="unsigned" if args.unsigned else "signed", epochs=args.num_epochs, lr=args.lr, momentum=args.momentum,
+        weight_decay=args.weight_decay, batch_size=args.batch_size, force=args.force, seed=args.seed,
+    )  # fmt: skip
+    splits = options.data_of(recipe)
+    train = splits.train.take(slice(0, args.limit_train or None))
+    folder = options.result_folder(args).with_name(f"{args.arch}_{args.bit}bit_ft")
+    figures = {"checkpoint": str(path), "settings": asdict(spec), "train_images": len(train), "test": None}
+    files = _Files(folder, recipe, figures)
+    quantized = network.to(device)
+    with image_progress(images_to_see(quantized, train, splits.validation, spec), "fine-tuning") as tell:
+        result = finetune(quantized, train, splits.validation, spec, progress=tell, on_change=files.on_change)
+    test = splits.test
+    with image_progress(3 * len(test), "testing") as tell:
+        tested = pipeline.compare_finetuned(quantized, result.spiking, test, progress=tell)
+    files.figures["test"] = asdict(tested)
+    files.save(LAST, result.spiking, held_out_top1=result.after_top1)
+    show_finetuning(f"{args.arch}, {path}", result, len(splits.validation), tested)
+
+
+if __name__ == "__main__":
+    parser = options.make_parser(__doc__ or "")
+    parser.set_defaults(lr=1e-3)
+    parser.add_argument("-n", "--num_epochs", type=int, default=1, help="epochs of each layer")
+    parser.add_argument("--force", action="store_true", help="keep every layer, whether accuracy rises or not")
+    parser.add_argument("--limit-train", type=int, default=0, help="learn from the first so many images only; 0 is all")
+    arguments = parser.parse_args()
+    sys.exit(exit_code(lambda: run(arguments)))

@@ -1,0 +1,93 @@
+"""The verb `nbsnn finetune`."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nbsnn import console, pipeline
+from nbsnn.checkpoint import save_checkpoint
+from nbsnn.cli.app import (
+    Checkpoint,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    RootOption,
+    app,
+    data_spec,
+    load,
+    load_splits,
+)
+from nbsnn.cli.integer import only_quantized
+from nbsnn.data import DATA_SETS
+from nbsnn.errors import ConfigError
+from nbsnn.recipe import recipe_from_dict
+from nbsnn.settings import convert
+from nbsnn.train.finetune import finetune, finetuned_metrics, images_to_see
+from nbsnn.train.finetune_spec import FinetuneSpec
+
+_HELD_OUT = 1000  # images unless told otherwise: each change is judged on them
+
+
+@app.command("finetune")
+def finetune_(
+    checkpoint: Checkpoint,
+    method: Annotated[str, typer.Option("--method", help="layerwise (published), end-to-end or calibrate.")] = "layerwise",
+    epochs: Annotated[int, typer.Option("--epochs", "-n", help="Epochs per layer; end to end, in all.")] = 1,
+    neuron: Annotated[str, typer.Option("--neuron", help="signed or unsigned.")] = "signed",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the fine-tuned spiking network here.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Keep every change, whether accuracy rises or not.")] = False,
+    calibrate_first: Annotated[
+        bool, typer.Option("--calibrate-first", help="End to end: start from the calibrated network.")
+    ] = False,
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate; 0 is the method's own.")] = 0.0,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Images at a time.")] = 50,
+    seed: Annotated[int, typer.Option("--seed", help="Of order and augmentation.")] = 0,
+    limit_train: Annotated[int, typer.Option("--limit-train", min=0, help="Learn from the first so many; 0 is all.")] = 0,
+    held_out: Annotated[int, typer.Option("--held-out", min=1, help="Held-out training images that judge.")] = _HELD_OUT,
+    data: DataOption = None,
+    root: RootOption = None,
+    limit: LimitOption = 0,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Fine-tune a quantized checkpoint for spikes under the schedule "fixed": T = 2^b - 1 steps and stop.
+
+    A change is kept only if spiking accuracy on held-out training images rises. The result is a spiking network: read as a
+    quantized one it is no reference for anything. Example:
+    nbsnn finetune runs/r20/2bit/best.safetensors --method calibrate --out r20-fixed.safetensors
+    """
+    wanted = {"method": method, "epochs": epochs, "neuron": neuron, "force": force, "calibrate_first": calibrate_first,
+              "lr": lr, "batch_size": batch_size, "seed": seed}  # fmt: skip
+    spec: FinetuneSpec = convert(wanted, FinetuneSpec, "")
+    if out and any(parent.is_file() for parent in out.parents):  # found out now, not after an hour
+        raise ConfigError(f"{out}: a file stands where its folder should be; choose another folder")
+    network, header = load(checkpoint, device)
+    model = only_quantized(network, checkpoint, "finetune")
+    source = data_spec(header, data, root)
+    if source.name == "sample":
+        raise ConfigError("--data sample: these are test images; fine-tune on the training images of cifar10 or digits")
+    spec = replace(spec, augment=source.augment)
+    if source.validation == 0:  # the test images chose the best epoch; they do not judge here
+        source = replace(source, validation=DATA_SETS[source.name])
+    splits = load_splits(header, source)
+    train, judge = splits.train.take(slice(0, limit_train or None)), splits.validation.take(slice(0, held_out))
+    with console.image_progress(images_to_see(model, train, judge, spec), f"{method} fine-tuning") as tell:
+        result = finetune(
+            model, train, judge, spec, progress=tell, on_change=lambda change, _: console.note(console.change_line(change))
+        )
+    test = splits.test.take(slice(0, limit or None))
+    with console.image_progress(3 * len(test), "testing") as tell:
+        tested = pipeline.compare_finetuned(model, result.spiking, test, progress=tell)
+    figures = {"checkpoint": str(checkpoint), "settings": asdict(spec), "train_images": len(train),
+               "held_out_images": len(judge), "held_out": result.to_dict(), "test": asdict(tested)}  # fmt: skip
+    if out:
+        recipe = recipe_from_dict(header["recipe"]) if header["recipe"] else None
+        save_checkpoint(out, result.spiking, recipe=recipe, seed=seed, metrics=finetuned_metrics(figures))
+        console.note(f"wrote {out}")
+    if json_:
+        console.show_json(figures)
+    else:
+        console.show_finetuning(f"{checkpoint}, {method}", result, len(judge), tested)

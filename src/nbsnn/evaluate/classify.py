@@ -1,0 +1,32 @@
+"""What an integer network sees in photographs."""
+
+from dataclasses import dataclass
+
+from nbsnn.data.images import ImageSet
+from nbsnn.integer.network import IntegerNetwork
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class that a network sees in an image: its name, its logit, and its share in percent after softmax."""
+
+    name: str
+    logit: float
+    share: float
+
+
+def classify(network: IntegerNetwork, photographs: ImageSet, *, best: int = 5) -> list[list[Guess]]:
+    """The best classes for each photograph, the likeliest first: from the 8-bit pixels on, whole numbers only.
+
+    Args:
+        network: lowered with mean and std, so that it takes pixels.
+        photographs: 8-bit images in the network's size.
+        best: classes for each.
+    """
+    logits = network.run(photographs.images, engine="counts").double()
+    shares = 100 * logits.softmax(1)
+    order = logits.argsort(1, descending=True)[:, :best]
+    return [
+        [Guess(photographs.classes[c], float(logits[image, c]), float(shares[image, c])) for c in classes.tolist()]
+        for image, classes in enumerate(order)
+    ]

@@ -1,0 +1,250 @@
+"""Fine-tuning for the schedule "fixed": make a network better *as spikes*; what its quantized form does no longer matters.
+
+Three methods, each kept only where the spiking accuracy on held-out training images rises:
+
+* "layerwise", as published with NB-SNN (Hu et al., 2023): unit by unit, from the second to the last but one, the spiking
+  rate is brought closer to the activation of the teacher, the quantized network that it all started from.
+* "end-to-end": all units at once, towards the teacher's logits.
+* "calibrate": no training; biases are shifted so that rates come closest to the teacher's activations.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nbsnn.data.images import Batches, ImageSet
+from nbsnn.errors import ConfigError
+from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.quant.layers import QuantReLU
+from nbsnn.quant.quantize import read_plan
+from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.train.bias_shift import shift_biases_
+from nbsnn.train.finetune_spec import Change, FinetuneSpec
+from nbsnn.train.loop import DivergedError
+from nbsnn.train.optim import keep_positive_
+from nbsnn.train.proxy import SpikingProxy, activation_of, channels_last_copy, find_units
+
+_CHECK_BATCH = 50  # images
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """The fine-tuned network, in spiking form, and what was tried. Accuracies in percent on the held-out images."""
+
+    spiking: SpikingNetwork
+    quantized_top1: float
+    before_top1: float
+    after_top1: float
+    seconds: float
+    changes: tuple[Change, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = {key: getattr(self, key) for key in ("quantized_top1", "before_top1", "after_top1", "seconds")}
+        return values | {"changes": [asdict(change) for change in self.changes]}
+
+
+def finetune(
+    quantized: nn.Module,
+    train: ImageSet,
+    held_out: ImageSet,
+    spec: FinetuneSpec | None = None,
+    *,
+    progress: Callable[[str, int], None] | None = None,
+    on_change: Callable[[Change, SpikingNetwork], None] | None = None,
+) -> FinetuneResult:
+    """Fine-tune a quantized network for its spiking form under the schedule "fixed".
+
+    Args:
+        quantized: result of `nbsnn.quantize`, trained; it is the teacher, and is not changed.
+        train: images to learn from.
+        held_out: training images that decide what is kept; none of `train`.
+        spec: method and settings.
+        progress: called with what is being done and a number of images; `images_to_see` says how many in all.
+        on_change: called at the start, and after each change with the network as it stands, before the change is undone
+            if it is not kept.
+    Returns:
+        The spiking network with the changes that were kept.
+    Raises:
+        ConfigError: no images, or the network is not quantized. ConversionError: it has no spiking form.
+        DivergedError: the learning rate is too high.
+    """
+    spec = spec or FinetuneSpec()
+    if isinstance(quantized, SpikingNetwork) or not read_plan(quantized):
+        raise ConfigError("finetune takes a quantized network, which is the teacher; call nbsnn.quantize and train it first")
+    if not len(train) or not len(held_out):
+        raise ConfigError(f"finetune: {len(train)} images to learn from and {len(held_out)} held out; both must be given")
+    start = time.perf_counter()
+    run = _Run(quantized, train, held_out, spec, progress or (lambda _what, _count: None), on_change)
+    reference = evaluate(run.teacher, Batches(run.held_out, _CHECK_BATCH)).top1
+    before = run.top1 = run.check("spiking before")
+    run.tell(Change("start", None, before, True, time.perf_counter() - start))
+    {"layerwise": run.layerwise_, "end-to-end": run.end_to_end_, "calibrate": run.calibrate_}[spec.method]()
+    run.pair.release_()
+    seconds = time.perf_counter() - start
+    return FinetuneResult(run.pair.spiking, reference, before, run.top1, seconds, tuple(run.changes))
+
+
+def images_to_see(quantized: nn.Module, train: ImageSet, held_out: ImageSet, spec: FinetuneSpec) -> int:
+    """How many images `progress` will be told of."""
+    units = sum(isinstance(module, QuantReLU) for module in quantized.modules()) - 1
+    calibration = units * min(len(train), spec.calibration_images) + len(held_out)
+    training = spec.epochs * len(train)
+    if spec.method == "layerwise":
+        return len(held_out) + units * (training + len(held_out))
+    if spec.method == "end-to-end":
+        return len(held_out) + training + spec.epochs * len(held_out) + calibration * spec.calibrate_first
+    return len(held_out) + calibration
+
+
+def finetuned_metrics(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fine-tuned checkpoint says of itself: `top1` is of its spiking form, and `teacher_top1` of its source.
+
+    Args:
+        figures: with the keys checkpoint, settings, train_images, test (a table of accuracies; may be None).
+    """
+    test = figures["test"] or {}
+    return {
+        "finetuned_for": f"{figures['settings']['neuron']} fixed", "method": figures["settings"]["method"],
+        "top1": test.get("after_top1"), "top1_before": test.get("before_top1"), "teacher_top1": test.get("quantized_top1"),
+        "train_images": figures["train_images"], "source": figures["checkpoint"],
+    }  # fmt: skip
+
+
+@dataclass
+class _Run:
+    quantized: nn.Module
+    train: ImageSet
+    held_out: ImageSet
+    spec: FinetuneSpec
+    progress: Callable[[str, int], None]
+    on_change: Callable[[Change, SpikingNetwork], None] | None
+    changes: list[Change] = field(default_factory=list)
+    top1: float = 0.0  # on the held-out images, of what is kept so far
+
+    def __post_init__(self) -> None:
+        parameter = next(self.quantized.parameters())
+        self.like = parameter
+        self.train, self.held_out = self.train.to(parameter.device), self.held_out.to(parameter.device)
+        self.teacher = channels_last_copy(self.quantized)
+        example = self.prepare(self.train.normalized(self.train.images[:1]))
+        self.pair = SpikingProxy(self.quantized, example, neuron=self.spec.neuron)
+        self.units = find_units(self.pair, example)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images.to(self.like).contiguous(memory_format=torch.channels_last)
+
+    def batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        spec = self.spec
+        for images, labels in Batches(
+            self.train, spec.batch_size, shuffle=True, augment=spec.augment, seed=spec.seed, epoch=epoch
+        ):
+            yield self.prepare(images), labels
+
+    def check(self, what: str) -> float:
+        loader = Batches(self.held_out, _CHECK_BATCH)
+        return evaluate(self.pair.spiking, loader, progress=lambda count: self.progress(what, count)).top1
+
+    def judge_(self, name: str, before: Mapping[str, Tensor], loss: float | None, start: float) -> bool:
+        """Keep what was changed if the held-out accuracy rose, or restore `before`."""
+        top1 = self.check(name)
+        kept = self.spec.force or top1 > self.top1
+        self.changes.append(Change(name, loss, top1, kept, time.perf_counter() - start))
+        self.tell(self.changes[-1])
+        if kept:
+            self.top1 = top1
+        else:
+            self.pair.proxy.load_state_dict(dict(before))
+        return kept
+
+    def tell(self, change: Change) -> None:
+        if self.on_change:
+            self.on_change(change, self.pair.spiking)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {key: tensor.clone() for key, tensor in self.pair.proxy.state_dict().items()}
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+        spec = self.spec
+        return torch.optim.SGD(parameters, lr=spec.rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
+
+    # ------------------------------------------------------------------------------------------------ the methods
+
+    def calibrate_(self) -> None:
+        start, before = time.perf_counter(), self.snapshot()
+        step = max(1, len(self.train) // self.spec.calibration_images)
+        chosen = self.train.images[::step][: self.spec.calibration_images]
+        images = self.prepare(self.train.normalized(chosen))
+        shift_biases_(self.pair, self.teacher, images, self.units, progress=self.progress)
+        self.judge_("biases", before, None, start)
+
+    def layerwise_(self) -> None:
+        modules = dict(self.teacher.named_modules())
+        for index, unit in enumerate(unit for unit in self.units[1:] if unit.name):  # the head has no spikes to match
+            start, before = time.perf_counter(), self.snapshot()
+            optimizer, losses = self.optimizer(unit.parameters.values()), []
+            for epoch in range(self.spec.epochs):
+                for images, _ in self.batches(index * self.spec.epochs + epoch):
+                    with torch.no_grad():
+                        target = activation_of(self.teacher, modules[unit.name], images)
+                    loss = F.mse_loss(self.pair.activation(images, unit.name), target)
+                    losses.append(self.step_(optimizer, loss, len(images), unit.name))
+            self.judge_(unit.name, before, _mean(losses), start)
+
+    def end_to_end_(self) -> None:
+        if self.spec.calibrate_first:
+            self.calibrate_()
+        spec, step = self.spec, 0
+        optimizer = self.optimizer(p for p in self.pair.proxy.parameters() if p.requires_grad)
+        total = spec.epochs * math.ceil(len(self.train) / spec.batch_size)
+        best = self.snapshot()
+        for epoch in range(spec.epochs):
+            start, losses, name = time.perf_counter(), [], f"epoch {epoch + 1}"
+            for images, labels in self.batches(epoch):
+                for group in optimizer.param_groups:
+                    group["lr"] = spec.rate * 0.5 * (1 + math.cos(math.pi * step / total))
+                with torch.no_grad():
+                    answer = self.teacher(images)
+                loss = distillation_loss(
+                    self.pair(images), answer, labels, weight=spec.distillation, temperature=spec.temperature
+                )
+                losses.append(self.step_(optimizer, loss, len(images), name))
+                step += 1
+            now = self.snapshot()
+            best = now if self.judge_(name, now, _mean(losses), start) else best  # training goes on from here either way
+        self.pair.proxy.load_state_dict(best)
+
+    def step_(self, optimizer: torch.optim.SGD, loss: Tensor, images: int, what: str) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        keep_positive_(self.pair.proxy)
+        if not all(bool(p.isfinite().all()) for p in self.pair.proxy.parameters()):
+            raise DivergedError(
+                f"the weights are no longer finite at {what} of {self.spec.method}; lower lr={self.spec.rate:g}"
+            )
+        self.progress(what, images)
+        return float(loss.detach())
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, labels: Tensor, *, weight: float, temperature: float) -> Tensor:
+    """(1 − weight)·cross entropy with the labels + weight·τ²·KL of the softened teacher (Hinton et al., 2015).
+
+    Args:
+        logits, teacher: [B, classes].
+        labels: [B].
+    """
+    soft = F.kl_div(
+        F.log_softmax(logits / temperature, 1), F.log_softmax(teacher / temperature, 1), reduction="batchmean", log_target=True
+    )
+    return (1 - weight) * F.cross_entropy(logits, labels) + weight * temperature**2 * soft
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(len(values), 1)

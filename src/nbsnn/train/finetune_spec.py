@@ -1,0 +1,71 @@
+"""What decides a fine-tuning, and the record of one change that it tried."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from nbsnn.errors import ConfigError, unknown
+from nbsnn.spiking.convert import check_pair
+
+Method = Literal["layerwise", "end-to-end", "calibrate"]
+
+_RATES = {"layerwise": 1e-3, "end-to-end": 3e-3, "calibrate": 0.0}
+
+
+@dataclass(frozen=True)
+class FinetuneSpec:
+    """How to fine-tune. The optimizer is SGD; the published settings are the defaults of "layerwise".
+
+    `epochs` are per unit, or of the whole network end to end. `lr=0` takes the method's own rate. End to end, the loss is
+    (1 − `distillation`)·cross entropy + `distillation`·τ²·KL(teacher ‖ network) at temperature τ, the rate falls along a
+    cosine, and `calibrate_first` starts from the calibrated network. `force` keeps every change.
+    """
+
+    method: Method = "layerwise"
+    neuron: Literal["signed", "unsigned"] = "signed"
+    epochs: int = 1
+    lr: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 50
+    augment: bool = True
+    distillation: float = 1.0
+    temperature: float = 2.0
+    calibrate_first: bool = False
+    calibration_images: int = 256
+    force: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise ConfigError(unknown("method", self.method, get_args(Method)))
+        check_pair(self.neuron, "fixed")
+        checks = {
+            "epochs": (self.epochs >= 1, "1 or more"), "lr": (self.lr >= 0, "0 (the method's own) or a positive rate"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"), "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "batch_size": (self.batch_size >= 1, "1 or more images"), "seed": (self.seed >= 0, "0 or more"),
+            "distillation": (0 <= self.distillation <= 1, "in [0, 1]"), "temperature": (self.temperature > 0, "positive"),
+            "calibration_images": (self.calibration_images >= 1, "1 or more"),
+        }  # fmt: skip
+        for key, (good, wanted) in checks.items():
+            if not good:
+                raise ConfigError(f"{key}={getattr(self, key)}: must be {wanted}")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.lr or _RATES[self.method]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change that was tried: of a unit, of all units in an epoch, or of the biases.
+
+    `loss` is the mean over the images trained on, None without training; `top1` the spiking accuracy on the held-out
+    images after the change, in percent.
+    """
+
+    name: str
+    loss: float | None
+    top1: float
+    kept: bool
+    seconds: float
