@@ -232,7 +232,7 @@ def test_a_change_that_harms_is_undone_exactly_unless_forced(trained, digits, me
 @pytest.mark.parametrize("method", ["layerwise", "end-to-end"])
 def test_weights_that_are_no_longer_finite_end_it_with_a_remedy(trained, digits, method):
     source = copy.deepcopy(trained)
-    with pytest.raises(DivergedError, match=rf"no longer finite in .* of {method}; lower lr=1e\+38"):
+    with pytest.raises(DivergedError, match=rf"no longer finite at .* of {method}; lower lr=1e\+38"):
         finetune(trained, digits.train, digits.validation, FinetuneSpec(method=method, lr=1e38, augment=False, force=True))
     assert same_state(trained, source)
 
