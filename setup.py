@@ -33,8 +33,8 @@ setup(
     ext_modules=[
         Extension(
             "nbsnn.integer._native",
-            sources=[f"{SOURCES}/engine.cpp", f"{SOURCES}/targets.cpp"],
-            depends=[f"{SOURCES}/{name}" for name in ("kernel.inc", "net.h", "targets.h")],
+            sources=[f"{SOURCES}/{name}.cpp" for name in ("engine", "crew", "targets")],
+            depends=[str(path) for path in sorted(Path(SOURCES).iterdir())],
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"],
             extra_link_args=["-pthread"],
