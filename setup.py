@@ -1,5 +1,6 @@
 """Builds the native engine, an optional extension: without a C++17 compiler the package installs all the same."""
 
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -16,7 +17,7 @@ class OptionalBuild(build_ext):
             super().build_extension(ext)
         except Exception as error:  # whatever a compiler or its absence may raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.announce(f"nbsnn: the native engine was not built ({reason}); the torch engine will run in its place", level=3)
+            sys.stderr.write(f"nbsnn: the native engine was not built ({reason}); the torch engine will run in its place\n")
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         """None by name: the library is loaded with ctypes and is no Python module."""
@@ -33,8 +34,8 @@ setup(
     ext_modules=[
         Extension(
             "nbsnn.integer._native",
-            sources=[f"{SOURCES}/engine.cpp", f"{SOURCES}/targets.cpp"],
-            depends=[f"{SOURCES}/{name}" for name in ("kernel.inc", "net.h", "targets.h")],
+            sources=[f"{SOURCES}/{name}.cpp" for name in ("engine", "crew", "targets")],
+            depends=[str(path) for path in sorted(Path(SOURCES).iterdir())],
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"],
             extra_link_args=["-pthread"],

@@ -12,9 +12,10 @@ from torch import nn
 
 import nbsnn
 from nbsnn.data.images import ImageSet
-from nbsnn.integer.engine_torch import run_counts, run_spikes
+from nbsnn.integer.engine_torch import even_spikes, run_counts, run_spikes
 from nbsnn.integer.program import IMAGE as PIXELS
 from nbsnn.integer.program import Branch, Head, Pixels, Program, Unit
+from nbsnn.spiking.functional import integrate_and_fire
 
 OWN = "the network’s own forward"
 
@@ -249,6 +250,7 @@ def test_a_neuron_fires_on_the_threshold_itself(bias, count):
     results += [run_spikes(program, pixels, neuron=n, schedule=s, keep_counts=True) for n, s in PAIRS]
     assert [int(r.counts["act"]) for r in results] == [count] * 5
     assert [int(r.accumulators[0]) for r in results] == [count] * 5
+    assert [int(r.steps) for r in results] == [3, 3, 3, 3, 6]  # T at least, also when the last spike comes earlier
 
 
 def test_the_cap_and_the_depth_follow_the_program():
@@ -259,3 +261,35 @@ def test_the_cap_and_the_depth_follow_the_program():
     assert int(run_spikes(capped, pixels, neuron="signed", schedule="settle", keep_counts=True).counts["act"]) == 2
     assert program.depth == 1
     assert int(run_spikes(program, pixels, neuron="unsigned", schedule="barrier").steps) == 6
+
+
+def test_the_product_with_the_image_is_rounded_half_up():
+    """(4095 + 1) >> 1 is half a threshold, which fires in two of three steps; 4095 >> 1 would fire in one."""
+    program = tie_program(0)
+    branch = replace(program.units[0].branches[0], multiplier=torch.ones(1).long(), weight=torch.ones(1, 1).to(torch.int8))
+    program = replace(program, nodes=(program.nodes[0], replace(program.units[0], branches=(branch,))))
+    pixels = torch.full((1, 1, 1, 1), 4095, dtype=torch.int32)
+    assert int(run_counts(program, pixels, keep_counts=True).counts["act"]) == 2
+    assert int(run_spikes(program, pixels, neuron="signed", schedule="fixed", keep_counts=True).counts["act"]) == 2
+
+
+@pytest.mark.parametrize(("retract", "signed"), [(-3, 1), (-2, 0)])
+def test_a_signed_neuron_takes_back_at_its_level_and_not_before(retract, signed):
+    """The second neuron fires in step 2 and ends at a membrane of -2."""
+    first = tie_program(2**11)
+    branch = Branch("act", torch.tensor([4977], dtype=torch.int32), torch.full((1, 1), -1, dtype=torch.int8))
+    second = replace(
+        first.units[0], name="act2", branches=(branch,), bias=torch.tensor([4000], dtype=torch.int32), retract=retract
+    )
+    program = replace(first, nodes=(*first.nodes, second))
+    pixels = torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    found = [int(run_spikes(program, pixels, neuron=n, schedule=s, keep_counts=True).counts["act2"]) for n, s in PAIRS]
+    assert found == [1, signed, 0, 0]
+
+
+@pytest.mark.parametrize("timesteps", [3, 7, 15])
+def test_barrier_gives_counts_out_as_a_constant_current_would(timesteps):
+    count = torch.arange(timesteps + 1)
+    train = torch.stack([even_spikes(count, step, timesteps) for step in range(1, timesteps + 1)])
+    current = (count.double() / timesteps).expand(timesteps, -1)
+    assert torch.equal(train.double(), integrate_and_fire(current + 1e-9, torch.tensor(1.0).double(), signed=False))

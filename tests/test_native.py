@@ -62,13 +62,13 @@ def test_native_is_torch_bit_for_bit(kinds, timesteps, channels, mixed, weight, 
 @needs_native
 def test_long_lists_and_wide_layers():
     """More channels than a record holds, one position, every weight at its extreme: sums that would wrap int8 and int16."""
-    size = 600
+    size = 1060  # times 31 is beyond int16
     program = random_program(["pointwise"], timesteps=7, channels=size, size=2, weight=31, seed=3)
     stem, unit, *_ = program.units
     extreme = torch.full_like(unit.branches[0].weight, 31)
     branch = replace(unit.branches[0], weight=extreme, multiplier=torch.ones(size, dtype=torch.int32))
     changed = {
-        stem.name: replace(stem, bias=torch.full((size,), 4096, dtype=torch.int32)),  # fires in every step
+        stem.name: replace(stem, bias=torch.full((size,), 400_000, dtype=torch.int32)),  # fires in every step
         unit.name: replace(unit, branches=(branch,)),
     }
     program = replace(program, nodes=tuple(changed.get(n.name, n) for n in program.nodes))

@@ -104,8 +104,10 @@ def bench(
 
 def only_quantized(model: nn.Module | IntegerNetwork, checkpoint: Path, verb: str) -> nn.Module:
     """The network, if it is a quantized one."""
-    if isinstance(model, IntegerNetwork) or form_of(model) != "quantized":
-        raise ConfigError(f"{checkpoint} holds a network in {form_of(model)} form; {verb} takes a quantized one")
+    if isinstance(model, IntegerNetwork):
+        raise ConfigError(f"{checkpoint} holds an integer network; {verb} takes a quantized one")
+    if form_of(model) != "quantized":
+        raise ConfigError(f"{checkpoint} holds a {form_of(model)} network; {verb} takes a quantized one")
     return model
 
 
@@ -137,7 +139,7 @@ def choose_engine(
     if engine == "spikes":
         options |= {"schedule": schedule or "fixed"} | ({"neuron": neuron} if neuron else {})
     network = model.using(**options)
-    used = network.simulate(images.normalized(images.images[:1]), **network.options).backend
+    used = network.backend
     words = [engine or "counts", *(word for word in (neuron, options.get("schedule")) if word), used]
     return network, f"integer, {' '.join(words)}"
 

@@ -64,6 +64,11 @@ class IntegerNetwork:
         """Where the network lies."""
         return self.program.head.bias.device
 
+    @property
+    def backend(self) -> str:
+        """Which code runs this network with its options, "native" or "torch"."""
+        return choose(self.program, self.options.get("backend", "auto"), self.device).name
+
     def using(self, **options: Any) -> "IntegerNetwork":
         """The same network with other choices of engine, neuron, schedule or backend, for `evaluate` and plain calls."""
         return IntegerNetwork(self.program, **self.options | options)

@@ -54,7 +54,7 @@ struct Branch {
   std::vector<int16_t> weight;        // [tap][input][output of the group]
   bool identity = false;              // acc is the source's own value
   std::vector<int> parts;             // constant: taps by parts whose sums fit int32; empty if products could pass 2^61
-  std::vector<int8_t> tables;         // see planes.inc; empty where planes do not serve
+  std::vector<int8_t> tables;         // see tables.inc; empty where planes do not serve
   std::vector<int> runs;              // where the sums of look-ups must leave int8
   std::vector<int8_t> blocks;         // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
 };
@@ -120,7 +120,7 @@ struct Flight {
   std::vector<Value> values;
   bool dense = false;  // nodes that can be are computed from bit planes
   Buffer pixels;       // int32 [image][pixel][channel]
-  Buffer lanes;        // int32 [pixel][channel][slot], see planes.inc
+  Buffer lanes;        // int32 [pixel][channel][slot], see tables.inc
 };
 
 struct Scratch {

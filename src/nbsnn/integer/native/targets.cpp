@@ -37,6 +37,8 @@ namespace baseline {
 #if defined(__x86_64__)  // SSE2 has no byte shuffle
 constexpr Kernel kKernel{kVec, 0, 0, pack, run_tile, nullptr, nullptr, nullptr, nullptr};
 #else
+#include "tables.inc"
+#include "constants.inc"
 #include "planes.inc"
 constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_planes, run_records, image_of};
 #endif
@@ -54,6 +56,8 @@ constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_p
 #endif
 namespace avx2 {
 #include "kernel.inc"
+#include "tables.inc"
+#include "constants.inc"
 #include "planes.inc"
 constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_planes, run_records, image_of};
 }
@@ -74,6 +78,8 @@ constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_p
 #endif
 namespace avx512 {
 #include "kernel.inc"
+#include "tables.inc"
+#include "constants.inc"
 #include "planes.inc"
 constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_planes, run_records, image_of};
 }

@@ -10,4 +10,7 @@ const char* name_of(int target);
 bool has_target(int target);  // does this processor have it?
 const Kernel& kernel_of(int target);
 
+// Runs a request (crew.cpp); false if memory did not suffice.
+bool run(const Net& net, const Request& ask, int flight_images);
+
 }  // namespace nbsnn
