@@ -168,7 +168,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     sample = load_sample().test
-    images = sample.normalized(sample.images[: max(args.batches)])
+    images = sample.normalized(sample.images[: max(100, *args.batches)])  # the first hundred calibrate
     mean, std = (list(map(float, x)) for x in (sample.mean, sample.std))
     files = dict(pair.split("=", 1) for pair in args.checkpoint)
     rows, sweeps, console = [], [], Console()
@@ -177,7 +177,7 @@ def main() -> None:
             for bits in args.bits:
                 with torch.inference_mode(False), torch.no_grad():
                     plain, quantized, network, source = make(
-                        net, bits, images, Path(files[net]) if net in files else None, mean, std
+                        net, bits, images[:100], Path(files[net]) if net in files else None, mean, std
                     )
                 for batch in args.batches:
                     part = images[:batch]
