@@ -246,3 +246,10 @@ def test_a_checkpoint_loaded_into_another_network_is_refused_by_layer(tmp_path):
     save_checkpoint(tmp_path / "a.safetensors", small_quantized())
     with pytest.raises(CheckpointError, match=r"a.safetensors does not fit the network: unknown layer"):
         load_checkpoint(tmp_path / "a.safetensors", model=nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_files_are_as_readable_as_any_other(tmp_path):
+    (tmp_path / "other").touch()
+    for name in ("a.safetensors", "a.pth.tar"):
+        save_checkpoint(tmp_path / name, small_quantized())
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -127,7 +127,10 @@ def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        mode = part.stat().st_mode  # what the user's mask allows; safetensors would make the file private
         write(part)
+        part.chmod(mode)
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
