@@ -99,7 +99,7 @@ def test_bad_options_give_one_line_and_code_2(
 def test_only_a_quantized_checkpoint_is_taken(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantized = nbsnn.load_checkpoint(checkpoint)
     nbsnn.save_checkpoint(tmp_path / "s.safetensors", nbsnn.to_spiking(quantized, torch.zeros(1, 1, 8, 8)))
-    for name, expected in (("s", "holds a network in spiking form"), ("none", "no such checkpoint file")):
+    for name, expected in (("s", "holds a spiking network"), ("none", "no such checkpoint file")):
         assert main(["finetune", str(tmp_path / f"{name}.safetensors")]) == 2
         assert expected in capsys.readouterr().err
 
