@@ -113,15 +113,7 @@ def measure_fidelity(
             _note(tally[name], (want - got).abs())
         if progress:
             progress(len(chunk))
-    first, second = torch.cat(expected).argmax(1), torch.cat(actual).argmax(1)
-    return Fidelity(
-        layers=tuple(LayerFidelity(name, *entry) for name, entry in tally.items()),
-        images=len(images),
-        agreement=_percent(first == second),
-        steps=torch.cat(steps),
-        quantized_top1=None if labels is None else _percent(first == labels.to(first.device)),
-        spiking_top1=None if labels is None else _percent(second == labels.to(first.device)),
-    )
+    return _fidelity(tally, expected, actual, torch.cat(steps), labels)
 
 
 @torch.inference_mode()
@@ -152,21 +144,28 @@ def measure_integer_fidelity(
             _note(entry, (want.cpu() - result.counts[name].cpu()).abs())
         if progress:
             progress(len(chunk))
-    first, second = torch.cat(expected).argmax(1), torch.cat(actual).argmax(1)
-    return Fidelity(
-        layers=tuple(LayerFidelity(name, *entry) for name, entry in tally.items()),
-        images=len(images),
-        agreement=_percent(first == second),
-        steps=torch.full((len(images),), network.timesteps),
-        quantized_top1=None if labels is None else _percent(first == labels.cpu()),
-        spiking_top1=None if labels is None else _percent(second == labels.cpu()),
-    )
+    return _fidelity(tally, expected, actual, torch.full((len(images),), network.timesteps), labels)
 
 
 def _note(entry: list[int], difference: Tensor) -> None:
     entry[0] += difference.numel()
     entry[1] += int((difference > 0).sum())
     entry[2] = max(entry[2], int(difference.max()))
+
+
+def _fidelity(
+    tally: dict[str, list[int]], expected: list[Tensor], actual: list[Tensor], steps: Tensor, labels: Tensor | None
+) -> Fidelity:
+    """From a tally by layer and the logits of both networks, batch by batch."""
+    first, second = torch.cat(expected).argmax(1), torch.cat(actual).argmax(1)
+    return Fidelity(
+        layers=tuple(LayerFidelity(name, *entry) for name, entry in tally.items()),
+        images=len(first),
+        agreement=_percent(first == second),
+        steps=steps,
+        quantized_top1=None if labels is None else _percent(first == labels.to(first.device)),
+        spiking_top1=None if labels is None else _percent(second == labels.to(first.device)),
+    )
 
 
 def _percent(hits: Tensor) -> float:
