@@ -11,11 +11,11 @@ import options
 
 from nbsnn import pipeline
 from nbsnn.console import TrainingConsole, exit_code, note
-from nbsnn.data.images import Batches
+from nbsnn.data.images import evaluation_batches
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.export.reference import load_start
 from nbsnn.tensorfile import is_ours, read_tensors
-from nbsnn.train.loop import EVALUATION_BATCH, fit
+from nbsnn.train.loop import fit
 from nbsnn.train.progressive import next_form
 
 BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     splits = options.data_of(recipe)
     device = options.device_of(args)
     if args.evaluate:
-        report = evaluate(previous.to(device), Batches(splits.test, EVALUATION_BATCH))
+        report = evaluate(previous.to(device), evaluation_batches(splits.test))
         note(f"{start}: test accuracy {report.top1:.2f} % (top-5 {report.top5:.2f} %) on {report.images} images")
         return
     model = next_form(previous, recipe, args.bit, pipeline.calibration_images(splits.train))
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             model, splits, recipe, recipe.phase[str(args.bit)], out=folder, title=f"{args.arch} {args.bit} bit", device=device,
             observer=observer, names=(BEST, LAST), first_epoch=first, overwrite=not args.continue_,
         )  # fmt: skip
-    report = evaluate(load_start(result.best, args.arch, bits=args.bit).to(device), Batches(splits.test, EVALUATION_BATCH))
+    report = evaluate(load_start(result.best, args.arch, bits=args.bit).to(device), evaluation_batches(splits.test))
     note(f"{result.best}: test accuracy {report.top1:.2f} % on {report.images} images")
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.cifar10 import Progress
-from nbsnn.data.images import Batches, ImageSet, Splits
+from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
+from nbsnn.distributed import local_rank, started_by_torchrun, world
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluate.accuracy import Report, evaluate
 from nbsnn.evaluate.fidelity import Fidelity, measure_fidelity, same_ties
@@ -23,7 +24,7 @@ from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.train.execution import pick_execution
-from nbsnn.train.loop import EVALUATION_BATCH, SAVE_EVERY, FitResult, Observer, finished_phase, fit
+from nbsnn.train.loop import SAVE_EVERY, FitResult, Observer, finished_phase, fit
 from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
 from nbsnn.train.state import has_state
 
@@ -43,13 +44,15 @@ class PhaseResult:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is the first CUDA device, or else the CPU.
+    """`auto` is this process's CUDA device, or else the CPU; `cuda` under torchrun is the one with the process's local rank.
 
     Raises:
         ConfigError: no such device, or torch does not see it.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and started_by_torchrun():
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -76,10 +79,12 @@ def _build(spec: ModelSpec) -> nn.Module:
     return build_model(spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size)
 
 
-def calibration_images(train: ImageSet) -> Tensor:
-    """Normalised training images, evenly spaced, from which thresholds start."""
-    step = max(1, len(train) // CALIBRATION_IMAGES)
-    return train.normalized(train.images[::step][:CALIBRATION_IMAGES])
+def calibration_images(train: LabelledImages) -> Tensor:
+    """Normalised training images, evenly spaced, from which thresholds start: 512 of CIFAR's size, fewer of larger ones."""
+    _, height, width = train.shape
+    count = max(32, min(CALIBRATION_IMAGES, CALIBRATION_IMAGES * 64 * 64 // (height * width)))
+    step = max(1, len(train) // count)
+    return train.normalized(train.pixels(torch.arange(0, len(train), step)[:count]))
 
 
 def train(
@@ -115,9 +120,9 @@ def train(
         raise CheckpointError(f"{out} holds no run to resume; name its folder, or leave --resume out to start one")
     if recipe.data.name == "sample":
         raise ConfigError("data.name=sample: these are test images; train on cifar10 or digits")
-    splits = splits or load_data(recipe.data, progress=progress)
+    splits = splits or load_data(recipe.data, size=recipe.model.image_size, progress=progress)
     model = init or new_model(recipe)
-    test = Batches(splits.test, EVALUATION_BATCH)
+    test = evaluation_batches(splits.test, world=world())
     for key, phase in recipe.phase.items():
         bits, folder = int(key), phase_folder(out, int(key))
         finished = None if overwrite else finished_phase(recipe, phase, folder)
@@ -166,7 +171,7 @@ class Comparison:
 
 def compare(
     quantized: nn.Module,
-    images: ImageSet,
+    images: LabelledImages,
     *,
     pairs: Iterable[tuple[str, str]] = VALID_PAIRS,
     fidelity_images: int = FIDELITY_IMAGES,
@@ -191,8 +196,8 @@ def compare(
                 progress(name, count)
 
         with same_ties(quantized, spiking):
-            reference = evaluate(quantized, Batches(images, EVALUATION_BATCH)).top1
-        report = evaluate(spiking, Batches(images, _SPIKING_BATCH), progress=tell)
+            reference = evaluate(quantized, evaluation_batches(images)).top1
+        report = evaluate(spiking, evaluation_batches(images, at_a_time=_SPIKING_BATCH), progress=tell)
         exact = schedule != "fixed"
         first, second = (copy.deepcopy(quantized).double(), copy.deepcopy(spiking).double()) if exact else (quantized, spiking)
         fidelity = measure_fidelity(first, second, sample.normalized(), labels=sample.labels, progress=tell)
@@ -203,15 +208,15 @@ def compare(
         )  # fmt: skip
 
 
-def convert(quantized: nn.Module, images: ImageSet, *, neuron: str | None, schedule: str) -> SpikingNetwork:
+def convert(quantized: nn.Module, images: LabelledImages, *, neuron: str | None, schedule: str) -> SpikingNetwork:
     """`to_spiking` with the set's first image as the example."""
     parameter = next(quantized.parameters())
-    example = images.normalized(images.images[:1]).to(parameter)
+    example = images.normalized(images.pixels(slice(0, 1))).to(parameter)
     return to_spiking(quantized.eval(), example, neuron=neuron, schedule=schedule)
 
 
 def integer_form(
-    quantized: nn.Module, images: ImageSet, *, float_weight_bits: int = 8, origin: Mapping[str, Any] | None = None
+    quantized: nn.Module, images: LabelledImages, *, float_weight_bits: int = 8, origin: Mapping[str, Any] | None = None
 ) -> IntegerNetwork:
     """`lower` with the set's first image as the example and its normalisation for 8-bit pixels.
 
@@ -222,7 +227,7 @@ def integer_form(
         origin: what a file of the network says of its source: recipe, model.
     """
     on_cpu = copy.deepcopy(quantized).cpu().eval()
-    example = images.normalized(images.images[:1]).to(next(on_cpu.parameters()))
+    example = images.normalized(images.pixels(slice(0, 1))).to(next(on_cpu.parameters()))
     network = lower(on_cpu, example, mean=images.mean, std=images.std, float_weight_bits=float_weight_bits)
     return IntegerNetwork(replace(network.program, origin=dict(origin or {})))
 
@@ -247,7 +252,7 @@ class Finetuned:
 
 
 def compare_finetuned(
-    quantized: nn.Module, spiking: SpikingNetwork, images: ImageSet, *, progress: Callable[[str, int], None] | None = None
+    quantized: nn.Module, spiking: SpikingNetwork, images: LabelledImages, *, progress: Callable[[str, int], None] | None = None
 ) -> Finetuned:
     """Accuracy of a quantized network, of its spiking form, and of what `finetune` made of that.
 
@@ -265,5 +270,5 @@ def compare_finetuned(
             if progress:
                 progress(name, count)
 
-        top1[name] = evaluate(network, Batches(images, _SPIKING_BATCH), progress=tell).top1
+        top1[name] = evaluate(network, evaluation_batches(images, at_a_time=_SPIKING_BATCH), progress=tell).top1
     return Finetuned(len(images), spiking.timesteps, spiking.neuron, *top1.values())

@@ -17,6 +17,8 @@ from nbsnn.errors import ConfigError, unknown
 from nbsnn.settings import convert, merge, override_
 
 FLOAT_BITS = 32
+_NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt")
+_LATER = {"accumulate": 1, "rate_batch": 0, "freeze_norms": False}
 _BITS = {"weight_bits": (2, 3, 4, 5), "act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,), "phase": (2, 3, 4, 5)}
 
 
@@ -65,7 +67,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A data set and how batches are made of it. `validation` training images are held out to choose the best epoch."""
+    """A data set and how batches are made of it. `validation` training images are held out to choose the best epoch.
+
+    `batch_size` counts the images of all processes. `loader`, `workers` and `on_corrupt` are for image files.
+    """
 
     name: str = "cifar10"
     root: str = "data"
@@ -73,8 +78,12 @@ class DataSpec:
     validation: int = 5000
     batch_size: int = 128
     augment: bool = True
+    loader: Literal["auto", "torch", "dali", "dali_cpu"] = "auto"
+    workers: int = 4
+    on_corrupt: Literal["skip", "refuse"] = "skip"
 
     def __post_init__(self) -> None:
+        _require(self.workers >= 0, "data.workers", self.workers, "0 or more processes")
         _require(self.batch_size >= 2, "data.batch_size", self.batch_size, "a whole number from 2 (batch norm)")
         _require(self.validation >= 0, "data.validation", self.validation, "0 or more images")
 
@@ -93,7 +102,11 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """SGD. Milestones and warm-up are fractions of a phase; `threshold_lr` and `scale_lr` multiply the phase's rate."""
+    """SGD. Milestones and warm-up are fractions of a phase; `threshold_lr` and `scale_lr` multiply the phase's rate.
+
+    `accumulate` parts of a batch are run one after the other; the phase's rate is meant for batches of `rate_batch` images
+    and grows with them (0: for any); `freeze_norms` leaves the statistics of norm layers as they are.
+    """
 
     momentum: float = 0.9
     nesterov: bool = False
@@ -105,8 +118,13 @@ class OptimSpec:
     clip_norm: float = 0.0  # 0: no clipping
     threshold_lr: float = 1.0
     scale_lr: float = 1.0
+    accumulate: int = 1
+    rate_batch: int = 0
+    freeze_norms: bool = False
 
     def __post_init__(self) -> None:
+        _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "a whole number from 1")
+        _require(self.rate_batch >= 0, "optim.rate_batch", self.rate_batch, "0 (off) or a number of images")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")
         _require(self.momentum > 0 or not self.nesterov, "optim.nesterov", True, "false where optim.momentum is 0")
         _require(0 < self.decay <= 1, "optim.decay", self.decay, "a factor in (0, 1]")
@@ -161,11 +179,13 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits of all that decides the result: not the name, nor where the data lies."""
+        """Twelve hexadecimal digits of all that decides the result: not the name, nor whence the data comes."""
         content = self.to_dict()
         content.pop("name")
         content["phase"] = list(content["phase"].items())  # their order matters
-        content["data"] = {k: v for k, v in content["data"].items() if k not in ("root", "download")}
+        content["data"] = {k: v for k, v in content["data"].items() if k not in _NOT_DECIDING}
+        # Settings that came later count only where they are used, so that the hashes of earlier runs stand.
+        content["optim"] = {k: v for k, v in content["optim"].items() if _LATER.get(k, ...) != v}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from nbsnn.checkpoint import load_checkpoint
-from nbsnn.data.images import Batches, ImageSet
+from nbsnn.data.images import LabelledImages, evaluation_batches
 from nbsnn.errors import CheckpointError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.evaluate.fidelity import measure_fidelity
@@ -19,7 +19,7 @@ from nbsnn.pipeline import FIDELITY_IMAGES, convert, phase_folder
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS
 from nbsnn.summary import system_facts
-from nbsnn.train.loop import EVALUATION_BATCH, finished_phase
+from nbsnn.train.loop import finished_phase
 
 Progress = Callable[[str, int], None]
 
@@ -27,7 +27,7 @@ Progress = Callable[[str, int], None]
 def report(
     recipe: Recipe,
     out: Path,
-    test: ImageSet,
+    test: LabelledImages,
     *,
     label: str,
     fidelity_images: int = FIDELITY_IMAGES,
@@ -60,14 +60,14 @@ def report(
     }  # fmt: skip
 
 
-def images_looked_at(recipe: Recipe, test: ImageSet, fidelity_images: int = FIDELITY_IMAGES) -> int:
+def images_looked_at(recipe: Recipe, test: LabelledImages, fidelity_images: int = FIDELITY_IMAGES) -> int:
     """How many images `report` tells its progress of, if all phases have ended."""
     quantized = sum(int(key) != FLOAT_BITS for key in recipe.phase)
     return 2 * len(recipe.phase) * len(test) + quantized * (len(VALID_PAIRS) + 1) * (len(test) + fidelity_images)
 
 
 def _phase(
-    recipe: Recipe, bits: int, out: Path, test: ImageSet, fidelity_images: int, progress: Progress
+    recipe: Recipe, bits: int, out: Path, test: LabelledImages, fidelity_images: int, progress: Progress
 ) -> dict[str, Any] | None:
     phase = recipe.phase[str(bits)]
     finished = finished_phase(recipe, phase, phase_folder(out, bits))
@@ -87,26 +87,26 @@ def _phase(
     return result | ({} if bits == FLOAT_BITS else _spiking(best, test, fidelity_images, progress, f"{bits} bits"))
 
 
-def _top1(model: nn.Module, test: ImageSet, progress: Progress, what: str) -> float:
-    return evaluate(model, Batches(test, EVALUATION_BATCH), progress=partial(progress, what)).top1
+def _top1(model: nn.Module, test: LabelledImages, progress: Progress, what: str) -> float:
+    return evaluate(model, evaluation_batches(test), progress=partial(progress, what)).top1
 
 
-def _spiking(quantized: nn.Module, test: ImageSet, fidelity_images: int, progress: Progress, what: str) -> dict[str, Any]:
+def _spiking(quantized: nn.Module, test: LabelledImages, fidelity_images: int, progress: Progress, what: str) -> dict[str, Any]:
     sample = test.take(slice(0, fidelity_images))
-    program = lower(quantized, test.normalized(test.images[:2]), mean=test.mean, std=test.std)
-    counts = evaluate(program, Batches(test, EVALUATION_BATCH), progress=partial(progress, f"{what}, counts"))
+    program = lower(quantized, test.normalized(test.pixels(slice(0, 2))), mean=test.mean, std=test.std)
+    counts = evaluate(program, evaluation_batches(test), progress=partial(progress, f"{what}, counts"))
     rows = list(_rows(quantized, program, test, sample, progress, what))
     return {"timesteps": program.timesteps, "counts_top1": counts.top1, "fidelity_images": len(sample), "spiking": rows}
 
 
 def _rows(
-    quantized: nn.Module, program: IntegerNetwork, test: ImageSet, sample: ImageSet, progress: Progress, what: str
+    quantized: nn.Module, program: IntegerNetwork, test: LabelledImages, sample: LabelledImages, progress: Progress, what: str
 ) -> Iterator[dict[str, Any]]:
     double = copy.deepcopy(quantized).double()
     for neuron, schedule in VALID_PAIRS:
         tell = partial(progress, f"{what}, {neuron} {schedule}")
         engine = program.using(engine="spikes", neuron=neuron, schedule=schedule)
-        accuracy = evaluate(engine, Batches(test, EVALUATION_BATCH), progress=tell)
+        accuracy = evaluate(engine, evaluation_batches(test), progress=tell)
         spiking = convert(double, test, neuron=neuron, schedule=schedule)
         fidelity = measure_fidelity(double, spiking, sample.normalized(), progress=tell)
         yield {

@@ -10,7 +10,7 @@ from torch import nn
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import rebuild
 from nbsnn.data import DATA_SETS, load_data
-from nbsnn.data.images import ImageSet, Splits
+from nbsnn.data.images import LabelledImages, Splits
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from
@@ -72,16 +72,16 @@ def load_splits(header: Header, spec: DataSpec) -> Splits:
     """The data set, if its images fit the network."""
     with console.download_progress() as progress:
         splits = load_data(spec, progress=progress)
-    found = splits.test.images.shape[1]
+    found = splits.test.shape[0]
     channels = (header["model"] or {}).get("in_channels", found)
     if found != channels:
         raise ConfigError(f"the network takes {channels} channels, but {spec.name} has {found}; choose other --data")
     return splits
 
 
-def images_for(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> ImageSet:
+def images_for(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> LabelledImages:
     """The images that the options name, or else those that the checkpoint was trained on."""
     if split not in ("test", "validation", "train"):
         raise ConfigError(unknown("split", split, ("test", "validation", "train")))
-    images: ImageSet = getattr(load_splits(header, data_spec(header, data, root)), split)
+    images: LabelledImages = getattr(load_splits(header, data_spec(header, data, root)), split)
     return images.take(slice(0, limit or None))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import form_of
 from nbsnn.cli.app import Checkpoint, DataOption, JsonOption, RootOption, SplitOption, app, images_for, load
-from nbsnn.data.images import ImageSet
+from nbsnn.data.images import LabelledImages
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.bench import CONTENDERS, Bench
 from nbsnn.evaluate.bench import bench as run_bench
@@ -119,7 +119,7 @@ def origin_of(header: Header, checkpoint: Path) -> dict[str, object]:
 def choose_engine(
     model: nn.Module | IntegerNetwork,
     header: Header,
-    images: ImageSet,
+    images: LabelledImages,
     engine: str | None,
     neuron: str | None,
     schedule: str | None,

@@ -1,12 +1,55 @@
-"""Image sets held in memory, and batches made of them: shuffled, cropped and flipped as whole tensors, no worker processes."""
+"""Image sets, and batches made of them. Here is the one in memory: cropped and flipped as whole tensors, no worker processes.
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+`Batches` decides which images come when, for every kind of set; a set decides how their pixels are had.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from nbsnn.distributed import World
 from nbsnn.errors import DataError
+
+
+class LabelledImages(Protocol):
+    """What `Batches` and the measurements need of a set: N images of one size with labels [N] int64."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each channel, in units of the full range 0..255 → 0..1; so is `std`."""
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor | slice) -> Self:
+        """The same set with some of its images."""
+
+    def pixels(self, indices: Tensor | slice = ...) -> Tensor:
+        """Some of the images as they are evaluated, [n, C, H, W] uint8."""
+
+    def normalized(self, images: Tensor | None = None) -> Tensor:
+        """Float images, (x/255 − mean)/std, [n, C, H, W] float32; all of the set's unless given as uint8."""
+
+    def to(self, device: torch.device) -> Self:
+        """The set on another device."""
+
+    def stream(self, batches: Sequence[Tensor], world: World, seeds: Sequence[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of batches of indices, as (images uint8, labels); augmented if there are `seeds`, one each."""
 
 
 @dataclass(frozen=True)
@@ -25,29 +68,53 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def pixels(self, indices: Tensor | slice = slice(None)) -> Tensor:
+        """Some of the images, [n, C, H, W] uint8."""
+        return self.images[indices]
+
     def take(self, indices: Tensor | slice) -> "ImageSet":
         """The same set with some of its images."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def normalized(self, images: Tensor | None = None) -> Tensor:
         """Float images, (x/255 − mean)/std, [N, C, H, W] float32."""
-        images = self.images if images is None else images
-        scale = torch.tensor(self.std, device=images.device).mul(255).reciprocal().view(-1, 1, 1)
-        shift = torch.tensor(self.mean, device=images.device).div(torch.tensor(self.std, device=images.device)).view(-1, 1, 1)
-        return images * scale - shift
+        return normalize(self.images if images is None else images, self.mean, self.std)
 
     def to(self, device: torch.device) -> "ImageSet":
         """The set on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def stream(self, batches: Sequence[Tensor], world: World, seeds: Sequence[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `LabelledImages.stream`. A batch is augmented whole, then shared: its crops don't depend on the sharing."""
+        for index, batch in enumerate(batches):
+            chosen = batch.to(self.images.device)
+            images, labels = self.images[chosen], self.labels[chosen]
+            if seeds:
+                images = crop_and_flip(images, torch.Generator().manual_seed(seeds[index]))
+            if len(world.share(labels)):
+                yield world.share(images), world.share(labels)
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(x/255 − mean)/std of uint8 images [N, C, H, W], in float32."""
+    scale = torch.tensor(std, device=images.device).mul(255).reciprocal().view(-1, 1, 1)
+    shift = torch.tensor(mean, device=images.device).div(torch.tensor(std, device=images.device)).view(-1, 1, 1)
+    return images * scale - shift
 
 
 @dataclass(frozen=True)
 class Splits:
     """Training, validation (held out of training) and test images of one data set."""
 
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages
 
 
 def split_validation(full: ImageSet, test: ImageSet, count: int, *, seed: int = 0) -> Splits:
@@ -61,23 +128,26 @@ def split_validation(full: ImageSet, test: ImageSet, count: int, *, seed: int = 
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches (images [B, C, H, W] float32, labels [B] int64) of one pass over a set.
+    """Batches (images [B, C, H, W] float32, labels [B] int64) of one pass over a set, or one process's share of each.
 
     For training, `seed` and `epoch` decide the order and every crop and flip, batch by batch: a run that resumes at a
-    batch sees what the uninterrupted one saw.
+    batch sees what the uninterrupted one saw. `batch_size` counts the images of all processes.
     """
 
-    data: ImageSet
+    data: LabelledImages
     batch_size: int
     shuffle: bool = False
     augment: bool = False
     seed: int = 0
     epoch: int = 0
+    world: World = field(default_factory=World)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.data), self.batch_size)
-        # Batch norm cannot train on a single image, so a training pass drops a last batch of one.
-        return full + (rest > (1 if self.shuffle else 0))
+        # Batch norm cannot train on a single image, so a training pass drops a last batch of one; and processes that
+        # average their gradients need equal shares, so together they drop every last batch that is not full.
+        least = 1 if not self.shuffle else 2 if self.world.size == 1 else self.batch_size
+        return full + (rest >= least)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.starting_at(0)
@@ -86,17 +156,22 @@ class Batches:
         """The batches from number `first` on."""
         order = torch.arange(len(self.data))
         if self.shuffle:
-            order = torch.randperm(len(self.data), generator=self._generator(-1))
-        for index in range(first, len(self)):
-            chosen = order[index * self.batch_size : (index + 1) * self.batch_size].to(self.data.images.device)
-            images = self.data.images[chosen]
-            if self.augment:
-                images = crop_and_flip(images, self._generator(index))
-            yield self.data.normalized(images), self.data.labels[chosen]
+            order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self._seed(-1)))
+        numbers = range(first, len(self))
+        chosen = [order[index * self.batch_size : (index + 1) * self.batch_size] for index in numbers]
+        seeds = [self._seed(index) for index in numbers] if self.augment else None
+        for images, labels in self.data.stream(chosen, self.world, seeds):
+            yield self.data.normalized(images), labels
 
-    def _generator(self, index: int) -> torch.Generator:
-        key = (self.seed * 1_000_003 + self.epoch) * 1_000_003 + index + 1
-        return torch.Generator().manual_seed(key % 2**63)
+    def _seed(self, index: int) -> int:
+        return ((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index + 1) % 2**63
+
+
+def evaluation_batches(data: LabelledImages, *, at_a_time: int = 500, world: World | None = None) -> Batches:
+    """A set in order, to evaluate on: `at_a_time` images of CIFAR's size in a batch, fewer of larger ones, one at least."""
+    _, height, width = data.shape
+    size = max(1, min(at_a_time, at_a_time * 32 * 32 // (height * width)))
+    return Batches(data, size, world=world or World())
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbsnn.distributed import sum_over_ranks
 from nbsnn.errors import DataError
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.spiking.network import SpikingNetwork
@@ -44,6 +45,8 @@ def evaluate(
 ) -> Report:
     """Top-1 and top-5 of a network over a loader, in evaluation mode; the mode it was in is restored.
 
+    Under torchrun each process passes its share of the images, and gets the result over all of them.
+
     Args:
         model: float, quantized, spiking, or an integer network (`network.using(engine="spikes", ...)` chooses how it runs).
         loader: batches (images [B, C, H, W], labels [B]).
@@ -55,17 +58,17 @@ def evaluate(
     parameter = None if isinstance(model, IntegerNetwork) else next(model.parameters())
     top1 = top5 = None
     steps: list[Tensor] = []
+    device = torch.device("cpu")
     images_seen, start = 0, time.perf_counter()
     with nullcontext() if isinstance(model, IntegerNetwork) else evaluation_mode(model):
         for images, labels in loader:
             logits = model(images if parameter is None else images.to(parameter))
-            labels = labels.to(logits.device)
+            device = logits.device
+            labels = labels.to(device)
             if top1 is None or top5 is None:
                 classes = logits.shape[1]
-                top1 = MulticlassAccuracy(classes, average="micro", validate_args=False).to(logits.device)
-                top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False).to(
-                    logits.device
-                )
+                top1 = MulticlassAccuracy(classes, average="micro", validate_args=False).to(device)
+                top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro", validate_args=False).to(device)
             top1.update(logits, labels)
             top5.update(logits, labels)
             if isinstance(model, (SpikingNetwork, IntegerNetwork)):
@@ -76,6 +79,7 @@ def evaluate(
     if top1 is None or top5 is None:
         raise DataError("evaluate: the loader gave no batch; choose a split that holds images")
     taken = torch.cat(steps).double() if steps else None
+    images_seen = int(sum_over_ranks(torch.tensor(images_seen), device))
     return Report(
         images=images_seen,
         top1=round(100 * float(top1.compute()), 4),

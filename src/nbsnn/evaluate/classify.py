@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nbsnn.data.images import ImageSet
+from nbsnn.data.images import LabelledImages
 from nbsnn.integer.network import IntegerNetwork
 
 
@@ -15,7 +15,7 @@ class Guess:
     share: float
 
 
-def classify(network: IntegerNetwork, photographs: ImageSet, *, best: int = 5) -> list[list[Guess]]:
+def classify(network: IntegerNetwork, photographs: LabelledImages, *, best: int = 5) -> list[list[Guess]]:
     """The best classes for each photograph, the likeliest first: from the 8-bit pixels on, whole numbers only.
 
     Args:
@@ -23,7 +23,7 @@ def classify(network: IntegerNetwork, photographs: ImageSet, *, best: int = 5) -
         photographs: 8-bit images in the network's size.
         best: classes for each.
     """
-    logits = network.run(photographs.images, engine="counts").double()
+    logits = network.run(photographs.pixels(), engine="counts").double()
     shares = 100 * logits.softmax(1)
     order = logits.argsort(1, descending=True)[:, :best]
     return [

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbsnn.data.images import Batches, ImageSet
+from nbsnn.data.images import Batches, LabelledImages
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.quant.layers import QuantReLU
@@ -52,8 +52,8 @@ class FinetuneResult:
 
 def finetune(
     quantized: nn.Module,
-    train: ImageSet,
-    held_out: ImageSet,
+    train: LabelledImages,
+    held_out: LabelledImages,
     spec: FinetuneSpec | None = None,
     *,
     progress: Callable[[str, int], None] | None = None,
@@ -91,7 +91,7 @@ def finetune(
     return FinetuneResult(run.pair.spiking, reference, before, run.top1, seconds, tuple(run.changes))
 
 
-def images_to_see(quantized: nn.Module, train: ImageSet, held_out: ImageSet, spec: FinetuneSpec) -> int:
+def images_to_see(quantized: nn.Module, train: LabelledImages, held_out: LabelledImages, spec: FinetuneSpec) -> int:
     """How many images `progress` will be told of."""
     units = sum(isinstance(module, QuantReLU) for module in quantized.modules()) - 1
     calibration = units * min(len(train), spec.calibration_images) + len(held_out)
@@ -120,8 +120,8 @@ def finetuned_metrics(figures: Mapping[str, Any]) -> dict[str, Any]:
 @dataclass
 class _Run:
     quantized: nn.Module
-    train: ImageSet
-    held_out: ImageSet
+    train: LabelledImages
+    held_out: LabelledImages
     spec: FinetuneSpec
     progress: Callable[[str, int], None]
     on_change: Callable[[Change, SpikingNetwork], None] | None
@@ -133,7 +133,7 @@ class _Run:
         self.like = parameter
         self.train, self.held_out = self.train.to(parameter.device), self.held_out.to(parameter.device)
         self.teacher = channels_last_copy(self.quantized)
-        example = self.prepare(self.train.normalized(self.train.images[:1]))
+        example = self.prepare(self.train.normalized(self.train.pixels(slice(0, 1))))
         self.pair = SpikingProxy(self.quantized, example, neuron=self.spec.neuron)
         self.units = find_units(self.pair, example)
 
@@ -179,8 +179,8 @@ class _Run:
     def calibrate_(self) -> None:
         start, before = time.perf_counter(), self.snapshot()
         step = max(1, len(self.train) // self.spec.calibration_images)
-        chosen = self.train.images[::step][: self.spec.calibration_images]
-        images = self.prepare(self.train.normalized(chosen))
+        chosen = torch.arange(0, len(self.train), step)[: self.spec.calibration_images]
+        images = self.prepare(self.train.normalized(self.train.pixels(chosen)))
         shift_biases_(self.pair, self.teacher, images, self.units, progress=self.progress)
         self.judge_("biases", before, None, start)
 

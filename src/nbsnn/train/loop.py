@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbsnn.checkpoint import save_checkpoint
-from nbsnn.data.images import Batches, Splits
+from nbsnn.data.images import Batches, Splits, evaluation_batches
+from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
 from nbsnn.errors import CheckpointError, NbsnnError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.tensorfile import read_tensors, remove_leftovers, write_text
 from nbsnn.train.execution import Execution
-from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
+from nbsnn.train.optim import freeze_norms_, keep_positive_, learning_rate, make_optimizer, set_learning_rate_
 from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state
 
-EVALUATION_BATCH = 500  # images; no gradients are kept
 SAVE_EVERY = 60.0  # seconds between training states within an epoch
 
 
@@ -120,23 +121,25 @@ def fit(
     """
     observer = observer or Observer()
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    remove_leftovers(out)
+    if world().is_main:
+        remove_leftovers(out)
     run = _Run(model, splits, recipe, phase, out, names, execution or Execution(), observer)
     run.state.epoch = first_epoch
     if overwrite:
-        run.state_path.unlink(missing_ok=True)
+        run.forget_state()
     elif not run.state_path.is_file() and run.last.is_file():
         raise CheckpointError(
             f"{out} holds a finished phase of another recipe; choose another folder, or overwrite it (--overwrite)"
         )
     run.state = restore_state_(out, run.state, model, run.optimizer) or run.state
     run.save_every = save_every
+    wait_for_all()  # nobody writes while others still read
     run.save_()  # a folder that cannot be written is refused now, not after an epoch
     observer.on_phase(title, phase.epochs, run.steps, run.execution)
     while run.state.epoch < phase.epochs:
         run.train_epoch_()
     run.write_log()  # again: the run may have been killed between its last state and its log
-    run.state_path.unlink(missing_ok=True)
+    run.forget_state()
     return FitResult(run.best, run.last, [Epoch(**row) for row in run.state.history])
 
 
@@ -154,9 +157,12 @@ class _Run:
     ) -> None:
         self.model, self.recipe, self.phase = model, recipe, phase
         self.out, self.execution, self.observer = out, execution, observer
-        self.compiled = torch.compile(model) if execution.compiled else model
         self.best, self.last = (out / name for name in names)
         self.device = next(model.parameters()).device
+        self.world = world()
+        # Processes average their gradients as they arise; each sees its own images' norm statistics, the main one's are kept.
+        self.model_of_all = nn.parallel.DistributedDataParallel(model) if self.world.size > 1 else model
+        self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all
         self.splits = Splits(*(s.to(self.device) for s in (splits.train, splits.validation, splits.test)))
         self.optimizer = make_optimizer(model, phase, recipe.optim)
         self.steps = len(self._batches(0))
@@ -170,70 +176,97 @@ class _Run:
     def _batches(self, epoch: int) -> Batches:
         data = self.recipe.data
         return Batches(
-            self.splits.train, data.batch_size, shuffle=True, augment=data.augment, seed=self.recipe.seed, epoch=epoch
-        )
+            self.splits.train, data.batch_size, shuffle=True, augment=data.augment, seed=self.recipe.seed, epoch=epoch,
+            world=self.world,
+        )  # fmt: skip
 
     def train_epoch_(self) -> None:
         state = self.state
         self.model.train()
+        if self.recipe.optim.freeze_norms:
+            freeze_norms_(self.model)
         start, seen = time.perf_counter(), state.seen
         for images, labels in self._batches(state.epoch).starting_at(state.step):
-            self._train_step_(images.contiguous(memory_format=torch.channels_last), labels)
-            if self.observer.should_stop():
+            if self._train_step_(images.contiguous(memory_format=torch.channels_last), labels):
                 self.save_()
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} at step {state.step}; run the same command to go on")
             if time.monotonic() - self.saved_at >= self.save_every:
                 self.save_()
         seconds = time.perf_counter() - start
         loss, train_top1 = state.running
-        top1 = evaluate(self.model, Batches(self.splits.validation, EVALUATION_BATCH)).top1
+        share_buffers_(self.model)
+        top1 = evaluate(self.model, evaluation_batches(self.splits.validation, world=self.world)).top1
         rate = self._rate(self.steps - 1)
         row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, (state.seen - seen) / max(seconds, 1e-9))
         self._finish_epoch_(row)
 
     def _rate(self, step: int) -> float:
         progress = (self.state.epoch * self.steps + step) / (self.phase.epochs * self.steps)
-        return self.phase.lr * learning_rate(progress, self.recipe.optim)
+        spec = self.recipe.optim
+        scale = self.recipe.data.batch_size / spec.rate_batch if spec.rate_batch else 1.0
+        return scale * self.phase.lr * learning_rate(progress, spec)
 
-    def _train_step_(self, images: Tensor, labels: Tensor) -> None:
+    def _train_step_(self, images: Tensor, labels: Tensor) -> bool:
+        """Train on a batch; says whether any process was asked to stop."""
         state, spec = self.state, self.recipe.optim
         set_learning_rate_(self.optimizer, self._rate(state.step))
-        # The last batch of an epoch is smaller: not worth a second compilation.
-        forward = self.compiled if len(images) == self.recipe.data.batch_size else self.model
-        with self.execution.precision(self.device):
-            logits = forward(images)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=spec.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, correct = self._backward(images, labels)
         if spec.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip_norm)
         self.optimizer.step()
         keep_positive_(self.model)
-        value = float(loss.detach())
+        mine = torch.tensor([loss, correct, len(images), self.observer.should_stop()], dtype=torch.float64)
+        loss, correct, count, stops = sum_over_ranks(mine, self.device).tolist()
+        value = loss / count
         if value != value or value in (float("inf"), float("-inf")):
             raise DivergedError(
                 f"the loss is {value} in epoch {state.epoch + 1} at step {state.step}; lower phase.lr={self.phase.lr:g} "
                 "or set optim.clip_norm=1"
             )
-        state.count(value, int((logits.detach().argmax(1) == labels).sum()), len(images))
-        self.observer.on_step(state.epoch, state.step, *state.running, len(images))
+        state.count(value, int(correct), int(count))
+        self.observer.on_step(state.epoch, state.step, *state.running, int(count))
+        return bool(stops)
+
+    def _backward(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
+        """Gradients of the mean loss over the batch, all parts of it; returns the sum of the losses and the hits."""
+        data, spec = self.recipe.data, self.recipe.optim
+        # The last batch of an epoch is smaller: not worth a second compilation.
+        full = len(images) * self.world.size == data.batch_size
+        forward = self.compiled if full and len(images) % spec.accumulate == 0 else self.model_of_all
+        parts = list(zip(images.tensor_split(spec.accumulate), labels.tensor_split(spec.accumulate), strict=True))
+        total, correct = 0.0, 0
+        for index, (part, answers) in enumerate(parts):
+            # Gradients travel once, with the last part.
+            wait = self.world.size > 1 and index < len(parts) - 1
+            with self.model_of_all.no_sync() if wait else nullcontext():  # type: ignore[operator]
+                with self.execution.precision(self.device):
+                    logits = forward(part)
+                logits = logits.float()
+                loss = F.cross_entropy(logits, answers, label_smoothing=spec.label_smoothing)
+                (loss if len(parts) == 1 else loss * (len(part) / len(images))).backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach()) * len(part)
+            correct += int((logits.detach().argmax(1) == answers).sum())
+        return total, correct
 
     def _finish_epoch_(self, row: Epoch) -> None:
         state = self.state
         state.history.append(asdict(row))
         state.next_epoch()
         metrics = {"validation_top1": row.top1, "epoch": row.epoch}
-        if row.top1 >= state.best:
-            state.best = row.top1
-            save_checkpoint(self.best, self.model, recipe=self.recipe, metrics=metrics)
-        save_checkpoint(self.last, self.model, recipe=self.recipe, metrics=metrics)
+        better = row.top1 >= state.best
+        state.best = max(state.best, row.top1)
+        for path in ([self.best] if better else []) + [self.last]:
+            if self.world.is_main:
+                save_checkpoint(path, self.model, recipe=self.recipe, metrics=metrics)
         self.save_()
         self.write_log()
         self.observer.on_epoch(row)
 
     def write_log(self) -> None:
         """Write the epochs so far as CSV and as JSON lines."""
+        if not self.world.is_main:
+            return
         rows = self.state.history
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
@@ -244,5 +277,13 @@ class _Run:
 
     def save_(self) -> None:
         """Write the training state."""
-        save_state(self.out, self.state, self.model, self.optimizer)
+        if self.world.is_main:
+            save_state(self.out, self.state, self.model, self.optimizer)
         self.saved_at = time.monotonic()
+
+    def forget_state(self) -> None:
+        """Remove the training state, once every process has come here."""
+        wait_for_all()
+        if self.world.is_main:
+            self.state_path.unlink(missing_ok=True)
+        wait_for_all()

@@ -1,0 +1,155 @@
+"""Image sets too large for memory: files that are decoded batch by batch, by Pillow in worker processes or by DALI.
+
+Order, sharing and seeds come from `Batches`, so both loaders give the same photographs in the same batches.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nbsnn.data import dali
+from nbsnn.data.decode import center_crop, random_crop
+from nbsnn.data.images import normalize
+from nbsnn.distributed import World
+from nbsnn.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+LOADERS = ("auto", "torch", "dali", "dali_cpu")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How files become pixels: by whom, with how many workers, and what happens to a file that is no image."""
+
+    loader: Literal["auto", "torch", "dali", "dali_cpu"] = "auto"
+    workers: int = 4
+    on_corrupt: Literal["skip", "refuse"] = "skip"
+
+    @property
+    def uses_dali(self) -> bool:
+        """DALI where it is asked for, or where it is installed and nothing else is asked for."""
+        return self.loader in ("dali", "dali_cpu") or (self.loader == "auto" and dali.is_installed())
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """N image files with labels [N] int64, as images [N, 3, size, size]; see `LabelledImages`.
+
+    `skipped` collects the names of files that could not be read; sets made from this one share it.
+    """
+
+    paths: Sequence[str]
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    size: int = 224
+    loading: Loading = field(default_factory=Loading)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    skipped: set[str] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return 3, self.size, self.size
+
+    def take(self, indices: Tensor | slice) -> "PhotoSet":
+        """The same set with some of its files."""
+        chosen = torch.arange(len(self))[indices]
+        return replace(self, paths=[self.paths[i] for i in chosen.tolist()], labels=self.labels[chosen])
+
+    def pixels(self, indices: Tensor | slice = slice(None)) -> Tensor:
+        """Some of the images as they are evaluated, [n, 3, size, size] uint8, decoded here and now.
+
+        Raises:
+            DataError: one of them is not an image.
+        """
+        chosen = torch.arange(len(self))[indices].tolist()
+        return torch.stack([center_crop(self.paths[i], size=self.size) for i in chosen])
+
+    def normalized(self, images: Tensor | None = None) -> Tensor:
+        """Float images, (x/255 − mean)/std, [n, 3, size, size] float32; all of the set's unless given as uint8."""
+        return normalize(self.pixels() if images is None else images, self.mean, self.std)
+
+    def to(self, device: torch.device) -> "PhotoSet":
+        """The set with batches that arrive on another device."""
+        return replace(self, device=device)
+
+    def stream(self, batches: Sequence[Tensor], world: World, seeds: Sequence[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `LabelledImages.stream`. A file that is no image is named and counted in `skipped`.
+
+        In training another one of its batch takes its place, so that batches keep their size; in evaluation it is left out.
+        """
+        shares = [world.share(batch).tolist() for batch in batches]
+        if self.loading.uses_dali:
+            yield from self._stream_dali(shares, world, seeds)
+            return
+        starts = [len(batch) * world.rank // world.size for batch in batches]
+        keys = [
+            [(i, None if seeds is None else seeds[b] * 100_003 + start + at) for at, i in enumerate(share)]
+            for b, (share, start) in enumerate(zip(shares, starts, strict=True))
+        ]
+        pin = self.device.type == "cuda"
+        loader = DataLoader(
+            _Files(self.paths, self.size), batch_sampler=[batch for batch in keys if batch], num_workers=self.loading.workers,
+            collate_fn=partial(_collate, replace_bad=seeds is not None), pin_memory=pin,
+        )  # fmt: skip
+        for images, chosen, bad in loader:
+            self.note_bad(bad)
+            if len(images):
+                yield images.to(self.device, non_blocking=pin), self.labels[chosen].to(self.device)
+
+    def _stream_dali(
+        self, shares: list[list[int]], world: World, seeds: Sequence[int] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        files = dali.Files(self.paths, self.size, train=seeds is not None, note_bad=self.note_bad)
+        device = torch.device("cpu") if self.loading.loader == "dali_cpu" else self.device
+        seed = (seeds[0] if seeds else 0) + 7919 * world.rank
+        for images, chosen in files.decode(shares, device=device, workers=self.loading.workers, seed=seed):
+            yield images.to(self.device), self.labels[chosen].to(self.device)
+
+    def note_bad(self, reasons: Sequence[str]) -> None:
+        """Count files that are no images, and name each once; refuse the first one where that is asked for."""
+        for reason in reasons:
+            if self.loading.on_corrupt == "refuse":
+                raise DataError(f"{reason}; remove it, or set data.on_corrupt=skip")
+            if reason not in self.skipped:
+                self.skipped.add(reason)
+                logger.warning("skipped %s (%d so far)", reason, len(self.skipped))
+
+
+_Item = tuple[Tensor | None, int, str]  # pixels, index; or the reason why there are none
+
+
+class _Files(Dataset[_Item]):
+    def __init__(self, paths: Sequence[str], size: int) -> None:
+        self.paths, self.size = paths, size
+
+    def __getitem__(self, key: tuple[int, int | None]) -> _Item:
+        index, seed = key
+        try:
+            path = self.paths[index]
+            pixels = center_crop(path, size=self.size) if seed is None else random_crop(path, size=self.size, seed=seed)
+            return pixels, index, ""
+        except DataError as error:
+            return None, index, str(error)
+
+
+def _collate(items: list[_Item], *, replace_bad: bool) -> tuple[Tensor, Tensor, list[str]]:
+    good = [(pixels, index) for pixels, index, _ in items if pixels is not None]
+    bad = [reason for pixels, _, reason in items if pixels is None]
+    if bad and good and replace_bad:
+        good += [good[i % len(good)] for i in range(len(bad))]
+    if not good:
+        return torch.empty(0), torch.empty(0, dtype=torch.int64), bad
+    return torch.stack([pixels for pixels, _ in good]), torch.tensor([index for _, index in good]), bad
