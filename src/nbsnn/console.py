@@ -24,8 +24,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from nbsnn.distributed import World, world
 from nbsnn.errors import NbsnnError
 from nbsnn.evaluate.fidelity import Fidelity
+from nbsnn.export.torchvision import MappedTensor
 from nbsnn.pipeline import Comparison, Finetuned, PhaseResult
 from nbsnn.report import COLUMNS as REPORT_COLUMNS
 from nbsnn.report import table as report_table
@@ -38,14 +40,22 @@ out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
 
 
+def speak_on_main_only(world: World) -> None:
+    """Let one of several processes speak; errors are told by each that has one."""
+    out.quiet = err.quiet = not world.is_main
+
+
 def note(text: str) -> None:
     """A line about what is going on."""
     err.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def fail(text: str) -> None:
-    """The one line of an error."""
-    err.print(f"[bold red]error:[/] {escape(' '.join(text.split()))}", highlight=False, soft_wrap=True)
+    """The one line of an error; of another process than the main one, with its rank."""
+    rank = world().rank
+    who = f"rank {rank}: " if rank else ""
+    err.quiet = False
+    err.print(f"[bold red]error:[/] {who}{escape(' '.join(text.split()))}", highlight=False, soft_wrap=True)
 
 
 def exit_code(run: Callable[[], Any]) -> int:
@@ -201,6 +211,12 @@ def show_report(figures: dict[str, Any]) -> None:
     """What `nbsnn.report.report` measured."""
     title = f"{figures['model']} on {figures['data']}, {figures['test_images']} test images, top-1 in %"
     show_table(title, REPORT_COLUMNS, report_table(figures))
+
+
+def show_mapping(mapped: Iterable[MappedTensor]) -> None:
+    """What became of every tensor of a foreign network and of ours."""
+    rows = [(m.ours or "-", m.source or "-", "×".join(map(str, m.shape)), m.what) for m in mapped]
+    show_table("Tensors", ("ours", "theirs", "shape", "what became of it"), rows)
 
 
 def show_layers(fidelity: Fidelity) -> None:

@@ -17,18 +17,21 @@ from nbsnn.distributed import local_rank, started_by_torchrun, world
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluate.accuracy import Report, evaluate
 from nbsnn.evaluate.fidelity import Fidelity, measure_fidelity, same_ties
+from nbsnn.export.torchvision import MappedTensor, from_torchvision, torchvision_state
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
 from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.tensorfile import read_torch_state
 from nbsnn.train.execution import pick_execution
 from nbsnn.train.loop import SAVE_EVERY, FitResult, Observer, finished_phase, fit
 from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
 from nbsnn.train.state import has_state
 
 FIDELITY_IMAGES = 200
+_CALIBRATION_PARTS = 4
 _SPIKING_BATCH = 100  # images; time multiplies them by T
 
 
@@ -73,6 +76,22 @@ def new_model(recipe: Recipe) -> nn.Module:
     """The recipe's float network with fresh weights, decided by the seed."""
     torch.manual_seed(recipe.seed)
     return _build(recipe.model)
+
+
+def pretrained_model(recipe: Recipe, source: str, images: LabelledImages) -> tuple[nn.Module, list[MappedTensor]]:
+    """The recipe's float network with TorchVision's weights, and what became of every tensor.
+
+    Args:
+        recipe: names the network.
+        source: "torchvision" (the installed package fetches them), or the file of a state dict.
+        images: a few of them set the statistics of new norm layers.
+    """
+    spec = recipe.model
+    given = source != "torchvision"
+    state = read_torch_state(Path(source)) if given else torchvision_state(spec.name.partition("/")[2])
+    batches: tuple[Tensor, ...] = torch.tensor_split(calibration_images(images), _CALIBRATION_PARTS)
+    size, classes = spec.image_size, spec.num_classes
+    return from_torchvision(spec.name, state, batches, num_classes=classes, image_size=size, source=source)
 
 
 def _build(spec: ModelSpec) -> nn.Module:
@@ -175,15 +194,19 @@ def compare(
     *,
     pairs: Iterable[tuple[str, str]] = VALID_PAIRS,
     fidelity_images: int = FIDELITY_IMAGES,
+    at_a_time: int | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Iterator[Comparison]:
     """Convert with each pair of neuron and schedule, and measure accuracy and fidelity.
+
+    Under torchrun the processes share the images; each compares the same ones neuron by neuron.
 
     Args:
         quantized: result of `quantize`, anywhere.
         images: the images to look at.
         pairs: (neuron, schedule).
         fidelity_images: the first so many of them are compared neuron by neuron.
+        at_a_time: images in a batch of the spiking network; by their size unless given.
         progress: called with the pair's name and the number of images done.
     """
     sample = images.take(slice(0, fidelity_images))
@@ -196,8 +219,9 @@ def compare(
                 progress(name, count)
 
         with same_ties(quantized, spiking):
-            reference = evaluate(quantized, evaluation_batches(images)).top1
-        report = evaluate(spiking, evaluation_batches(images, at_a_time=_SPIKING_BATCH), progress=tell)
+            reference = evaluate(quantized, evaluation_batches(images, world=world())).top1
+        loader = evaluation_batches(images, at_a_time=_SPIKING_BATCH, world=world())
+        report = evaluate(spiking, replace(loader, batch_size=at_a_time or loader.batch_size), progress=tell)
         exact = schedule != "fixed"
         first, second = (copy.deepcopy(quantized).double(), copy.deepcopy(spiking).double()) if exact else (quantized, spiking)
         fidelity = measure_fidelity(first, second, sample.normalized(), labels=sample.labels, progress=tell)

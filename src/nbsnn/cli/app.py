@@ -31,7 +31,8 @@ Checkpoint = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="cifar10, digits or sample (bundled); unless given, the checkpoint's own.")
+    str | None,
+    typer.Option("--data", help="cifar10, digits, imagenet, sample (bundled); by default the checkpoint's own."),
 ]
 RootOption = Annotated[Path | None, typer.Option("--root", help="Where the data lies; unless given, the checkpoint's own.")]
 SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
@@ -60,7 +61,7 @@ def data_spec(header: Header, data: str | None, root: Path | None) -> DataSpec:
     spec = recipe_from_dict(header["recipe"]).data if header["recipe"] else None
     name = data or (spec.name if spec else None)
     if name is None:
-        raise ConfigError("the checkpoint names no data set; say --data cifar10, digits or sample")
+        raise ConfigError("the checkpoint names no data set; say --data cifar10, digits, imagenet or sample")
     if name not in DATA_SETS:
         raise ConfigError(unknown("data set", name, DATA_SETS))
     if spec is None or spec.name != name:
@@ -71,7 +72,7 @@ def data_spec(header: Header, data: str | None, root: Path | None) -> DataSpec:
 def load_splits(header: Header, spec: DataSpec) -> Splits:
     """The data set, if its images fit the network."""
     with console.download_progress() as progress:
-        splits = load_data(spec, progress=progress)
+        splits = load_data(spec, size=(header["model"] or {}).get("image_size"), progress=progress)
     found = splits.test.shape[0]
     channels = (header["model"] or {}).get("in_channels", found)
     if found != channels:

@@ -26,6 +26,7 @@ from nbsnn.cli.app import (
 from nbsnn.cli.integer import choose_engine, only_quantized
 from nbsnn.data import load_photographs
 from nbsnn.data.images import Batches
+from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.evaluate.classify import classify as classify_images
@@ -50,13 +51,18 @@ def eval_(
 ) -> None:
     """Accuracy of a checkpoint of any form, and, where there is time, the steps that it took.
 
+    Started by torchrun, several processes share the images.
+
     Example: nbsnn eval runs/r20/2bit/best.safetensors --root data --engine spikes --schedule settle
     """
-    model, header = load(checkpoint, device)
-    images = images_for(header, data, root, split, limit)
-    model, form = choose_engine(model, header, images, engine, neuron, schedule, backend)
-    with console.image_progress(len(images), f"{form} network") as tell:
-        report = evaluate(model, Batches(images, batch_size), progress=lambda count: tell("", count))
+    with process_group(pipeline.pick_device(device)) as group:
+        console.speak_on_main_only(group)
+        model, header = load(checkpoint, device)
+        images = images_for(header, data, root, split, limit).to(pipeline.pick_device(device))
+        model, form = choose_engine(model, header, images, engine, neuron, schedule, backend)
+        with console.image_progress(len(images) // group.size, f"{form} network") as tell:
+            loader = Batches(images, batch_size, world=group)
+            report = evaluate(model, loader, progress=lambda count: tell("", count))
     if json_:
         console.show_json(report.to_dict() | {"form": form, "checkpoint": str(checkpoint)})
         return

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nbsnn.checkpoint import save_checkpoint
 from nbsnn.data.images import Batches, Splits, evaluation_batches
 from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
-from nbsnn.errors import CheckpointError, NbsnnError
+from nbsnn.errors import CheckpointError, ConfigError, NbsnnError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.tensorfile import read_tensors, remove_leftovers, write_text
@@ -120,6 +120,7 @@ def fit(
         CheckpointError: the folder cannot be written, or holds results of another recipe.
     """
     observer = observer or Observer()
+    _check_shares(recipe.data.batch_size, recipe.optim.accumulate)
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if world().is_main:
         remove_leftovers(out)
@@ -141,6 +142,16 @@ def fit(
     run.write_log()  # again: the run may have been killed between its last state and its log
     run.forget_state()
     return FitResult(run.best, run.last, [Epoch(**row) for row in run.state.history])
+
+
+def _check_shares(batch_size: int, accumulate: int) -> None:
+    """Every part of a batch that norm layers see must hold two images at least, and processes need equal shares."""
+    parts = world().size * accumulate
+    if batch_size % world().size or batch_size < 2 * parts:
+        raise ConfigError(
+            f"data.batch_size={batch_size}: is shared by {world().size} processes in {accumulate} parts each; "
+            f"choose a multiple of {world().size} from {2 * parts}"
+        )
 
 
 class _Run:

@@ -1,0 +1,101 @@
+"""The flags of the published ImageNet commands, and what dali_main.py and snn.py do with them alike."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from nbsnn import pipeline
+from nbsnn.data import load_data
+from nbsnn.data.dali import INSTALL, is_installed
+from nbsnn.data.images import Splits
+from nbsnn.distributed import World
+from nbsnn.errors import ConfigError
+from nbsnn.models import canonical_name
+from nbsnn.recipe import Phase, Recipe, load_recipe, recipe_from_dict
+
+HERE = Path(__file__).resolve().parent
+BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
+
+
+def parse(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("data", type=Path, help="folder of train/<class>/*.JPEG and val/<class>/*.JPEG")
+    add("-a", "--arch", default="alexnet", help="alexnet or vgg16")
+    add("-b", "--batch-size", type=int, default=256, help="images in a batch of each process")
+    add("--bit", type=int, default=32, help="bits of activations: 32, 4, 3 or 2")
+    add("--lr", "--learning-rate", dest="lr", type=float, default=0.1, help="rate for 256 images; grows with the batch")
+    add("--epochs", type=int, default=60, help="epochs in all")
+    add("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="weight decay")
+    add("--momentum", type=float, default=0.9, help="momentum of SGD")
+    add("--init", type=Path, default=None, metavar="FILE", help="start from this checkpoint: ours or the authors'")
+    add("--pretrained", nargs="?", const="torchvision", default=None, metavar="FILE",
+        help="start from TorchVision's weights: fetched by torchvision, or this file of a state dict")  # fmt: skip
+    add("--resume", type=Path, default=None, metavar="FILE", help="go on from this checkpoint, at the epoch it had reached")
+    add("--start-epoch", type=int, default=None, help="number of the first epoch, for a restart by hand")
+    add("-e", "--evaluate", action="store_true", help="evaluate only")
+    add("-u", "--unsigned", action="store_true", help="unsigned neurons instead of signed ones")
+    add("-j", "--workers", type=int, default=4, help="threads or processes that decode photographs, for each process")
+    add("-p", "--print-freq", type=int, default=10, help="print every so many batches")
+    add("--dali_cpu", action="store_true", help="DALI decodes and augments on the CPU")
+    add("--loader", default=None, help="who decodes: dali, dali_cpu or torch; what is installed unless given")
+    add("--on-corrupt", default="skip", help="a file that is no image: skip (named and counted) or refuse")
+    add("--deterministic", action="store_true", help="deterministic algorithms only, cuDNN's too")
+    add("--channels-last", nargs="?", const=True, default=True, help="always on; accepted as published")
+    add("--local_rank", "--local-rank", type=int, default=None, help="given by old launchers; torchrun's environment counts")
+    add("-id", "--device", default="auto", help="auto, cpu or cuda")
+    add("--schedule", default="fixed", help="of the spikes: fixed (published), settle or barrier (exact)")
+    add("--lowbit", action="store_true", help="inner weights with as few bits as activations, instead of 32")
+    add("-ct", "--continue", dest="continue_", action="store_true", help="go on with the interrupted run in the result folder")
+    add("--limit", type=int, default=0, help="evaluate on the first so many validation images only; 0 is all")
+    add("--result", type=Path, default=HERE / "result", help="folder of the results")
+    add("--seed", type=int, default=0, help="of order and augmentation")
+    return parser.parse_args(arguments)
+
+
+def recipe_of(args: argparse.Namespace, group: World) -> Recipe:
+    """The published recipe of the network, with one phase as the flags say."""
+    name = canonical_name(args.arch, data="imagenet")
+    table = load_recipe(f"{name}:lowbit" if args.lowbit else name).to_dict()
+    table["phase"] = {str(args.bit): vars(Phase(args.epochs, args.lr, args.weight_decay))}
+    table["data"] |= {"root": str(args.data), "batch_size": args.batch_size * group.size, "workers": args.workers,
+                      "loader": loader_of(args), "on_corrupt": args.on_corrupt}  # fmt: skip
+    table["optim"] |= {"momentum": args.momentum}
+    return recipe_from_dict(table | {"seed": args.seed, "name": f"published {args.arch} {args.bit} bit"})
+
+
+def loader_of(args: argparse.Namespace) -> str:
+    """Who decodes photographs; DALI is refused where it is asked for and not installed."""
+    loader: str = args.loader or ("dali_cpu" if args.dali_cpu else "auto")
+    if loader.startswith("dali") and not is_installed():
+        raise ConfigError(f"{'--dali_cpu' if args.dali_cpu else f'--loader {loader}'} needs nvidia-dali: {INSTALL}")
+    return loader
+
+
+def result_folder(args: argparse.Namespace) -> Path:
+    """`result/<arch>_<bit>bit`."""
+    folder: Path = args.result / f"{args.arch}_{args.bit}bit"
+    return folder
+
+
+def data_of(recipe: Recipe) -> Splits:
+    """The photographs."""
+    return load_data(recipe.data, size=recipe.model.image_size)
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """This process's GPU or the CPU, made deterministic if asked."""
+    if args.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    return pipeline.pick_device(args.device)
+
+
+def required_init(args: argparse.Namespace) -> Path:
+    """The checkpoint to evaluate."""
+    path: Path | None = args.init or args.resume
+    if path is None:
+        raise ConfigError("--init: name the checkpoint to evaluate, such as result/alexnet_3bit/model_best.pth.tar")
+    return path

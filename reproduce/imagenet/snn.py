@@ -1,0 +1,50 @@
+"""Evaluate the spiking form of a quantized checkpoint on ImageNet, with the published commands.
+
+python snn.py -a alexnet -b 256 -e -u --bit 3 --init result/alexnet_3bit/model_best.pth.tar --workers 4 --dali_cpu \\
+    /data/imagenet2012
+"""
+
+import argparse
+import sys
+
+import options
+
+from nbsnn import pipeline
+from nbsnn.checkpoint import form_of
+from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table, speak_on_main_only
+from nbsnn.distributed import process_group
+from nbsnn.errors import ConfigError
+from nbsnn.export.reference import load_start
+from nbsnn.quant.layers import QuantReLU
+from nbsnn.spiking.convert import check_pair
+
+_FIDELITY_IMAGES = 8  # of 224×224; every activation of them is kept
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert and compare with the quantized network."""
+    pair = check_pair("unsigned" if args.unsigned else None, args.schedule)
+    device = options.device_of(args)
+    with process_group(device) as group:
+        speak_on_main_only(group)
+        recipe = options.recipe_of(args, group)
+        path = options.required_init(args)
+        quantized = load_start(path, recipe.model.name, bits=args.bit)
+        if form_of(quantized) != "quantized":
+            raise ConfigError(f"{path} holds a {form_of(quantized)} network; train it with dali_main.py --bit {args.bit} first")
+        bits = max(m.bits for m in quantized.modules() if isinstance(m, QuantReLU))
+        if bits != args.bit:
+            raise ConfigError(f"--bit {args.bit}: {path} was trained with {bits} bits; give that number, or another checkpoint")
+        test = options.data_of(recipe).test.take(slice(0, args.limit or None)).to(device)
+        with image_progress(len(test) // group.size + _FIDELITY_IMAGES, "spiking") as tell:
+            found = pipeline.compare(
+                quantized.to(device), test, pairs=[pair], fidelity_images=_FIDELITY_IMAGES,
+                at_a_time=args.batch_size * group.size, progress=tell,
+            )  # fmt: skip
+            rows = comparison_rows(found, None)
+    show_table(f"{args.arch}, {path}, {len(test)} validation images", COMPARISON_COLUMNS, rows)
+
+
+if __name__ == "__main__":
+    arguments = options.parse(__doc__ or "")
+    sys.exit(exit_code(lambda: run(arguments)))
