@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 import nbsnn
-from nbsnn import console, pipeline
+from nbsnn import console
 from nbsnn.data import load_data
 from nbsnn.data.images import Batches, ImageSet, Splits
+from nbsnn.evaluate.comparison import convert
 from nbsnn.recipe import DataSpec
 from nbsnn.spiking import neuron
 from nbsnn.train.finetune import finetune, images_to_see
@@ -66,7 +67,7 @@ def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse
     bits, test = max(m.bits for m in quantized.modules() if hasattr(m, "bits")), splits.test.take(slice(0, args.test or None))
     source = results.find(bits=bits, method=None, test_images=len(test))
     if source is None:
-        spiking = pipeline.convert(quantized, test, neuron=spec.neuron, schedule="fixed")
+        spiking = convert(quantized, test, neuron=spec.neuron, schedule="fixed")
         source = results.add({
             "bits": bits, "timesteps": spiking.timesteps, "method": None, "neuron": spec.neuron, "test_images": len(test),
             "quantized_top1": accuracy(quantized, test, f"{bits} bits, quantized"),

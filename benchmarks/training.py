@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 import nbsnn
 from nbsnn.data.images import ImageSet, Splits, crop_and_flip
 from nbsnn.recipe import OptimSpec, Phase, load_recipe
-from nbsnn.train.loop import Observer, fit
+from nbsnn.train.loop import fit
+from nbsnn.train.observer import Observer
 from nbsnn.train.optim import keep_positive_, make_optimizer
 
 

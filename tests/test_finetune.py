@@ -18,7 +18,7 @@ from nbsnn.spiking.functional import integrate_and_fire
 from nbsnn.train.bias_shift import least_error_shift, shift_biases_
 from nbsnn.train.finetune import distillation_loss, finetune, images_to_see
 from nbsnn.train.finetune_spec import FinetuneSpec
-from nbsnn.train.loop import DivergedError
+from nbsnn.train.observer import DivergedError
 from nbsnn.train.proxy import SpikingProxy, find_units
 
 METHODS = ("layerwise", "end-to-end", "calibrate")

@@ -19,7 +19,8 @@ from nbsnn.data.images import Splits
 from nbsnn.errors import CheckpointError
 from nbsnn.recipe import Phase, load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.loop import Observer, fit
+from nbsnn.train.loop import fit
+from nbsnn.train.observer import Observer
 
 spec = importlib.util.spec_from_file_location("kill_resume", Path(__file__).parent.parent / "benchmarks" / "kill_resume.py")
 kill_resume = importlib.util.module_from_spec(spec)

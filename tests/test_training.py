@@ -15,7 +15,8 @@ from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import Phase, QuantSpec, load_recipe
 from nbsnn.tensorfile import read_tensors
 from nbsnn.train.execution import Execution
-from nbsnn.train.loop import DivergedError, Interrupted, Observer, finished_phase, fit
+from nbsnn.train.loop import finished_phase, fit
+from nbsnn.train.observer import DivergedError, Interrupted, Observer
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"])
 STILL = load_recipe("digits/resnet20", ["data.batch_size=32"])

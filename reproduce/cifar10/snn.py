@@ -9,10 +9,10 @@ import sys
 
 import options
 
-from nbsnn import pipeline
 from nbsnn.checkpoint import form_of
 from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table
 from nbsnn.errors import ConfigError
+from nbsnn.evaluate.comparison import FIDELITY_IMAGES, compare
 from nbsnn.export.reference import load_start
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.convert import check_pair
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--bit {args.bit}: {path} was trained with {bits} bits; give that number, or another checkpoint")
     device = options.device_of(args)
     test = options.data_of(recipe).test
-    with image_progress(len(test) + pipeline.FIDELITY_IMAGES, "spiking") as tell:
-        results = list(pipeline.compare(quantized.to(device), test, pairs=[pair], progress=tell))
+    with image_progress(len(test) + FIDELITY_IMAGES, "spiking") as tell:
+        results = list(compare(quantized.to(device), test, pairs=[pair], progress=tell))
     show_table(f"{args.arch}, {path}, {len(test)} test images", COMPARISON_COLUMNS, comparison_rows(results, None))
 
 

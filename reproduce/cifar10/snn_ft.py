@@ -14,12 +14,12 @@ from pathlib import Path
 
 import options
 
-from nbsnn import pipeline
 from nbsnn.checkpoint import form_of, save_checkpoint
 from nbsnn.console import change_line, exit_code, image_progress, note, show_finetuning
 from nbsnn.data.images import Batches
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.evaluate.comparison import compare_finetuned
 from nbsnn.export.reference import load_start
 from nbsnn.recipe import Recipe
 from nbsnn.spiking.network import SpikingNetwork
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         result = finetune(quantized, train, splits.validation, spec, progress=tell, on_change=files.on_change)
     test = splits.test
     with image_progress(3 * len(test), "testing") as tell:
-        tested = pipeline.compare_finetuned(quantized, result.spiking, test, progress=tell)
+        tested = compare_finetuned(quantized, result.spiking, test, progress=tell)
     files.figures["test"] = asdict(tested)
     files.save(LAST, result.spiking, held_out_top1=result.after_top1)
     show_finetuning(f"{args.arch}, {path}", result, len(splits.validation), tested)

@@ -9,11 +9,11 @@ import sys
 
 import options
 
-from nbsnn import pipeline
 from nbsnn.checkpoint import form_of
 from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table, speak_on_main_only
 from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
+from nbsnn.evaluate.comparison import compare
 from nbsnn.export.reference import load_start
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.convert import check_pair
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError(f"--bit {args.bit}: {path} was trained with {bits} bits; give that number, or another checkpoint")
         test = options.data_of(recipe).test.take(slice(0, args.limit or None)).to(device)
         with image_progress(len(test) // group.size + _FIDELITY_IMAGES, "spiking") as tell:
-            found = pipeline.compare(
+            found = compare(
                 quantized.to(device), test, pairs=[pair], fidelity_images=_FIDELITY_IMAGES,
                 at_a_time=args.batch_size * group.size, progress=tell,
             )  # fmt: skip

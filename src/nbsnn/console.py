@@ -26,15 +26,16 @@ from rich.table import Table
 
 from nbsnn.distributed import World, world
 from nbsnn.errors import NbsnnError
+from nbsnn.evaluate.comparison import Comparison, Finetuned
 from nbsnn.evaluate.fidelity import Fidelity
 from nbsnn.export.torchvision import MappedTensor
-from nbsnn.pipeline import Comparison, Finetuned, PhaseResult
+from nbsnn.pipeline import PhaseResult
 from nbsnn.report import COLUMNS as REPORT_COLUMNS
 from nbsnn.report import table as report_table
 from nbsnn.train.execution import Execution
 from nbsnn.train.finetune import FinetuneResult
 from nbsnn.train.finetune_spec import Change
-from nbsnn.train.loop import Epoch, Interrupted, Observer
+from nbsnn.train.observer import Epoch, Interrupted, Observer
 
 out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
@@ -162,6 +163,9 @@ class TrainingConsole(Observer):
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(title, total=epochs * steps, figures="")
+
+    def on_resume(self, epoch: int, step: int) -> None:
+        note(f"{self._title}: goes on from the training state in epoch {epoch + 1}, after step {step}")
 
     def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
         if self._task is None:

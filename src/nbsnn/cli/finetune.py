@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nbsnn import console, pipeline
+from nbsnn import console
 from nbsnn.checkpoint import save_checkpoint
 from nbsnn.cli.app import (
     Checkpoint,
@@ -23,6 +23,7 @@ from nbsnn.cli.app import (
 from nbsnn.cli.integer import only_quantized
 from nbsnn.data import DATA_SETS
 from nbsnn.errors import ConfigError
+from nbsnn.evaluate.comparison import compare_finetuned
 from nbsnn.recipe import recipe_from_dict
 from nbsnn.settings import convert
 from nbsnn.train.finetune import finetune, finetuned_metrics, images_to_see
@@ -80,7 +81,7 @@ def finetune_(
         )
     test = splits.test.take(slice(0, limit or None))
     with console.image_progress(3 * len(test), "testing") as tell:
-        tested = pipeline.compare_finetuned(model, result.spiking, test, progress=tell)
+        tested = compare_finetuned(model, result.spiking, test, progress=tell)
     figures = {"checkpoint": str(checkpoint), "settings": asdict(spec), "train_images": len(train),
                "held_out_images": len(judge), "held_out": result.to_dict(), "test": asdict(tested)}  # fmt: skip
     if out:

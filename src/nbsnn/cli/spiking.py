@@ -30,6 +30,8 @@ from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.evaluate.classify import classify as classify_images
+from nbsnn.evaluate.comparison import compare
+from nbsnn.evaluate.comparison import convert as convert_with
 from nbsnn.recipe import ModelSpec, recipe_from_dict
 from nbsnn.spiking.convert import VALID_PAIRS, check_pair
 
@@ -101,9 +103,9 @@ def convert(
     images = images_for(header, data, root, split, limit)
     total = len(pairs) * (len(images) + min(fidelity_images, len(images)))
     with console.image_progress(total, "converting") as tell:
-        results = list(pipeline.compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))
+        results = list(compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))
     if out and schedule:
-        spiking = pipeline.convert(model, images, neuron=neuron, schedule=schedule)
+        spiking = convert_with(model, images, neuron=neuron, schedule=schedule)
         recipe = recipe_from_dict(header["recipe"]) if header["recipe"] else None
         save_checkpoint(out, spiking, recipe=recipe, metrics={"top1": results[0].spiking_top1, "source": str(checkpoint)})
         console.note(f"wrote {out}")

@@ -16,6 +16,7 @@ from nbsnn.data.sample import load_sample
 from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.evaluate.comparison import Comparison, compare
 from nbsnn.recipe import load_recipe
 from nbsnn.report import images_looked_at
 from nbsnn.report import report as measure_run
@@ -101,12 +102,12 @@ def demo(
         phases = list(pipeline.train(plan, out, splits=splits, observer=observer, overwrite=True))
     test = splits.test.take(slice(0, limit or None))
     float_top1 = next((p.best.top1 for p in phases if p.bits == 32), None)
-    results: list[pipeline.Comparison] = []
+    results: list[Comparison] = []
     quantized = [p for p in phases if p.bits != 32]
     with console.image_progress(len(quantized) * len(VALID_PAIRS) * 2 * len(test), "converting") as tell:
         for phase in quantized:
             model = load_checkpoint(phase.fit.best)
-            results += pipeline.compare(model, test, fidelity_images=len(test), progress=tell)
+            results += compare(model, test, fidelity_images=len(test), progress=tell)
     if json_:
         console.show_json({"float_top1": float_top1, "results": [r.to_dict() for r in results]})
         return

@@ -26,7 +26,7 @@ from nbsnn.quant.quantize import read_plan
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.train.bias_shift import shift_biases_
 from nbsnn.train.finetune_spec import Change, FinetuneSpec
-from nbsnn.train.loop import DivergedError
+from nbsnn.train.observer import DivergedError
 from nbsnn.train.optim import keep_positive_
 from nbsnn.train.proxy import SpikingProxy, activation_of, channels_last_copy, find_units
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,53 +16,17 @@ from torch import Tensor, nn
 from nbsnn.checkpoint import save_checkpoint
 from nbsnn.data.images import Batches, Splits, evaluation_batches
 from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
-from nbsnn.errors import CheckpointError, ConfigError, NbsnnError
+from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.models.norms import freeze_norms_
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.tensorfile import read_tensors, remove_leftovers, write_text
 from nbsnn.train.execution import Execution
-from nbsnn.train.optim import freeze_norms_, keep_positive_, learning_rate, make_optimizer, set_learning_rate_
+from nbsnn.train.observer import DivergedError, Epoch, Interrupted, Observer
+from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
 from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state
 
 SAVE_EVERY = 60.0  # seconds between training states within an epoch
-
-
-class Interrupted(NbsnnError):
-    """The run was asked to stop; its training state is saved."""
-
-
-class DivergedError(NbsnnError, ArithmeticError):
-    """The loss is no longer a finite number."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the log. Accuracies in percent; `top1` is on the validation images."""
-
-    epoch: int
-    loss: float
-    train_top1: float
-    top1: float
-    lr: float
-    seconds: float
-    images_per_second: float
-
-
-class Observer:
-    """What a training run tells the outside; every method may be overridden."""
-
-    def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
-        """A phase begins: `steps` batches in each of its `epochs`, run as `execution` says."""
-
-    def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
-        """A batch of `images` was trained on; loss and accuracy are of the epoch so far."""
-
-    def on_epoch(self, row: Epoch) -> None:
-        """An epoch ended."""
-
-    def should_stop(self) -> bool:
-        """Asked after each step; True saves the training state and raises `Interrupted`."""
-        return False
 
 
 @dataclass(frozen=True)
@@ -137,6 +102,8 @@ def fit(
     wait_for_all()  # nobody writes while others still read
     run.save_()  # a folder that cannot be written is refused now, not after an epoch
     observer.on_phase(title, phase.epochs, run.steps, run.execution)
+    if run.state.epoch > first_epoch or run.state.step:
+        observer.on_resume(run.state.epoch, run.state.step)
     while run.state.epoch < phase.epochs:
         run.train_epoch_()
     run.write_log()  # again: the run may have been killed between its last state and its log
@@ -152,6 +119,16 @@ def _check_shares(batch_size: int, accumulate: int) -> None:
             f"data.batch_size={batch_size}: is shared by {world().size} processes in {accumulate} parts each; "
             f"choose a multiple of {world().size} from {2 * parts}"
         )
+
+
+def _together(model: nn.Module) -> nn.Module:
+    """The network as several processes train it: they average their gradients as they arise.
+
+    Each sees the norm statistics of its own images; the main one's are kept.
+    """
+    # A weight with one input channel or a 1×1 kernel has the same layout under two sets of strides.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+    return nn.parallel.DistributedDataParallel(model)
 
 
 class _Run:
@@ -171,8 +148,7 @@ class _Run:
         self.best, self.last = (out / name for name in names)
         self.device = next(model.parameters()).device
         self.world = world()
-        # Processes average their gradients as they arise; each sees its own images' norm statistics, the main one's are kept.
-        self.model_of_all = nn.parallel.DistributedDataParallel(model) if self.world.size > 1 else model
+        self.model_of_all = _together(model) if self.world.size > 1 else model
         self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all
         self.splits = Splits(*(s.to(self.device) for s in (splits.train, splits.validation, splits.test)))
         self.optimizer = make_optimizer(model, phase, recipe.optim)

@@ -50,10 +50,3 @@ def keep_positive_(model: nn.Module) -> None:
             module.threshold.clamp_(min=SMALLEST_SCALE)
         elif isinstance(module, WeightQuantizer) and module.weight_scale is not None:
             module.weight_scale.clamp_(min=SMALLEST_SCALE)
-
-
-def freeze_norms_(model: nn.Module) -> None:
-    """Let norm layers use their statistics and leave them alone, in training mode too; their weights still learn."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()

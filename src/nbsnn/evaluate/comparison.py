@@ -1,0 +1,133 @@
+"""Quantized networks beside their spiking forms: accuracy of both, and how many neurons differ."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from nbsnn.data.images import LabelledImages, evaluation_batches
+from nbsnn.distributed import world
+from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.evaluate.fidelity import Fidelity, measure_fidelity, same_ties
+from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
+from nbsnn.spiking.network import SpikingNetwork
+
+FIDELITY_IMAGES = 200
+_SPIKING_BATCH = 100  # images; time multiplies them by T
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A quantized network beside one of its spiking forms. Accuracies in percent; `steps` are means over the images.
+
+    Both round ties alike, as in `measure_fidelity`.
+
+    Accuracies are of all images, in the network's own type; `off` is the share of neurons whose count differs, in percent,
+    on `fidelity.images` of them, in float64 for the exact schedules.
+    """
+
+    bits: int
+    timesteps: int
+    neuron: str
+    schedule: str
+    quantized_top1: float
+    spiking_top1: float
+    off: float
+    steps: float
+    max_steps: int
+    seconds: float
+    images: int
+    fidelity: Fidelity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = {key: value for key, value in asdict(self).items() if key != "fidelity"}
+        return values | {"fidelity": self.fidelity.to_dict()}
+
+
+def compare(
+    quantized: nn.Module,
+    images: LabelledImages,
+    *,
+    pairs: Iterable[tuple[str, str]] = VALID_PAIRS,
+    fidelity_images: int = FIDELITY_IMAGES,
+    at_a_time: int | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> Iterator[Comparison]:
+    """Convert with each pair of neuron and schedule, and measure accuracy and fidelity.
+
+    Under torchrun the processes share the images; each compares the same ones neuron by neuron.
+
+    Args:
+        quantized: result of `quantize`, anywhere.
+        images: the images to look at.
+        pairs: (neuron, schedule).
+        fidelity_images: the first so many of them are compared neuron by neuron.
+        at_a_time: images in a batch of the spiking network; by their size unless given.
+        progress: called with the pair's name and the number of images done.
+    """
+    sample = images.take(slice(0, fidelity_images))
+    for neuron, schedule in pairs:
+        spiking = convert(quantized, images, neuron=neuron, schedule=schedule)
+        name = f"{neuron} {schedule}"
+
+        def tell(count: int, name: str = name) -> None:
+            if progress:
+                progress(name, count)
+
+        with same_ties(quantized, spiking):
+            reference = evaluate(quantized, evaluation_batches(images, world=world())).top1
+        loader = evaluation_batches(images, at_a_time=_SPIKING_BATCH, world=world())
+        report = evaluate(spiking, replace(loader, batch_size=at_a_time or loader.batch_size), progress=tell)
+        exact = schedule != "fixed"
+        first, second = (copy.deepcopy(quantized).double(), copy.deepcopy(spiking).double()) if exact else (quantized, spiking)
+        fidelity = measure_fidelity(first, second, sample.normalized(), labels=sample.labels, progress=tell)
+        yield Comparison(
+            bits=(spiking.timesteps + 1).bit_length() - 1, timesteps=spiking.timesteps, neuron=neuron, schedule=schedule,
+            quantized_top1=reference, spiking_top1=report.top1, off=fidelity.off, steps=report.steps or 0.0,
+            max_steps=report.max_steps or 0, seconds=report.seconds, images=report.images, fidelity=fidelity,
+        )  # fmt: skip
+
+
+def convert(quantized: nn.Module, images: LabelledImages, *, neuron: str | None, schedule: str) -> SpikingNetwork:
+    """`to_spiking` with the set's first image as the example."""
+    parameter = next(quantized.parameters())
+    example = images.normalized(images.pixels(slice(0, 1))).to(parameter)
+    return to_spiking(quantized.eval(), example, neuron=neuron, schedule=schedule)
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A quantized network, its spiking form under "fixed", and that form fine-tuned. Accuracies in percent."""
+
+    images: int
+    timesteps: int
+    neuron: str
+    quantized_top1: float
+    before_top1: float
+    after_top1: float
+
+
+def compare_finetuned(
+    quantized: nn.Module, spiking: SpikingNetwork, images: LabelledImages, *, progress: Callable[[str, int], None] | None = None
+) -> Finetuned:
+    """Accuracy of a quantized network, of its spiking form, and of what `finetune` made of that.
+
+    Args:
+        quantized: the source, which fine-tuning left alone.
+        spiking: result of fine-tuning; under the schedule "fixed".
+        images: the images to look at.
+        progress: called with what is measured and the number of images done.
+    """
+    before = convert(quantized, images, neuron=spiking.neuron, schedule=spiking.schedule)
+    top1 = {}
+    for name, network in (("quantized", quantized), ("spiking before", before), ("spiking after", spiking)):
+
+        def tell(count: int, name: str = name) -> None:
+            if progress:
+                progress(name, count)
+
+        top1[name] = evaluate(network, evaluation_batches(images, at_a_time=_SPIKING_BATCH), progress=tell).top1
+    return Finetuned(len(images), spiking.timesteps, spiking.neuron, *top1.values())

@@ -1,0 +1,74 @@
+"""Batch norm's statistics: given anew from images without changing the function, or left alone in training."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nbsnn.errors import ConfigError, DataError
+from nbsnn.surgery import evaluation_mode
+
+
+@torch.no_grad()
+def match_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Give every norm the statistics of its input, without changing what the network computes in evaluation mode.
+
+    Training normalises by the statistics of the batch: a norm that begins as the identity, or one whose input comes from
+    strides in the place of pools, would compute something else from the first batch on. So μ', σ' of the input replace μ, σ,
+    and w' = w·σ'/σ, b' = b + w·(μ' − μ)/σ make up for it.
+
+    Args:
+        net: changed in place, all its norms alike; modes and hooks are left as they were.
+        batches: [B, C, H, W] normalised images, in all a few hundred; each batch is looked at once.
+    Raises:
+        ConfigError: what is no batch of images, or fewer than two images.
+        DataError: the input of a norm is not finite.
+    """
+    norms = {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
+    sums: dict[nn.Module, Tensor] = {}  # [3, C] float64: how many values, their sum, their squares' sum
+
+    def collect(norm: nn.Module, args: tuple[Tensor]) -> None:
+        for image in args[0]:  # [C, ...], one at a time: float64 takes twice the memory
+            x = image.double().reshape(len(image), -1)
+            sums[norm] = sums.get(norm, 0) + torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
+
+    count, device = 0, next(net.parameters()).device
+    handles = [norm.register_forward_pre_hook(collect) for norm in norms.values()]
+    try:
+        with evaluation_mode(net):
+            for batch in batches:
+                if not isinstance(batch, Tensor) or batch.dim() != 4:
+                    raise ConfigError("match_norms_ takes batches of images [B, C, H, W]; pass [images], without the labels")
+                count += len(batch)
+                net(batch.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if count < 2:
+        raise ConfigError(f"match_norms_ got {count} image(s), too few for a variance; give it two or more, better hundreds")
+    broken = [name for name, norm in norms.items() if not sums[norm].isfinite().all()]
+    if broken:
+        raise DataError(f"the input of {broken[0]} is not finite; check the images and the weights")
+    for norm in norms.values():
+        _set_statistics_(norm, *sums[norm])
+
+
+def _set_statistics_(norm: _BatchNorm, count: Tensor, total: Tensor, squares: Tensor) -> None:
+    """New running statistics [C] from sums over `count` values; weight and bias make up for them."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean = total / count
+    var = (squares / count - mean.square()).clamp_min(0)  # not Bessel's: it is what training mode divides by
+    slope = norm.weight.to(mean) / (norm.running_var.to(mean) + norm.eps).sqrt()
+    norm.bias.copy_(norm.bias.to(mean) + slope * (mean - norm.running_mean.to(mean)))
+    norm.weight.copy_(slope * (var + norm.eps).sqrt())
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(var)
+
+
+def freeze_norms_(model: nn.Module) -> None:
+    """Let norm layers use their statistics and leave them alone, in training mode too; their weights still learn."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
