@@ -28,6 +28,7 @@ import nbsnn
 from nbsnn.data.sample import load_sample
 from nbsnn.integer import native
 from nbsnn.integer.network import IntegerNetwork
+from nbsnn.train.execution import has_bf16
 
 NETS = ("cifar10/alexnet", "cifar10/vgg11", "cifar10/resnet20", "cifar10/resnet18")
 PAIRS = (("unsigned", "fixed"), ("signed", "fixed"), ("signed", "settle"), ("unsigned", "barrier"))
@@ -59,6 +60,13 @@ def contenders(  # type: ignore[no-untyped-def]
     if compiled:
         fast = torch.compile(plain)
         runs["float compiled"] = lambda: fast(last)
+    if has_bf16(torch.device("cpu")):
+
+        def bf16() -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return plain(last)
+
+        runs["bf16"] = bf16
     if not quick:
         spiking = nbsnn.to_spiking(quantized, images[:1])
         runs["quantized"] = lambda: quantized(images)
@@ -196,7 +204,7 @@ def main() -> None:
     machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "native": list(native.targets()), "threads": args.threads,
                "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
     if args.json:
-        report = {"machine": machine, "repeats": args.repeats, "rows": rows, "sweep": sweeps}
+        report = {"kind": "inference", "machine": machine, "repeats": args.repeats, "rows": rows, "sweep": sweeps}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

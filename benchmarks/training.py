@@ -180,10 +180,14 @@ def main() -> None:
         table.add_row(str(row["net"]), str(row["form"]), *(f"{row[k]:.1f}" for k in list(row)[2:]))
     Console().print(table)
     if args.json:
-        arguments = vars(args) | {"json": None}
-        args.json.write_text(
-            json.dumps({"arguments": arguments, "machine": machine, "rows": rows, "loops": loops}, indent=1) + "\n"
-        )
+        report = {
+            "kind": "training",
+            "arguments": vars(args) | {"json": None},
+            "machine": machine,
+            "rows": rows,
+            "loops": loops,
+        }
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
