@@ -110,6 +110,29 @@ def input_section(figures: dict[str, Any]) -> str:
     )
 
 
+def exactness_section(figures: dict[str, Any]) -> str:
+    """Networks of ImageNet's size under the exact schedules."""
+    rows = []
+    for row in figures["rows"]:
+        simulated = [
+            cell
+            for schedule in ("settle", "barrier")
+            for cell in (f"{row[schedule]['differing']:,}", str(row[schedule]["steps"]), f"{row[schedule]['seconds']:.1f}")
+        ]
+        integer = (f"{row['integer_differing']:,}", f"{row['counts_seconds']:.2f}", f"{row['settle_spikes_seconds']:.2f}")
+        memory = (f"{row['integer_peak_mib']:,}", f"{row['peak_mib']:,}")
+        rows.append((row["net"], str(row["bits"]), f"{row['settle']['neurons']:,}", *simulated, *integer, *memory))
+    columns = ("net", "bits", "neurons", "settle: off", "steps", "s", "barrier: off", "steps", "s",
+               "integer: off", "counts s", "settle s", "MiB, integer", "MiB, in all")  # fmt: skip
+    return (
+        "## Photographs of 224×224, exact schedules\n\n"
+        f"`python benchmarks/exactness.py TREE`: {figures['rows'][0]['images']} photographs of ImageNet, weights random, norms "
+        f"and thresholds\ncalibrated on others; {_machine(figures['machine'])}. Neurons compared in float64; *integer: off* are "
+        "counts that differ between\n`counts` and `spikes` under both schedules. Seconds are for one image, memory is the "
+        "process's peak.\n\n" + markdown(columns, rows)
+    )
+
+
 def inference_section(figures: dict[str, Any]) -> str:
     """What each form costs, and how cost follows activity."""
     blocks = []
@@ -120,11 +143,9 @@ def inference_section(figures: dict[str, Any]) -> str:
             for name, f in row["figures"].items()
         ]  # fmt: skip
         active = "; ".join(f"{name} {w['activity_percent']:.1f} %, {w['steps']:.1f} steps" for name, w in row["work"].items())
-        blocks.append(
-            f"### {row['net']}, T = {row['timesteps']}, batch {row['batch']}\n\nWeights: {row['weights']}.\n"
-            f"Neurons that fire in a step, and steps: {active}.\n\n"
-            + markdown(("", "ms", "fastest", "slowest", "images/s", "ratio"), lines)
-        )
+        title = f"### {row['net']}, T = {row['timesteps']}, batch {row['batch']}"
+        about = f"Weights: {row['weights']}.\nNeurons that fire in a step, and steps: {active}."
+        blocks.append(f"{title}\n\n{about}\n\n" + markdown(("", "ms", "fastest", "slowest", "images/s", "ratio"), lines))
     text = (
         "## Inference\n\n"
         f"`python benchmarks/inference.py`, {figures['repeats']} repeats in turns; {_machine(figures['machine'])}, native "
@@ -134,8 +155,8 @@ def inference_section(figures: dict[str, Any]) -> str:
     if figures["sweep"]:
         text += (
             "\n### Cost and activity\n\nUnsigned spikes: milliseconds an image against the share of neurons that fire in a "
-            "step; biases were shifted to get there.\nBy events: the walk over lists of active channels; by planes: what larger "
-            f"batches take.\n\n![milliseconds an image against activity]({CHART.name})\n"
+            "step; biases were shifted to get there.\nBy events: the walk over lists of active channels; by planes: what "
+            f"larger batches take.\n\n![milliseconds an image against activity]({CHART.name})\n"
         )
     return text
 
@@ -159,7 +180,7 @@ def _machine(machine: dict[str, Any]) -> str:
 
 SECTIONS = {
     "accuracy": accuracy_section, "finetune": finetune_section, "training": training_section, "input": input_section,
-    "inference": inference_section,
+    "exactness": exactness_section, "inference": inference_section,
 }  # fmt: skip
 
 
