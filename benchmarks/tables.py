@@ -127,7 +127,7 @@ def exactness_section(figures: dict[str, Any]) -> str:
     return (
         "## Photographs of 224×224, exact schedules\n\n"
         f"`python benchmarks/exactness.py TREE`: {figures['rows'][0]['images']} photographs of ImageNet, weights random, norms "
-        f"and thresholds\ncalibrated on others; {_machine(figures['machine'])}. Neurons compared in float64; *integer: off* are "
+        f"and thresholds\ncalibrated on others; {_machine(figures['machine'])}. Neurons compared in float64; *integer: off*: "
         "counts that differ between\n`counts` and `spikes` under both schedules. Seconds are for one image, memory is the "
         "process's peak.\n\n" + markdown(columns, rows)
     )

@@ -3,9 +3,11 @@
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import published
 import pytest
 import torch
 
@@ -28,35 +30,46 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def command(place: Path, script: str, *words: str, code: int = 0) -> str:
-    """Run a script with the place's data and results; returns all that it printed."""
+@pytest.fixture
+def command(place: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Runs a script with the place's data and results; returns all that it printed."""
     where = ["--data", str(place / "data"), "--result", str(place / "result"), "--validation", "24"]
-    run = subprocess.run(
-        [sys.executable, script, *words, *where], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert run.returncode == code, run.stderr
-    return run.stdout + run.stderr
+    with published.scripts("cifar10") as modules:
+
+        def call(script: str, *words: str, code: int = 0) -> str:
+            got = published.run(modules, script.removesuffix(".py"), [*words, *where])
+            said = capfd.readouterr()
+            assert got == code, said.err
+            return said.out + said.err
+
+        yield call
 
 
-def test_the_published_sequence_runs(place: Path) -> None:
+def test_a_script_runs_by_itself(place: Path) -> None:
+    words = ["main.py", "--arch", "alexx", "--bit", "32"]
+    run = subprocess.run([sys.executable, *words], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: unknown model 'cifar10/alexx'")
+
+
+def test_the_published_sequence_runs(place: Path, command: Callable[..., str]) -> None:
     float_best, low_best = (place / "result" / f"res20_{bit}bit" / "model_best.pth.tar" for bit in (32, 3))
-    command(place, "main.py", "--arch", "res20", "--bit", "32", "--wd", "5e-4", "--epochs", "1", "-b", "32", "-p", "1")
+    command("main.py", "--arch", "res20", "--bit", "32", "--wd", "5e-4", "--epochs", "1", "-b", "32", "-p", "1")
     state = torch.load(float_best, weights_only=True)["state_dict"]
     assert "stem.conv.weight" in state
     command(
-        place, "main.py", "-a", "res20", "--bit", "3", "--weight-decay", "1e-4", "--learning-rate", "4e-2", "--init",
+        "main.py", "-a", "res20", "--bit", "3", "--weight-decay", "1e-4", "--learning-rate", "4e-2", "--init",
         str(float_best), "--epochs", "1", "-b", "32", "--momentum", "0.9", "-id", "cpu",
     )  # fmt: skip
     assert "stem.act.threshold" in torch.load(low_best, weights_only=True)["state_dict"]
-    printed = command(place, "snn.py", "--arch", "res20", "--bit", "3", "-e", "-u", "--init", str(low_best))
+    printed = command("snn.py", "--arch", "res20", "--bit", "3", "-e", "-u", "--init", str(low_best))
     assert "unsigned fixed" in printed
-    printed = command(place, "snn.py", "--arch", "res20", "--bit", "3", "-e", "--schedule", "settle", "--init", str(low_best))
+    printed = command("snn.py", "--arch", "res20", "--bit", "3", "-e", "--schedule", "settle", "--init", str(low_best))
     assert "signed settle" in printed
     assert " 0.000 " in printed
-    printed = command(place, "main.py", "--arch", "res20", "--bit", "3", "-e", "--init", str(low_best))
+    printed = command("main.py", "--arch", "res20", "--bit", "3", "-e", "--init", str(low_best))
     assert "test accuracy" in printed
     printed = command(
-        place,
         "main.py",
         "--arch",
         "res20",
@@ -75,24 +88,24 @@ def test_the_published_sequence_runs(place: Path) -> None:
     assert "epoch 1/2" not in printed
 
 
-def test_fine_tuning_writes_the_same_kind_of_files(place: Path) -> None:
+def test_fine_tuning_writes_the_same_kind_of_files(place: Path, command: Callable[..., str]) -> None:
     reference = Path(__file__).parent / "golden" / "resnet20_2bit_reference.pth.tar"
     words = ["snn_ft.py", "--arch", "resnet20", "--bit", "2"]
-    printed = command(place, *words, "-n", "1", "--force", "--init", str(reference), "-b", "24", "--limit-train", "24")
+    printed = command(*words, "-n", "1", "--force", "--init", str(reference), "-b", "24", "--limit-train", "24")
     assert "18 of 18" in printed
     folder = place / "result" / "resnet20_2bit_ft"
     assert {p.name for p in folder.iterdir()} == {"model_best.pth.tar", "checkpoint.pth.tar", "log.csv", "log.jsonl"}
     assert len((folder / "log.jsonl").read_text().splitlines()) == 1 + 18
     assert "stem.act.threshold" in torch.load(folder / "model_best.pth.tar", weights_only=True)["state_dict"]
-    printed = command(place, *words, "-e", "--init", str(folder / "checkpoint.pth.tar"))
+    printed = command(*words, "-e", "--init", str(folder / "checkpoint.pth.tar"))
     assert "spiking form: test accuracy" in printed
 
 
-def test_init_takes_the_authors_checkpoints(place: Path) -> None:
+def test_init_takes_the_authors_checkpoints(command: Callable[..., str]) -> None:
     reference = Path(__file__).parent / "golden" / "resnet20_2bit_reference.pth.tar"
-    printed = command(place, "snn.py", "--arch", "resnet20", "--bit", "2", "-e", "--init", str(reference))
+    printed = command("snn.py", "--arch", "resnet20", "--bit", "2", "-e", "--init", str(reference))
     assert "signed fixed" in printed
-    command(place, "main.py", "--arch", "resnet20", "--bit", "2", "--init", str(reference), "--epochs", "1", "-b", "32", "-ct")
+    command("main.py", "--arch", "resnet20", "--bit", "2", "--init", str(reference), "--epochs", "1", "-b", "32", "-ct")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +122,7 @@ def test_init_takes_the_authors_checkpoints(place: Path) -> None:
         (["main.py", "--arch", "alex", "--bit", "6"], "phase=6: choose one of"),
     ],
 )
-def test_bad_input_gives_one_line_and_code_2(place: Path, words: list[str], expected: str) -> None:
-    printed = command(place, *words, code=2)
+def test_bad_input_gives_one_line_and_code_2(command: Callable[..., str], words: list[str], expected: str) -> None:
+    printed = command(*words, code=2)
     assert len(printed.splitlines()) == 1
     assert expected in printed

@@ -1,32 +1,23 @@
 """The published ImageNet commands in sequence, with a thin AlexNet so that they take seconds."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import published
 import pytest
 import torch
 from test_photos import photograph
 
-from nbsnn.console import exit_code
+import nbsnn
 from nbsnn.data import dali
 from nbsnn.models import build_model, plain
 
-FOLDER = Path(__file__).parents[1] / "reproduce" / "imagenet"
 THIN = plain._Plain(((4, 11, 4, 2), (6, 5, 2, 1), (8, 3, 2, 0), (8, 3, 1, 1), (6, 3, 2, 0)), (16, 16))
 
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """The modules options, dali_main and snn of the folder."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("options", "dali_main", "snn")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    """The modules of reproduce/imagenet."""
     monkeypatch.setitem(plain.PLAIN_NETS, "imagenet/alexnet", THIN)
-    yield tuple(importlib.import_module(name) for name in names)
-    for name in names:
-        sys.modules.pop(name, None)
+    with published.scripts("imagenet") as modules:
+        yield modules
 
 
 @pytest.fixture
@@ -43,62 +34,55 @@ def place(tmp_path):
 
 def command(scripts, script, words, place, capsys, code=0):
     """Run a published line; returns what it printed."""
-    options = scripts[0]
     loader = [] if "--dali_cpu" in words or "--loader" in words else ["--loader", "torch"]
     line = [*words.split(), "--workers", "0", "-b", "4", "--result", str(place / "result"), *loader, str(place / "tree")]
-    arguments = options.parse("", line)
-    assert exit_code(lambda: script.run(arguments)) == code
+    assert published.run(scripts, script, line) == code
     said = capsys.readouterr()
     return " ".join((said.out + said.err).split())
 
 
 def test_the_published_sequence_runs(scripts, place, capsys, monkeypatch):
-    _, dali_main, snn = scripts
     best = {bit: place / "result" / f"alexnet_{bit}bit" / "model_best.pth.tar" for bit in (4, 3, 2)}
-    said = command(scripts, dali_main, "-a alexnet --bit 4 --lr=0.1 --epochs 1 -p 1", place, capsys)
+    said = command(scripts, "dali_main", "-a alexnet --bit 4 --lr=0.1 --epochs 1 -p 1", place, capsys)
     assert "starting from fresh weights" in said
     assert "epoch 1 batch 2/2" in said
     assert "validation accuracy" in said
     for bit in (3, 2):
         words = f"-a alexnet --bit {bit} --init {best[bit + 1]} --lr=0.01 --epochs 1 --momentum 0.8 --wd 1e-4"
-        assert f"alexnet_{bit}bit" in command(scripts, dali_main, words, place, capsys)
+        assert f"alexnet_{bit}bit" in command(scripts, "dali_main", words, place, capsys)
     state = torch.load(best[2], weights_only=True)["state_dict"]
     assert "features.0.act.threshold" in state
     assert "features.1.conv.weight_scale" not in state  # inner weights stay in float
     for bit, flags in ((3, "-u"), (2, "-u"), (3, ""), (2, "--schedule settle")):
-        said = command(scripts, snn, f"-a alexnet -e {flags} --bit {bit} --init {best[bit]}", place, capsys)
+        said = command(scripts, "snn", f"-a alexnet -e {flags} --bit {bit} --init {best[bit]}", place, capsys)
         assert ("unsigned fixed" if flags == "-u" else "signed") in said
         assert "8 validation images" in said
     assert " 0.000 " in said  # settle is exact
-    said = command(scripts, dali_main, f"-a alexnet --bit 2 -e --init {best[2]} --limit 6", place, capsys)
+    said = command(scripts, "dali_main", f"-a alexnet --bit 2 -e --init {best[2]} --limit 6", place, capsys)
     assert "on 6 images" in said
     last = place / "result" / "alexnet_2bit" / "checkpoint.pth.tar"
-    said = command(scripts, dali_main, f"-a alexnet --bit 2 --resume {last} --epochs 2 --lowbit", place, capsys)
+    said = command(scripts, "dali_main", f"-a alexnet --bit 2 --resume {last} --epochs 2 --lowbit", place, capsys)
     assert "epoch 2/2" in said
     assert "epoch 1/2" not in said
 
 
 def test_torchvision_weights_start_the_first_phase(scripts, place, capsys, monkeypatch):
-    monkeypatch.setattr("nbsnn.models.plain.PLAIN_NETS", {**plain.PLAIN_NETS, "imagenet/alexnet": THIN})
     foreign = build_model("imagenet/alexnet", num_classes=3).state_dict()
     torch.save({"features.0.weight": foreign["features.0.conv.weight"]}, place / "alexnet.pth")
     words = f"-a alexnet --bit 4 --pretrained {place / 'alexnet.pth'} --epochs 1"
-    said = command(scripts, scripts[1], words, place, capsys, code=2)
+    said = command(scripts, "dali_main", words, place, capsys, code=2)
     assert "alexnet.pth" in said
     assert "Traceback" not in said
 
 
 def test_lines_that_cannot_run_are_one_line(scripts, place, capsys, monkeypatch):
-    _, dali_main, snn = scripts
     monkeypatch.setattr(dali, "is_installed", lambda: False)
-    monkeypatch.setattr(scripts[0], "is_installed", lambda: False)
-    said = command(scripts, dali_main, "-a alexnet --bit 4 --dali_cpu", place, capsys, code=2)
+    monkeypatch.setattr(scripts["options"], "is_installed", lambda: False)
+    said = command(scripts, "dali_main", "-a alexnet --bit 4 --dali_cpu", place, capsys, code=2)
     assert "--dali_cpu needs nvidia-dali: pip install nvidia-dali-cuda120" in said
     assert "use the torch loader (--loader torch" in said
-    assert "--init: name the checkpoint" in command(scripts, snn, "-a alexnet -e --bit 2", place, capsys, code=2)
-    assert "unknown model" in command(scripts, dali_main, "-a alexnot --bit 4", place, capsys, code=2)
+    assert "--init: name the checkpoint" in command(scripts, "snn", "-a alexnet -e --bit 2", place, capsys, code=2)
+    assert "unknown model" in command(scripts, "dali_main", "-a alexnot --bit 4", place, capsys, code=2)
     path = place / "float.safetensors"
-    import nbsnn
-
     nbsnn.save_checkpoint(path, build_model("imagenet/alexnet"))
-    assert "holds a float network" in command(scripts, snn, f"-a alexnet -e --bit 2 --init {path}", place, capsys, code=2)
+    assert "holds a float network" in command(scripts, "snn", f"-a alexnet -e --bit 2 --init {path}", place, capsys, code=2)

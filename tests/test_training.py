@@ -15,12 +15,18 @@ from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import Phase, QuantSpec, load_recipe
 from nbsnn.tensorfile import read_tensors
 from nbsnn.train.execution import Execution
-from nbsnn.train.loop import finished_phase, fit
+from nbsnn.train.history import finished_phase
+from nbsnn.train.loop import fit
 from nbsnn.train.observer import DivergedError, Interrupted, Observer
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"])
 STILL = load_recipe("digits/resnet20", ["data.batch_size=32"])
 PHASE = RECIPE.phase["4"]
+
+
+def changed(*settings):
+    """RECIPE but for some settings."""
+    return load_recipe("digits/resnet20", ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2", *settings])
 
 
 @pytest.fixture(scope="module")
@@ -118,19 +124,24 @@ def test_an_interrupted_run_ends_like_one_that_was_left_alone(tmp_path, splits, 
 
 def test_a_finished_phase_is_recognised_and_one_of_another_recipe_is_not(uninterrupted):
     out = uninterrupted.last.parent
-    found = finished_phase(RECIPE, PHASE, out)
+    found = finished_phase(RECIPE, 4, out)
     assert found is not None
     assert found.history == uninterrupted.history
-    assert finished_phase(load_recipe("digits/resnet20", ["seed=3"]), PHASE, out) is None
-    assert finished_phase(RECIPE, Phase(3), out) is None
-    assert finished_phase(RECIPE, PHASE, out / "nothing") is None
+    assert finished_phase(changed("seed=3"), 4, out) is None
+    assert finished_phase(changed("phase.4.epochs=3"), 4, out) is None
+    assert finished_phase(changed("phase.32.epochs=3"), 4, out) is None
+    assert finished_phase(RECIPE, 3, out) is None
+    assert finished_phase(RECIPE, 4, out / "nothing") is None
+    # Phases that come later do not decide this one.
+    assert finished_phase(changed("phase.3.epochs=7"), 4, out) is not None
+    assert changed("phase.3.epochs=7").hash != RECIPE.hash
 
 
 def test_an_unfinished_phase_is_not_taken_for_a_finished_one(tmp_path, splits):
     with pytest.raises(Interrupted):
         fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(10))
     assert (tmp_path / "last.safetensors").is_file()
-    assert finished_phase(RECIPE, PHASE, tmp_path) is None
+    assert finished_phase(RECIPE, 4, tmp_path) is None
     other = load_recipe("digits/resnet20", ["seed=3"])
     with pytest.raises(CheckpointError, match="holds an unfinished run of another recipe; choose another folder"):
         fit(digits_net(), splits, other, PHASE, out=tmp_path)

@@ -54,6 +54,16 @@ class _Files:
         (self.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
 
+def parse(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
+    """The published flags and those of fine-tuning."""
+    parser = options.make_parser(description)
+    parser.set_defaults(lr=1e-3)
+    parser.add_argument("-n", "--num_epochs", type=int, default=1, help="epochs of each layer")
+    parser.add_argument("--force", action="store_true", help="keep every layer, whether accuracy rises or not")
+    parser.add_argument("--limit-train", type=int, default=0, help="learn from the first so many images only; 0 is all")
+    return parser.parse_args(arguments)
+
+
 def run(args: argparse.Namespace) -> None:
     """Fine-tune, or with -e evaluate what was fine-tuned."""
     path = options.required_init(args)
@@ -93,10 +103,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = options.make_parser(__doc__ or "")
-    parser.set_defaults(lr=1e-3)
-    parser.add_argument("-n", "--num_epochs", type=int, default=1, help="epochs of each layer")
-    parser.add_argument("--force", action="store_true", help="keep every layer, whether accuracy rises or not")
-    parser.add_argument("--limit-train", type=int, default=0, help="learn from the first so many images only; 0 is all")
-    arguments = parser.parse_args()
-    sys.exit(exit_code(lambda: run(arguments)))
+    parsed = parse(__doc__ or "")
+    sys.exit(exit_code(lambda: run(parsed)))

@@ -23,7 +23,8 @@ from nbsnn.models import build_model
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.tensorfile import read_torch_state
 from nbsnn.train.execution import pick_execution
-from nbsnn.train.loop import SAVE_EVERY, FitResult, finished_phase, fit
+from nbsnn.train.history import FitResult, finished_phase
+from nbsnn.train.loop import SAVE_EVERY, fit
 from nbsnn.train.observer import Observer
 from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
 from nbsnn.train.state import has_state
@@ -140,14 +141,14 @@ def train(
     test = evaluation_batches(splits.test, world=world())
     for key, phase in recipe.phase.items():
         bits, folder = int(key), phase_folder(out, int(key))
-        finished = None if overwrite else finished_phase(recipe, phase, folder)
+        finished = None if overwrite else finished_phase(recipe, bits, folder)
         if finished is None:
             model = next_form(model.cpu(), recipe, bits, calibration_images(splits.train))
             title = "float" if bits == FLOAT_BITS else f"{bits} bits"
             images = phase.epochs * len(splits.train)
             execution = pick_execution(torch.device(device), images, compile=compile, precision=precision)
             finished = fit(
-                model, splits, recipe, phase, out=folder, title=title, device=device,
+                model, splits, recipe.until(bits), phase, out=folder, title=title, device=device,
                 execution=execution, save_every=save_every, observer=observer, overwrite=overwrite,
             )  # fmt: skip
         last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))

@@ -8,7 +8,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -172,6 +172,11 @@ class Recipe:
         """The quantization of the phase with these bits."""
         weight_bits = bits if self.quant.weights == "phase" else FLOAT_BITS
         return QuantSpec(weight_bits, bits, self.quant.edge_bits, self.quant.edge_range)
+
+    def until(self, bits: int) -> "Recipe":
+        """What decides the result of the phase with these bits: all but the later phases."""
+        names = list(self.phase)
+        return replace(self, phase={name: self.phase[name] for name in names[: names.index(str(bits)) + 1]})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `recipe_from_dict` takes them."""

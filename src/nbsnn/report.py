@@ -20,7 +20,7 @@ from nbsnn.pipeline import phase_folder
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS
 from nbsnn.summary import system_facts
-from nbsnn.train.loop import finished_phase
+from nbsnn.train.history import finished_phase
 
 Progress = Callable[[str, int], None]
 
@@ -71,7 +71,7 @@ def _phase(
     recipe: Recipe, bits: int, out: Path, test: LabelledImages, fidelity_images: int, progress: Progress
 ) -> dict[str, Any] | None:
     phase = recipe.phase[str(bits)]
-    finished = finished_phase(recipe, phase, phase_folder(out, bits))
+    finished = finished_phase(recipe, bits, phase_folder(out, bits))
     if finished is None:
         return None
     best_epoch = max(finished.history, key=lambda row: (row.top1, row.epoch))

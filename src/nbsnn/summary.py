@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nbsnn.data.dali import is_installed
 from nbsnn.integer.engines import backend_facts
 from nbsnn.tensorfile import Header
 
@@ -58,5 +59,6 @@ def system_facts() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         **{f"integer {key}": value for key, value in backend_facts().items()},
+        "dali": "installed" if is_installed() else "not installed",
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
     }

@@ -12,6 +12,7 @@ from nbsnn.checkpoint import load_checkpoint
 from nbsnn.cli.app import DeviceOption, JsonOption, LimitOption, app, default_folder
 from nbsnn.data import load_data
 from nbsnn.data.images import Batches
+from nbsnn.data.photos import PhotoSet
 from nbsnn.data.sample import load_sample
 from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
@@ -65,6 +66,8 @@ def train(
         console.note(f"recipe {plan.name} ({plan.hash}), seed {plan.seed}, {where} → {folder}")
         with console.download_progress() as progress:
             splits = load_data(plan.data, size=plan.model.image_size, progress=progress)
+        if isinstance(splits.train, PhotoSet):
+            console.note(f"{len(splits.train):,} training photographs, decoded by {splits.train.loading}")
         start = load_checkpoint(init) if init else None
         if pretrained:
             start, mapped = pipeline.pretrained_model(plan, pretrained, splits.train)

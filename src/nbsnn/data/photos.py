@@ -32,6 +32,11 @@ class Loading:
     workers: int = 4
     on_corrupt: Literal["skip", "refuse"] = "skip"
 
+    def __str__(self) -> str:
+        if self.uses_dali:
+            return f"NVIDIA DALI{' on the CPU' if self.loader == 'dali_cpu' else ''}, {self.workers} threads"
+        return f"Pillow, {self.workers} worker processes"
+
     @property
     def uses_dali(self) -> bool:
         """DALI where it is asked for, or where it is installed and nothing else is asked for."""

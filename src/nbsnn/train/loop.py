@@ -1,12 +1,9 @@
 """The training loop: one phase of a recipe, with checkpoints that a killed run goes on from."""
 
-import csv
-import io
-import json
 import time
 import warnings
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,34 +17,14 @@ from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.models.norms import freeze_norms_
 from nbsnn.recipe import Phase, Recipe
-from nbsnn.tensorfile import read_tensors, remove_leftovers, write_text
+from nbsnn.tensorfile import remove_leftovers
 from nbsnn.train.execution import Execution
+from nbsnn.train.history import FitResult, write_history
 from nbsnn.train.observer import DivergedError, Epoch, Interrupted, Observer
 from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
 from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state
 
 SAVE_EVERY = 60.0  # seconds between training states within an epoch
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """Paths of the checkpoints and the log of a finished phase."""
-
-    best: Path
-    last: Path
-    history: list[Epoch]
-
-
-def finished_phase(recipe: Recipe, phase: Phase, out: Path) -> FitResult | None:
-    """The result of a phase that ran to its end in `out` with this very recipe, or None."""
-    best, last = out / "best.safetensors", out / "last.safetensors"
-    if (out / STATE_FILE).exists() or not last.is_file():
-        return None
-    header, _ = read_tensors(last)
-    if header["recipe_hash"] != recipe.hash or header["metrics"].get("epoch") != phase.epochs:
-        return None
-    rows = [Epoch(**json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()]
-    return FitResult(best, last, rows)
 
 
 def fit(
@@ -251,16 +228,9 @@ class _Run:
         self.observer.on_epoch(row)
 
     def write_log(self) -> None:
-        """Write the epochs so far as CSV and as JSON lines."""
-        if not self.world.is_main:
-            return
-        rows = self.state.history
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.out / "log.csv", text.getvalue())
-        write_text(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        """Write the epochs so far."""
+        if self.world.is_main:
+            write_history(self.out, self.state.history)
 
     def save_(self) -> None:
         """Write the training state."""

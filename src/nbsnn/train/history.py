@@ -1,0 +1,48 @@
+"""What a phase of training leaves behind: two checkpoints, and its log as CSV and as JSON lines."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbsnn.recipe import Recipe, recipe_from_dict
+from nbsnn.tensorfile import read_tensors, write_text
+from nbsnn.train.observer import Epoch
+from nbsnn.train.state import STATE_FILE
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Paths of the checkpoints and the log of a finished phase."""
+
+    best: Path
+    last: Path
+    history: list[Epoch]
+
+
+def finished_phase(recipe: Recipe, bits: int, out: Path) -> FitResult | None:
+    """The result of the phase with these bits, if it ran to its end in `out` under this recipe; later phases may differ."""
+    best, last = out / "best.safetensors", out / "last.safetensors"
+    if (out / STATE_FILE).exists() or not last.is_file():
+        return None
+    header, _ = read_tensors(last)
+    its = recipe_from_dict(header["recipe"]) if header["recipe"] else None
+    if its is None or str(bits) not in its.phase or its.until(bits).hash != recipe.until(bits).hash:
+        return None
+    if header["metrics"].get("epoch") != recipe.phase[str(bits)].epochs:
+        return None
+    rows = [Epoch(**json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()]
+    return FitResult(best, last, rows)
+
+
+def write_history(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the epochs so far, each a dictionary of `Epoch`'s fields, to `log.csv` and `log.jsonl`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out / "log.csv", text.getvalue())
+    write_text(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
