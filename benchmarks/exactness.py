@@ -45,6 +45,7 @@ def simulated(quantized: torch.nn.Module, images: Tensor, schedule: str) -> dict
 def in_integers(quantized: torch.nn.Module, data: LabelledImages, images: Tensor) -> dict[str, float]:
     """Counts that differ between `counts` and `spikes`, and seconds an image of each."""
     network = nbsnn.lower(quantized.float(), images[:1], mean=data.mean, std=data.std)
+    network.run(images[:1])  # weights are laid out on first use
     start = time.perf_counter()
     counts = network.counts(images)
     figures = {"counts_seconds": (time.perf_counter() - start) / len(images), "integer_differing": 0}
@@ -66,10 +67,9 @@ def measure(tree: Path, net: str, bits: int, count: int) -> dict[str, object]:
     start = time.perf_counter()
     quantized = nbsnn.quantize(nbsnn.build_model(net), nbsnn.QuantSpec(bits, bits), images=calibration).eval()
     row: dict[str, object] = {"net": net, "bits": bits, "images": count, "quantize_seconds": time.perf_counter() - start}
-    with torch.inference_mode():
-        row |= in_integers(quantized, splits.test, images)
-        row["integer_peak_mib"] = _peak()
-        row |= {schedule: simulated(quantized, images, schedule) for schedule in EXACT}
+    row |= in_integers(quantized, splits.test, images)
+    row["integer_peak_mib"] = _peak()
+    row |= {schedule: simulated(quantized, images, schedule) for schedule in EXACT}
     return row | {"peak_mib": _peak()}
 
 
@@ -93,7 +93,7 @@ def main() -> None:
         return
     machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
                "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
-    rows, console = [], Console()
+    rows, console = [], Console(width=None if sys.stdout.isatty() else 120)
     for net, bits in track([(n, b) for n in args.nets for b in args.bits], console=console, transient=True):
         words = [str(args.tree), "--nets", net, "--bits", str(bits), "--images", str(args.images), "--one"]
         done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
@@ -102,7 +102,7 @@ def main() -> None:
             args.json.write_text(json.dumps({"kind": "exactness", "machine": machine, "rows": rows}, indent=1) + "\n")
     table = Table(title="Neurons off, and seconds an image")
     for column in ("net", "bits", "settle: off", "steps", "s", "barrier: off", "steps", "s", "integer: off", "counts s", "MiB"):
-        table.add_column(column, justify="left" if column == "net" else "right")
+        table.add_column(column, justify="left" if column == "net" else "right", no_wrap=True)
     for row in rows:
         cells = [cell for s in EXACT for cell in (str(row[s]["differing"]), str(row[s]["steps"]), f"{row[s]['seconds']:.1f}")]
         last = (str(row["integer_differing"]), f"{row['counts_seconds']:.2f}", str(row["peak_mib"]))

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import RandomNet, small_quantized
+from nets import RandomNet, SmallNet, small_quantized
 from probes import IMAGE, quantized_probe, refusal
 from torch import nn
 
+from nbsnn.integer.lower import lower
 from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.recipe import QuantSpec
 from nbsnn.spiking.convert import to_spiking
@@ -107,3 +108,15 @@ def test_a_depth_is_the_longest_path():
     spiking = to_spiking(net, IMAGE)
     assert isinstance(spiking, SpikingNetwork)
     assert spiking.depth == 1 + 6 + 1  # stem, five blocks of which one holds two neurons in a row, hidden
+
+
+def test_forms_made_within_inference_mode_are_like_any_other():
+    net, images = SmallNet(), torch.randn(4, 2, 6, 6)
+    with torch.inference_mode():
+        quantized = quantize(net, QuantSpec(3, 3), images=images)
+        spiking = to_spiking(quantized.eval(), images, schedule="settle")
+        network = lower(quantized, images)
+        assert spiking(images).equal(to_spiking(quantized, images, schedule="settle")(images))
+    assert network.run(images).shape == (4, 4)
+    quantized.train()(images).sum().backward()
+    assert all(p.grad is not None for p in quantized.parameters())

@@ -40,7 +40,7 @@ def figures(tmp_path_factory):
     out, recipe = run / "figures.json", run / "short.toml"
     recipe.write_text(RECIPE)
     assert main(["train", "--recipe", str(recipe), "--out", str(run)]) == 0
-    words = ["--run", str(run), "--out", str(out), "--limit", "20", "--label", "Digits (8×8)"]
+    words = ["--run", str(run), "--out", str(out), "--limit", "20", "--spiking-limit", "12", "--label", "Digits (8×8)"]
     assert main(["report", "--recipe", str(recipe), *words]) == 0
     return json.loads(out.read_text())
 
@@ -50,6 +50,7 @@ def test_every_phase_and_every_schedule_is_measured(figures):
     assert figures["test_images"] == 20
     assert figures["machine"]["torch"]
     assert len(figures["recipe_hash"]) == 12
+    assert {phase["spiking_images"] for phase in figures["phases"][1:]} == {12}
     assert [phase["bits"] for phase in figures["phases"]] == [32, 3, 2]
     assert "spiking" not in figures["phases"][0]
     for phase in figures["phases"][1:]:
@@ -58,7 +59,7 @@ def test_every_phase_and_every_schedule_is_measured(figures):
         for pair in (("signed", "settle"), ("unsigned", "barrier")):
             assert rows[pair]["off"] == 0
             assert rows[pair]["layers_off"] == 0
-            assert rows[pair]["top1"] == phase["counts_top1"]
+            assert rows[pair]["top1"] == phase["spiking_counts_top1"]
         assert rows["signed", "fixed"]["steps"] == phase["timesteps"] == 2 ** phase["bits"] - 1
         assert rows["signed", "settle"]["steps"] >= phase["timesteps"]
 

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -25,6 +25,14 @@ from nbsnn.train.history import finished_phase
 Progress = Callable[[str, int], None]
 
 
+class Looked(NamedTuple):
+    """The images that figures are of: accuracies, step-by-step accuracies, and the comparison neuron by neuron."""
+
+    test: LabelledImages
+    stepped: LabelledImages
+    compared: LabelledImages
+
+
 def report(
     recipe: Recipe,
     out: Path,
@@ -32,27 +40,28 @@ def report(
     *,
     label: str,
     fidelity_images: int = FIDELITY_IMAGES,
+    spiking_images: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure every finished phase of a run.
 
-    Accuracies are of all test images, in percent: the float and quantized networks in floating point, the spiking ones
-    stepped by the integer engine. `off` is the share of neurons, in percent, whose count differs from the quantized
-    activation, on the first `fidelity_images` images, in float64.
+    Accuracies are in percent: of the float and quantized networks in floating point and of the integer network's counts on all
+    test images, of spikes stepped by the integer engine on the first `spiking_images`. `off` is the share of neurons, in
+    percent, whose count differs from the quantized activation, on the first `fidelity_images` images, in float64.
 
     Args:
         recipe: of the run.
         out: its folder.
         test: images.
         label: what the data is called beside the figures.
+        fidelity_images, spiking_images: as above; all unless given for the latter.
         progress: called with what is being done and the images done since.
     Raises:
         CheckpointError: no phase of this recipe has ended in the folder.
     """
-    phases = [
-        _phase(recipe, int(key), out, test, fidelity_images, progress or (lambda what, count: None)) for key in recipe.phase
-    ]
-    done = [phase for phase in phases if phase]
+    looked = Looked(test, test.take(slice(0, spiking_images)), test.take(slice(0, fidelity_images)))
+    tell = progress or (lambda what, count: None)
+    done = [phase for key in recipe.phase if (phase := _phase(recipe, int(key), out, looked, tell))]
     if not done:
         raise CheckpointError(f"{out} holds no finished phase of the recipe {recipe.name} ({recipe.hash})")
     return {
@@ -61,15 +70,14 @@ def report(
     }  # fmt: skip
 
 
-def images_looked_at(recipe: Recipe, test: LabelledImages, fidelity_images: int = FIDELITY_IMAGES) -> int:
+def images_looked_at(recipe: Recipe, test: int, spiking_images: int | None, fidelity_images: int = FIDELITY_IMAGES) -> int:
     """How many images `report` tells its progress of, if all phases have ended."""
-    quantized = sum(int(key) != FLOAT_BITS for key in recipe.phase)
-    return 2 * len(recipe.phase) * len(test) + quantized * (len(VALID_PAIRS) + 1) * (len(test) + fidelity_images)
+    stepped = min(test, spiking_images or test)
+    each = test + stepped + len(VALID_PAIRS) * (stepped + min(test, fidelity_images))
+    return 2 * len(recipe.phase) * test + sum(int(key) != FLOAT_BITS for key in recipe.phase) * each
 
 
-def _phase(
-    recipe: Recipe, bits: int, out: Path, test: LabelledImages, fidelity_images: int, progress: Progress
-) -> dict[str, Any] | None:
+def _phase(recipe: Recipe, bits: int, out: Path, looked: Looked, progress: Progress) -> dict[str, Any] | None:
     phase = recipe.phase[str(bits)]
     finished = finished_phase(recipe, bits, phase_folder(out, bits))
     if finished is None:
@@ -80,36 +88,41 @@ def _phase(
         "bits": bits,
         "epochs": phase.epochs,
         "seconds": round(sum(row.seconds for row in finished.history), 1),
-        "last_top1": _top1(last, test, progress, f"{bits} bits, last epoch"),
-        "best_top1": _top1(best, test, progress, f"{bits} bits, best epoch"),
+        "last_top1": _top1(last, looked.test, progress, f"{bits} bits, last epoch"),
+        "best_top1": _top1(best, looked.test, progress, f"{bits} bits, best epoch"),
         "best_epoch": best_epoch.epoch,
         "validation_top1": best_epoch.top1,
     }
-    return result | ({} if bits == FLOAT_BITS else _spiking(best, test, fidelity_images, progress, f"{bits} bits"))
+    return result | ({} if bits == FLOAT_BITS else _spiking(best, looked, progress, f"{bits} bits"))
 
 
-def _top1(model: nn.Module, test: LabelledImages, progress: Progress, what: str) -> float:
-    return evaluate(model, evaluation_batches(test), progress=partial(progress, what)).top1
+def _top1(model: nn.Module | IntegerNetwork, images: LabelledImages, progress: Progress, what: str) -> float:
+    return evaluate(model, evaluation_batches(images), progress=partial(progress, what)).top1
 
 
-def _spiking(quantized: nn.Module, test: LabelledImages, fidelity_images: int, progress: Progress, what: str) -> dict[str, Any]:
-    sample = test.take(slice(0, fidelity_images))
+def _spiking(quantized: nn.Module, looked: Looked, progress: Progress, what: str) -> dict[str, Any]:
+    test = looked.test
     program = lower(quantized, test.normalized(test.pixels(slice(0, 2))), mean=test.mean, std=test.std)
-    counts = evaluate(program, evaluation_batches(test), progress=partial(progress, f"{what}, counts"))
-    rows = list(_rows(quantized, program, test, sample, progress, what))
-    return {"timesteps": program.timesteps, "counts_top1": counts.top1, "fidelity_images": len(sample), "spiking": rows}
+    return {
+        "timesteps": program.timesteps,
+        "counts_top1": _top1(program, test, progress, f"{what}, counts"),
+        "fidelity_images": len(looked.compared),
+        "spiking_images": len(looked.stepped),
+        "spiking_counts_top1": _top1(program, looked.stepped, progress, f"{what}, counts"),
+        "spiking": list(_rows(quantized, program, looked, progress, what)),
+    }
 
 
 def _rows(
-    quantized: nn.Module, program: IntegerNetwork, test: LabelledImages, sample: LabelledImages, progress: Progress, what: str
+    quantized: nn.Module, program: IntegerNetwork, looked: Looked, progress: Progress, what: str
 ) -> Iterator[dict[str, Any]]:
     double = copy.deepcopy(quantized).double()
     for neuron, schedule in VALID_PAIRS:
         tell = partial(progress, f"{what}, {neuron} {schedule}")
         engine = program.using(engine="spikes", neuron=neuron, schedule=schedule)
-        accuracy = evaluate(engine, evaluation_batches(test), progress=tell)
-        spiking = convert(double, test, neuron=neuron, schedule=schedule)
-        fidelity = measure_fidelity(double, spiking, sample.normalized(), progress=tell)
+        accuracy = evaluate(engine, evaluation_batches(looked.stepped), progress=tell)
+        spiking = convert(double, looked.compared, neuron=neuron, schedule=schedule)
+        fidelity = measure_fidelity(double, spiking, looked.compared.normalized(), progress=tell)
         yield {
             "neuron": neuron, "schedule": schedule, "top1": accuracy.top1, "steps": accuracy.steps,
             "max_steps": accuracy.max_steps, "seconds": round(accuracy.seconds, 1), "off": fidelity.off,
@@ -130,7 +143,8 @@ def table(figures: dict[str, Any]) -> list[tuple[str, ...]]:
         if "spiking" not in phase:
             lines.append((*first, *("-" for _ in COLUMNS[len(first) :])))
             continue
-        head: tuple[str, ...] = (*first, f"{phase['counts_top1']:.2f}", str(phase["timesteps"]))
+        some = "" if phase["spiking_images"] == figures["test_images"] else f" ({phase['spiking_counts_top1']:.2f})"
+        head: tuple[str, ...] = (*first, f"{phase['counts_top1']:.2f}{some}", str(phase["timesteps"]))
         for row in phase["spiking"]:
             lines.append((*head, f"{row['neuron']} {row['schedule']}", f"{row['top1']:.2f}", f"{row['off']:.3f}",
                           f"{row['steps']:.1f}, {row['max_steps']}"))  # fmt: skip

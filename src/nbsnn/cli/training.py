@@ -145,6 +145,7 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures here, as JSON.")] = None,
     label: Annotated[str | None, typer.Option("--label", help="What the data is called; its name unless given.")] = None,
     limit: LimitOption = 0,
+    spiking_limit: Annotated[int, typer.Option("--spiking-limit", min=0, help="Step only so many of them; 0 is all.")] = 0,
     json_: JsonOption = False,
 ) -> None:
     """Measure a finished run: every phase, neuron and schedule, with machine, versions, seed and recipe hash.
@@ -153,8 +154,11 @@ def report(
     """
     plan = load_recipe(recipe, settings)
     test = load_data(plan.data).test.take(slice(0, limit or None))
-    with console.image_progress(images_looked_at(plan, test), "measuring") as tell:
-        figures = measure_run(plan, run or default_folder(recipe), test, label=label or plan.data.name, progress=tell)
+    stepped = spiking_limit or None
+    with console.image_progress(images_looked_at(plan, len(test), stepped), "measuring") as tell:
+        figures = measure_run(
+            plan, run or default_folder(recipe), test, label=label or plan.data.name, spiking_images=stepped, progress=tell
+        )
     if out:
         write_text(out, json.dumps(figures, indent=1) + "\n")
         console.note(f"wrote {out}")

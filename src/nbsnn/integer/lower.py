@@ -23,6 +23,7 @@ IMAGE_RANGE = 8.0  # largest |value| of a normalised image, unless mean and std 
 FEW_BITS = 8  # a smallest multiplier below 2^8 is worth a warning: rounding changes such a gain by up to 0.2 %
 
 
+@torch.inference_mode(mode=False)  # called within it, the copy's weights could not be cached
 def lower(
     quantized: nn.Module,
     example: Tensor,

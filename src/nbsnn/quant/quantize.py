@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 
+import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import QuantizationError, unknown
@@ -92,6 +93,7 @@ def read_plan(model: nn.Module) -> Plan:
     return plan
 
 
+@torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
 def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None) -> nn.Module:
     """The quantized form of a float network, as a new object.
 

@@ -39,6 +39,7 @@ def check_pair(neuron: str | None, schedule: str) -> tuple[Neuron, Schedule]:
     return cast(Neuron, chosen), cast(Schedule, schedule)
 
 
+@torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
 def to_spiking(quantized: nn.Module, example: Tensor, *, neuron: str | None = None, schedule: str = "fixed") -> SpikingNetwork:
     """The spiking form of a quantized network, as a new object; the source is untouched.
 
