@@ -154,6 +154,12 @@ def test_a_bundled_network_is_what_its_name_says(name):
     assert header["metrics"]["validation_top1"] > 70
 
 
+@pytest.mark.parametrize("name", list_zoo())
+def test_a_bundled_network_does_not_say_where_its_data_lay(name):
+    header, _ = read_tensors(f"zoo:{name}")
+    assert header["recipe"]["data"]["root"] == "data"
+
+
 def test_the_sample_holds_thirty_images_of_each_class():
     sample = load_sample().test
     assert sample.images.shape == (300, 3, 32, 32)

@@ -178,9 +178,10 @@ class Recipe:
         names = list(self.phase)
         return replace(self, phase={name: self.phase[name] for name in names[: names.index(str(bits)) + 1]})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `recipe_from_dict` takes them."""
-        return asdict(self)
+    def to_dict(self, *, places: bool = True) -> dict[str, Any]:
+        """Plain values, as `recipe_from_dict` takes them; for files that travel, without where the data lies."""
+        chosen = self if places else replace(self, data=replace(self.data, root=DataSpec.root, download=False))
+        return asdict(chosen)
 
     @property
     def hash(self) -> str:

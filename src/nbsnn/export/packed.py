@@ -7,6 +7,7 @@ from torch import nn
 from nbsnn.checkpoint import describe, form_of
 from nbsnn.errors import ConfigError
 from nbsnn.quant.packing import CODES, pack_state
+from nbsnn.recipe import recipe_from_dict
 from nbsnn.tensorfile import Header, content_hash, write_tensors
 
 _PROVENANCE = ("recipe", "recipe_hash", "seed", "metrics", "versions")
@@ -32,6 +33,8 @@ def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None
         raise ConfigError(f"only a quantized network is packed, and this one is {form_of(quantized)}; see nbsnn.quantize")
     state = pack_state(quantized)
     header = describe(quantized) | {key: origin[key] for key in _PROVENANCE if origin}
+    if header["recipe"]:
+        header["recipe"] = recipe_from_dict(header["recipe"]).to_dict(places=False)
     for name, layer in header["plan"].items():
         layer["fixed"] = name + CODES in state
     header["packed"] = True
