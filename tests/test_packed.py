@@ -17,7 +17,7 @@ from nbsnn.export.packed import save_packed
 from nbsnn.models import build_model
 from nbsnn.quant.packing import pack_bits, unpack_bits
 from nbsnn.quant.quantize import quantize, read_plan, set_bits_
-from nbsnn.recipe import QuantSpec
+from nbsnn.recipe import DataSpec, QuantSpec
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.tensorfile import read_tensors
 from nbsnn.zoo import list_zoo, locate
@@ -220,7 +220,7 @@ def photograph(tmp_path):
 
 
 def test_a_photograph_is_cut_to_its_middle_and_resized(photograph):
-    image = load_photographs("cifar10", [photograph], size=32).images
+    image = load_photographs(DataSpec("cifar10"), [photograph], size=32, classes=10).images
     assert image.shape == (1, 3, 32, 32)
     assert (image[0].float() - load_sample().test.images[8].float()).abs().mean() < 8
 
@@ -228,7 +228,7 @@ def test_a_photograph_is_cut_to_its_middle_and_resized(photograph):
 def test_classify_says_what_eval_would(photograph, capsys):
     assert main(["classify", "zoo:cifar10/resnet20-w2a2", str(photograph), "--json"]) == 0
     best = json.loads(capsys.readouterr().out)[str(photograph)]
-    images = load_photographs("cifar10", [photograph], size=32)
+    images = load_photographs(DataSpec("cifar10"), [photograph], size=32, classes=10)
     with torch.no_grad():
         logits = load_checkpoint("zoo:cifar10/resnet20-w2a2")(images.normalized())[0]
     assert best[0]["name"] == images.classes[int(logits.argmax())]

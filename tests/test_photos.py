@@ -228,3 +228,13 @@ def test_eval_reads_a_tree(tree, tmp_path, capsys):
         main(["eval", str(tmp_path / "net.safetensors"), "--data", "imagenet", "--root", str(tree), "-b", "5", "--json"]) == 0
     )
     assert '"images": 12' in capsys.readouterr().out
+
+
+def test_classify_names_the_classes_of_a_tree(tree, tmp_path, capsys):
+    net = nbsnn.quantize(nbsnn.build_model("cifar10/resnet20", num_classes=4, image_size=64), nbsnn.QuantSpec(2, 2)).eval()
+    recipe = nbsnn.load_recipe("imagenet/alexnet:lowbit", [f"data.root={tree}"])
+    nbsnn.save_checkpoint(tmp_path / "net.safetensors", net, recipe=recipe)
+    photo = load(tree).test.paths[0]
+    assert main(["classify", str(tmp_path / "net.safetensors"), photo, "--json"]) == 0
+    said = capsys.readouterr().out
+    assert all(f'"{name}"' in said for name in ("n01", "n02", "n03", "class 3"))

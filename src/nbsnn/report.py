@@ -66,7 +66,8 @@ def report(
         raise CheckpointError(f"{out} holds no finished phase of the recipe {recipe.name} ({recipe.hash})")
     return {
         "kind": "accuracy", "model": recipe.model.name, "data": label, "test_images": len(test),
-        "recipe": recipe.to_dict(places=False), "recipe_hash": recipe.hash, "seed": recipe.seed, "machine": system_facts(), "phases": done,
+        "recipe": recipe.to_dict(places=False), "recipe_hash": recipe.hash, "seed": recipe.seed,
+        "machine": system_facts(), "phases": done,
     }  # fmt: skip
 
 

@@ -135,8 +135,8 @@ def classify(
     quantized = only_quantized(model, checkpoint, "classify")
     if header["recipe"] is None or header["model"] is None:
         raise ConfigError(f"{checkpoint} does not say what it was trained on; classify takes networks of nbsnn train")
-    data = recipe_from_dict(header["recipe"]).data.name
-    images = load_photographs(data, photographs, size=ModelSpec(**header["model"]).image_size)
+    data, spec = recipe_from_dict(header["recipe"]).data, ModelSpec(**header["model"])
+    images = load_photographs(data, photographs, size=spec.image_size, classes=spec.num_classes)
     guesses = classify_images(pipeline.integer_form(quantized, images), images)
     if json_:
         console.show_json({str(p): [asdict(guess) for guess in best] for p, best in zip(photographs, guesses, strict=True)})

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
+from nbsnn.data import imagenet
 from nbsnn.data.cifar10 import CLASSES, MEAN, STD, Progress, load_cifar10
-from nbsnn.data.decode import square
+from nbsnn.data.decode import center_crop, square
 from nbsnn.data.digits import load_digits
-from nbsnn.data.imagenet import load_imagenet
 from nbsnn.data.images import ImageSet, Splits
 from nbsnn.data.photos import Loading
 from nbsnn.data.sample import load_sample
@@ -31,19 +31,28 @@ def load_data(spec: DataSpec, *, size: int | None = None, progress: Progress | N
         return load_digits(validation=spec.validation)
     if spec.name == "imagenet":
         loading = Loading(spec.loader, spec.workers, spec.on_corrupt)
-        return load_imagenet(spec.root, validation=spec.validation, size=size or 224, loading=loading)
+        return imagenet.load_imagenet(spec.root, validation=spec.validation, size=size or 224, loading=loading)
     if spec.name == "sample":
         return load_sample()
     raise ConfigError(unknown("data set", spec.name, DATA_SETS))
 
 
-def load_photographs(name: str, paths: Sequence[Path], *, size: int) -> ImageSet:
-    """Image files as a data set's images: resized, with its normalisation and classes; labels are zeros.
+def load_photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: int) -> ImageSet:
+    """Image files as images of a data set: cut and normalised as its own, with its names of classes; labels are zeros.
 
+    Args:
+        spec: the data set; ImageNet's class names are the folders' at its root, numbers where there are none.
+        paths: the files.
+        size: of the square images.
+        classes: how many the network tells apart.
     Raises:
         ConfigError: the data set has no colour photographs. DataError: a file is not an image.
     """
-    if name not in ("cifar10", "sample"):
-        raise ConfigError(f"the network was trained on {name!r}; photographs go to networks that were trained on cifar10")
-    pixels = torch.cat([square(path, size=size).unsqueeze(0) for path in paths])
-    return ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64), MEAN, STD, CLASSES)
+    labels = torch.zeros(len(paths), dtype=torch.int64)
+    if spec.name in ("cifar10", "sample"):
+        return ImageSet(torch.stack([square(path, size=size) for path in paths]), labels, MEAN, STD, CLASSES)
+    if spec.name == "imagenet":
+        pixels = torch.stack([center_crop(str(path), size=size) for path in paths])
+        return ImageSet(pixels, labels, imagenet.MEAN, imagenet.STD, imagenet.class_names(Path(spec.root), classes))
+    known = "cifar10 or imagenet"
+    raise ConfigError(f"the network was trained on {spec.name!r}; photographs go to networks that were trained on {known}")

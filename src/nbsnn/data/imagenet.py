@@ -42,6 +42,13 @@ def load_imagenet(root: str | Path, *, validation: int = 0, size: int = 224, loa
     return Splits(full.take(order[validation:].sort().values), full.take(order[:validation].sort().values), test)
 
 
+def class_names(root: Path, count: int) -> tuple[str, ...]:
+    """Names for `count` classes: the folders' under `root`, and numbers for those that have none."""
+    folder = next((f for f in (root / "train", root / "val") if f.is_dir()), None)
+    names = _classes(folder) if folder else []
+    return (*names, *(f"class {label}" for label in range(len(names), count)))
+
+
 def _classes(folder: Path) -> list[str]:
     """Folder names in order; their places are the labels."""
     if not folder.is_dir():
