@@ -64,7 +64,7 @@ class Results:
 def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse.Namespace, results: Results) -> None:
     """A row of one network and method: accuracies before and after on the same test images, and the time taken."""
     quantized = nbsnn.load_checkpoint(checkpoint).to(memory_format=torch.channels_last)
-    bits, test = max(m.bits for m in quantized.modules() if hasattr(m, "bits")), splits.test.take(slice(0, args.test or None))
+    bits, test = max(m.bits for m in quantized.modules() if hasattr(m, "bits")), splits.test.some(args.test)
     source = results.find(bits=bits, method=None, test_images=len(test))
     if source is None:
         spiking = convert(quantized, test, neuron=spec.neuron, schedule="fixed")
@@ -77,7 +77,7 @@ def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse
     key |= {"method": spec.method, "settings": json.loads(json.dumps(asdict(spec)))}
     if results.find(**key):
         return
-    train, held_out = splits.train.take(slice(0, args.train)), splits.validation.take(slice(0, args.held_out))
+    train, held_out = splits.train.some(args.train), splits.validation.some(args.held_out)
     processor = time.process_time()
     with console.image_progress(images_to_see(quantized, train, held_out, spec), f"{bits} bits, {spec.method}") as tell:
         result = finetune(

@@ -238,3 +238,37 @@ def test_classify_names_the_classes_of_a_tree(tree, tmp_path, capsys):
     assert main(["classify", str(tmp_path / "net.safetensors"), photo, "--json"]) == 0
     said = capsys.readouterr().out
     assert all(f'"{name}"' in said for name in ("n01", "n02", "n03", "class 3"))
+
+
+def test_some_of_a_tree_are_of_all_classes(tree):
+    data = load(tree).test
+    assert data.some(3).labels.tolist() == [0, 1, 2]
+    assert data.some(0).paths == data.some(None).paths == data.some(99).paths == data.paths
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_training_batch_without_an_image_is_refused(tree, tmp_path, loader):
+    root = damaged(tree, tmp_path)
+    for path in (root / "train").rglob("*.JPEG"):
+        path.write_text("no image")
+    with pytest.raises(DataError, match="a training batch without an image: .* not an image that can be read"):
+        list(Batches(load(root, loader).train, 5, shuffle=True, augment=True))
+    with pytest.raises(DataError, match="none of 15 files is an image that can be read"):
+        load(root, loader).train.pixels(slice(0, 1))
+
+
+def test_the_next_image_takes_the_place_of_a_damaged_one_among_examples(tree, tmp_path):
+    data = load(damaged(tree, tmp_path)).train
+    first, second = data.pixels(slice(1, 3))
+    assert first.equal(second)
+    assert list(data.skipped) == [str(tmp_path / "train" / "n01" / "n01_1.JPEG")]
+
+
+def test_a_data_set_that_does_not_fit_a_network_is_refused(tree, tmp_path, capsys):
+    nbsnn.save_checkpoint(tmp_path / "few.safetensors", nbsnn.build_model("cifar10/resnet20", num_classes=2))
+    where = ["--data", "imagenet", "--root", str(tree)]
+    assert main(["eval", str(tmp_path / "few.safetensors"), *where]) == 2
+    assert "the network tells 2 classes apart, but imagenet has 3; choose other data" in capsys.readouterr().err
+    nbsnn.save_checkpoint(tmp_path / "plain.safetensors", nbsnn.build_model("cifar10/alexnet", image_size=16))
+    assert main(["eval", str(tmp_path / "plain.safetensors"), "--data", "sample"]) == 2
+    assert "the network takes images of 16 pixels, but sample has 32×32; choose other data" in capsys.readouterr().err

@@ -61,9 +61,13 @@ def test_the_published_sequence_runs(scripts, place, capsys, monkeypatch):
     said = command(scripts, "dali_main", f"-a alexnet --bit 2 -e --init {best[2]} --limit 6", place, capsys)
     assert "on 6 images" in said
     last = place / "result" / "alexnet_2bit" / "checkpoint.pth.tar"
-    said = command(scripts, "dali_main", f"-a alexnet --bit 2 --resume {last} --epochs 2 --lowbit", place, capsys)
+    said = command(scripts, "dali_main", f"-a alexnet --bit 2 --resume {last} --epochs 2", place, capsys)
     assert "epoch 2/2" in said
     assert "epoch 1/2" not in said
+    said = command(scripts, "dali_main", f"-a alexnet --bit 2 --resume {last} --epochs 2", place, capsys, code=2)
+    assert "first_epoch=2: the phase has 2 epochs" in said
+    said = command(scripts, "dali_main", f"-a alexnet --bit 2 --init {last} --lowbit", place, capsys, code=2)
+    assert "the start has float weights between its edges" in said
 
 
 def test_torchvision_weights_start_the_first_phase(scripts, place, capsys, monkeypatch):

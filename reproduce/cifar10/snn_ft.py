@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         weight_decay=args.weight_decay, batch_size=args.batch_size, force=args.force, seed=args.seed,
     )  # fmt: skip
     splits = options.data_of(recipe)
-    train = splits.train.take(slice(0, args.limit_train or None))
+    train = splits.train.some(args.limit_train)
     folder = options.result_folder(args).with_name(f"{args.arch}_{args.bit}bit_ft")
     figures = {"checkpoint": str(path), "settings": asdict(spec), "train_images": len(train), "test": None}
     files = _Files(folder, recipe, figures)

@@ -75,7 +75,7 @@ def train(args: argparse.Namespace, recipe: Recipe) -> None:
 
 def note_accuracy(args: argparse.Namespace, model: nn.Module, recipe: Recipe, name: str) -> None:
     """Accuracy on the validation images, over all processes."""
-    test = options.data_of(recipe).test.take(slice(0, args.limit or None))
+    test = options.data_of(recipe).test.some(args.limit)
     device = options.device_of(args)
     report = evaluate(model.to(device), evaluation_batches(test.to(device), world=world()))
     note(f"{name}: validation accuracy {report.top1:.2f} % (top-5 {report.top5:.2f} %) on {report.images} images")

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         bits = max(m.bits for m in quantized.modules() if isinstance(m, QuantReLU))
         if bits != args.bit:
             raise ConfigError(f"--bit {args.bit}: {path} was trained with {bits} bits; give that number, or another checkpoint")
-        test = options.data_of(recipe).test.take(slice(0, args.limit or None)).to(device)
+        test = options.data_of(recipe).test.some(args.limit).to(device)
         with image_progress(len(test) // group.size + _FIDELITY_IMAGES, "spiking") as tell:
             found = compare(
                 quantized.to(device), test, pairs=[pair], fidelity_images=_FIDELITY_IMAGES,

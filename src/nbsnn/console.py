@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from nbsnn.distributed import World, world
+from nbsnn.distributed import World, rank_in_environment
 from nbsnn.errors import NbsnnError
 from nbsnn.evaluate.comparison import Comparison, Finetuned
 from nbsnn.evaluate.fidelity import Fidelity
@@ -53,7 +53,7 @@ def note(text: str) -> None:
 
 def fail(text: str) -> None:
     """The one line of an error; of another process than the main one, with its rank."""
-    rank = world().rank
+    rank = rank_in_environment()
     who = f"rank {rank}: " if rank else ""
     err.quiet = False
     err.print(f"[bold red]error:[/] {who}{escape(' '.join(text.split()))}", highlight=False, soft_wrap=True)
@@ -85,14 +85,14 @@ def show_json(value: Any) -> None:
     out.print_json(json.dumps(value), indent=2)
 
 
-def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, to: Console = out) -> None:
     """A table, numbers to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    to.print(table)
 
 
 # ------------------------------------------------------------------------------------------------------------ progress
@@ -218,9 +218,9 @@ def show_report(figures: dict[str, Any]) -> None:
 
 
 def show_mapping(mapped: Iterable[MappedTensor]) -> None:
-    """What became of every tensor of a foreign network and of ours."""
+    """What became of every tensor of a foreign network and of ours; a remark, so that results stay alone."""
     rows = [(m.ours or "-", m.source or "-", "×".join(map(str, m.shape)), m.what) for m in mapped]
-    show_table("Tensors", ("ours", "theirs", "shape", "what became of it"), rows)
+    show_table("Tensors", ("ours", "theirs", "shape", "what became of it"), rows, to=err)
 
 
 def show_layers(fidelity: Fidelity) -> None:

@@ -4,15 +4,25 @@ Everything here is a no-op in a single process, so that callers never ask how ma
 """
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nbsnn.errors import ConfigError
+from nbsnn.errors import ConfigError, NbsnnError
+
+# How gloo and NCCL begin to say that a peer is gone.
+_LOST = ("gloo", "Connection closed by peer", "NCCL", "ProcessGroup")
+
+
+class LostPeerError(NbsnnError, RuntimeError):
+    """Another process of the group ended."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,11 @@ def started_by_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def rank_in_environment() -> int:
+    """Number of this process as torchrun says, before and after there is a group; 0 without it."""
+    return int(os.environ.get("RANK", 0))
+
+
 def local_rank() -> int:
     """Number of this process on its machine, as torchrun says; 0 without it."""
     return int(os.environ.get("LOCAL_RANK", 0))
@@ -56,6 +71,7 @@ def process_group(device: torch.device | str = "cpu") -> Iterator[World]:
 
     Raises:
         ConfigError: the other processes cannot be reached.
+        LostPeerError: another process ended while this one waited for it.
     """
     if not started_by_torchrun() or dist.is_initialized():
         yield world()
@@ -66,26 +82,67 @@ def process_group(device: torch.device | str = "cpu") -> Iterator[World]:
     try:
         store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
         # torchrun keeps its store when it revives killed processes: what their former lives left there must not be read.
-        store = dist.PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        store = dist.PrefixStore(_name_this_life(store, rank, size), store)  # type: ignore[attr-defined]
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         reason = str(error).splitlines()[0]
         raise ConfigError(f"cannot join the processes at {where} ({reason}); start all of them with torchrun") from None
     try:
         yield world()
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        if isinstance(error, NbsnnError) or not any(word in str(error) for word in _LOST):
+            raise
+        raise LostPeerError("another process ended while this one waited for it; its message says why") from error
+    dist.destroy_process_group()  # after an error it could wait for processes that are gone
 
 
-def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
-    """The sum of a tensor over all processes, in each of them, on `device`, where the group's messages go."""
+def _name_this_life(store: Any, rank: int, size: int) -> str:
+    """A name that all processes of a group agree on, and that no earlier group of theirs had.
+
+    torchrun's count of restarts does not do: on machines whose processes did not fail it stands still. So the main process
+    draws a name, and answers every greeting with it until all have confirmed; greetings of former lives are answered in vain.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", own)
+        name: str = store.get(f"answer/{own}").decode()
+        store.set(f"here/{name}/{rank}", "")
+        return name
+    missing, deadline = set(range(1, size)), time.monotonic() + store.timeout.total_seconds()
+    while missing:
+        for other in [other for other in missing if store.check([f"hello/{other}"])]:
+            store.set(f"answer/{store.get(f'hello/{other}').decode()}", own)
+            if store.check([f"here/{own}/{other}"]):
+                missing.discard(other)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{len(missing)} of {size} processes did not come")
+        time.sleep(0.01)
+    return own
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in each of them; a new tensor, where `values` is."""
+    return _reduce(values, dist.ReduceOp.SUM)
+
+
+def max_over_ranks(values: Tensor) -> Tensor:
+    """The largest of a tensor's values over all processes, in each of them; a new tensor, where `values` is."""
+    return _reduce(values, dist.ReduceOp.MAX)
+
+
+def _reduce(values: Tensor, how: Any) -> Tensor:
     if world().size == 1:
-        return values
-    total = values.to(device, copy=True)
-    dist.all_reduce(total)
-    return total
+        return values.clone()
+    where = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    total = values.to(where, copy=True)
+    dist.all_reduce(total, how)
+    return total.to(values.device)
+
+
+def is_revived() -> bool:
+    """Whether torchrun started any of the processes again after one died. All processes ask together."""
+    return bool(max_over_ranks(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))))
 
 
 def wait_for_all() -> None:

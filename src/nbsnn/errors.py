@@ -7,6 +7,7 @@ NbsnnError
 ├── LoweringError          a quantized network has no integer form, or an image does not fit an integer network
 ├── CheckpointError        a file is missing, damaged, or of another network
 ├── DataError              a data set is missing or damaged
+├── LostPeerError          (nbsnn.distributed) another process of the group ended
 └── MissingDependencyError an optional package is not installed
 """
 

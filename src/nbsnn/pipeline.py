@@ -1,6 +1,7 @@
 """The story on one page: data → train → convert → compare. The command line and the published scripts call this."""
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +14,14 @@ from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.cifar10 import Progress
 from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
-from nbsnn.distributed import local_rank, started_by_torchrun, world
+from nbsnn.distributed import is_revived, local_rank, started_by_torchrun, world
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluate.accuracy import Report, evaluate
 from nbsnn.export.torchvision import MappedTensor, from_torchvision, torchvision_state
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
+from nbsnn.models.plain import PLAIN_NETS
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.tensorfile import read_torch_state
 from nbsnn.train.execution import pick_execution
@@ -28,6 +30,8 @@ from nbsnn.train.loop import SAVE_EVERY, fit
 from nbsnn.train.observer import Observer
 from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
 from nbsnn.train.state import has_state
+
+logger = logging.getLogger(__name__)
 
 _CALIBRATION_PARTS = 4
 
@@ -95,6 +99,25 @@ def _build(spec: ModelSpec) -> nn.Module:
     return build_model(spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size)
 
 
+def check_fit(spec: ModelSpec, images: LabelledImages, name: str) -> None:
+    """Refuse a data set whose images or classes do not fit a network; warn where labels may mean something else.
+
+    Raises:
+        ConfigError: other channels, another size where that matters, or more classes than the network tells apart.
+    """
+    channels, height, width = images.shape
+    remedy = "choose other data"
+    if channels != spec.in_channels:
+        raise ConfigError(f"the network takes {spec.in_channels} channels, but {name} has {channels}; {remedy}")
+    if spec.name in PLAIN_NETS and (height, width) != (spec.image_size, spec.image_size):
+        raise ConfigError(f"the network takes images of {spec.image_size} pixels, but {name} has {height}×{width}; {remedy}")
+    if len(images.classes) > spec.num_classes:
+        raise ConfigError(f"the network tells {spec.num_classes} classes apart, but {name} has {len(images.classes)}; {remedy}")
+    if len(images.classes) < spec.num_classes:
+        logger.warning("%s has %d classes, the network %d: labels are places among the former", name, len(images.classes),
+                       spec.num_classes)  # fmt: skip
+
+
 def calibration_images(train: LabelledImages) -> Tensor:
     """Normalised training images, evenly spaced, from which thresholds start: 512 of CIFAR's size, fewer of larger ones."""
     _, height, width = train.shape
@@ -137,8 +160,10 @@ def train(
     if recipe.data.name == "sample":
         raise ConfigError("data.name=sample: these are test images; train on cifar10 or digits")
     splits = splits or load_data(recipe.data, size=recipe.model.image_size, progress=progress)
+    check_fit(recipe.model, splits.train, recipe.data.name)
     model = init or new_model(recipe)
-    test = evaluation_batches(splits.test, world=world())
+    test = evaluation_batches(splits.test.to(torch.device(device)), world=world())
+    overwrite = overwrite and not is_revived()  # by torchrun: then what lies there is this run's own
     for key, phase in recipe.phase.items():
         bits, folder = int(key), phase_folder(out, int(key))
         finished = None if overwrite else finished_phase(recipe, bits, folder)

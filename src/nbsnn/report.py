@@ -59,7 +59,7 @@ def report(
     Raises:
         CheckpointError: no phase of this recipe has ended in the folder.
     """
-    looked = Looked(test, test.take(slice(0, spiking_images)), test.take(slice(0, fidelity_images)))
+    looked = Looked(test, test.some(spiking_images), test.some(fidelity_images))
     tell = progress or (lambda what, count: None)
     done = [phase for key in recipe.phase if (phase := _phase(recipe, int(key), out, looked, tell))]
     if not done:

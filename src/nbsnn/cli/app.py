@@ -14,7 +14,7 @@ from nbsnn.data.images import LabelledImages, Splits
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from
-from nbsnn.recipe import DataSpec, recipe_from_dict
+from nbsnn.recipe import DataSpec, ModelSpec, recipe_from_dict
 from nbsnn.tensorfile import Header, read_tensors
 
 app = typer.Typer(
@@ -36,7 +36,7 @@ DataOption = Annotated[
 ]
 RootOption = Annotated[Path | None, typer.Option("--root", help="Where the data lies; unless given, the checkpoint's own.")]
 SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
-LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Look at the first so many images only; 0 is all.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Look at so many images only; 0 is all.")]
 NeuronOption = Annotated[str | None, typer.Option("--neuron", help="signed or unsigned.")]
 ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="fixed, settle or barrier.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="Of integer networks: auto, native or torch.")]
@@ -73,10 +73,8 @@ def load_splits(header: Header, spec: DataSpec) -> Splits:
     """The data set, if its images fit the network."""
     with console.download_progress() as progress:
         splits = load_data(spec, size=(header["model"] or {}).get("image_size"), progress=progress)
-    found = splits.test.shape[0]
-    channels = (header["model"] or {}).get("in_channels", found)
-    if found != channels:
-        raise ConfigError(f"the network takes {channels} channels, but {spec.name} has {found}; choose other --data")
+    if header["model"]:
+        pipeline.check_fit(ModelSpec(**header["model"]), splits.test, spec.name)
     return splits
 
 
@@ -85,4 +83,4 @@ def images_for(header: Header, data: str | None, root: Path | None, split: str, 
     if split not in ("test", "validation", "train"):
         raise ConfigError(unknown("split", split, ("test", "validation", "train")))
     images: LabelledImages = getattr(load_splits(header, data_spec(header, data, root)), split)
-    return images.take(slice(0, limit or None))
+    return images.some(limit)

@@ -72,14 +72,14 @@ def finetune_(
         raise ConfigError("--data sample: these are test images; fine-tune on the training images of cifar10 or digits")
     spec = replace(spec, augment=source.augment)
     if source.validation == 0:  # the test images chose the best epoch; they do not judge here
-        source = replace(source, validation=DATA_SETS[source.name])
+        source = replace(source, validation=DATA_SETS[source.name] or held_out)
     splits = load_splits(header, source)
-    train, judge = splits.train.take(slice(0, limit_train or None)), splits.validation.take(slice(0, held_out))
+    train, judge = splits.train.some(limit_train), splits.validation.some(held_out)
     with console.image_progress(images_to_see(model, train, judge, spec), f"{method} fine-tuning") as tell:
         result = finetune(
             model, train, judge, spec, progress=tell, on_change=lambda change, _: console.note(console.change_line(change))
         )
-    test = splits.test.take(slice(0, limit or None))
+    test = splits.test.some(limit)
     with console.image_progress(3 * len(test), "testing") as tell:
         tested = compare_finetuned(model, result.spiking, test, progress=tell)
     figures = {"checkpoint": str(checkpoint), "settings": asdict(spec), "train_images": len(train),

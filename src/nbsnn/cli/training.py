@@ -103,7 +103,7 @@ def demo(
     splits = load_data(plan.data)
     with console.TrainingConsole() as observer:
         phases = list(pipeline.train(plan, out, splits=splits, observer=observer, overwrite=True))
-    test = splits.test.take(slice(0, limit or None))
+    test = splits.test.some(limit)
     float_top1 = next((p.best.top1 for p in phases if p.bits == 32), None)
     results: list[Comparison] = []
     quantized = [p for p in phases if p.bits != 32]
@@ -153,7 +153,7 @@ def report(
     Example: nbsnn report --recipe cifar10/resnet20:fast --set data.root=data --out resnet20.json
     """
     plan = load_recipe(recipe, settings)
-    test = load_data(plan.data).test.take(slice(0, limit or None))
+    test = load_data(plan.data, size=plan.model.image_size).test.some(limit)
     stepped = spiking_limit or None
     with console.image_progress(images_looked_at(plan, len(test), stepped), "measuring") as tell:
         figures = measure_run(

@@ -4,7 +4,7 @@ Every pass builds a pipeline for exactly the files it will give, in their order:
 where a resumed run goes on are decided outside, as for every other loader. The crops are DALI's own draws.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
@@ -31,15 +31,16 @@ def is_installed() -> bool:
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, and how they are cut: random crops and mirrors for training, the middle of each for evaluation.
+    """Image files, and how they are cut: with random crops and mirrors (`augment`), or the middle of each.
 
-    `note_bad` is told of files that are no images.
+    `note_bad` is told of files that are no images, and why; with `keep_size` others of their batch take their places.
     """
 
     paths: Sequence[str]
     size: int
-    train: bool
-    note_bad: Callable[[Sequence[str]], None]
+    augment: bool
+    keep_size: bool
+    note_bad: Callable[[Mapping[str, str]], None]
 
     def decode(
         self, batches: list[list[int]], *, device: torch.device, workers: int, seed: int
@@ -49,7 +50,8 @@ class Files:
         A file that is no image stops DALI: it is looked for with Pillow, taken out, and a new pipeline goes on from there.
 
         Raises:
-            DataError: DALI is not installed, or fails for another reason than a damaged file.
+            DataError: DALI is not installed, fails for another reason than a damaged file, or a batch that should keep its
+                size has no image left.
         """
         if not is_installed():
             raise DataError(f"the DALI loader needs nvidia-dali: {INSTALL}")
@@ -57,7 +59,7 @@ class Files:
         while left:
             try:
                 for images, indices in self._run(left, device, workers, seed + len(left)):
-                    left = left[1:] if self.train else _without(left, len(indices))
+                    left = left[1:] if self.keep_size else _without(left, len(indices))
                     yield images, indices
             except RuntimeError as error:
                 left = self._without_bad(left, error)
@@ -66,7 +68,7 @@ class Files:
         from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
         order = list(chain.from_iterable(batches))
-        pipeline = self._pipeline(order, len(batches[0]), device, workers, seed)
+        pipeline = self._pipeline(order, max(map(len, batches)), device, workers, seed)
         iterator = DALIGenericIterator(
             pipeline, ["images", "indices"], reader_name="files", last_batch_policy=LastBatchPolicy.PARTIAL, auto_reset=False
         )
@@ -85,7 +87,7 @@ class Files:
         )  # fmt: skip
         def pipeline() -> Any:
             files, indices = fn.readers.file(files=[self.paths[i] for i in order], labels=order, name="files")
-            if self.train:
+            if self.augment:
                 images = fn.decoders.image_random_crop(
                     files, device=decoder, random_area=list(CROP_AREA), random_aspect_ratio=list(CROP_RATIO), num_attempts=10
                 )
@@ -110,11 +112,13 @@ class Files:
         if not reasons:
             line = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
             raise DataError(f"DALI failed: {line.strip()}; try the torch loader (data.loader=torch)") from error
-        self.note_bad(list(reasons.values()))
+        self.note_bad({self.paths[index]: reason for index, reason in reasons.items()})
         cleaned = [[index for index in batch if index not in reasons] for batch in batches]
-        if self.train:  # batches keep their size
+        if self.keep_size:
+            if not all(cleaned):
+                raise DataError(f"a training batch without an image: {next(iter(reasons.values()))}")
             cleaned = [
-                good and good + [good[i % len(good)] for i in range(len(batch) - len(good))]
+                good + [good[i % len(good)] for i in range(len(batch) - len(good))]
                 for good, batch in zip(cleaned, batches, strict=True)
             ]
         return [batch for batch in cleaned if batch]

@@ -2,6 +2,7 @@
 
 import math
 import random
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -19,21 +20,26 @@ CROP_AREA, CROP_RATIO = (0.1, 1.0), (0.8, 1.25)  # of random crops: share of the
 _ATTEMPTS = 10
 
 
+def require_pillow() -> None:
+    """Refuse where Pillow is not installed."""
+    if find_spec("PIL") is None:
+        raise MissingDependencyError("pillow", extra="images", purpose="reading image files")
+
+
 def open_picture(file: IO[bytes] | Path, name: str) -> "Picture":
     """A decoded RGB picture, turned as its EXIF data says.
 
     Raises:
         DataError: not an image, or a damaged one.
     """
-    try:
-        from PIL import Image, ImageFile, ImageOps
-    except ImportError:
-        raise MissingDependencyError("pillow", extra="images", purpose="reading image files") from None
+    require_pillow()
+    from PIL import Image, ImageFile, ImageOps
+
     assert not ImageFile.LOAD_TRUNCATED_IMAGES  # else a cut file would be grey below the cut, in silence
     try:
         with Image.open(file) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a reader fed with garbage raises anything
         raise DataError(f"{name}: not an image that can be read ({' '.join(str(error).split())})") from None
 
 

@@ -53,16 +53,23 @@ def _classes(folder: Path) -> list[str]:
     """Folder names in order; their places are the labels."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; an ImageNet tree is train/<class>/*.JPEG and val/<class>/*.JPEG")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    names = [entry.name for entry in _entries(folder) if entry.is_dir()]
     if not names:
         raise DataError(f"{folder}: holds no class folders; validation images must be sorted into folders by class")
     return names
 
 
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+
+
 def _photographs(folder: Path, classes: list[str], size: int, loading: Loading) -> PhotoSet:
     paths, labels, others = [], [], []
     for label, name in enumerate(classes):
-        for path in sorted((folder / name).iterdir()) if (folder / name).is_dir() else ():
+        for path in _entries(folder / name) if (folder / name).is_dir() else ():
             if path.suffix.lower() in SUFFIXES:
                 paths.append(str(path))
                 labels.append(label)

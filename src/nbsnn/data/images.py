@@ -39,6 +39,9 @@ class LabelledImages(Protocol):
     def take(self, indices: Tensor | slice) -> Self:
         """The same set with some of its images."""
 
+    def some(self, count: int | None) -> Self:
+        """The same set with so many of its images, of all classes; all of them for None or 0."""
+
     def pixels(self, indices: Tensor | slice = ...) -> Tensor:
         """Some of the images as they are evaluated, [n, C, H, W] uint8."""
 
@@ -48,8 +51,13 @@ class LabelledImages(Protocol):
     def to(self, device: torch.device) -> Self:
         """The set on another device."""
 
-    def stream(self, batches: Sequence[Tensor], world: World, seeds: Sequence[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of batches of indices, as (images uint8, labels); augmented if there are `seeds`, one each."""
+    def stream(
+        self, batches: Sequence[Tensor], world: World, *, train: bool, seeds: Sequence[int] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of batches of indices, as (images uint8, labels); augmented if there are `seeds`, one each.
+
+        In training every share keeps its size.
+        """
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,10 @@ class ImageSet:
         """The same set with some of its images."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
+    def some(self, count: int | None) -> "ImageSet":
+        """The first so many images: their order is random. All of them for None or 0."""
+        return self.take(slice(0, count or None))
+
     def normalized(self, images: Tensor | None = None) -> Tensor:
         """Float images, (x/255 − mean)/std, [N, C, H, W] float32."""
         return normalize(self.images if images is None else images, self.mean, self.std)
@@ -90,7 +102,9 @@ class ImageSet:
         """The set on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def stream(self, batches: Sequence[Tensor], world: World, seeds: Sequence[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def stream(
+        self, batches: Sequence[Tensor], world: World, *, train: bool, seeds: Sequence[int] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `LabelledImages.stream`. A batch is augmented whole, then shared: its crops don't depend on the sharing."""
         for index, batch in enumerate(batches):
             chosen = batch.to(self.images.device)
@@ -160,7 +174,7 @@ class Batches:
         numbers = range(first, len(self))
         chosen = [order[index * self.batch_size : (index + 1) * self.batch_size] for index in numbers]
         seeds = [self._seed(index) for index in numbers] if self.augment else None
-        for images, labels in self.data.stream(chosen, self.world, seeds):
+        for images, labels in self.data.stream(chosen, self.world, train=self.shuffle, seeds=seeds):
             yield self.data.normalized(images), labels
 
     def _seed(self, index: int) -> int:
@@ -168,10 +182,11 @@ class Batches:
 
 
 def evaluation_batches(data: LabelledImages, *, at_a_time: int = 500, world: World | None = None) -> Batches:
-    """A set in order, to evaluate on: `at_a_time` images of CIFAR's size in a batch, fewer of larger ones, one at least."""
+    """A set in order, to evaluate on: `at_a_time` images of CIFAR's size in a process's batch, fewer of larger ones."""
     _, height, width = data.shape
     size = max(1, min(at_a_time, at_a_time * 32 * 32 // (height * width)))
-    return Batches(data, size, world=world or World())
+    group = world or World()
+    return Batches(data, size * group.size, world=group)
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:

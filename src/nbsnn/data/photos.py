@@ -4,7 +4,8 @@ Order, sharing and seeds come from `Batches`, so both loaders give the same phot
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -14,14 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nbsnn.data import dali
-from nbsnn.data.decode import center_crop, random_crop
+from nbsnn.data.decode import center_crop, random_crop, require_pillow
 from nbsnn.data.images import normalize
 from nbsnn.distributed import World
 from nbsnn.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-LOADERS = ("auto", "torch", "dali", "dali_cpu")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Loading:
 class PhotoSet:
     """N image files with labels [N] int64, as images [N, 3, size, size]; see `LabelledImages`.
 
-    `skipped` collects the names of files that could not be read; sets made from this one share it.
+    `skipped` collects why files could not be read, by their names; sets made from this one share it.
     """
 
     paths: Sequence[str]
@@ -58,7 +57,7 @@ class PhotoSet:
     size: int = 224
     loading: Loading = field(default_factory=Loading)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    skipped: set[str] = field(default_factory=set)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -73,14 +72,29 @@ class PhotoSet:
         chosen = torch.arange(len(self))[indices]
         return replace(self, paths=[self.paths[i] for i in chosen.tolist()], labels=self.labels[chosen])
 
+    def some(self, count: int | None) -> "PhotoSet":
+        """So many files, evenly spaced, since they lie sorted by class; all of them for None or 0."""
+        chosen = min(count or len(self), len(self))
+        return self.take(torch.arange(chosen) * len(self) // max(chosen, 1))
+
     def pixels(self, indices: Tensor | slice = slice(None)) -> Tensor:
         """Some of the images as they are evaluated, [n, 3, size, size] uint8, decoded here and now.
 
+        The next file that is an image takes the place of one that is not.
+
         Raises:
-            DataError: one of them is not an image.
+            DataError: none of them is an image.
         """
-        chosen = torch.arange(len(self))[indices].tolist()
-        return torch.stack([center_crop(self.paths[i], size=self.size) for i in chosen])
+        return torch.stack([self._readable(i) for i in torch.arange(len(self))[indices].tolist()])
+
+    def _readable(self, index: int) -> Tensor:
+        for offset in range(len(self)):
+            path = self.paths[(index + offset) % len(self)]
+            try:
+                return center_crop(path, size=self.size)
+            except DataError as error:
+                self.note_bad({path: str(error)})
+        raise DataError(f"none of {len(self)} files is an image that can be read, {self.paths[0]} for one")
 
     def normalized(self, images: Tensor | None = None) -> Tensor:
         """Float images, (x/255 − mean)/std, [n, 3, size, size] float32; all of the set's unless given as uint8."""
@@ -90,14 +104,20 @@ class PhotoSet:
         """The set with batches that arrive on another device."""
         return replace(self, device=device)
 
-    def stream(self, batches: Sequence[Tensor], world: World, seeds: Sequence[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def stream(
+        self, batches: Sequence[Tensor], world: World, *, train: bool, seeds: Sequence[int] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `LabelledImages.stream`. A file that is no image is named and counted in `skipped`.
 
         In training another one of its batch takes its place, so that batches keep their size; in evaluation it is left out.
+
+        Raises:
+            DataError: a training share without a single image.
         """
         shares = [world.share(batch).tolist() for batch in batches]
+        require_pillow()
         if self.loading.uses_dali:
-            yield from self._stream_dali(shares, world, seeds)
+            yield from self._stream_dali(shares, world, seeds, train=train)
             return
         starts = [len(batch) * world.rank // world.size for batch in batches]
         keys = [
@@ -107,33 +127,35 @@ class PhotoSet:
         pin = self.device.type == "cuda"
         loader = DataLoader(
             _Files(self.paths, self.size), batch_sampler=[batch for batch in keys if batch], num_workers=self.loading.workers,
-            collate_fn=partial(_collate, replace_bad=seeds is not None), pin_memory=pin,
+            collate_fn=partial(_collate, keep_size=train), pin_memory=pin, worker_init_fn=_leave_signals_to_the_trainer,
         )  # fmt: skip
         for images, chosen, bad in loader:
             self.note_bad(bad)
             if len(images):
                 yield images.to(self.device, non_blocking=pin), self.labels[chosen].to(self.device)
+            elif train:
+                raise DataError(f"a training batch without an image: {next(iter(bad.values()))}")
 
     def _stream_dali(
-        self, shares: list[list[int]], world: World, seeds: Sequence[int] | None
+        self, shares: list[list[int]], world: World, seeds: Sequence[int] | None, *, train: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        files = dali.Files(self.paths, self.size, train=seeds is not None, note_bad=self.note_bad)
+        files = dali.Files(self.paths, self.size, augment=seeds is not None, keep_size=train, note_bad=self.note_bad)
         device = torch.device("cpu") if self.loading.loader == "dali_cpu" else self.device
         seed = (seeds[0] if seeds else 0) + 7919 * world.rank
         for images, chosen in files.decode(shares, device=device, workers=self.loading.workers, seed=seed):
             yield images.to(self.device), self.labels[chosen].to(self.device)
 
-    def note_bad(self, reasons: Sequence[str]) -> None:
+    def note_bad(self, reasons: Mapping[str, str]) -> None:
         """Count files that are no images, and name each once; refuse the first one where that is asked for."""
-        for reason in reasons:
+        for path, reason in reasons.items():
             if self.loading.on_corrupt == "refuse":
                 raise DataError(f"{reason}; remove it, or set data.on_corrupt=skip")
-            if reason not in self.skipped:
-                self.skipped.add(reason)
+            if path not in self.skipped:
+                self.skipped[path] = reason
                 logger.warning("skipped %s (%d so far)", reason, len(self.skipped))
 
 
-_Item = tuple[Tensor | None, int, str]  # pixels, index; or the reason why there are none
+_Item = tuple[Tensor | None, int, str, str]  # pixels, index; or None, index, path and reason
 
 
 class _Files(Dataset[_Item]):
@@ -142,19 +164,25 @@ class _Files(Dataset[_Item]):
 
     def __getitem__(self, key: tuple[int, int | None]) -> _Item:
         index, seed = key
+        path = self.paths[index]
         try:
-            path = self.paths[index]
             pixels = center_crop(path, size=self.size) if seed is None else random_crop(path, size=self.size, seed=seed)
-            return pixels, index, ""
+            return pixels, index, path, ""
         except DataError as error:
-            return None, index, str(error)
+            return None, index, path, str(error)
 
 
-def _collate(items: list[_Item], *, replace_bad: bool) -> tuple[Tensor, Tensor, list[str]]:
-    good = [(pixels, index) for pixels, index, _ in items if pixels is not None]
-    bad = [reason for pixels, _, reason in items if pixels is None]
-    if bad and good and replace_bad:
-        good += [good[i % len(good)] for i in range(len(bad))]
+def _collate(items: list[_Item], *, keep_size: bool) -> tuple[Tensor, Tensor, dict[str, str]]:
+    good = [(pixels, index) for pixels, index, _, _ in items if pixels is not None]
+    bad = {path: reason for pixels, _, path, reason in items if pixels is None}
+    if good and keep_size:
+        good += [good[i % len(good)] for i in range(len(items) - len(good))]
     if not good:
         return torch.empty(0), torch.empty(0, dtype=torch.int64), bad
     return torch.stack([pixels for pixels, _ in good]), torch.tensor([index for _, index in good]), bad
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """A signal to the whole group must not end the workers before the trainer has saved and left; they end with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsnn.distributed import sum_over_ranks
+from nbsnn.distributed import max_over_ranks, sum_over_ranks
 from nbsnn.errors import DataError
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.spiking.network import SpikingNetwork
@@ -45,7 +45,7 @@ def evaluate(
 ) -> Report:
     """Top-1 and top-5 of a network over a loader, in evaluation mode; the mode it was in is restored.
 
-    Under torchrun each process passes its share of the images, and gets the result over all of them.
+    Under torchrun each process passes its share of the images, and gets the result over all of them; none may be empty.
 
     Args:
         model: float, quantized, spiking, or an integer network (`network.using(engine="spikes", ...)` chooses how it runs).
@@ -58,7 +58,6 @@ def evaluate(
     parameter = None if isinstance(model, IntegerNetwork) else next(model.parameters())
     top1 = top5 = None
     steps: list[Tensor] = []
-    device = torch.device("cpu")
     images_seen, start = 0, time.perf_counter()
     with nullcontext() if isinstance(model, IntegerNetwork) else evaluation_mode(model):
         for images, labels in loader:
@@ -76,15 +75,22 @@ def evaluate(
             images_seen += len(images)
             if progress:
                 progress(len(images))
-    if top1 is None or top5 is None:
-        raise DataError("evaluate: the loader gave no batch; choose a split that holds images")
-    taken = torch.cat(steps).double() if steps else None
-    images_seen = int(sum_over_ranks(torch.tensor(images_seen), device))
+    # All processes find out together, or some would wait for the others for ever.
+    total, empty = sum_over_ranks(torch.tensor([images_seen, top1 is None])).tolist()
+    if empty or top1 is None or top5 is None:
+        raise DataError("evaluate: the loader gave no batch; choose a split that holds an image for each process")
+    taken = _steps_taken(torch.cat(steps).double()) if steps else None
     return Report(
-        images=images_seen,
+        images=total,
         top1=round(100 * float(top1.compute()), 4),
         top5=round(100 * float(top5.compute()), 4),
         seconds=time.perf_counter() - start,
-        steps=None if taken is None else float(taken.mean()),
-        max_steps=None if taken is None else int(taken.max()),
+        steps=taken and taken[0],
+        max_steps=taken and int(taken[1]),
     )
+
+
+def _steps_taken(steps: Tensor) -> tuple[float, float]:
+    """Mean and maximum over the images of all processes."""
+    total, count = sum_over_ranks(torch.stack([steps.sum(), torch.ones_like(steps).sum()]).cpu()).tolist()
+    return total / count, float(max_over_ranks(steps.max().cpu()))

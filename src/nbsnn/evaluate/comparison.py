@@ -68,7 +68,7 @@ def compare(
         at_a_time: images in a batch of the spiking network; by their size unless given.
         progress: called with the pair's name and the number of images done.
     """
-    sample = images.take(slice(0, fidelity_images))
+    sample = images.some(fidelity_images)
     for neuron, schedule in pairs:
         spiking = convert(quantized, images, neuron=neuron, schedule=schedule)
         name = f"{neuron} {schedule}"

@@ -55,7 +55,10 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """Where a tensor of the network came from, or what became of one of the source; None where a side has none."""
+    """Where a tensor of the network came from, or what became of one of the source; None where a side has none.
+
+    Without either, `what` says what is no tensor and could not be carried over.
+    """
 
     ours: str | None
     source: str | None
@@ -109,11 +112,11 @@ def from_torchvision(
     name = canonical_name(model, data="imagenet")
     if image_size not in (None, _IMAGE_SIZE):
         raise ConfigError(f"image_size={image_size}: TorchVision's linear layers fit image_size={_IMAGE_SIZE} alone; use that")
-    _, tensors = _recognize(state, source)
+    arch, tensors = _recognize(state, source)
     net = build_model(name, num_classes=num_classes or tensors[f"{_HEAD}.bias"].numel())
     table = load_torchvision_weights_(net, state, source=source)
     match_norms_(net, images)
-    return net, table
+    return net, table + [MappedTensor(None, None, (), line) for line in differences(arch)]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nbsnn.errors import CheckpointError
 from nbsnn.recipe import Recipe, recipe_from_dict
 from nbsnn.tensorfile import read_tensors, write_text
 from nbsnn.train.observer import Epoch
@@ -34,8 +35,10 @@ def finished_phase(recipe: Recipe, bits: int, out: Path) -> FitResult | None:
         return None
     if header["metrics"].get("epoch") != recipe.phase[str(bits)].epochs:
         return None
-    rows = [Epoch(**json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()]
-    return FitResult(best, last, rows)
+    log = out / "log.jsonl"
+    if not log.is_file():
+        raise CheckpointError(f"{log}: missing beside its checkpoints; restore it, or train the phase anew (--overwrite)")
+    return FitResult(best, last, [Epoch(**json.loads(line)) for line in log.read_text().splitlines()])
 
 
 def write_history(out: Path, rows: Sequence[dict[str, Any]]) -> None:

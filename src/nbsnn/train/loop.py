@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nbsnn.checkpoint import save_checkpoint
 from nbsnn.data.images import Batches, Splits, evaluation_batches
-from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
+from nbsnn.distributed import is_revived, max_over_ranks, share_buffers_, sum_over_ranks, wait_for_all, world
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.models.norms import freeze_norms_
@@ -68,7 +68,12 @@ def fit(
         remove_leftovers(out)
     run = _Run(model, splits, recipe, phase, out, names, execution or Execution(), observer)
     run.state.epoch = first_epoch
-    if overwrite:
+    if first_epoch >= phase.epochs:
+        raise ConfigError(f"first_epoch={first_epoch}: the phase has {phase.epochs} epochs; give it more (--epochs)")
+    if run.steps == 0:
+        count = len(splits.train)
+        raise ConfigError(f"data.batch_size={recipe.data.batch_size}: larger than the training set of {count} images")
+    if overwrite and not is_revived():  # by torchrun: then what lies there is this run's own
         run.forget_state()
     elif not run.state_path.is_file() and run.last.is_file():
         raise CheckpointError(
@@ -78,6 +83,7 @@ def fit(
     run.save_every = save_every
     wait_for_all()  # nobody writes while others still read
     run.save_()  # a folder that cannot be written is refused now, not after an epoch
+    _check_same_folder(run.state_path, run.state)
     observer.on_phase(title, phase.epochs, run.steps, run.execution)
     if run.state.epoch > first_epoch or run.state.step:
         observer.on_resume(run.state.epoch, run.state.step)
@@ -96,6 +102,15 @@ def _check_shares(batch_size: int, accumulate: int) -> None:
             f"data.batch_size={batch_size}: is shared by {world().size} processes in {accumulate} parts each; "
             f"choose a multiple of {world().size} from {2 * parts}"
         )
+
+
+def _check_same_folder(path: Path, state: TrainingState) -> None:
+    """Processes on several machines must see one folder, or each would go on from elsewhere."""
+    wait_for_all()
+    here = torch.tensor([int(path.is_file()), state.epoch, state.step])
+    low, high = -max_over_ranks(-here), max_over_ranks(here)
+    if not low[0] or not low.equal(high):
+        raise ConfigError(f"{path.parent}: not all processes see the same files there; choose a folder that all machines share")
 
 
 def _together(model: nn.Module) -> nn.Module:
@@ -153,6 +168,7 @@ class _Run:
         for images, labels in self._batches(state.epoch).starting_at(state.step):
             if self._train_step_(images.contiguous(memory_format=torch.channels_last), labels):
                 self.save_()
+                wait_for_all()  # the state is written before any process leaves
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} at step {state.step}; run the same command to go on")
             if time.monotonic() - self.saved_at >= self.save_every:
                 self.save_()
@@ -181,7 +197,7 @@ class _Run:
         self.optimizer.step()
         keep_positive_(self.model)
         mine = torch.tensor([loss, correct, len(images), self.observer.should_stop()], dtype=torch.float64)
-        loss, correct, count, stops = sum_over_ranks(mine, self.device).tolist()
+        loss, correct, count, stops = sum_over_ranks(mine).tolist()
         value = loss / count
         if value != value or value in (float("inf"), float("-inf")):
             raise DivergedError(
@@ -198,7 +214,8 @@ class _Run:
         # The last batch of an epoch is smaller: not worth a second compilation.
         full = len(images) * self.world.size == data.batch_size
         forward = self.compiled if full and len(images) % spec.accumulate == 0 else self.model_of_all
-        parts = list(zip(images.tensor_split(spec.accumulate), labels.tensor_split(spec.accumulate), strict=True))
+        count = min(spec.accumulate, max(1, len(images) // 2))  # norm layers want two images at least
+        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
         total, correct = 0.0, 0
         for index, (part, answers) in enumerate(parts):
             # Gradients travel once, with the last part.

@@ -26,5 +26,9 @@ def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) ->
     if bits == FLOAT_BITS:
         raise ConfigError("phase 32 must be the first: a quantized network does not become float again")
     inner = any(isinstance(m, WeightQuantizer) and m.edge_range is None for m in previous.modules())
+    if not inner and recipe.spec(bits).weight_bits != FLOAT_BITS:
+        raise ConfigError(
+            "the start has float weights between its edges, and keeps them; start from a float net, or set quant.weights=float"
+        )
     weight_bits = bits if inner else None
     return set_bits_(copy.deepcopy(previous), weight_bits=weight_bits, act_bits=bits)
