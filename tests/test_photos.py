@@ -251,7 +251,7 @@ def test_a_training_batch_without_an_image_is_refused(tree, tmp_path, loader):
     root = damaged(tree, tmp_path)
     for path in (root / "train").rglob("*.JPEG"):
         path.write_text("no image")
-    with pytest.raises(DataError, match="a training batch without an image: .* not an image that can be read"):
+    with pytest.raises(DataError, match=r"a training batch without an image: .* not an image that can be read"):
         list(Batches(load(root, loader).train, 5, shuffle=True, augment=True))
     with pytest.raises(DataError, match="none of 15 files is an image that can be read"):
         load(root, loader).train.pixels(slice(0, 1))
