@@ -25,7 +25,7 @@ def test_every_bundled_recipe_loads(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.model.name in list_models()
-    assert next(iter(recipe.phase)) == "32"
+    assert next(iter(recipe.phase)) == ("4" if name.startswith("imagenet") else "32")  # TorchVision has the float ones
     assert [recipe.spec(int(bits)).act_bits for bits in recipe.phase] == [int(bits) for bits in recipe.phase]
     assert recipe_from_dict(recipe.to_dict()) == recipe
 

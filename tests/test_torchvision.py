@@ -286,7 +286,11 @@ def test_another_number_of_classes_leaves_the_head_fresh(alexnet_state):
     assert (net.model_spec.name, net.model_spec.num_classes, net.model_spec.image_size) == ("imagenet/alexnet", 5, 224)
     assert net(images).shape == (2, 5)
     assert torch.equal(net.features[1].conv.weight, alexnet_state["features.3.weight"])
-    heads = [(row.ours, row.source, row.shape, row.what) for row in table if "head" in str(row.ours) or not row.ours]
+    heads = [
+        (row.ours, row.source, row.shape, row.what)
+        for row in table
+        if "head" in str(row.ours) or (row.ours is None and row.source)
+    ]
     assert heads == [
         ("head.weight", None, (5, 4096), "new: fresh, for 5 classes"),
         ("head.bias", None, (5,), "new: fresh, for 5 classes"),
