@@ -85,12 +85,14 @@ def _phase(recipe: Recipe, bits: int, out: Path, looked: Looked, progress: Progr
         return None
     best_epoch = max(finished.history, key=lambda row: (row.top1, row.epoch))
     last, best = load_checkpoint(finished.last), load_checkpoint(finished.best)
+    last_top1 = _top1(last, looked.test, progress, f"{bits} bits, last epoch")
+    same = best_epoch.epoch == phase.epochs
     result = {
         "bits": bits,
         "epochs": phase.epochs,
         "seconds": round(sum(row.seconds for row in finished.history), 1),
-        "last_top1": _top1(last, looked.test, progress, f"{bits} bits, last epoch"),
-        "best_top1": _top1(best, looked.test, progress, f"{bits} bits, best epoch"),
+        "last_top1": last_top1,
+        "best_top1": last_top1 if same else _top1(best, looked.test, progress, f"{bits} bits, best epoch"),
         "best_epoch": best_epoch.epoch,
         "validation_top1": best_epoch.top1,
     }

@@ -146,6 +146,7 @@ def report(
     label: Annotated[str | None, typer.Option("--label", help="What the data is called; its name unless given.")] = None,
     limit: LimitOption = 0,
     spiking_limit: Annotated[int, typer.Option("--spiking-limit", min=0, help="Step only so many of them; 0 is all.")] = 0,
+    fidelity_images: Annotated[int, typer.Option("--fidelity-images", min=1, help="Images compared neuron by neuron.")] = 200,
     json_: JsonOption = False,
 ) -> None:
     """Measure a finished run: every phase, neuron and schedule, with machine, versions, seed and recipe hash.
@@ -155,10 +156,11 @@ def report(
     plan = load_recipe(recipe, settings)
     test = load_data(plan.data, size=plan.model.image_size).test.some(limit)
     stepped = spiking_limit or None
-    with console.image_progress(images_looked_at(plan, len(test), stepped), "measuring") as tell:
+    with console.image_progress(images_looked_at(plan, len(test), stepped, fidelity_images), "measuring") as tell:
         figures = measure_run(
-            plan, run or default_folder(recipe), test, label=label or plan.data.name, spiking_images=stepped, progress=tell
-        )
+            plan, run or default_folder(recipe), test, label=label or plan.data.name, fidelity_images=fidelity_images,
+            spiking_images=stepped, progress=tell,
+        )  # fmt: skip
     if out:
         write_text(out, json.dumps(figures, indent=1) + "\n")
         console.note(f"wrote {out}")
