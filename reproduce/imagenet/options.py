@@ -49,7 +49,7 @@ def parse(description: str, arguments: list[str] | None = None) -> argparse.Name
     add("--schedule", default="fixed", help="of the spikes: fixed (published), settle or barrier (exact)")
     add("--lowbit", action="store_true", help="inner weights with as few bits as activations, instead of 32")
     add("-ct", "--continue", dest="continue_", action="store_true", help="go on with the interrupted run in the result folder")
-    add("--limit", type=int, default=0, help="evaluate on the first so many validation images only; 0 is all")
+    add("--limit", type=int, default=0, help="evaluate on so many validation images only, of all classes; 0 is all")
     add("--result", type=Path, default=HERE / "result", help="folder of the results")
     add("--seed", type=int, default=0, help="of order and augmentation")
     return parser.parse_args(arguments)
