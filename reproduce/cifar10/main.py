@@ -21,19 +21,6 @@ from nbsnn.train.progressive import next_form
 BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
 
 
-class _Lines(TrainingConsole):
-    """Progress bars, and a line every so many batches."""
-
-    def __init__(self, every: int) -> None:
-        super().__init__()
-        self.every = every
-
-    def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
-        super().on_step(epoch, step, loss, top1, images)
-        if self.every and step % self.every == 0:
-            note(f"epoch {epoch + 1} batch {step}/{self.steps}  loss {loss:.4f}  train {top1:.2f} %")
-
-
 def run(args: argparse.Namespace) -> None:
     """Train, or with -e evaluate."""
     recipe = options.recipe_of(args)
@@ -50,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     if first is None:
         first = read_tensors(start)[0]["metrics"].get("epoch", 0) if args.resume and is_ours(args.resume) else 0
     folder = options.result_folder(args)
-    with _Lines(args.print_freq) as observer:
+    with TrainingConsole(every=args.print_freq) as observer:
         result = fit(
             model, splits, recipe, recipe.phase[str(args.bit)], out=folder, title=f"{args.arch} {args.bit} bit", device=device,
             observer=observer, names=(BEST, LAST), first_epoch=first, overwrite=not args.continue_,

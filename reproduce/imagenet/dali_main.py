@@ -13,7 +13,7 @@ from torch import nn
 
 from nbsnn import pipeline
 from nbsnn.console import TrainingConsole, exit_code, note, show_mapping, speak_on_main_only
-from nbsnn.data.images import LabelledImages, evaluation_batches
+from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
 from nbsnn.distributed import process_group, world
 from nbsnn.errors import CheckpointError, MissingDependencyError
 from nbsnn.evaluate.accuracy import evaluate
@@ -23,19 +23,6 @@ from nbsnn.tensorfile import is_ours, read_tensors
 from nbsnn.train.execution import pick_execution
 from nbsnn.train.loop import fit
 from nbsnn.train.progressive import next_form
-
-
-class _Lines(TrainingConsole):
-    """Progress bars, and a line every so many batches."""
-
-    def __init__(self, every: int) -> None:
-        super().__init__()
-        self.every = every
-
-    def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
-        super().on_step(epoch, step, loss, top1, images)
-        if self.every and step % self.every == 0:
-            note(f"epoch {epoch + 1} batch {step}/{self.steps}  loss {loss:.4f}  train {top1:.2f} %")
 
 
 def start_of(args: argparse.Namespace, recipe: Recipe, images: LabelledImages) -> nn.Module:
@@ -54,9 +41,9 @@ def start_of(args: argparse.Namespace, recipe: Recipe, images: LabelledImages) -
     return net
 
 
-def train(args: argparse.Namespace, recipe: Recipe) -> None:
+def train(args: argparse.Namespace, recipe: Recipe, splits: Splits) -> None:
     """Train one phase, and evaluate its best epoch."""
-    splits, device = options.data_of(recipe), options.device_of(args)
+    device = options.device_of(args)
     previous = start_of(args, recipe, splits.train)
     model = next_form(previous, recipe, args.bit, pipeline.calibration_images(splits.train))
     first = args.start_epoch
@@ -64,18 +51,18 @@ def train(args: argparse.Namespace, recipe: Recipe) -> None:
         first = read_tensors(args.resume)[0]["metrics"].get("epoch", 0) if args.resume and is_ours(args.resume) else 0
     phase = recipe.phase[str(args.bit)]
     execution = pick_execution(device, phase.epochs * len(splits.train))
-    with _Lines(args.print_freq) as observer:
+    with TrainingConsole(every=args.print_freq) as observer:
         result = fit(
             model, splits, recipe, phase, out=options.result_folder(args), title=f"{args.arch} {args.bit} bit",
             device=device, execution=execution, observer=observer, names=(options.BEST, options.LAST), first_epoch=first,
             overwrite=not args.continue_,
         )  # fmt: skip
-    note_accuracy(args, load_start(result.best, recipe.model.name, bits=args.bit), recipe, str(result.best))
+    note_accuracy(args, load_start(result.best, recipe.model.name, bits=args.bit), splits.test, str(result.best))
 
 
-def note_accuracy(args: argparse.Namespace, model: nn.Module, recipe: Recipe, name: str) -> None:
+def note_accuracy(args: argparse.Namespace, model: nn.Module, images: LabelledImages, name: str) -> None:
     """Accuracy on the validation images, over all processes."""
-    test = options.data_of(recipe).test.some(args.limit)
+    test = images.some(args.limit)
     device = options.device_of(args)
     report = evaluate(model.to(device), evaluation_batches(test.to(device), world=world()))
     note(f"{name}: validation accuracy {report.top1:.2f} % (top-5 {report.top5:.2f} %) on {report.images} images")
@@ -88,9 +75,10 @@ def run(args: argparse.Namespace) -> None:
         recipe = options.recipe_of(args, group)
         if args.evaluate:
             path = options.required_init(args)
-            note_accuracy(args, load_start(path, recipe.model.name, bits=args.bit), recipe, str(path))
+            model = load_start(path, recipe.model.name, bits=args.bit)
+            note_accuracy(args, model, options.data_of(recipe).test, str(path))
         else:
-            train(args, recipe)
+            train(args, recipe, options.data_of(recipe))
 
 
 if __name__ == "__main__":

@@ -132,9 +132,13 @@ def _bar(*columns: Any) -> Progress:
 
 
 class TrainingConsole(Observer):
-    """Bars and lines of a training run; an interrupt or a TERM signal ends the run after the step at hand."""
+    """Bars and lines of a training run; an interrupt or a TERM signal ends the run after the step at hand.
 
-    def __init__(self) -> None:
+    `every` steps there is a line as well; 0 for none.
+    """
+
+    def __init__(self, *, every: int = 0) -> None:
+        self.every = every
         self._bar = _bar(TextColumn("{task.fields[figures]}"))
         self._task: TaskID | None = None
         self._epochs = self.steps = 0
@@ -168,6 +172,8 @@ class TrainingConsole(Observer):
         note(f"{self._title}: goes on from the training state in epoch {epoch + 1}, after step {step}")
 
     def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
+        if self.every and step % self.every == 0:
+            note(f"epoch {epoch + 1} batch {step}/{self.steps}  loss {loss:.4f}  train {top1:.2f} %")
         if self._task is None:
             return
         self._bar.update(self._task, completed=epoch * self.steps + step)

@@ -177,7 +177,8 @@ def train(
                 execution=execution, save_every=save_every, observer=observer, overwrite=overwrite,
             )  # fmt: skip
         last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))
-        yield PhaseResult(bits, phase.epochs, finished, evaluate(last, test), evaluate(best, test))
+        measured = evaluate(last, test)
+        yield PhaseResult(bits, phase.epochs, finished, measured, measured if finished.best_is_last else evaluate(best, test))
         model = best
 
 

@@ -46,8 +46,8 @@ def report(
     """Measure every finished phase of a run.
 
     Accuracies are in percent: of the float and quantized networks in floating point and of the integer network's counts on all
-    test images, of spikes stepped by the integer engine on the first `spiking_images`. `off` is the share of neurons, in
-    percent, whose count differs from the quantized activation, on the first `fidelity_images` images, in float64.
+    test images, of spikes stepped by the integer engine on `spiking_images` of them. `off` is the share of neurons, in
+    percent, whose count differs from the quantized activation, on `fidelity_images` of them, in float64.
 
     Args:
         recipe: of the run.
@@ -83,18 +83,21 @@ def _phase(recipe: Recipe, bits: int, out: Path, looked: Looked, progress: Progr
     finished = finished_phase(recipe, bits, phase_folder(out, bits))
     if finished is None:
         return None
-    best_epoch = max(finished.history, key=lambda row: (row.top1, row.epoch))
     last, best = load_checkpoint(finished.last), load_checkpoint(finished.best)
     last_top1 = _top1(last, looked.test, progress, f"{bits} bits, last epoch")
-    same = best_epoch.epoch == phase.epochs
+    if finished.best_is_last:
+        progress(f"{bits} bits, best epoch", len(looked.test))
+        best_top1 = last_top1
+    else:
+        best_top1 = _top1(best, looked.test, progress, f"{bits} bits, best epoch")
     result = {
         "bits": bits,
         "epochs": phase.epochs,
         "seconds": round(sum(row.seconds for row in finished.history), 1),
         "last_top1": last_top1,
-        "best_top1": last_top1 if same else _top1(best, looked.test, progress, f"{bits} bits, best epoch"),
-        "best_epoch": best_epoch.epoch,
-        "validation_top1": best_epoch.top1,
+        "best_top1": best_top1,
+        "best_epoch": finished.best_epoch.epoch,
+        "validation_top1": finished.best_epoch.top1,
     }
     return result | ({} if bits == FLOAT_BITS else _spiking(best, looked, progress, f"{bits} bits"))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from nbsnn.data.images import Splits
+from nbsnn.data.images import Splits, split_validation
 from nbsnn.data.photos import Loading, PhotoSet
 from nbsnn.errors import DataError
 
@@ -34,12 +34,7 @@ def load_imagenet(root: str | Path, *, validation: int = 0, size: int = 224, loa
     if strangers:
         raise DataError(f"{val}: holds classes that {train} does not: {', '.join(strangers[:5])}")
     full, test = (_photographs(folder, classes, size, loading) for folder in (train, val))
-    if not validation:
-        return Splits(full, test, test)
-    if validation >= len(full):
-        raise DataError(f"validation={validation}: the training set has {len(full)} images; hold out fewer")
-    order = torch.randperm(len(full), generator=torch.Generator().manual_seed(0))
-    return Splits(full.take(order[validation:].sort().values), full.take(order[:validation].sort().values), test)
+    return split_validation(full, test, validation)
 
 
 def class_names(root: Path, count: int) -> tuple[str, ...]:

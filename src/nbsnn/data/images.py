@@ -131,7 +131,7 @@ class Splits:
     test: LabelledImages
 
 
-def split_validation(full: ImageSet, test: ImageSet, count: int, *, seed: int = 0) -> Splits:
+def split_validation(full: LabelledImages, test: LabelledImages, count: int, *, seed: int = 0) -> Splits:
     """Hold out `count` training images; the same ones for a given seed. With 0 the test set chooses the best epoch."""
     if count >= len(full):
         raise DataError(f"validation={count}: the training set has {len(full)} images; hold out fewer")

@@ -23,6 +23,16 @@ class FitResult:
     last: Path
     history: list[Epoch]
 
+    @property
+    def best_epoch(self) -> Epoch:
+        """The latest of those with the highest accuracy on the validation images, whose network `best` holds."""
+        return max(self.history, key=lambda row: (row.top1, row.epoch))
+
+    @property
+    def best_is_last(self) -> bool:
+        """Whether both files hold the same network."""
+        return self.best_epoch.epoch == self.history[-1].epoch
+
 
 def finished_phase(recipe: Recipe, bits: int, out: Path) -> FitResult | None:
     """The result of the phase with these bits, if it ran to its end in `out` under this recipe; later phases may differ."""
