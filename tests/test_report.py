@@ -1,20 +1,11 @@
 """The report of a run: every figure measured, and the results page is what the committed figures say."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
+import tables
 
 from nbsnn.cli import main
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-spec = importlib.util.spec_from_file_location("tables", BENCHMARKS / "tables.py")
-tables = importlib.util.module_from_spec(spec)
-sys.path.insert(0, str(BENCHMARKS))
-spec.loader.exec_module(tables)
-sys.path.remove(str(BENCHMARKS))
 
 # Each bit-width costs seconds, so two of them stand for all; bundled recipes have three.
 RECIPE = """

@@ -1,6 +1,5 @@
 """A killed training process goes on by itself and ends with the same bits; a full disk leaves the last good checkpoint."""
 
-import importlib.util
 import os
 import random
 import resource
@@ -8,8 +7,8 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
+import kill_resume
 import pytest
 from nets import digits_net
 
@@ -21,10 +20,6 @@ from nbsnn.recipe import Phase, load_recipe
 from nbsnn.tensorfile import read_tensors
 from nbsnn.train.loop import fit
 from nbsnn.train.observer import Observer
-
-spec = importlib.util.spec_from_file_location("kill_resume", Path(__file__).parent.parent / "benchmarks" / "kill_resume.py")
-kill_resume = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kill_resume)
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32"])
 

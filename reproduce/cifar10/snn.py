@@ -9,12 +9,9 @@ import sys
 
 import options
 
-from nbsnn.checkpoint import form_of
 from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table
-from nbsnn.errors import ConfigError
 from nbsnn.evaluate.comparison import FIDELITY_IMAGES, compare
-from nbsnn.export.reference import load_start
-from nbsnn.quant.layers import QuantReLU
+from nbsnn.export.reference import load_quantized_start
 from nbsnn.spiking.convert import check_pair
 
 
@@ -23,12 +20,7 @@ def run(args: argparse.Namespace) -> None:
     pair = check_pair("unsigned" if args.unsigned else None, args.schedule)
     path = options.required_init(args)
     recipe = options.recipe_of(args)
-    quantized = load_start(path, args.arch, bits=args.bit)
-    if form_of(quantized) != "quantized":
-        raise ConfigError(f"{path} holds a {form_of(quantized)} network; train it with main.py --bit {args.bit} first")
-    bits = max(m.bits for m in quantized.modules() if isinstance(m, QuantReLU))
-    if bits != args.bit:
-        raise ConfigError(f"--bit {args.bit}: {path} was trained with {bits} bits; give that number, or another checkpoint")
+    quantized = load_quantized_start(path, args.arch, bits=args.bit, trainer="main.py")
     device = options.device_of(args)
     test = options.data_of(recipe).test
     with image_progress(len(test) + FIDELITY_IMAGES, "spiking") as tell:

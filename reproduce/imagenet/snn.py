@@ -9,13 +9,10 @@ import sys
 
 import options
 
-from nbsnn.checkpoint import form_of
 from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table, speak_on_main_only
 from nbsnn.distributed import process_group
-from nbsnn.errors import ConfigError
 from nbsnn.evaluate.comparison import compare
-from nbsnn.export.reference import load_start
-from nbsnn.quant.layers import QuantReLU
+from nbsnn.export.reference import load_quantized_start
 from nbsnn.spiking.convert import check_pair
 
 _FIDELITY_IMAGES = 8  # of 224×224; every activation of them is kept
@@ -29,12 +26,7 @@ def run(args: argparse.Namespace) -> None:
         speak_on_main_only(group)
         recipe = options.recipe_of(args, group)
         path = options.required_init(args)
-        quantized = load_start(path, recipe.model.name, bits=args.bit)
-        if form_of(quantized) != "quantized":
-            raise ConfigError(f"{path} holds a {form_of(quantized)} network; train it with dali_main.py --bit {args.bit} first")
-        bits = max(m.bits for m in quantized.modules() if isinstance(m, QuantReLU))
-        if bits != args.bit:
-            raise ConfigError(f"--bit {args.bit}: {path} was trained with {bits} bits; give that number, or another checkpoint")
+        quantized = load_quantized_start(path, recipe.model.name, bits=args.bit, trainer="dali_main.py")
         test = options.data_of(recipe).test.some(args.limit).to(device)
         with image_progress(len(test) // group.size + _FIDELITY_IMAGES, "spiking") as tell:
             found = compare(

@@ -74,7 +74,7 @@ def report(
 def images_looked_at(recipe: Recipe, test: int, spiking_images: int | None, fidelity_images: int = FIDELITY_IMAGES) -> int:
     """How many images `report` tells its progress of, if all phases have ended."""
     stepped = min(test, spiking_images or test)
-    each = test + stepped + len(VALID_PAIRS) * (stepped + min(test, fidelity_images))
+    each = test + stepped * (stepped < test) + len(VALID_PAIRS) * (stepped + min(test, fidelity_images))
     return 2 * len(recipe.phase) * test + sum(int(key) != FLOAT_BITS for key in recipe.phase) * each
 
 
@@ -109,12 +109,14 @@ def _top1(model: nn.Module | IntegerNetwork, images: LabelledImages, progress: P
 def _spiking(quantized: nn.Module, looked: Looked, progress: Progress, what: str) -> dict[str, Any]:
     test = looked.test
     program = lower(quantized, test.normalized(test.pixels(slice(0, 2))), mean=test.mean, std=test.std)
+    counts = partial(_top1, program, progress=progress, what=f"{what}, counts")
+    counts_top1 = counts(test)
     return {
         "timesteps": program.timesteps,
-        "counts_top1": _top1(program, test, progress, f"{what}, counts"),
+        "counts_top1": counts_top1,
         "fidelity_images": len(looked.compared),
         "spiking_images": len(looked.stepped),
-        "spiking_counts_top1": _top1(program, looked.stepped, progress, f"{what}, counts"),
+        "spiking_counts_top1": counts_top1 if len(looked.stepped) == len(test) else counts(looked.stepped),
         "spiking": list(_rows(quantized, program, looked, progress, what)),
     }
 

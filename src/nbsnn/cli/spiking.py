@@ -57,10 +57,11 @@ def eval_(
 
     Example: nbsnn eval runs/r20/2bit/best.safetensors --root data --engine spikes --schedule settle
     """
-    with process_group(pipeline.pick_device(device)) as group:
+    chosen = pipeline.pick_device(device)
+    with process_group(chosen) as group:
         console.speak_on_main_only(group)
         model, header = load(checkpoint, device)
-        images = images_for(header, data, root, split, limit).to(pipeline.pick_device(device))
+        images = images_for(header, data, root, split, limit).to(chosen)
         model, form = choose_engine(model, header, images, engine, neuron, schedule, backend)
         with console.image_progress(len(images) // group.size, f"{form} network") as tell:
             loader = Batches(images, batch_size, world=group)

@@ -183,10 +183,13 @@ class Batches:
 
 def evaluation_batches(data: LabelledImages, *, at_a_time: int = 500, world: World | None = None) -> Batches:
     """A set in order, to evaluate on: `at_a_time` images of CIFAR's size in a process's batch, fewer of larger ones."""
-    _, height, width = data.shape
-    size = max(1, min(at_a_time, at_a_time * 32 * 32 // (height * width)))
     group = world or World()
-    return Batches(data, size * group.size, world=group)
+    return Batches(data, fewer_if_larger(at_a_time, *data.shape[1:]) * group.size, world=group)
+
+
+def fewer_if_larger(count: int, height: int, width: int) -> int:
+    """`count` images of CIFAR's size, or as many larger ones as have no more pixels; one at least."""
+    return max(1, min(count, count * 32 * 32 // (height * width)))
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbsnn.data.images import fewer_if_larger
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.quant.layers import QuantReLU, at_least
 from nbsnn.spiking.functional import unfold
@@ -15,7 +16,7 @@ from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron, tie_tolerance
 from nbsnn.surgery import evaluation_mode, tap
 
-_BATCH = 50  # images at a time
+_BATCH = 50  # images of CIFAR's size at a time: every activation is kept
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def measure_fidelity(
 
     tally = {name: [0, 0, 0] for name in acts}
     expected, actual, steps = [], [], []
-    for chunk in torch.split(images, _batch_size(images)):
+    for chunk in torch.split(images, fewer_if_larger(_BATCH, *images.shape[2:])):
         batch = chunk.to(parameter)
         with evaluation_mode(quantized), same_ties(quantized, spiking), tap(acts) as wanted:
             expected.append(quantized(batch))
@@ -134,7 +135,7 @@ def measure_integer_fidelity(
     acts = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
     tally = {unit.name: [0, 0, 0] for unit in network.program.units}
     expected, actual = [], []
-    for chunk in torch.split(images, _batch_size(images)):
+    for chunk in torch.split(images, fewer_if_larger(_BATCH, *images.shape[2:])):
         with evaluation_mode(quantized), tap({name: acts[name] for name in tally}) as wanted:
             expected.append(quantized(chunk.to(parameter)).cpu())
         result = network.simulate(chunk, keep_counts=True, **network.options)
@@ -145,11 +146,6 @@ def measure_integer_fidelity(
         if progress:
             progress(len(chunk))
     return _fidelity(tally, expected, actual, torch.full((len(images),), network.timesteps), labels)
-
-
-def _batch_size(images: Tensor) -> int:
-    """Fewer images at a time where they are larger than CIFAR's: every activation is kept."""
-    return max(1, min(_BATCH, _BATCH * 32 * 32 // (images.shape[-1] * images.shape[-2])))
 
 
 def _note(entry: list[int], difference: Tensor) -> None:
