@@ -4,6 +4,7 @@ Order, sharing and seeds come from `Batches`, so both loaders give the same phot
 """
 
 import logging
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,12 @@ class Loading:
     def __str__(self) -> str:
         if self.uses_dali:
             return f"NVIDIA DALI{' on the CPU' if self.loader == 'dali_cpu' else ''}, {self.workers} threads"
-        return f"Pillow, {self.workers} worker processes"
+        return f"Pillow, {self.processes} worker processes"
+
+    @property
+    def processes(self) -> int:
+        """The workers of the Pillow loader: no more than this process has cores, beyond which they are in each other's way."""
+        return min(self.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
     @property
     def uses_dali(self) -> bool:
@@ -126,7 +132,7 @@ class PhotoSet:
         ]
         pin = self.device.type == "cuda"
         loader = DataLoader(
-            _Files(self.paths, self.size), batch_sampler=[batch for batch in keys if batch], num_workers=self.loading.workers,
+            _Files(self.paths, self.size), batch_sampler=[batch for batch in keys if batch], num_workers=self.loading.processes,
             collate_fn=partial(_collate, keep_size=train), pin_memory=pin, worker_init_fn=_leave_signals_to_the_trainer,
         )  # fmt: skip
         for images, chosen, bad in loader:
