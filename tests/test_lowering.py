@@ -212,6 +212,19 @@ def test_a_coarse_gain_is_logged(caplog):
     assert "act2: smallest multiplier" in caplog.text
 
 
+def test_a_channel_without_weights_gets_no_multiplier(caplog):
+    net = small_quantized(2)
+    with torch.no_grad():
+        net.conv2.weight[1] = 0
+        net.norm2.running_var[1] = 0  # as calibration leaves it: the gain of a current that never changes
+    network = nbsnn.lower(net, IMAGE)
+    multiplier = network.program.by_name["act2"].branches[0].multiplier
+    assert multiplier[1] == 0
+    assert (multiplier[[0, 2, 3, 4, 5]] > 0).all()
+    assert "smallest multiplier" not in caplog.text
+    assert_equals_oracle(network, 2 * torch.randn(2, 2, 6, 6))
+
+
 def test_float_weights_are_rounded_and_said_so():
     torch.manual_seed(4)
     net = nbsnn.quantize(SmallNet(), nbsnn.QuantSpec(32, 3, edge_bits=32)).eval()

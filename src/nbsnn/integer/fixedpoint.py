@@ -107,11 +107,12 @@ def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
     gain = gain * row_step
     weight = weight * torch.where(gain < 0, -1, 1).view(-1, *(1 for _ in weight.shape[1:]))
     load = weight.abs().flatten(1).sum(1)
+    gain = torch.where(load > 0, gain.abs(), 0.0)  # a row of zeros bounds no multiplier, so it gets none
     kind = torch.int8 if int(weight.abs().max()) <= 127 else torch.int16
     branch = Branch(
         term.value, gain, weight.to(kind).contiguous(), synapse.stride, synapse.padding, synapse.dilation, synapse.groups
     )
-    return _Whole(branch, gain.abs(), load)
+    return _Whole(branch, gain, load)
 
 
 def _integers(synapse: Synapse, setting: Setting) -> tuple[Tensor, Tensor]:

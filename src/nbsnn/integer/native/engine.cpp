@@ -25,31 +25,20 @@ int fail(const std::string& why) {
 
 using nbsnn::fail;
 
-// Splits a constant branch's taps so that the sums of each part fit int32, if all products stay below 2^61.
+// Weights of a constant branch as doubles, if every sum stays below 2^51 and every product with a multiplier below 2^61.
 static void set_constant(const nbsnn::Net& net, const nbsnn::Node& node, nbsnn::Branch& b) {
-  const size_t outputs = static_cast<size_t>(node.channels / b.groups);
-  int64_t largest = 1, reads = 1;
-  for (int64_t m : b.multiplier) largest = std::max(largest, std::abs(m));
+  const size_t outputs = static_cast<size_t>(node.channels / b.groups), inputs = static_cast<size_t>(b.inputs / b.groups);
+  int64_t reads = 1;
   for (size_t i = 0; i + 1 < b.start.size(); ++i) reads = std::max(reads, static_cast<int64_t>(b.start[i + 1] - b.start[i]));
   const double unit = static_cast<double>(net.pixel_bound) * static_cast<double>(reads);
-  std::vector<double> part(static_cast<size_t>(node.channels), 0), whole(part);
-  for (int tap = 0; tap < b.taps; ++tap) {
-    std::vector<double> more(part.size(), 0);
-    for (size_t i = 0; i < static_cast<size_t>(b.inputs); ++i)
-      for (size_t o = 0; o < outputs; ++o)
-        more[i / (b.inputs / static_cast<size_t>(b.groups)) * outputs + o] +=
-            unit * std::abs(b.weight[(static_cast<size_t>(tap) * b.inputs + i) * outputs + o]);
-    bool full = false;
-    for (size_t o = 0; o < part.size(); ++o) {
-      whole[o] += more[o];
-      full = full || part[o] + more[o] >= 2147483648.0;
-      if (more[o] >= 2147483648.0 || whole[o] * static_cast<double>(largest) >= std::ldexp(1.0, 60)) return b.parts.clear();
-    }
-    if (full) b.parts.push_back(tap);
-    for (size_t o = 0; o < part.size(); ++o) part[o] = full ? more[o] : part[o] + more[o];
-  }
-  if (largest < 2147483648 && b.shift < 61) b.parts.push_back(b.taps);
-  else b.parts.clear();
+  std::vector<double> sum(static_cast<size_t>(node.channels), 0);
+  for (size_t row = 0; row < static_cast<size_t>(b.taps) * static_cast<size_t>(b.inputs); ++row)
+    for (size_t o = 0; o < outputs; ++o)
+      sum[row % static_cast<size_t>(b.inputs) / inputs * outputs + o] += unit * std::abs(b.weight[row * outputs + o]);
+  bool fits = b.shift < 61;
+  for (size_t o = 0; o < sum.size(); ++o)
+    fits = fits && sum[o] < std::ldexp(1.0, 51) && sum[o] * std::abs(static_cast<double>(b.multiplier[o])) < std::ldexp(1.0, 61);
+  if (fits) b.exact.assign(b.weight.begin(), b.weight.end());
 }
 
 // Which forms of each value are read where planes are in use; known when the head is there.

@@ -53,7 +53,7 @@ struct Branch {
   std::vector<int32_t> multiplier32;
   std::vector<int16_t> weight;        // [tap][input][output of the group]
   bool identity = false;              // acc is the source's own value
-  std::vector<int> parts;             // constant: taps by parts whose sums fit int32; empty if products could pass 2^61
+  std::vector<double> exact;          // constant: `weight` as doubles; empty if sums or products could grow too large for them
   std::vector<int8_t> tables;         // see tables.inc; empty where planes do not serve
   std::vector<int> runs;              // where the sums of look-ups must leave int8
   std::vector<int8_t> blocks;         // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill

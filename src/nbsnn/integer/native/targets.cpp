@@ -51,10 +51,10 @@ constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_p
 #if defined(__x86_64__)
 #define NBSNN_VB 32
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,popcnt"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi,bmi2,popcnt"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,bmi,bmi2,popcnt")
+#pragma GCC target("avx2,fma,bmi,bmi2,popcnt")
 #endif
 namespace avx2 {
 #include "kernel.inc"
@@ -103,7 +103,7 @@ const char* name_of(int target) {
 
 bool has_target(int target) {
 #if defined(__x86_64__)
-  if (target == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+  if (target == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   if (target == 2)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq");
