@@ -102,19 +102,27 @@ def test_a_last_batch_of_one_is_dropped_in_training_only():
     assert [len(x) for x, _ in Batches(image_set(22), 5, shuffle=True)] == [5] * 4 + [2]
 
 
-def test_crop_and_flip_equals_a_slow_loop():
+@pytest.mark.parametrize(("padding", "mode"), [("black", "constant"), ("mirror", "reflect")])
+def test_crop_and_flip_equals_a_slow_loop(padding, mode):
     images = torch.from_numpy(sample["images"][:12])
-    ours = crop_and_flip(images, torch.Generator().manual_seed(4))
+    ours = crop_and_flip(images, torch.Generator().manual_seed(4), padding)
     generator = torch.Generator().manual_seed(4)
     top, left = torch.randint(0, 9, (2, 12, 1), generator=generator)
     flip = torch.rand(12, 1, generator=generator) < 0.5
     for image, out, row, column, mirrored in zip(images, ours, top, left, flip, strict=True):
-        padded = np.pad(image.numpy(), ((0, 0), (4, 4), (4, 4)))
+        padded = np.pad(image.numpy(), ((0, 0), (4, 4), (4, 4)), mode)
         crop = padded[:, int(row) : int(row) + 32, int(column) : int(column) + 32]
         assert np.array_equal(out.numpy(), crop[:, :, ::-1] if mirrored else crop)
     assert 0 < int(flip.sum()) < 12
     assert ours.dtype == torch.uint8
     assert torch.equal(images, torch.from_numpy(sample["images"][:12]))
+
+
+def test_the_recipe_says_what_crops_show_beyond_the_border():
+    by_name = {padding: load_data(DataSpec("digits", validation=180, padding=padding)).train for padding in ("black", "mirror")}
+    seen = [next(iter(Batches(by_name[padding], 64, augment=True, seed=1)))[0] for padding in by_name]
+    assert by_name["mirror"].padding == "mirror"
+    assert not torch.equal(*seen)
 
 
 def test_the_sample_of_real_images_is_balanced():

@@ -63,6 +63,8 @@ def test_the_hash_depends_on_what_decides_the_result_alone():
         "seed=1",
         "data.batch_size=64",
         "optim.decay=0.2",
+        "data.padding=mirror",
+        "phase.4.distill=0.5",
         "model.num_classes=9",
         "quant.edge_range=max",
     ]

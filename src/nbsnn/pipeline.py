@@ -22,11 +22,13 @@ from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
 from nbsnn.models.plain import PLAIN_NETS
+from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.tensorfile import read_torch_state
 from nbsnn.train.execution import pick_execution
 from nbsnn.train.history import FitResult, finished_phase
 from nbsnn.train.loop import SAVE_EVERY, fit
+from nbsnn.train.loss import teacher_of
 from nbsnn.train.observer import Observer
 from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
 from nbsnn.train.state import has_state
@@ -164,8 +166,10 @@ def train(
     model = init or new_model(recipe)
     test = evaluation_batches(splits.test.to(torch.device(device)), world=world())
     overwrite = overwrite and not is_revived()  # by torchrun: then what lies there is this run's own
+    float_net = None if init is None or read_plan(init) else init
     for key, phase in recipe.phase.items():
         bits, folder = int(key), phase_folder(out, int(key))
+        teacher = teacher_of(bits, phase, float_net)
         finished = None if overwrite else finished_phase(recipe, bits, folder)
         if finished is None:
             model = next_form(model.cpu(), recipe, bits, calibration_images(splits.train))
@@ -174,12 +178,14 @@ def train(
             execution = pick_execution(torch.device(device), images, compile=compile, precision=precision)
             finished = fit(
                 model, splits, recipe.until(bits), phase, out=folder, title=title, device=device,
-                execution=execution, save_every=save_every, observer=observer, overwrite=overwrite,
+                execution=execution, save_every=save_every, observer=observer, overwrite=overwrite, teacher=teacher,
             )  # fmt: skip
         last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))
         measured = evaluate(last, test)
         yield PhaseResult(bits, phase.epochs, finished, measured, measured if finished.best_is_last else evaluate(best, test))
         model = best
+        if bits == FLOAT_BITS:
+            float_net = copy.deepcopy(best)
 
 
 def integer_form(

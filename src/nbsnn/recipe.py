@@ -18,7 +18,11 @@ from nbsnn.settings import convert, merge, override_
 
 FLOAT_BITS = 32
 _NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt")
-_LATER = {"accumulate": 1, "rate_batch": 0, "freeze_norms": False}
+_LATER: dict[str, dict[str, Any]] = {
+    "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0},
+    "data": {"padding": "black"},
+    "phase": {"distill": 0.0},
+}
 _BITS = {"weight_bits": (2, 3, 4, 5), "act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,), "phase": (2, 3, 4, 5)}
 
 
@@ -69,7 +73,8 @@ class ModelSpec:
 class DataSpec:
     """A data set and how batches are made of it. `validation` training images are held out to choose the best epoch.
 
-    `batch_size` counts the images of all processes. `loader`, `workers` and `on_corrupt` are for image files.
+    `batch_size` counts the images of all processes. `padding` is what random crops of images in memory show beyond the border:
+    black, as published, or the image mirrored. `loader`, `workers` and `on_corrupt` are for image files.
     """
 
     name: str = "cifar10"
@@ -78,6 +83,7 @@ class DataSpec:
     validation: int = 5000
     batch_size: int = 128
     augment: bool = True
+    padding: Literal["black", "mirror"] = "black"
     loader: Literal["auto", "torch", "dali", "dali_cpu"] = "auto"
     workers: int = 4
     on_corrupt: Literal["skip", "refuse"] = "skip"
@@ -105,7 +111,8 @@ class OptimSpec:
     """SGD. Milestones and warm-up are fractions of a phase; `threshold_lr` and `scale_lr` multiply the phase's rate.
 
     `accumulate` parts of a batch are run one after the other; the phase's rate is meant for batches of `rate_batch` images
-    and grows with them (0: for any); `freeze_norms` leaves the statistics of norm layers as they are.
+    and grows with them (0: for any); `freeze_norms` leaves the statistics of norm layers as they are; `temperature` is that of
+    the softmax in phases that distil.
     """
 
     momentum: float = 0.9
@@ -121,8 +128,10 @@ class OptimSpec:
     accumulate: int = 1
     rate_batch: int = 0
     freeze_norms: bool = False
+    temperature: float = 4.0
 
     def __post_init__(self) -> None:
+        _require(0 < self.temperature < math.inf, "optim.temperature", self.temperature, "a positive number")
         _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "a whole number from 1")
         _require(self.rate_batch >= 0, "optim.rate_batch", self.rate_batch, "0 (off) or a number of images")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")
@@ -138,16 +147,21 @@ class OptimSpec:
 
 @dataclass(frozen=True)
 class Phase:
-    """One bit-width of progressive training; the next one starts from its result."""
+    """One bit-width of progressive training; the next one starts from its result.
+
+    `distill` is the share of the loss by which the run's float net teaches a quantized one; the labels have the rest.
+    """
 
     epochs: int
     lr: float = 0.1
     weight_decay: float = 5e-4
+    distill: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "phase.epochs", self.epochs, "a whole number from 1")
         _require(0 < self.lr < math.inf, "phase.lr", self.lr, "a positive rate")
         _require(0 <= self.weight_decay < math.inf, "phase.weight_decay", self.weight_decay, "0 or more")
+        _require(0 <= self.distill <= 1, "phase.distill", self.distill, "a share in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -188,11 +202,16 @@ class Recipe:
         """Twelve hexadecimal digits of all that decides the result: not the name, nor whence the data comes."""
         content = self.to_dict()
         content.pop("name")
-        content["phase"] = list(content["phase"].items())  # their order matters
         content["data"] = {k: v for k, v in content["data"].items() if k not in _NOT_DECIDING}
-        # Settings that came later count only where they are used, so that the hashes of earlier runs stand.
-        content["optim"] = {k: v for k, v in content["optim"].items() if _LATER.get(k, ...) != v}
+        for table in ("optim", "data"):
+            content[table] = _used(table, content[table])
+        content["phase"] = [(bits, _used("phase", phase)) for bits, phase in content["phase"].items()]  # their order matters
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _used(table: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that came later count only where they are used, so that the hashes of earlier runs stand."""
+    return {k: v for k, v in settings.items() if _LATER[table].get(k, ...) != v}
 
 
 def _require(condition: bool, key: str, value: Any, wanted: str) -> None:

@@ -1,6 +1,7 @@
 """Data sets by name. Every one gives `Splits` of image sets, which `Batches` turns into (images, labels)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,15 +27,21 @@ def load_data(spec: DataSpec, *, size: int | None = None, progress: Progress | N
         ConfigError: unknown name. DataError: not there or damaged.
     """
     if spec.name == "cifar10":
-        return load_cifar10(spec.root, validation=spec.validation, download=spec.download, progress=progress)
+        return _padded(load_cifar10(spec.root, validation=spec.validation, download=spec.download, progress=progress), spec)
     if spec.name == "digits":
-        return load_digits(validation=spec.validation)
+        return _padded(load_digits(validation=spec.validation), spec)
     if spec.name == "imagenet":
         loading = Loading(spec.loader, spec.workers, spec.on_corrupt)
         return imagenet.load_imagenet(spec.root, validation=spec.validation, size=size or 224, loading=loading)
     if spec.name == "sample":
         return load_sample()
     raise ConfigError(unknown("data set", spec.name, DATA_SETS))
+
+
+def _padded(splits: Splits, spec: DataSpec) -> Splits:
+    """With what the recipe wants crops of training images to show beyond the border."""
+    assert isinstance(splits.train, ImageSet)
+    return replace(splits, train=replace(splits.train, padding=spec.padding))
 
 
 def load_photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: int) -> ImageSet:

@@ -5,13 +5,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from nbsnn.distributed import World
 from nbsnn.errors import DataError
+
+Padding = Literal["black", "mirror"]
 
 
 class LabelledImages(Protocol):
@@ -64,7 +66,7 @@ class LabelledImages(Protocol):
 class ImageSet:
     """Images [N, C, H, W] uint8 and labels [N] int64, with the constants that normalise them.
 
-    `mean` and `std` [C] are in units of the full range 0..255 → 0..1.
+    `mean` and `std` [C] are in units of the full range 0..255 → 0..1; `padding` is what crops show beyond the border.
     """
 
     images: Tensor
@@ -72,6 +74,7 @@ class ImageSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+    padding: Padding = "black"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -110,7 +113,7 @@ class ImageSet:
             chosen = batch.to(self.images.device)
             images, labels = self.images[chosen], self.labels[chosen]
             if seeds:
-                images = crop_and_flip(images, torch.Generator().manual_seed(seeds[index]))
+                images = crop_and_flip(images, torch.Generator().manual_seed(seeds[index]), self.padding)
             if len(world.share(labels)):
                 yield world.share(images), world.share(labels)
 
@@ -192,26 +195,34 @@ def fewer_if_larger(count: int, height: int, width: int) -> int:
     return max(1, min(count, count * 32 * 32 // (height * width)))
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pad with black, crop at a random place, flip half of the images: one gather for the whole batch.
+def crop_and_flip(images: Tensor, generator: torch.Generator, padding: Padding = "black") -> Tensor:
+    """Crop at a random place of the padded image, flip half of the images: one gather for the whole batch.
 
     The padding is an eighth of the height: 4 pixels for CIFAR (He et al., 2016).
 
     Args:
         images: [B, C, H, W] uint8, anywhere.
         generator: on the CPU.
+        padding: black, or the image mirrored at its border.
     Returns:
         [B, C, H, W] uint8.
     """
     count, channels, height, width = images.shape
     device = images.device
     pad = height // 8
-    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
     top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
     flip = torch.rand(count, 1, generator=generator) < 0.5
     columns = torch.arange(width).expand(count, width)
-    rows = (top + torch.arange(height)).to(device)
-    columns = (left + torch.where(flip, columns.flip(1), columns)).to(device)
+    rows, columns = top + torch.arange(height), left + torch.where(flip, columns.flip(1), columns)
+    if padding == "black":
+        images = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+    else:
+        rows, columns = _mirrored(rows - pad, height), _mirrored(columns - pad, width)
     image = torch.arange(count, device=device)[:, None, None, None]
     channel = torch.arange(channels, device=device)[:, None, None]
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return images[image, channel, rows.to(device)[:, None, :, None], columns.to(device)[:, None, None, :]]
+
+
+def _mirrored(places: Tensor, size: int) -> Tensor:
+    """Places beyond 0..size−1, brought back by mirroring at the first and the last one."""
+    return size - 1 - (size - 1 - places.abs()).abs()

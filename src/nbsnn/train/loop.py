@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbsnn.checkpoint import save_checkpoint
@@ -20,6 +19,7 @@ from nbsnn.recipe import Phase, Recipe
 from nbsnn.tensorfile import remove_leftovers
 from nbsnn.train.execution import Execution
 from nbsnn.train.history import FitResult, write_history
+from nbsnn.train.loss import Loss
 from nbsnn.train.observer import DivergedError, Epoch, Interrupted, Observer
 from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
 from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state
@@ -42,6 +42,7 @@ def fit(
     names: tuple[str, str] = ("best.safetensors", "last.safetensors"),
     first_epoch: int = 0,
     overwrite: bool = False,
+    teacher: nn.Module | None = None,
 ) -> FitResult:
     """Train a float or quantized network in place for one phase; continues the unfinished phase that it finds in `out`.
 
@@ -57,6 +58,7 @@ def fit(
         names: of the files for the best and the last epoch.
         first_epoch: epochs that count as done when the phase starts anew.
         overwrite: start anew where `out` holds results already.
+        teacher: a float network that teaches this one, if the phase distils.
     Raises:
         Interrupted: the observer asked to stop; call again to go on.
         CheckpointError: the folder cannot be written, or holds results of another recipe.
@@ -66,7 +68,7 @@ def fit(
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if world().is_main:
         remove_leftovers(out)
-    run = _Run(model, splits, recipe, phase, out, names, execution or Execution(), observer)
+    run = _Run(model, splits, recipe, phase, out, names, execution or Execution(), observer, teacher)
     run.state.epoch = first_epoch
     if first_epoch >= phase.epochs:
         raise ConfigError(f"first_epoch={first_epoch}: the phase has {phase.epochs} epochs; give it more (--epochs)")
@@ -134,6 +136,7 @@ class _Run:
         names: tuple[str, str],
         execution: Execution,
         observer: Observer,
+        teacher: nn.Module | None,
     ) -> None:
         self.model, self.recipe, self.phase = model, recipe, phase
         self.out, self.execution, self.observer = out, execution, observer
@@ -143,6 +146,7 @@ class _Run:
         self.model_of_all = _together(model) if self.world.size > 1 else model
         self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all
         self.splits = Splits(*(s.to(self.device) for s in (splits.train, splits.validation, splits.test)))
+        self.loss = Loss.of(recipe.optim, phase, execution, teacher, self.device)
         self.optimizer = make_optimizer(model, phase, recipe.optim)
         self.steps = len(self._batches(0))
         self.state = TrainingState(f"{recipe.hash} {phase}")
@@ -224,7 +228,7 @@ class _Run:
                 with self.execution.precision(self.device):
                     logits = forward(part)
                 logits = logits.float()
-                loss = F.cross_entropy(logits, answers, label_smoothing=spec.label_smoothing)
+                loss = self.loss(logits, answers, part)
                 (loss if len(parts) == 1 else loss * (len(part) / len(images))).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach()) * len(part)
             correct += int((logits.detach().argmax(1) == answers).sum())
