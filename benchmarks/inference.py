@@ -1,11 +1,13 @@
 """What each form of a network costs on this machine: float, quantized, spiking, and the integer network's engines, in one run.
 
     python benchmarks/inference.py [--nets cifar10/alexnet ...] [--bits 2 3] [--batches 100 1] [--repeats 5] [--threads 2]
-                                   [--quick] [--no-compile] [--sweep] [--json benchmarks/results/inference.json]
+                                   [--quick] [--no-compile] [--sweep] [--peer spikingjelly]
+                                   [--json benchmarks/results/inference.json]
 
 Contenders take turns, so that a machine whose speed drifts slows all alike; a ratio is the median over the repeats of a
-contender's time over that repeat's faster float net, eager or compiled. Weights are random, quantized after a calibration of
-batch norms and thresholds on the bundled images; `--checkpoint NET=FILE` takes trained ones. Both is said in the JSON.
+contender's time over that repeat's faster float net, eager or compiled. Weights are the bundled networks' where there is one,
+or `--checkpoint NET=FILE`; else random, quantized after a calibration of batch norms and thresholds on the bundled images.
+The JSON says which.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import rivals
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -29,10 +32,11 @@ from nbsnn.data.sample import load_sample
 from nbsnn.integer import native
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.train.execution import has_bf16
+from nbsnn.zoo import PREFIX, list_zoo
 
 NETS = ("cifar10/alexnet", "cifar10/vgg11", "cifar10/resnet20", "cifar10/resnet18")
 PAIRS = (("unsigned", "fixed"), ("signed", "fixed"), ("signed", "settle"), ("unsigned", "barrier"))
-MODULES = ("quantized", "spiking")  # float simulations, many times slower: few repeats
+SLOW = ("quantized", "spiking", *rivals.PEERS)  # float simulations, many times slower: few repeats
 SWEEP = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # wanted shares of neurons that fire in a step
 
 
@@ -40,8 +44,9 @@ def make(net: str, bits: int, images: Tensor, checkpoint: Path | None, mean: lis
     """The float and the quantized net, the integer network, and where the weights are from."""
     torch.manual_seed(0)
     plain = nbsnn.build_model(net).eval()
-    if checkpoint:
-        quantized, source = nbsnn.load_checkpoint(checkpoint), f"trained: {checkpoint.name}"
+    bundled = f"{net}-w{bits}a{bits}"
+    if checkpoint or bundled in list_zoo():
+        quantized, source = nbsnn.load_checkpoint(checkpoint or PREFIX + bundled), f"trained: {checkpoint or bundled}"
     else:
         weight_bits = 32 if net == "cifar10/resnet18" else bits  # published with float weights
         quantized = nbsnn.quantize(plain, nbsnn.QuantSpec(weight_bits=weight_bits, act_bits=bits), images=images)
@@ -51,7 +56,7 @@ def make(net: str, bits: int, images: Tensor, checkpoint: Path | None, mean: lis
 
 
 def contenders(  # type: ignore[no-untyped-def]
-    plain, quantized, network: IntegerNetwork, images: Tensor, *, compiled: bool, quick: bool
+    plain, quantized, network: IntegerNetwork, images: Tensor, *, compiled: bool, quick: bool, peers: list[str]
 ) -> dict[str, Callable[[], object]]:
     """Name → one pass over the images."""
     last = images.contiguous(memory_format=torch.channels_last)
@@ -67,10 +72,15 @@ def contenders(  # type: ignore[no-untyped-def]
                 return plain(last)
 
         runs["bf16"] = bf16
+    int8 = rivals.dense_int8(plain, images)
+    runs["dense int8"] = lambda: int8(last)
     if not quick:
         spiking = nbsnn.to_spiking(quantized, images[:1])
         runs["quantized"] = lambda: quantized(images)
         runs["spiking"] = lambda: spiking(images)
+    if "spikingjelly" in peers:
+        peer = rivals.spikingjelly(plain, network.timesteps)
+        runs["spikingjelly"] = lambda: peer(images)
     runs["counts"] = lambda: network.run(images)
     for neuron, schedule in PAIRS:
         runs[f"spikes {neuron} {schedule}"] = partial(network.run, images, engine="spikes", neuron=neuron, schedule=schedule)
@@ -82,7 +92,7 @@ def interleaved(runs: dict[str, Callable[[], object]], repeats: int, tick: Calla
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
-            if name in MODULES and repeat > 3:
+            if name in SLOW and repeat > 3:
                 continue
             tick(name)
             start = time.perf_counter()
@@ -172,6 +182,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="leave out the float simulations, which are slow")
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled float net")
     parser.add_argument("--sweep", action="store_true", help="activity from 2 to 50 percent, on the first net")
+    parser.add_argument("--peer", nargs="*", default=[], choices=rivals.PEERS, help="other software, where it is installed")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -189,7 +200,9 @@ def main() -> None:
                     )
                 for batch in args.batches:
                     part = images[:batch]
-                    runs = contenders(plain, quantized, network, part, compiled=not args.no_compile, quick=args.quick)
+                    runs = contenders(
+                        plain, quantized, network, part, compiled=not args.no_compile, quick=args.quick, peers=args.peer
+                    )
                     task = progress.add_task(net, total=len(runs) * (args.repeats + 1))
                     times = interleaved(
                         runs, args.repeats, lambda name, t=task, n=net: progress.update(t, advance=1, description=f"{n} {name}")
