@@ -5,9 +5,9 @@
                                    [--json benchmarks/results/inference.json]
 
 Contenders take turns, so that a machine whose speed drifts slows all alike; a ratio is the median over the repeats of a
-contender's time over that repeat's faster float net, eager or compiled. Weights are the bundled networks' where there is one,
-or `--checkpoint NET=FILE`; else random, quantized after a calibration of batch norms and thresholds on the bundled images.
-The JSON says which.
+contender's time over that repeat's faster float net, eager or compiled. Quantized weights are the bundled networks' where there
+is one, or `--checkpoint NET=FILE`; else random, after a calibration of batch norms and thresholds on the bundled images. The
+JSON says which. Float nets, whose speed does not depend on them, keep random ones.
 """
 
 import argparse
@@ -46,7 +46,8 @@ def make(net: str, bits: int, images: Tensor, checkpoint: Path | None, mean: lis
     plain = nbsnn.build_model(net).eval()
     bundled = f"{net}-w{bits}a{bits}"
     if checkpoint or bundled in list_zoo():
-        quantized, source = nbsnn.load_checkpoint(checkpoint or PREFIX + bundled), f"trained: {checkpoint or bundled}"
+        quantized = nbsnn.load_checkpoint(checkpoint or PREFIX + bundled)
+        source = f"quantized ones trained ({checkpoint.name if checkpoint else bundled}), float ones random"
     else:
         weight_bits = 32 if net == "cifar10/resnet18" else bits  # published with float weights
         quantized = nbsnn.quantize(plain, nbsnn.QuantSpec(weight_bits=weight_bits, act_bits=bits), images=images)
@@ -185,6 +186,8 @@ def main() -> None:
     parser.add_argument("--peer", nargs="*", default=[], choices=rivals.PEERS, help="other software, where it is installed")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
+    if missing := rivals.missing(args.peer):
+        parser.error(f"--peer {missing[0]}: it is not installed; pip install {missing[0]}")
     torch.set_num_threads(args.threads)
     sample = load_sample().test
     images = sample.normalized(sample.images[: max(100, *args.batches)])  # the first hundred calibrate

@@ -3,12 +3,10 @@
 import copy
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-
-from nbsnn.errors import MissingDependencyError
 
 PEERS = ("spikingjelly",)
 
@@ -22,12 +20,17 @@ def dense_int8(plain: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
     engine = "x86" if "x86" in torch.backends.quantized.supported_engines else "qnnpack"
-    torch.backends.quantized.engine = engine
+    torch.backends.quantized.engine = engine  # it packs the weights now and runs them later
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of this path's age
         observed = prepare_fx(copy.deepcopy(plain).eval(), get_default_qconfig_mapping(engine), (images,))
         observed(images)
         return convert_fx(observed)  # type: ignore[no-any-return]
+
+
+def missing(peers: Iterable[str]) -> list[str]:
+    """Those of the peers that are not installed."""
+    return [peer for peer in peers if importlib.util.find_spec(peer) is None]
 
 
 class _Steps(nn.Module):
@@ -42,13 +45,7 @@ class _Steps(nn.Module):
 
 
 def spikingjelly(plain: nn.Module, timesteps: int) -> Callable[[Tensor], Tensor]:
-    """The same layers with SpikingJelly's integrate-and-fire neurons (reset by subtraction, multi-step) for each ReLU.
-
-    Raises:
-        MissingDependencyError: the package is not there.
-    """
-    if importlib.util.find_spec("spikingjelly") is None:
-        raise MissingDependencyError("--peer spikingjelly: it is not installed; pip install spikingjelly")
+    """The same layers with SpikingJelly's integrate-and-fire neurons (reset by subtraction, multi-step) for each ReLU."""
     from spikingjelly.activation_based import functional, neuron
 
     net = copy.deepcopy(plain).eval()

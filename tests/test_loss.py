@@ -1,6 +1,8 @@
 """The loss: by labels, or partly by what the run's float network says; and who may teach."""
 
 import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ from nbsnn import pipeline
 from nbsnn.cli import main
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
-from nbsnn.errors import ConfigError
+from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.recipe import OptimSpec, Phase, load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.execution import Execution
-from nbsnn.train.loss import Loss, teacher_of
+from nbsnn.train.execution import Execution, has_compiler
+from nbsnn.train.loop import fit
+from nbsnn.train.loss import Loss, check_teacher
+from nbsnn.train.observer import Interrupted, Observer
 
 CPU = torch.device("cpu")
 LOGITS, LABELS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]]), torch.tensor([0, 1])
@@ -38,7 +42,7 @@ def softmax(row, temperature):
 
 def test_the_mixture_equals_the_formula_written_out():
     said = [[1.0, 1.0, -2.0], [0.0, 4.0, 1.0]]
-    loss = Loss.of(OptimSpec(temperature=2.0), Phase(1, distill=0.3), Execution(), Says(said), CPU)
+    loss = Loss(OptimSpec(temperature=2.0), Phase(1, distill=0.3), Execution(), Says(said), CPU)
     by_labels, by_teacher = 0.0, 0.0
     for row, label, answer in zip(LOGITS.tolist(), LABELS.tolist(), said, strict=True):
         by_labels -= math.log(softmax(row, 1)[label]) / 2
@@ -50,7 +54,7 @@ def test_the_mixture_equals_the_formula_written_out():
 def test_a_student_that_agrees_learns_nothing_and_the_teacher_never_does():
     logits = LOGITS.clone().requires_grad_()
     teacher = Says(LOGITS.tolist()).train()
-    loss = Loss.of(OptimSpec(), Phase(1, distill=1.0), Execution(), teacher, CPU)
+    loss = Loss(OptimSpec(), Phase(1, distill=1.0), Execution(), teacher, CPU)
     loss(logits, LABELS, torch.zeros(2, 1)).backward()
     assert float(logits.grad.abs().max()) < 1e-6
     assert teacher.training
@@ -60,19 +64,23 @@ def test_a_student_that_agrees_learns_nothing_and_the_teacher_never_does():
 
 @pytest.mark.parametrize("teacher", [None, Says([[9.0, 0.0, 0.0]] * 2)])
 def test_without_a_share_the_labels_decide(teacher):
-    loss = Loss.of(OptimSpec(label_smoothing=0.1), Phase(1), Execution(), teacher, CPU)
+    loss = Loss(OptimSpec(label_smoothing=0.1), Phase(1), Execution(), teacher, CPU)
     expected = torch.nn.functional.cross_entropy(LOGITS, LABELS, label_smoothing=0.1)
     assert torch.equal(loss(LOGITS, LABELS, torch.zeros(2, 1)), expected)
 
 
 def test_only_a_float_net_teaches_and_only_quantized_ones():
-    net, distils = digits_net(quantized=False), Phase(1, distill=0.5)
-    assert teacher_of(4, distils, net) is net
-    assert teacher_of(4, Phase(1), net) is None
-    with pytest.raises(ConfigError, match=r"^phase.32.distill=0.5: the float net is the teacher"):
-        teacher_of(32, distils, net)
+    recipe = load_recipe("digits/resnet20", ["phase.4.distill=0.5"])
+    taught = replace(recipe, phase={bits: phase for bits, phase in recipe.phase.items() if bits != "32"})
+    check_teacher(recipe, [32, 4, 3, 2], None)
+    check_teacher(taught, [4, 3, 2], digits_net(quantized=False))
+    check_teacher(taught, [3, 2], None)
     with pytest.raises(ConfigError, match=r"^phase.4.distill=0.5: the run has no float net to teach; begin with phase 32"):
-        teacher_of(4, distils, None)
+        check_teacher(taught, [4, 3, 2], None)
+    with pytest.raises(ConfigError, match=r"^phase.32.distill=0.5: must be 0: the float net is the teacher"):
+        load_recipe("digits/resnet20", ["phase.32.distill=0.5"])
+    with pytest.raises(ConfigError, match=r"^phase.distill=0.5: needs a float network as the teacher"):
+        Loss(OptimSpec(), Phase(1, distill=0.5), Execution(), None, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -81,23 +89,66 @@ def splits():
     return Splits(full.train.take(slice(0, 128)), full.validation.take(slice(0, 20)), full.test.take(slice(0, 20)))
 
 
-def run(out, splits, *settings):
-    short = ["data.batch_size=32", "phase.32.epochs=1", "phase.4.epochs=1", *settings]
-    recipe = load_recipe("digits/resnet20", short)
-    phases = {bits: recipe.phase[bits] for bits in ("32", "4")}
-    recipe = type(recipe)(recipe.model, phases, recipe.data, recipe.quant, recipe.optim, name=recipe.name)
-    return [read_tensors(result.fit.last)[1] for result in pipeline.train(recipe, out, splits=splits)]
+def short(*settings):
+    """A float phase and one of 4 bits, an epoch each; the last batch is not full."""
+    recipe = load_recipe("digits/resnet20", ["data.batch_size=40", "phase.all.epochs=1", *settings])
+    return replace(recipe, phase={bits: recipe.phase[bits] for bits in ("32", "4")})
 
 
-def test_a_run_distils_and_keeps_the_float_phase_that_it_has(tmp_path, splits):
-    alone = run(tmp_path / "alone", splits)
-    (tmp_path / "taught").mkdir()
-    (tmp_path / "alone/32bit").rename(tmp_path / "taught/32bit")
-    before = (tmp_path / "taught/32bit/last.safetensors").stat().st_mtime_ns
-    taught = run(tmp_path / "taught", splits, "phase.4.distill=0.5")
-    assert (tmp_path / "taught/32bit/last.safetensors").stat().st_mtime_ns == before
-    assert all(torch.equal(alone[0][key], taught[0][key]) for key in alone[0])
-    assert not all(torch.equal(alone[1][key], taught[1][key]) for key in alone[1])
+def run(out, splits, *settings, **options):
+    return [read_tensors(r.fit.last)[1] for r in pipeline.train(short(*settings), out, splits=splits, **options)]
+
+
+def same(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, splits):
+    out = tmp_path_factory.mktemp("alone")
+    return out, run(out, splits)
+
+
+def test_a_run_distils_and_keeps_the_float_phase_that_it_has(tmp_path, splits, alone):
+    shutil.copytree(alone[0] / "32bit", tmp_path / "32bit")
+    before = (tmp_path / "32bit/last.safetensors").stat().st_mtime_ns
+    taught = run(tmp_path, splits, "phase.4.distill=0.5", "optim.temperature=2")
+    assert (tmp_path / "32bit/last.safetensors").stat().st_mtime_ns == before
+    assert same(alone[1][0], taught[0])
+    assert not same(alone[1][1], taught[1])
+
+
+class Stop(Observer):
+    """Asks to stop after the second step, once."""
+
+    steps = 0
+
+    def should_stop(self):
+        self.steps += 1
+        return self.steps == 2
+
+
+@pytest.mark.skipif(not has_compiler(CPU), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, which the compiler imports
+def test_a_compiled_distilling_phase_resumes_bit_for_bit_and_not_under_another_teacher(tmp_path, splits):
+    teacher, phase = digits_net(quantized=False), Phase(2, distill=0.5)
+    with torch.no_grad():
+        teacher.head.weight.mul_(3)
+
+    def part(name, observer=None):
+        kwargs = {"teacher": teacher, "execution": Execution(compiled=True), "observer": observer}
+        return read_tensors(fit(digits_net(), splits, short(), phase, out=tmp_path / name, **kwargs).last)[1]
+
+    whole = part("whole")
+    with pytest.raises(Interrupted):
+        part("parts", Stop())
+    shutil.copytree(tmp_path / "parts", tmp_path / "other")
+    torch.compiler.reset()  # as a new process would
+    assert same(whole, part("parts"))
+    with torch.no_grad():
+        teacher.head.bias += 1
+    with pytest.raises(CheckpointError, match="unfinished run of another recipe"):
+        part("other")
 
 
 def test_a_float_phase_that_distils_is_one_line_on_the_command_line(tmp_path, capsys):

@@ -101,6 +101,30 @@ def test_an_image_does_not_depend_on_its_batch_or_on_other_callers():
 
 
 @needs_native
+@pytest.mark.parametrize(
+    ("groups", "channels", "limit", "bits"),
+    [(1, 7, 3, 61.9), (2, 8, 3, 61.9), (1, 8, 200, 61.9), (1, 9, 3, 62.9), (2, 10, 3, 62.9)],
+)
+def test_the_image_is_convolved_exactly_up_to_the_limit(groups, channels, limit, bits):
+    """Products just below 2^62 fit the kernel's fast way, those above take the other; a row of zeros has no multiplier."""
+    program = random_program(["conv"], timesteps=3, channels=channels)
+    stem, g = program.nodes[0], torch.Generator().manual_seed(3)
+    weight = torch.randint(-limit, limit + 1, (channels, 2 // groups, 3, 3), generator=g)
+    weight[1] = 0
+    load = weight.abs().flatten(1).sum(1) * program.pixels.high
+    multiplier = torch.where(load > 0, 2**bits / load.clamp_min(1), 0).floor().long()
+    weight = weight.to(torch.int8 if limit < 128 else torch.int16)
+    branch = replace(stem.branches[0], weight=weight, groups=groups, multiplier=multiplier, shift=50)
+    program = replace(program, nodes=(replace(stem, branches=(branch,)), *program.nodes[1:]))
+    pixels = random_pixels(program, 33)
+    sign = weight[0].sign().repeat(groups, 1, 1)
+    pixels[0, :, :3, :3] = torch.where(sign > 0, program.pixels.high, program.pixels.low).to(torch.int32)
+    pixels[1] = -pixels[0].clamp(program.pixels.low, -program.pixels.low)
+    for mode in MODES[:3]:
+        assert_same(run(native, program, pixels, mode), run(engine_torch, program, pixels, mode))
+
+
+@needs_native
 def test_arguments_are_checked_before_the_kernel_sees_them():
     program = random_program(["conv"], timesteps=3)
     pixels = random_pixels(program, 2)

@@ -73,6 +73,18 @@ def test_the_hash_depends_on_what_decides_the_result_alone():
     assert base.hash == load_recipe("cifar10/resnet20").hash
 
 
+def test_hashes_of_earlier_versions_stand():
+    """As docs/results.md has them; what came later counts only where it is used."""
+    cut = ["phase.32.epochs=20", "phase.4.epochs=6", "phase.3.epochs=6", "phase.2.epochs=4"]
+    recipe = load_recipe("cifar10/resnet20:fast", cut)
+    assert recipe.hash == "9579b6401c31"
+    assert str(recipe.phase["4"]) == "Phase(epochs=6, lr=0.04, weight_decay=0.0001)"
+    assert load_recipe("cifar10/resnet20:fast", [*cut, "optim.temperature=2"]).hash == recipe.hash
+    taught = [load_recipe("cifar10/resnet20:fast", [*cut, "phase.2.distill=0.7", f"optim.temperature={t}"]) for t in (4, 2)]
+    assert len({recipe.hash, *(r.hash for r in taught)}) == 3
+    assert {r.until(3).hash for r in taught} == {recipe.until(3).hash}
+
+
 def test_the_hash_depends_on_the_order_of_the_phases():
     table = load_recipe("digits/resnet20").to_dict()
     other = {**table, "phase": dict(reversed(table["phase"].items()))}

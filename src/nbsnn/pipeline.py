@@ -28,7 +28,7 @@ from nbsnn.tensorfile import read_torch_state
 from nbsnn.train.execution import pick_execution
 from nbsnn.train.history import FitResult, finished_phase
 from nbsnn.train.loop import SAVE_EVERY, fit
-from nbsnn.train.loss import teacher_of
+from nbsnn.train.loss import check_teacher
 from nbsnn.train.observer import Observer
 from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
 from nbsnn.train.state import has_state
@@ -149,7 +149,7 @@ def train(
         recipe: what to do.
         out: a folder per phase is made in it, such as `out/4bit`.
         splits: the data, if loaded already.
-        init: the network that the first phase starts from; fresh unless given.
+        init: the network that the first phase starts from; fresh unless given. A float one teaches phases that distil.
         compile: whether steps are compiled; `auto` decides by device and length.
         precision: of the forward pass; `auto` takes bfloat16 where the hardware multiplies it.
         save_every: seconds between training states within an epoch.
@@ -161,15 +161,16 @@ def train(
         raise CheckpointError(f"{out} holds no run to resume; name its folder, or leave --resume out to start one")
     if recipe.data.name == "sample":
         raise ConfigError("data.name=sample: these are test images; train on cifar10 or digits")
+    overwrite = overwrite and not is_revived()  # by torchrun: then what lies there is this run's own
+    widths = [int(key) for key in recipe.phase]
+    teacher = None if init is None or read_plan(init) else init
+    check_teacher(recipe, [b for b in widths if overwrite or not finished_phase(recipe, b, phase_folder(out, b))], teacher)
     splits = splits or load_data(recipe.data, size=recipe.model.image_size, progress=progress)
     check_fit(recipe.model, splits.train, recipe.data.name)
     model = init or new_model(recipe)
     test = evaluation_batches(splits.test.to(torch.device(device)), world=world())
-    overwrite = overwrite and not is_revived()  # by torchrun: then what lies there is this run's own
-    float_net = None if init is None or read_plan(init) else init
-    for key, phase in recipe.phase.items():
-        bits, folder = int(key), phase_folder(out, int(key))
-        teacher = teacher_of(bits, phase, float_net)
+    for bits in widths:
+        phase, folder = recipe.phase[str(bits)], phase_folder(out, bits)
         finished = None if overwrite else finished_phase(recipe, bits, folder)
         if finished is None:
             model = next_form(model.cpu(), recipe, bits, calibration_images(splits.train))
@@ -185,7 +186,7 @@ def train(
         yield PhaseResult(bits, phase.epochs, finished, measured, measured if finished.best_is_last else evaluate(best, test))
         model = best
         if bits == FLOAT_BITS:
-            float_net = copy.deepcopy(best)
+            teacher = best
 
 
 def integer_form(

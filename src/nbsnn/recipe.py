@@ -17,6 +17,7 @@ from nbsnn.errors import ConfigError, unknown
 from nbsnn.settings import convert, merge, override_
 
 FLOAT_BITS = 32
+Padding = Literal["black", "mirror"]
 _NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt")
 _LATER: dict[str, dict[str, Any]] = {
     "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0},
@@ -74,7 +75,8 @@ class DataSpec:
     """A data set and how batches are made of it. `validation` training images are held out to choose the best epoch.
 
     `batch_size` counts the images of all processes. `padding` is what random crops of images in memory show beyond the border:
-    black, as published, or the image mirrored. `loader`, `workers` and `on_corrupt` are for image files.
+    black, as published, or the image mirrored. `loader`, `workers` (at most as many as there are cores, but for DALI) and
+    `on_corrupt` are for image files.
     """
 
     name: str = "cifar10"
@@ -83,7 +85,7 @@ class DataSpec:
     validation: int = 5000
     batch_size: int = 128
     augment: bool = True
-    padding: Literal["black", "mirror"] = "black"
+    padding: Padding = "black"
     loader: Literal["auto", "torch", "dali", "dali_cpu"] = "auto"
     workers: int = 4
     on_corrupt: Literal["skip", "refuse"] = "skip"
@@ -163,6 +165,10 @@ class Phase:
         _require(0 <= self.weight_decay < math.inf, "phase.weight_decay", self.weight_decay, "0 or more")
         _require(0 <= self.distill <= 1, "phase.distill", self.distill, "a share in [0, 1]")
 
+    def __str__(self) -> str:
+        """Its settings, but for later ones that are not used: training states of earlier versions are taken up."""
+        return f"Phase({', '.join(f'{k}={v!r}' for k, v in _used('phase', asdict(self)).items())})"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -181,6 +187,8 @@ class Recipe:
         _require(len(self.phase) >= 1, "phase", {}, "at least one [phase.BITS] table")
         for bits in self.phase:
             check_bits("phase", int(bits) if bits.isdigit() else bits)
+        taught = self.phase[str(FLOAT_BITS)].distill if str(FLOAT_BITS) in self.phase else 0.0
+        _require(not taught, f"phase.{FLOAT_BITS}.distill", taught, "0: the float net is the teacher")
 
     def spec(self, bits: int) -> QuantSpec:
         """The quantization of the phase with these bits."""
@@ -205,6 +213,8 @@ class Recipe:
         content["data"] = {k: v for k, v in content["data"].items() if k not in _NOT_DECIDING}
         for table in ("optim", "data"):
             content[table] = _used(table, content[table])
+        if not any(phase.distill for phase in self.phase.values()):
+            content["optim"].pop("temperature", None)
         content["phase"] = [(bits, _used("phase", phase)) for bits, phase in content["phase"].items()]  # their order matters
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -30,6 +30,8 @@ def load_data(spec: DataSpec, *, size: int | None = None, progress: Progress | N
         return _padded(load_cifar10(spec.root, validation=spec.validation, download=spec.download, progress=progress), spec)
     if spec.name == "digits":
         return _padded(load_digits(validation=spec.validation), spec)
+    if spec.padding != "black" and spec.name in DATA_SETS:
+        raise ConfigError(f"data.padding={spec.padding}: images of {spec.name} are not padded; leave it out")
     if spec.name == "imagenet":
         loading = Loading(spec.loader, spec.workers, spec.on_corrupt)
         return imagenet.load_imagenet(spec.root, validation=spec.validation, size=size or 224, loading=loading)

@@ -5,15 +5,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from nbsnn.distributed import World
 from nbsnn.errors import DataError
-
-Padding = Literal["black", "mirror"]
+from nbsnn.recipe import Padding
 
 
 class LabelledImages(Protocol):
@@ -224,5 +223,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: Padding =
 
 
 def _mirrored(places: Tensor, size: int) -> Tensor:
-    """Places beyond 0..size−1, brought back by mirroring at the first and the last one."""
-    return size - 1 - (size - 1 - places.abs()).abs()
+    """Places beyond 0..size−1, brought back by mirroring at the first and the last one, as often as it takes."""
+    period = max(1, 2 * (size - 1))
+    places = places.abs() % period
+    return torch.minimum(places, period - places) if size > 1 else places

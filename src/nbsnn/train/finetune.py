@@ -26,6 +26,7 @@ from nbsnn.quant.quantize import read_plan
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.train.bias_shift import shift_biases_
 from nbsnn.train.finetune_spec import Change, FinetuneSpec
+from nbsnn.train.loss import distillation_loss
 from nbsnn.train.observer import DivergedError
 from nbsnn.train.optim import keep_positive_
 from nbsnn.train.proxy import SpikingProxy, activation_of, channels_last_copy, find_units
@@ -212,7 +213,7 @@ class _Run:
                 with torch.no_grad():
                     answer = self.teacher(images)
                 loss = distillation_loss(
-                    self.pair(images), answer, labels, weight=spec.distillation, temperature=spec.temperature
+                    self.pair(images), answer, labels, share=spec.distillation, temperature=spec.temperature
                 )
                 losses.append(self.step_(optimizer, loss, len(images), name))
                 step += 1
@@ -231,19 +232,6 @@ class _Run:
             )
         self.progress(what, images)
         return float(loss.detach())
-
-
-def distillation_loss(logits: Tensor, teacher: Tensor, labels: Tensor, *, weight: float, temperature: float) -> Tensor:
-    """(1 − weight)·cross entropy with the labels + weight·τ²·KL of the softened teacher (Hinton et al., 2015).
-
-    Args:
-        logits, teacher: [B, classes].
-        labels: [B].
-    """
-    soft = F.kl_div(
-        F.log_softmax(logits / temperature, 1), F.log_softmax(teacher / temperature, 1), reduction="batchmean", log_target=True
-    )
-    return (1 - weight) * F.cross_entropy(logits, labels) + weight * temperature**2 * soft
 
 
 def _mean(values: list[float]) -> float:

@@ -146,10 +146,10 @@ class _Run:
         self.model_of_all = _together(model) if self.world.size > 1 else model
         self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all
         self.splits = Splits(*(s.to(self.device) for s in (splits.train, splits.validation, splits.test)))
-        self.loss = Loss.of(recipe.optim, phase, execution, teacher, self.device)
+        self.loss = Loss(recipe.optim, phase, execution, teacher, self.device)
         self.optimizer = make_optimizer(model, phase, recipe.optim)
         self.steps = len(self._batches(0))
-        self.state = TrainingState(f"{recipe.hash} {phase}")
+        self.state = TrainingState(f"{recipe.hash} {phase}{self.loss.fingerprint}")
         self.save_every, self.saved_at = SAVE_EVERY, time.monotonic()
 
     @property
@@ -217,7 +217,8 @@ class _Run:
         data, spec = self.recipe.data, self.recipe.optim
         # The last batch of an epoch is smaller: not worth a second compilation.
         full = len(images) * self.world.size == data.batch_size
-        forward = self.compiled if full and len(images) % spec.accumulate == 0 else self.model_of_all
+        compiled = full and len(images) % spec.accumulate == 0
+        forward = self.compiled if compiled else self.model_of_all
         count = min(spec.accumulate, max(1, len(images) // 2))  # norm layers want two images at least
         parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
         total, correct = 0.0, 0
@@ -228,7 +229,7 @@ class _Run:
                 with self.execution.precision(self.device):
                     logits = forward(part)
                 logits = logits.float()
-                loss = self.loss(logits, answers, part)
+                loss = self.loss(logits, answers, part, compiled=compiled)
                 (loss if len(parts) == 1 else loss * (len(part) / len(images))).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach()) * len(part)
             correct += int((logits.detach().argmax(1) == answers).sum())

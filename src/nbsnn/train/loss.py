@@ -1,62 +1,83 @@
 """What a training step makes small: cross-entropy with the labels, or a mixture of it with what a float net says."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError
-from nbsnn.recipe import FLOAT_BITS, OptimSpec, Phase
+from nbsnn.recipe import FLOAT_BITS, OptimSpec, Phase, Recipe
+from nbsnn.tensorfile import content_hash
 from nbsnn.train.execution import Execution
 
 
-@dataclass(frozen=True)
+def distillation_loss(
+    logits: Tensor, teacher: Tensor, labels: Tensor, *, share: float, temperature: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """(1 − share)·cross-entropy + share·τ²·KL(teacher ‖ student), both softened by the temperature τ (Hinton et al., 2015).
+
+    Args:
+        logits, teacher: [B, classes] float32.
+        labels: [B].
+    """
+    said, heard = (F.log_softmax(x / temperature, 1) for x in (teacher, logits))
+    soft = F.kl_div(heard, said, reduction="batchmean", log_target=True)
+    hard = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return (1 - share) * hard + share * temperature**2 * soft
+
+
 class Loss:
-    """(1 − share)·cross-entropy + share·t²·KL(teacher ‖ student), both softened by the temperature t (Hinton et al., 2015)."""
-
-    spec: OptimSpec
-    share: float
-    execution: Execution
-    teacher: Callable[[Tensor], Tensor] | None
-
-    @classmethod
-    def of(cls, spec: OptimSpec, phase: Phase, execution: Execution, teacher: nn.Module | None, device: torch.device) -> "Loss":
-        """A phase's loss; without a teacher by the labels alone. The teacher is copied, and runs as the student does."""
-        if teacher is None or phase.distill == 0:
-            return cls(spec, 0.0, execution, None)
-        frozen = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        frozen = frozen.eval().requires_grad_(False)
-        return cls(spec, phase.distill, execution, torch.compile(frozen) if execution.compiled else frozen)
-
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        """Mean over a batch of logits [B, K] float32, labels [B] and normalised images [B, C, H, W]; a scalar."""
-        by_labels = F.cross_entropy(logits, labels, label_smoothing=self.spec.label_smoothing)
-        if self.teacher is None:
-            return by_labels
-        with torch.no_grad(), self.execution.precision(images.device):
-            answers = self.teacher(images)
-        t = self.spec.temperature
-        said, heard = (F.log_softmax(x.float() / t, dim=1) for x in (answers, logits))
-        by_teacher = t**2 * F.kl_div(heard, said, reduction="batchmean", log_target=True)
-        return (1 - self.share) * by_labels + self.share * by_teacher
-
-
-def teacher_of(bits: int, phase: Phase, float_net: nn.Module | None) -> nn.Module | None:
-    """The float net if the phase distils, else nothing.
+    """The loss of a phase. A teacher is copied, and runs as the student does: compiled or eager, in the same type.
 
     Raises:
-        ConfigError: the phase distils, and the run has no float net, or this is it.
+        ConfigError: the phase distils, and there is no teacher.
     """
-    if not phase.distill:
-        return None
-    if bits == FLOAT_BITS:
-        raise ConfigError(f"phase.{bits}.distill={phase.distill:g}: the float net is the teacher; let quantized phases distil")
-    if float_net is None:
-        raise ConfigError(
-            f"phase.{bits}.distill={phase.distill:g}: the run has no float net to teach; begin with phase {FLOAT_BITS}, "
-            "or with a float --init"
+
+    def __init__(
+        self, spec: OptimSpec, phase: Phase, execution: Execution, teacher: nn.Module | None, device: torch.device
+    ) -> None:
+        if phase.distill and teacher is None:
+            raise ConfigError(f"phase.distill={phase.distill:g}: needs a float network as the teacher")
+        self.spec, self.share, self.execution = spec, phase.distill, execution
+        self.teacher = self.compiled = None
+        if teacher is not None and phase.distill:
+            frozen = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.teacher = frozen.eval().requires_grad_(False)
+            self.compiled = torch.compile(self.teacher) if execution.compiled else self.teacher
+
+    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor, *, compiled: bool = False) -> Tensor:
+        """Mean over a batch of logits [B, K] float32, labels [B] and normalised images [B, C, H, W]; a scalar."""
+        smoothing = self.spec.label_smoothing
+        teacher = self.compiled if compiled else self.teacher
+        if teacher is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        with torch.no_grad(), self.execution.precision(images.device):
+            said = teacher(images).float()
+        return distillation_loss(
+            logits, said, labels, share=self.share, temperature=self.spec.temperature, label_smoothing=smoothing
         )
-    return float_net
+
+    @property
+    def fingerprint(self) -> str:
+        """Who teaches: a run must not go on under another teacher."""
+        return "" if self.teacher is None else f" taught by {content_hash({}, self.teacher.state_dict())[:12]}"
+
+
+def check_teacher(recipe: Recipe, to_run: Sequence[int], start: nn.Module | None) -> None:
+    """Refuse a recipe that distils where no float net would be there to teach.
+
+    Args:
+        recipe: its float phase, if it has one, trains the teacher.
+        to_run: bits of the phases that are not finished.
+        start: the float network that the run begins with, if there is one.
+    Raises:
+        ConfigError: neither of the two, and an unfinished phase distils.
+    """
+    pupils = [bits for bits in to_run if recipe.phase[str(bits)].distill]
+    if pupils and start is None and str(FLOAT_BITS) not in recipe.phase:
+        raise ConfigError(
+            f"phase.{pupils[0]}.distill={recipe.phase[str(pupils[0])].distill:g}: the run has no float net to teach; "
+            f"begin with phase {FLOAT_BITS}, or with a float --init"
+        )

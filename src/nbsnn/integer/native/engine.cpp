@@ -25,7 +25,7 @@ int fail(const std::string& why) {
 
 using nbsnn::fail;
 
-// Weights of a constant branch as doubles, if every sum stays below 2^51 and every product with a multiplier below 2^61.
+// Weights of a constant branch as doubles, if every sum stays below 2^51 and every product with a multiplier below 2^62.
 static void set_constant(const nbsnn::Net& net, const nbsnn::Node& node, nbsnn::Branch& b) {
   const size_t outputs = static_cast<size_t>(node.channels / b.groups), inputs = static_cast<size_t>(b.inputs / b.groups);
   int64_t reads = 1;
@@ -35,9 +35,9 @@ static void set_constant(const nbsnn::Net& net, const nbsnn::Node& node, nbsnn::
   for (size_t row = 0; row < static_cast<size_t>(b.taps) * static_cast<size_t>(b.inputs); ++row)
     for (size_t o = 0; o < outputs; ++o)
       sum[row % static_cast<size_t>(b.inputs) / inputs * outputs + o] += unit * std::abs(b.weight[row * outputs + o]);
-  bool fits = b.shift < 61;
+  bool fits = true;
   for (size_t o = 0; o < sum.size(); ++o)
-    fits = fits && sum[o] < std::ldexp(1.0, 51) && sum[o] * std::abs(static_cast<double>(b.multiplier[o])) < std::ldexp(1.0, 61);
+    fits = fits && sum[o] < std::ldexp(1.0, 51) && sum[o] * std::abs(static_cast<double>(b.multiplier[o])) < std::ldexp(1.0, 62);
   if (fits) b.exact.assign(b.weight.begin(), b.weight.end());
 }
 
@@ -117,7 +117,6 @@ NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int grou
   if (b.rows && single && node.positions > 1 && !node.wide && kernel.make_tables) kernel.make_tables(node, b, b.weight);
   if (b.rows) kernel.pack(node, b);
   if (source >= 0) net->nodes[static_cast<size_t>(source)].last_use = index;
-  if (source < 0) set_constant(*net, node, b);
   const bool planes = source < 0 || (single && b.identity) || !b.tables.empty();
   node.planes = planes && (node.branches.empty() || node.planes) && node.positions > 1 && !node.wide && kernel.run_planes;
   node.branches.push_back(std::move(b));
@@ -127,13 +126,18 @@ NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int grou
 }
 
 // To be called once, after the head's last branch.
-NBSNN_API int nbsnn_finish(nbsnn::Net* net) {
+NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
   if (net->nodes.empty() || !net->nodes.back().head) return fail("the network has no head");
   for (const nbsnn::Node& node : net->nodes)
     if (node.branches.empty()) return fail("a node has no branch");
   set_readers(*net);
+  for (nbsnn::Node& node : net->nodes)
+    for (nbsnn::Branch& b : node.branches)
+      if (node.planes && b.source < 0) set_constant(*net, node, b);
   net->finished = true;
   return 0;
+} catch (const std::bad_alloc&) {
+  return fail("out of memory");
 }
 
 // Runs `batch` images [batch, image_channels, pixels] with `threads` threads, the caller's included. `counts` holds a pointer per

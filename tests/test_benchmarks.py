@@ -1,0 +1,55 @@
+"""What the benchmarks compare with, and a short run of the comparison itself, down to its section of the results."""
+
+import importlib.util
+import json
+import sys
+
+import inference
+import pytest
+import rivals
+import tables
+import torch
+from nets import SmallNet
+
+from nbsnn.integer import native
+
+IMAGES = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(2)
+    return SmallNet().eval()
+
+
+def test_the_dense_rival_computes_what_the_float_net_does_in_8_bits(net):
+    with torch.no_grad():
+        expected, rival = net(IMAGES), rivals.dense_int8(net, IMAGES)
+        assert 0 < float((rival(IMAGES) - expected).norm() / expected.norm()) < 0.1
+    assert any("quantized" in type(module).__module__ for module in rival.modules())
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["inference.py", "--peer", "spikingjelly"])
+    with pytest.raises(SystemExit, match="2"):
+        inference.main()
+    assert "--peer spikingjelly: it is not installed; pip install spikingjelly" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason="the comparison is of the native engine")
+def test_the_comparison_runs_and_becomes_a_section(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "inference.json"
+    options = ["--nets", "cifar10/resnet20", "--bits", "2", "--batches", "2", "--repeats", "1", "--quick", "--no-compile"]
+    monkeypatch.setattr(sys, "argv", ["inference.py", *options, "--json", str(file)])
+    inference.main()
+    figures = json.loads(file.read_text())
+    (row,) = figures["rows"]
+    assert row["weights"] == "quantized ones trained (cifar10/resnet20-w2a2), float ones random"
+    assert row["figures"]["float eager"]["ratio"] == 1
+    assert {"dense int8", "counts", "spikes signed fixed", "spikes unsigned barrier"} < row["figures"].keys()
+    assert all(f["fastest"] <= f["seconds"] <= f["slowest"] for f in row["figures"].values())
+    assert row["work"]["unsigned barrier"]["steps"] == 60  # layer after layer
+    section = tables.inference_section(figures)
+    assert "### cifar10/resnet20, T = 3, batch 2" in section
+    assert "| counts |" in section
