@@ -37,7 +37,7 @@ def parse(description: str, arguments: list[str] | None = None) -> argparse.Name
     add("--start-epoch", type=int, default=None, help="number of the first epoch, for a restart by hand")
     add("-e", "--evaluate", action="store_true", help="evaluate only")
     add("-u", "--unsigned", action="store_true", help="unsigned neurons instead of signed ones")
-    add("-j", "--workers", type=int, default=4, help="threads, or at most so many processes, that decode photographs, for each process")
+    add("-j", "--workers", type=int, default=4, help="threads, or at most so many processes, that decode for each process")
     add("-p", "--print-freq", type=int, default=10, help="print every so many batches")
     add("--dali_cpu", action="store_true", help="DALI decodes and augments on the CPU")
     add("--loader", default=None, help="who decodes: dali, dali_cpu or torch; what is installed unless given")
