@@ -193,7 +193,16 @@ def main() -> None:
     images = sample.normalized(sample.images[: max(100, *args.batches)])  # the first hundred calibrate
     mean, std = (list(map(float, x)) for x in (sample.mean, sample.std))
     files = dict(pair.split("=", 1) for pair in args.checkpoint)
-    rows, sweeps, console = [], [], Console()
+    machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "native": list(native.targets()), "threads": args.threads,
+               "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
+    report = {"kind": "inference", "machine": machine, "repeats": args.repeats, "rows": [], "sweep": []}
+    console = Console()
+
+    def keep(part: str, figures: dict[str, object]) -> None:
+        report[part].append(figures)
+        if args.json:  # now: the next network may take long
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+
     with torch.inference_mode(), Progress(console=console, transient=True) as progress:
         for net in args.nets:
             for bits in args.bits:
@@ -210,18 +219,14 @@ def main() -> None:
                     times = interleaved(
                         runs, args.repeats, lambda name, t=task, n=net: progress.update(t, advance=1, description=f"{n} {name}")
                     )
-                    rows.append({"net": net, "timesteps": network.timesteps, "batch": batch, "weights": source,
-                                 "figures": figures(times, batch), "work": work(network, part)})  # fmt: skip
+                    row = {"net": net, "timesteps": network.timesteps, "batch": batch, "weights": source,
+                           "figures": figures(times, batch), "work": work(network, part)}  # fmt: skip
+                    keep("rows", row)
                     progress.remove_task(task)
-                    console.print(table_of(rows[-1]))
+                    console.print(table_of(row))
                 if args.sweep and net == args.nets[0]:
-                    sweeps.append({"net": net, "timesteps": network.timesteps, "points": list(sweep(network, images[:32], 3))})
-                    console.print(sweeps[-1])
-    machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "native": list(native.targets()), "threads": args.threads,
-               "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
-    if args.json:
-        report = {"kind": "inference", "machine": machine, "repeats": args.repeats, "rows": rows, "sweep": sweeps}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+                    points = list(sweep(network, images[:32], 3))
+                    keep("sweep", {"net": net, "timesteps": network.timesteps, "points": points})
 
 
 def table_of(row: dict) -> Table:  # type: ignore[type-arg]
