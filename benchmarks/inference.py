@@ -5,9 +5,10 @@
                                    [--json benchmarks/results/inference.json]
 
 Contenders take turns, so that a machine whose speed drifts slows all alike; a ratio is the median over the repeats of a
-contender's time over that repeat's faster float net, eager or compiled. Quantized weights are the bundled networks' where there
-is one, or `--checkpoint NET=FILE`; else random, after a calibration of batch norms and thresholds on the bundled images. The
-JSON says which. Float nets, whose speed does not depend on them, keep random ones.
+contender's time over that repeat's faster float net, eager or compiled; small batches run several times in a row.
+
+Quantized weights are the bundled networks' where there is one, or `--checkpoint NET=FILE`; else random, after a calibration of
+batch norms and thresholds on the bundled images. The JSON says which. Float nets keep random ones: their speed is the same.
 """
 
 import argparse
@@ -88,19 +89,30 @@ def contenders(  # type: ignore[no-untyped-def]
     return runs
 
 
-def interleaved(runs: dict[str, Callable[[], object]], repeats: int, tick: Callable[[str], None]) -> dict[str, list[float]]:
-    """Seconds of each contender in each repeat, after a warm-up; float simulations at most three times."""
+def interleaved(
+    runs: dict[str, Callable[[], object]], repeats: int, tick: Callable[[str], None], *, in_a_row: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each repeat, after a warm-up; float simulations at most three times.
+
+    With `in_a_row` > 1 a contender's turn is so many calls, whose median counts: torch's threads go on spinning for some
+    milliseconds after a call, which short calls of the next contender would feel.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
             if name in SLOW and repeat > 3:
                 continue
             tick(name)
-            start = time.perf_counter()
-            run()
+            turn = [_seconds(run) for _ in range(in_a_row)]
             if repeat:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(statistics.median(turn))
     return times
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def figures(times: dict[str, list[float]], batch: int) -> dict[str, dict[str, float]]:
@@ -216,9 +228,11 @@ def main() -> None:
                         plain, quantized, network, part, compiled=not args.no_compile, quick=args.quick, peers=args.peer
                     )
                     task = progress.add_task(net, total=len(runs) * (args.repeats + 1))
-                    times = interleaved(
-                        runs, args.repeats, lambda name, t=task, n=net: progress.update(t, advance=1, description=f"{n} {name}")
-                    )
+
+                    def tell(name: str, task=task, net=net) -> None:  # type: ignore[no-untyped-def]
+                        progress.update(task, advance=1, description=f"{net} {name}")
+
+                    times = interleaved(runs, args.repeats, tell, in_a_row=max(1, 10 // batch))
                     row = {"net": net, "timesteps": network.timesteps, "batch": batch, "weights": source,
                            "figures": figures(times, batch), "work": work(network, part)}  # fmt: skip
                     keep("rows", row)

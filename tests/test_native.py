@@ -125,6 +125,19 @@ def test_the_image_is_convolved_exactly_up_to_the_limit(groups, channels, limit,
 
 
 @needs_native
+def test_threads_that_come_late_change_nothing():
+    program = random_program(["conv", "identity"], timesteps=3, channels=8, size=4)
+    for batch in (1, 5, 40):
+        pixels = random_pixels(program, batch)
+        expected = native.run_spikes(program, pixels, neuron="signed", schedule="settle", keep_counts=True, threads=1)
+        for threads in (2, 3, 32) * 4:  # with 32 for so little work, most find it done
+            assert_same(
+                native.run_spikes(program, pixels, neuron="signed", schedule="settle", keep_counts=True, threads=threads),
+                expected,
+            )
+
+
+@needs_native
 def test_arguments_are_checked_before_the_kernel_sees_them():
     program = random_program(["conv"], timesteps=3)
     pixels = random_pixels(program, 2)

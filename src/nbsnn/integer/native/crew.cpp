@@ -1,6 +1,6 @@
 // Teams of threads that take images through a network, node by node.
 #include <algorithm>
-#include <string>
+#include <functional>
 #include <thread>
 
 #include "targets.h"
@@ -8,23 +8,27 @@
 namespace nbsnn {
 namespace {
 
-// A barrier for a few threads that are seldom far apart.
+template <class F>
+void spin_until(F&& done) {
+  for (int spins = 0; !done(); ++spins)
+    if (spins > 1000) std::this_thread::yield();
+}
+
+// A barrier for a few threads that are seldom far apart; how many is agreed anew for each use.
 class Barrier {
  public:
-  explicit Barrier(int n) : size_(n) {}
-  void wait() {
+  void wait(int members) {
+    if (members == 1) return;
     const int turn = turn_.load();
-    if (waiting_.fetch_add(1) + 1 == size_) {
+    if (waiting_.fetch_add(1) + 1 == members) {
       waiting_.store(0);
       turn_.fetch_add(1);
     } else {
-      for (int spins = 0; turn_.load() == turn; ++spins)
-        if (spins > 1000) std::this_thread::yield();
+      spin_until([&] { return turn_.load() != turn; });
     }
   }
 
  private:
-  const int size_;
   std::atomic<int> waiting_{0}, turn_{0};
 };
 
@@ -82,7 +86,8 @@ int chunks_of(const Net& net, const Request& ask, const Flight& flight, const No
 // Bit planes pay if enough of a vector's images are there.
 bool is_dense(const Kernel& kernel, int images) { return kernel.run_planes && images <= kernel.vector && images * 8 >= kernel.vector * 3; }
 
-// One team takes its flights through the network; a team of several shares each node's tiles.
+// One team takes its flights through the network; a team of several shares each node's tiles. Its leader waits for nobody: members
+// take part from the node on that is opened after their arrival. Waking a thread may take longer than a small network does.
 struct Team {
   const Net& net;
   const Request& ask;
@@ -91,11 +96,13 @@ struct Team {
   Flight flight;
   Pool pool;
   Barrier barrier;
-  std::atomic<int> next{0}, next_record{0};
+  std::atomic<int> next{0}, next_record{0}, arrived{1};
+  std::atomic<uint64_t> call{0};  // nodes opened so far · 2^16 + members that work on the last one
+  size_t open = 0;                // that node
   std::atomic<bool> failed{false};
   std::vector<Scratch> scratch;
 
-  Team(const Net& n, const Request& a, int s) : net(n), ask(a), kernel(kernel_of(n.target)), size(s), barrier(s), scratch(static_cast<size_t>(s)) {
+  Team(const Net& n, const Request& a, int s) : net(n), ask(a), kernel(kernel_of(n.target)), size(s), scratch(static_cast<size_t>(s)) {
     for (Scratch& x : scratch) x.rows.assign(n.nodes.size(), 0);
   }
 
@@ -111,6 +118,7 @@ struct Team {
     const Node& node = net.nodes[index];
     Value& value = flight.values[index];
     next.store(0), next_record.store(0);
+    for (Scratch& s : scratch) s.last.assign(static_cast<size_t>(flight.images), 0), s.spikes.assign(static_cast<size_t>(flight.images), 0);
     if (node.head) return;
     const bool two = ask.mode == kFixedSigned || ask.mode == kSettle;
     value.chunks = chunks_of(net, ask, flight, node);
@@ -142,35 +150,52 @@ struct Team {
           if (*buffer) pool.idle.push_back(*buffer), *buffer = nullptr;
   }
 
-  // What member `rank` of the team does for one flight. After a failure (no memory) all members go on to the end, idle.
-  void fly(int rank, int first, int images) {
-    if (rank == 0) guard([&] { begin_flight(first, images); });
-    for (size_t index = 0; index < net.nodes.size(); ++index) {
-      const Node& node = net.nodes[index];
-      const int number = static_cast<int>(index);
-      Scratch& mine = scratch[static_cast<size_t>(rank)];
-      if (rank == 0) guard([&] { begin_node(index); });
-      if (size > 1) barrier.wait();
-      guard([&] { mine.last.assign(static_cast<size_t>(images), 0), mine.spikes.assign(static_cast<size_t>(images), 0); });
-      if (is_dense(kernel, images) && node.planes) {
-        const int groups = (node.channels + kernel.block - 1) / kernel.block;
-        share(next, node.positions, groups, kernel.span, number, [&](const Item& item) {
-          kernel.run_planes(net, ask, flight, mine, item);
-        });
-        if (node.records_read) {
-          if (size > 1) barrier.wait();
-          share(next_record, images * node.positions, 1, 1, number, [&](const Item& item) {
-            kernel.run_records(net, flight, item);
-          });
-        }
-      } else {
-        share(next, images * node.positions, node.groups(), kTile, number, [&](const Item& item) {
-          kernel.run_tile(net, ask, flight, mine, item);
+  // Takes one flight through all nodes. After a failure (no memory) all members go on to the end, idle.
+  void lead(int first, int images) {
+    guard([&] { begin_flight(first, images); });
+    for (open = 0; open < net.nodes.size();) {
+      guard([&] { begin_node(open); });
+      const int members = std::min(arrived.load(), size);
+      call.store(((call.load() >> 16) + 1) << 16 | static_cast<uint64_t>(members));
+      work_on(open, 0, members);
+      guard([&] { end_node(open); });
+      ++open;
+    }
+  }
+
+  // What member `rank` > 0 does until the run is closed.
+  void help(int rank, const std::atomic<bool>& closed) {
+    const int ticket = arrived.fetch_add(1);
+    for (uint64_t seen = 0;;) {
+      spin_until([&] { return closed.load() || call.load() != seen; });
+      if (closed.load()) return;
+      seen = call.load();
+      const int members = static_cast<int>(seen & 0xffff);
+      if (ticket < members) work_on(open, rank, members);
+    }
+  }
+
+  void work_on(size_t index, int rank, int members) {
+    const Node& node = net.nodes[index];
+    const int number = static_cast<int>(index), images = flight.images;
+    Scratch& mine = scratch[static_cast<size_t>(rank)];
+    if (flight.dense && node.planes) {
+      const int groups = (node.channels + kernel.block - 1) / kernel.block;
+      share(next, node.positions, groups, kernel.span, number, [&](const Item& item) {
+        kernel.run_planes(net, ask, flight, mine, item);
+      });
+      if (node.records_read) {
+        barrier.wait(members);
+        share(next_record, images * node.positions, 1, 1, number, [&](const Item& item) {
+          kernel.run_records(net, flight, item);
         });
       }
-      if (size > 1) barrier.wait();
-      if (rank == 0) guard([&] { end_node(index); });
+    } else {
+      share(next, images * node.positions, node.groups(), kTile, number, [&](const Item& item) {
+        kernel.run_tile(net, ask, flight, mine, item);
+      });
     }
+    barrier.wait(members);
   }
 
   // Calls `work` for each item that this member draws: `all` positions in tiles, times `groups`; small tiles if they are few.
@@ -195,51 +220,62 @@ struct Team {
   }
 };
 
+// What a run shares with its threads. They are not joined: one that comes late, even after the end, finds it closed and leaves.
+struct Crew {
+  std::atomic<int> inside{0};
+  std::atomic<bool> closed{false};
+  std::function<void(int)> work;  // not called once it is closed
+
+  void enter(int worker) {
+    inside.fetch_add(1);
+    if (!closed.load()) work(worker);
+    inside.fetch_sub(1);
+  }
+  void close() {
+    closed.store(true);
+    spin_until([&] { return inside.load() == 0; });
+  }
+};
+
 }  // namespace
 
-bool run(const Net& net, const Request& ask, int flight_images) {
-  std::vector<std::unique_ptr<Team>> crew;
-  std::atomic<int> next{0}, go{0};
-  bool apart = false;
-  int flights = 0, full = 0;
-  auto work = [&](int worker) {
-    while (!go.load()) std::this_thread::yield();
-    if (go.load() < 0) return;
-    Team& team = *crew[static_cast<size_t>(apart ? worker : 0)];
-    for (int f = apart ? next.fetch_add(1) : 0; f < flights; f = apart ? next.fetch_add(1) : f + 1) {
+bool run(const Net& net, const Request& ask, int flight_images) try {
+  const Kernel& kernel = kernel_of(net.target);
+  const bool dense = is_dense(kernel, std::min(ask.batch, kernel.vector));
+  const bool apart = !dense && ask.batch >= 2 * ask.threads;  // enough images for each thread to go its own way
+  const int full = dense ? kernel.vector : 0;                 // full vectors first, then the rest
+  int flights = (ask.batch + flight_images - 1) / flight_images;
+  if (apart) flights = static_cast<int>(round_up(flights, ask.threads));
+  if (dense) flights = (ask.batch + full - 1) / full;
+  std::vector<std::unique_ptr<Team>> teams;
+  for (int i = 0; i < (apart ? ask.threads : 1); ++i) teams.push_back(std::make_unique<Team>(net, ask, apart ? 1 : ask.threads));
+  std::atomic<int> next{0};
+  auto lead = [&](Team& team) {
+    for (int f = next.fetch_add(1); f < flights; f = next.fetch_add(1)) {
       const int first = full ? f * full : static_cast<int>(static_cast<int64_t>(ask.batch) * f / flights);
       const int end = full ? std::min(first + full, ask.batch) : static_cast<int>(static_cast<int64_t>(ask.batch) * (f + 1) / flights);
-      if (end > first) team.fly(apart ? 0 : worker, first, end - first);
+      if (end > first) team.lead(first, end - first);
     }
   };
-  std::vector<std::thread> threads;
+  const auto crew = std::make_shared<Crew>();
+  crew->work = [&](int worker) {
+    if (apart) lead(*teams[static_cast<size_t>(worker)]);
+    else teams[0]->help(worker, crew->closed);
+  };
   try {
-    for (int i = 1; i < ask.threads; ++i) threads.emplace_back(work, i);
+    for (int i = 1; i < ask.threads; ++i) std::thread([crew, i] { crew->enter(i); }).detach();
   } catch (const std::exception&) {  // the system gives no more threads: go on with those there are
   }
-  bool failed = false;
-  try {
-    const int workers = static_cast<int>(threads.size()) + 1;
-    const Kernel& kernel = kernel_of(net.target);
-    const bool dense = is_dense(kernel, std::min(ask.batch, kernel.vector));
-    apart = !dense && ask.batch >= 2 * workers;  // enough images for each thread to go its own way
-    flights = (ask.batch + flight_images - 1) / flight_images;
-    if (apart) flights = static_cast<int>(round_up(flights, workers));
-    if (dense) full = kernel.vector, flights = (ask.batch + full - 1) / full;  // full vectors first, then the rest
-    for (int i = 0; i < (apart ? workers : 1); ++i) crew.push_back(std::make_unique<Team>(net, ask, apart ? 1 : workers));
-    go.store(1);
-    work(0);
-  } catch (const std::bad_alloc&) {
-    go.store(-1);
-    failed = true;
-  }
-  for (std::thread& t : threads) t.join();
-  for (const auto& team : crew) failed = failed || team->failed.load();
-  if (failed) return false;
+  lead(*teams[0]);
+  crew->close();
+  for (const auto& team : teams)
+    if (team->failed.load()) return false;
   for (size_t n = 0; n < net.nodes.size(); ++n)
-    for (const auto& team : crew)
+    for (const auto& team : teams)
       for (const Scratch& s : team->scratch) ask.rows[n] += s.rows[n];
   return true;
+} catch (const std::bad_alloc&) {  // before any thread was started
+  return false;
 }
 
 }  // namespace nbsnn
