@@ -86,8 +86,9 @@ int chunks_of(const Net& net, const Request& ask, const Flight& flight, const No
 // Bit planes pay if enough of a vector's images are there.
 bool is_dense(const Kernel& kernel, int images) { return kernel.run_planes && images <= kernel.vector && images * 8 >= kernel.vector * 3; }
 
-// One team takes its flights through the network; a team of several shares each node's tiles. Its leader waits for nobody: members
-// take part from the node on that is opened after their arrival. Waking a thread may take longer than a small network does.
+// One team takes its flights through the network; a team of several shares each node's tiles. Its leader waits for none that has
+// not arrived: members take part from the node on that is opened after they came. Waking a thread may take longer than a small
+// network does.
 struct Team {
   const Net& net;
   const Request& ask;
@@ -96,8 +97,9 @@ struct Team {
   Flight flight;
   Pool pool;
   Barrier barrier;
-  std::atomic<int> next{0}, next_record{0}, arrived{1};
-  std::atomic<uint64_t> call{0};  // nodes opened so far · 2^16 + members that work on the last one
+  alignas(64) std::atomic<int> next{0}, next_record{0};
+  alignas(64) std::atomic<uint64_t> call{0};  // nodes opened so far · 2^16 + members that work on the last one
+  std::atomic<int> arrived{1};
   size_t open = 0;                // that node
   std::atomic<bool> failed{false};
   std::vector<Scratch> scratch;
@@ -181,17 +183,17 @@ struct Team {
     Scratch& mine = scratch[static_cast<size_t>(rank)];
     if (flight.dense && node.planes) {
       const int groups = (node.channels + kernel.block - 1) / kernel.block;
-      share(next, node.positions, groups, kernel.span, number, [&](const Item& item) {
+      share(next, members, node.positions, groups, kernel.span, number, [&](const Item& item) {
         kernel.run_planes(net, ask, flight, mine, item);
       });
       if (node.records_read) {
         barrier.wait(members);
-        share(next_record, images * node.positions, 1, 1, number, [&](const Item& item) {
+        share(next_record, members, images * node.positions, 1, 1, number, [&](const Item& item) {
           kernel.run_records(net, flight, item);
         });
       }
     } else {
-      share(next, images * node.positions, node.groups(), kTile, number, [&](const Item& item) {
+      share(next, members, images * node.positions, node.groups(), kTile, number, [&](const Item& item) {
         kernel.run_tile(net, ask, flight, mine, item);
       });
     }
@@ -200,8 +202,8 @@ struct Team {
 
   // Calls `work` for each item that this member draws: `all` positions in tiles, times `groups`; small tiles if they are few.
   template <class F>
-  void share(std::atomic<int>& from, int all, int groups, int tile, int node, F&& work) {
-    while (size > 1 && tile > 1 && (all + tile - 1) / tile * groups < 2 * size) tile /= 2;
+  void share(std::atomic<int>& from, int members, int all, int groups, int tile, int node, F&& work) {
+    while (members > 1 && tile > 1 && (all + tile - 1) / tile * groups < 2 * members) tile /= 2;
     const int items = (all + tile - 1) / tile * groups;
     for (int i = from.fetch_add(1); i < items; i = from.fetch_add(1)) {
       const int begin = i / groups * tile, end = begin + tile < all ? begin + tile : all;
@@ -221,12 +223,14 @@ struct Team {
 };
 
 // What a run shares with its threads. They are not joined: one that comes late, even after the end, finds it closed and leaves.
+// Of `inside` and `closed` each side writes one before it reads the other, in one order for all.
 struct Crew {
   std::atomic<int> inside{0};
   std::atomic<bool> closed{false};
   std::function<void(int)> work;  // not called once it is closed
 
   void enter(int worker) {
+    if (closed.load()) return;
     inside.fetch_add(1);
     if (!closed.load()) work(worker);
     inside.fetch_sub(1);
@@ -236,6 +240,21 @@ struct Crew {
     spin_until([&] { return inside.load() == 0; });
   }
 };
+
+constexpr int kMostThreads = 256;  // that may be on their way at a time, of all runs, if none asks for more
+std::atomic<int> under_way{0};
+
+// Starts up to n threads; none more where the system gives no more, or too many of earlier runs have not come yet.
+void start(const std::shared_ptr<Crew>& crew, int n) {
+  for (int i = 1; i <= n; ++i) {
+    if (under_way.fetch_add(1) >= std::max(kMostThreads, n)) return void(under_way.fetch_sub(1));
+    try {
+      std::thread([crew, i] { crew->enter(i), under_way.fetch_sub(1); }).detach();
+    } catch (const std::exception&) {
+      return void(under_way.fetch_sub(1));
+    }
+  }
+}
 
 }  // namespace
 
@@ -262,10 +281,7 @@ bool run(const Net& net, const Request& ask, int flight_images) try {
     if (apart) lead(*teams[static_cast<size_t>(worker)]);
     else teams[0]->help(worker, crew->closed);
   };
-  try {
-    for (int i = 1; i < ask.threads; ++i) std::thread([crew, i] { crew->enter(i); }).detach();
-  } catch (const std::exception&) {  // the system gives no more threads: go on with those there are
-  }
+  start(crew, ask.threads - 1);
   lead(*teams[0]);
   crew->close();
   for (const auto& team : teams)

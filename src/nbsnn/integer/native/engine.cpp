@@ -140,16 +140,17 @@ NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
   return fail("out of memory");
 }
 
-// Runs `batch` images [batch, image_channels, pixels] with `threads` threads, the caller's included. `counts` holds a pointer per
-// node, [batch, channels, positions] or null; `sums` one per branch of the head. Other outputs: steps [batch], spikes [nodes][batch]
-// and rows [nodes], both zero at first.
+// Runs `batch` images [batch, image_channels, pixels] with up to `threads` threads, the caller's included; one that starts late may
+// leave this code shortly after the call, so do not unload it right then. `counts` holds a pointer per node, [batch, channels,
+// positions] or null; `sums` one per branch of the head. Other outputs: steps [batch], spikes [nodes][batch] and rows [nodes], both
+// zero at first.
 NBSNN_API int nbsnn_run(const nbsnn::Net* net, const int32_t* images, int batch, int mode, int threads, int flight_images,
                         int32_t* const* counts, int64_t* const* sums, int32_t* steps, int64_t* spikes, int64_t* rows) {
   if (!net->finished) return fail("the network is not finished");
   if (batch < 1 || mode < 0 || mode >= nbsnn::kModes || threads < 1 || threads > 1024 || flight_images < 1)
     return fail("bad request");
   for (const nbsnn::Node& node : net->nodes)
-    if (static_cast<int64_t>(flight_images) * node.positions > INT32_MAX) return fail("too many images in flight");
+    if (static_cast<int64_t>(std::max(flight_images, nbsnn::kernel_of(net->target).vector)) * node.positions > INT32_MAX) return fail("too many images in flight");
   const nbsnn::Request ask{images, batch, mode, threads, counts, sums, steps, spikes, rows};
   return nbsnn::run(*net, ask, flight_images) ? 0 : fail("out of memory");
 }

@@ -32,6 +32,7 @@ struct Buffer {
   uint8_t* need(size_t n) {
     if (n > bytes) {
       data.reset();
+      bytes = 0;
       data.reset(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>(round_up(static_cast<int64_t>(n), 64)))));
       if (!data) throw std::bad_alloc();
       bytes = n;
