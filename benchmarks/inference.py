@@ -37,7 +37,7 @@ from nbsnn.zoo import PREFIX, list_zoo
 
 NETS = ("cifar10/alexnet", "cifar10/vgg11", "cifar10/resnet20", "cifar10/resnet18")
 PAIRS = (("unsigned", "fixed"), ("signed", "fixed"), ("signed", "settle"), ("unsigned", "barrier"))
-SLOW = ("quantized", "spiking", *rivals.PEERS)  # float simulations, many times slower: few repeats
+SLOW = ("quantized", "spiking", *rivals.PEERS)  # float simulations: three repeats at most
 SWEEP = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # wanted shares of neurons that fire in a step
 
 

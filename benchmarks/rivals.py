@@ -1,4 +1,4 @@
-"""What else runs these networks: torch's own dense int8, and SpikingJelly's neurons. For `benchmarks/inference.py`."""
+"""What else runs these architectures: torch's own dense int8, and SpikingJelly's neurons. For `benchmarks/inference.py`."""
 
 import copy
 import importlib.util
@@ -14,7 +14,7 @@ PEERS = ("spikingjelly",)
 def dense_int8(plain: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
     """The float net as torch quantizes it after training: 8-bit weights and activations, dense, batch norms folded.
 
-    It is one pass, what `counts` does in one; a spiking network on this path takes one such pass for each step.
+    One pass over the images, as `counts` is; a spiking network run this way would take T.
     """
     from torch.ao.quantization import get_default_qconfig_mapping
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
@@ -22,7 +22,7 @@ def dense_int8(plain: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
     engine = "x86" if "x86" in torch.backends.quantized.supported_engines else "qnnpack"
     torch.backends.quantized.engine = engine  # it packs the weights now and runs them later
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of this path's age
+        warnings.simplefilter("ignore")  # torch.ao announces its retirement
         observed = prepare_fx(copy.deepcopy(plain).eval(), get_default_qconfig_mapping(engine), (images,))
         observed(images)
         return convert_fx(observed)  # type: ignore[no-any-return]
@@ -45,7 +45,10 @@ class _Steps(nn.Module):
 
 
 def spikingjelly(plain: nn.Module, timesteps: int) -> Callable[[Tensor], Tensor]:
-    """The same layers with SpikingJelly's integrate-and-fire neurons (reset by subtraction, multi-step) for each ReLU."""
+    """The same layers with SpikingJelly's integrate-and-fire neurons (reset by subtraction, multi-step) for each ReLU.
+
+    Thresholds are 1 and membranes start at 0: good for its time, not for its answers.
+    """
     from spikingjelly.activation_based import functional, neuron
 
     net = copy.deepcopy(plain).eval()

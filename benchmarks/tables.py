@@ -49,10 +49,13 @@ def accuracy_section(figures: dict[str, Any]) -> str:
     machine, recipe = figures["machine"], figures["recipe"]
     spiking = next(phase for phase in figures["phases"] if "spiking" in phase)
     minutes = sum(phase["seconds"] for phase in figures["phases"]) / 60
+    epochs = sum(phase["epochs"] for phase in figures["phases"])
+    taught = [name for name, phase in recipe["phase"].items() if phase.get("distill")]
+    how = f"distilled at {' and '.join(taught)} bits" if taught else "without distillation"
     return (
         f"## {figures['model']}\n\n"
-        f"{figures['data']}, {figures['test_images']:,} test images. Recipe {recipe['name']} ({figures['recipe_hash']}), seed "
-        f"{figures['seed']}; {sum(phase['epochs'] for phase in figures['phases'])} epochs, {minutes:.0f} minutes of training.\n"
+        f"{figures['data']}, {figures['test_images']:,} test images. Recipe {recipe['name']} ({figures['recipe_hash']}), "
+        f"{how}, seed {figures['seed']};\n{epochs} epochs, {minutes:.0f} minutes of training.\n"
         f"Measured on {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, nbsnn {machine['nbsnn']}; "
         f"spikes stepped on {spiking['spiking_images']:,} images, neurons compared on {spiking['fidelity_images']}.\n\n"
         + markdown(COLUMNS, table(figures))
@@ -67,7 +70,8 @@ def finetune_section(figures: dict[str, Any]) -> str:
             continue
         method = row["method"] + (", calibrated first" if row["settings"]["calibrate_first"] else "")
         numbers = (f"{row[key]:.2f}" for key in ("quantized_top1", "spiking_top1_before", "spiking_top1", "gap"))
-        rows.append((str(row["bits"]), str(row["timesteps"]), method, f"{row['train_images']:,}", f"{row['test_images']:,}",
+        seen = row["settings"]["calibration_images"] if row["method"] == "calibrate" else row["train_images"]
+        rows.append((str(row["bits"]), str(row["timesteps"]), method, f"{seen:,}", f"{row['test_images']:,}",
                      *numbers, f"{row['processor_seconds']:.0f}"))  # fmt: skip
     columns = ("bits", "T", "method", "train images", "test images", "quantized", "before", "after", "gap", "CPU s")
     return f"## Fine-tuning for the fixed schedule\n\nResNet-20, signed neurons, {figures['data']}.\n\n" + markdown(
@@ -108,7 +112,8 @@ def input_section(figures: dict[str, Any]) -> str:
     same = figures["parity"]
     return (
         "## Photographs to batches\n\n"
-        f"`python benchmarks/input.py TREE`, {figures['images']} JPEG files of ImageNet (98 different ones), batches of "
+        f"`python benchmarks/input.py TREE --images {figures['images']}`, {figures['images']} JPEG files of ImageNet "
+        f"(98 different ones), batches of "
         f"{figures['batch']}; {_machine(figures['machine'])}, as many\nthreads (DALI) or worker processes (torch).\n\n"
         + markdown(("pass", "loader", "images/s", "slowest", "fastest", "over torch"), rows)
         + f"\nThe {same['images']} validation images of both differ by {same['mean_levels']:.2f} levels of 255 on average, "
@@ -155,13 +160,16 @@ def inference_section(figures: dict[str, Any]) -> str:
         blocks.append(f"{title}\n\n{about}\n\n" + markdown(("", "ms", "fastest", "slowest", "images/s", "ratio"), lines))
     text = (
         "## Inference\n\n"
-        f"`python benchmarks/inference.py`, {figures['repeats']} repeats in turns; {_machine(figures['machine'])}, native "
+        f"`python benchmarks/inference.py --peer spikingjelly --sweep --nets …`, {figures['repeats']} repeats in turns "
+        f"(3 of quantized, spiking and "
+        f"spikingjelly; small batches ten times in a row); {_machine(figures['machine'])}, native "
         f"kernels {', '.join(figures['machine']['native'])}.\n*ratio*: time over that of the faster of the eager and the "
         "compiled float net in the same repeat, median.\n\n" + "\n".join(blocks)
     )
     if figures["sweep"]:
         text += (
-            "\n### Cost and activity\n\nUnsigned spikes: milliseconds an image against the share of neurons that fire in a "
+            f"\n### Cost and activity\n\n{figures['sweep'][0]['net']}, unsigned spikes: milliseconds an image against the "
+            "share of neurons that fire in a "
             "step; biases were shifted to get there.\nBy events: the walk over lists of active channels; by planes: what "
             f"larger batches take.\n\n![milliseconds an image against activity]({CHART.name})\n"
         )
@@ -177,14 +185,8 @@ def engine_page(figures: dict[str, Any]) -> str:
         for row in figures["rows"]
     ]
     columns = ("net", "T", "batch", *(name.removeprefix("spikes ") for name in names))
-    return (
-        before
-        + MARKS[0]
-        + f"{_machine(figures['machine'])}:\n\n"
-        + markdown(columns, lines)
-        + MARKS[1]
-        + rest.split(MARKS[1])[1]
-    )
+    text = f"{_machine(figures['machine'])}:\n\n{markdown(columns, lines)}"
+    return before + MARKS[0] + text + MARKS[1] + rest.split(MARKS[1])[1]
 
 
 def chart(figures: dict[str, Any]) -> str:

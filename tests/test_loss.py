@@ -15,7 +15,7 @@ from nbsnn.data.images import Splits
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.recipe import OptimSpec, Phase, load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.execution import Execution, has_compiler
+from nbsnn.train.execution import Execution
 from nbsnn.train.loop import fit
 from nbsnn.train.loss import Loss, check_teacher
 from nbsnn.train.observer import Interrupted, Observer
@@ -128,22 +128,27 @@ class Stop(Observer):
         return self.steps == 2
 
 
-@pytest.mark.skipif(not has_compiler(CPU), reason="no C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, which the compiler imports
-def test_a_compiled_distilling_phase_resumes_bit_for_bit_and_not_under_another_teacher(tmp_path, splits):
+def test_the_teacher_is_compiled_for_full_batches_only_as_the_student_is(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda net: lambda images: 2 * net(images))
+    loss = Loss(OptimSpec(), Phase(1, distill=1.0), Execution(compiled=True), Says(LOGITS.tolist()), CPU)
+    images = torch.zeros(2, 1)
+    assert float(loss(LOGITS, LABELS, images)) == pytest.approx(0, abs=1e-6)
+    assert float(loss(2 * LOGITS, LABELS, images, compiled=True)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_distilling_phase_resumes_bit_for_bit_and_not_under_another_teacher(tmp_path, splits):
     teacher, phase = digits_net(quantized=False), Phase(2, distill=0.5)
     with torch.no_grad():
         teacher.head.weight.mul_(3)
 
     def part(name, observer=None):
-        kwargs = {"teacher": teacher, "execution": Execution(compiled=True), "observer": observer}
-        return read_tensors(fit(digits_net(), splits, short(), phase, out=tmp_path / name, **kwargs).last)[1]
+        result = fit(digits_net(), splits, short(), phase, out=tmp_path / name, teacher=teacher, observer=observer)
+        return read_tensors(result.last)[1]
 
     whole = part("whole")
     with pytest.raises(Interrupted):
         part("parts", Stop())
     shutil.copytree(tmp_path / "parts", tmp_path / "other")
-    torch.compiler.reset()  # as a new process would
     assert same(whole, part("parts"))
     with torch.no_grad():
         teacher.head.bias += 1

@@ -76,7 +76,7 @@ def pack(
 ) -> None:
     """Write a quantized network as bit-packed integer weights, norms and thresholds, with its provenance and a hash.
 
-    Every verb takes a packed file as it takes a checkpoint, and its logits are equal bit for bit. Example:
+    Every other verb takes a packed file as it takes a checkpoint, and its logits are equal bit for bit. Example:
     nbsnn pack runs/r20/2bit/best.safetensors --out resnet20-w2a2.safetensors
     """
     header, tensors = read_tensors(checkpoint)

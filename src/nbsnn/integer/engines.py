@@ -1,4 +1,4 @@
-"""Which code runs an integer network here: the event-driven kernel on a CPU, or torch operations anywhere."""
+"""Which code runs an integer network here: the C++ kernel on a CPU, or torch operations anywhere."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args

@@ -1,4 +1,4 @@
-"""The event-driven engine: the binding of the C++ kernel in `native/`, with the same two functions as every engine.
+"""The native engine: the binding of the C++ kernel in `native/`, with the same two functions as every engine.
 
 The extension is optional. It is a plain C library, loaded with ctypes, so that a call releases the GIL and needs nothing of
 torch but the addresses of tensors. Everything that C++ will index with is made and checked here, and checked there again.
@@ -80,7 +80,7 @@ def run_spikes(
     target: Target | None = None,
     threads: int | None = None,
 ) -> Outcome:
-    """Step by step, from lists of the neurons that fire; see `Outcome` and `run_counts` for arguments and result."""
+    """Step by step, by events or bit planes (docs/kernel.md); see `Outcome` and `run_counts` for arguments and result."""
     return _run(program, pixels, _MODES[neuron, schedule], keep_counts, target, threads)
 
 

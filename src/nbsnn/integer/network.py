@@ -103,7 +103,7 @@ class IntegerNetwork:
             engine: "counts" is the quantized network in whole numbers, and equals the spiking one under "settle" and
                 "barrier" bit for bit; "spikes" really steps.
             neuron, schedule: of the "spikes" engine, as in `nbsnn.to_spiking`.
-            backend: "native" (the event-driven kernel, on a CPU), "torch", or "auto": native where it is there.
+            backend: "native" (the C++ kernel, on a CPU), "torch", or "auto": native where it is there.
             keep_counts: return the counts of every neuron.
         Raises:
             LoweringError: no images, of the wrong shape, or outside the range that the network was lowered for.

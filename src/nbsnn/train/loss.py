@@ -16,11 +16,16 @@ from nbsnn.train.execution import Execution
 def distillation_loss(
     logits: Tensor, teacher: Tensor, labels: Tensor, *, share: float, temperature: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """(1 − share)·cross-entropy + share·τ²·KL(teacher ‖ student), both softened by the temperature τ (Hinton et al., 2015).
+    """(1 − share)·cross-entropy + share·τ²·KL(teacher ‖ student), both softmaxes of the KL at temperature τ.
+
+    Source: Hinton et al., 2015.
 
     Args:
         logits, teacher: [B, classes] float32.
         labels: [B].
+        label_smoothing: of the labels alone.
+    Returns:
+        The mean over the batch, a scalar.
     """
     said, heard = (F.log_softmax(x / temperature, 1) for x in (teacher, logits))
     soft = F.kl_div(heard, said, reduction="batchmean", log_target=True)

@@ -138,7 +138,7 @@ struct Item {
 
 // What a kernel compiled for an instruction set offers.
 struct Kernel {
-  int vector;  // bytes; 0 images fit a vector where planes are null
+  int vector;  // bytes; without run_planes no flight is dense
   int block, span;  // channels and positions of an item of run_planes
   void (*pack)(const Node&, Branch&);
   void (*run_tile)(const Net&, const Request&, Flight&, Scratch&, const Item&);

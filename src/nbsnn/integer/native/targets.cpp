@@ -1,4 +1,4 @@
-// The kernel compiled for each instruction set that this processor family may have; `run_tile_of` picks at run time.
+// The kernel compiled for each instruction set that this processor family may have; `kernel_of` picks at run time.
 //
 // NBSNN_FAST_BUILD, for whoever works on the kernel, compiles AVX2 alone, which then also runs in place of the others.
 #include "targets.h"
