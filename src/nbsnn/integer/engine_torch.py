@@ -8,6 +8,11 @@ from nbsnn.integer.program import IMAGE, Outcome, Program, Unit
 from nbsnn.spiking.neuron import Neuron, Schedule
 
 
+def bytes_per_image(program: Program) -> int:
+    """Of all neurons: membrane, current, count, spikes, and a convolution's input and output in single precision."""
+    return 24 * sum(torch.Size(shape).numel() for shape in program.shapes.values())
+
+
 def run_counts(program: Program, pixels: Tensor, *, keep_counts: bool = False) -> Outcome:
     """The quantized network in whole numbers: one product per branch. See `Outcome`."""
     T, products = program.timesteps, Products.of(program, pixels.device)

@@ -13,15 +13,16 @@ Backend = Literal["auto", "native", "torch"]
 
 
 class Code(NamedTuple):
-    """The two functions of an engine, as `Outcome` describes them, and its name."""
+    """The two functions of an engine, as `Outcome` describes them, its name, and the memory that an image in flight takes."""
 
     name: str
     run_counts: Callable[..., Outcome]
     run_spikes: Callable[..., Outcome]
+    bytes_per_image: Callable[[Program], int]
 
 
-TORCH = Code("torch", engine_torch.run_counts, engine_torch.run_spikes)
-NATIVE = Code("native", native.run_counts, native.run_spikes)
+TORCH = Code("torch", engine_torch.run_counts, engine_torch.run_spikes, engine_torch.bytes_per_image)
+NATIVE = Code("native", native.run_counts, native.run_spikes, native.bytes_per_image)
 
 
 def choose(program: Program, backend: Backend, device: torch.device) -> Code:

@@ -84,6 +84,11 @@ def run_spikes(
     return _run(program, pixels, _MODES[neuron, schedule], keep_counts, target, threads)
 
 
+def bytes_per_image(program: Program) -> int:
+    """Of the pixels, in double and whole numbers, here and in the kernel; it bounds its neurons in flight by itself."""
+    return 20 * torch.Size(program.pixels.shape).numel()
+
+
 @dataclass(frozen=True, eq=False)
 class _Handle:
     """A network inside the extension, freed with this object."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nbsnn.errors import ConfigError, LoweringError, unknown
 from nbsnn.integer.description import UnitRow, describe_units
-from nbsnn.integer.engines import NATIVE, Backend, Code, choose
+from nbsnn.integer.engines import Backend, Code, choose
 from nbsnn.integer.program import Head, Outcome, Pixels, Program
 from nbsnn.integer.storage import load_program, moved, save_program
 from nbsnn.spiking.convert import check_pair
@@ -18,8 +18,7 @@ from nbsnn.spiking.convert import check_pair
 Engine = Literal["counts", "spikes"]
 
 _IN_FLIGHT_BYTES = 2**28  # what the images at work may take; the rest of a batch waits
-_BYTES_PER_NEURON = 24  # in torch: membrane, current, count, spikes, and a convolution's input and output in single precision
-_BYTES_PER_PIXEL = 20  # double, int32 and what the kernel makes of them; it bounds its neurons in flight by itself
+_MOST_IN_FLIGHT = 256  # images
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,11 +171,7 @@ class IntegerNetwork:
 
     def _chunks(self, images: Tensor, code: Code) -> Iterator[Tensor]:
         """The images in flight, as integers on the network's device."""
-        if code is NATIVE:
-            size = max(1, _IN_FLIGHT_BYTES // (torch.Size(self.program.pixels.shape).numel() * _BYTES_PER_PIXEL))
-        else:
-            neurons = sum(torch.Size(shape).numel() for shape in self.program.shapes.values())
-            size = max(1, min(256, _IN_FLIGHT_BYTES // (neurons * _BYTES_PER_NEURON)))
+        size = max(1, min(_MOST_IN_FLIGHT, _IN_FLIGHT_BYTES // code.bytes_per_image(self.program)))
         for chunk in torch.split(images, size):
             yield to_integers(self.program.pixels, chunk.to(self.device))
 

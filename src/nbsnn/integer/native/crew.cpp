@@ -155,13 +155,12 @@ struct Team {
   // Takes one flight through all nodes. After a failure (no memory) all members go on to the end, idle.
   void lead(int first, int images) {
     guard([&] { begin_flight(first, images); });
-    for (open = 0; open < net.nodes.size();) {
+    for (open = 0; open < net.nodes.size(); ++open) {
       guard([&] { begin_node(open); });
       const int members = std::min(arrived.load(), size);
       call.store(((call.load() >> 16) + 1) << 16 | static_cast<uint64_t>(members));
       work_on(open, 0, members);
       guard([&] { end_node(open); });
-      ++open;
     }
   }
 
