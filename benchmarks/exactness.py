@@ -9,7 +9,6 @@ For each network and width: quantized from fresh weights with thresholds and nor
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from measure import machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -91,15 +91,13 @@ def main() -> None:
     if args.one:
         sys.stdout.write(json.dumps(measure(args.tree, args.nets[0], args.bits[0], args.images)))
         return
-    machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
-               "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
     rows, console = [], Console(width=None if sys.stdout.isatty() else 120)
     for net, bits in track([(n, b) for n in args.nets for b in args.bits], console=console, transient=True):
         words = [str(args.tree), "--nets", net, "--bits", str(bits), "--images", str(args.images), "--one"]
         done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout))
         if args.json:
-            args.json.write_text(json.dumps({"kind": "exactness", "machine": machine, "rows": rows}, indent=1) + "\n")
+            args.json.write_text(json.dumps({"kind": "exactness", "machine": machine(), "rows": rows}, indent=1) + "\n")
     table = Table(title="Neurons off, and seconds an image")
     for column in ("net", "bits", "settle: off", "steps", "s", "barrier: off", "steps", "s", "integer: off", "counts s", "MiB"):
         table.add_column(column, justify="left" if column == "net" else "right", no_wrap=True)

@@ -8,13 +8,13 @@ measured again, so that an interrupted run goes on.
 
 import argparse
 import json
-import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from measure import machine
 from rich.console import Console
 from rich.table import Table
 
@@ -127,9 +127,7 @@ def main() -> None:
     if args.compile:
         torch._dynamo.config.recompile_limit = 64  # a version for each shape and grad mode
         neuron.integrate_and_fire = torch.compile(neuron.integrate_and_fire, dynamic=False)
-    machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
-               "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
-    results = Results(args.json, {"kind": "finetune", "data": args.label, "machine": machine})
+    results = Results(args.json, {"kind": "finetune", "data": args.label, "machine": machine()})
     splits = load_data(DataSpec("cifar10", str(args.root)))
     for checkpoint in args.checkpoints:
         for method in args.methods:

@@ -13,9 +13,7 @@ batch norms and thresholds on the bundled images. The JSON says which. Float net
 
 import argparse
 import json
-import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,6 +21,7 @@ from pathlib import Path
 
 import rivals
 import torch
+from measure import machine, seconds
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -103,16 +102,10 @@ def interleaved(
             if name in SLOW and repeat > 3:
                 continue
             tick(name)
-            turn = [_seconds(run) for _ in range(in_a_row)]
+            turn = [seconds(run) for _ in range(in_a_row)]
             if repeat:
                 times[name].append(statistics.median(turn))
     return times
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def figures(times: dict[str, list[float]], batch: int) -> dict[str, dict[str, float]]:
@@ -205,9 +198,8 @@ def main() -> None:
     images = sample.normalized(sample.images[: max(100, *args.batches)])  # the first hundred calibrate
     mean, std = (list(map(float, x)) for x in (sample.mean, sample.std))
     files = dict(pair.split("=", 1) for pair in args.checkpoint)
-    machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "native": list(native.targets()), "threads": args.threads,
-               "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
-    report = {"kind": "inference", "machine": machine, "repeats": args.repeats, "rows": [], "sweep": []}
+    here = machine(args.threads, native=list(native.targets()))
+    report = {"kind": "inference", "machine": here, "repeats": args.repeats, "rows": [], "sweep": []}
     console = Console()
 
     def keep(part: str, figures: dict[str, object]) -> None:

@@ -11,13 +11,13 @@ compared: pixels in levels of 255, and the logits of an AlexNet with fixed rando
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from measure import machine
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -125,9 +125,8 @@ def main() -> None:
     same = parity(splits.test, args.threads) if is_installed() else None
     console.print(same or "DALI is not installed: only the torch loader was measured")
     if args.json:
-        machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": args.threads, "gpu": torch.cuda.is_available(),
-                   "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
-        report = {"kind": "input", "machine": machine, "batch": args.batch, "images": args.images, "rows": rows, "parity": same}
+        here = machine(args.threads, gpu=torch.cuda.is_available())
+        report = {"kind": "input", "machine": here, "batch": args.batch, "images": args.images, "rows": rows, "parity": same}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

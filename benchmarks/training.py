@@ -10,7 +10,6 @@ images, cropped and flipped one by one, in this process.
 import argparse
 import copy
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measure import machine, seconds
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import nbsnn
 from nbsnn.data.images import ImageSet, Splits, crop_and_flip
-from nbsnn.recipe import OptimSpec, Phase, load_recipe
+from nbsnn.recipe import OptimSpec, Phase
+from nbsnn.recipes import load_recipe
 from nbsnn.train.loop import fit
 from nbsnn.train.observer import Observer
 from nbsnn.train.optim import keep_positive_, make_optimizer
@@ -44,13 +45,6 @@ def step_of(net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, *,
         keep_positive_(net)
 
     return step
-
-
-def seconds(step: Callable[[], None]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 def measure(name: str, *, bits: int, batch: int, repeats: int, compiled: bool) -> dict[str, float | str]:
@@ -162,10 +156,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     rows = [measure(net, bits=args.bits, batch=args.batch, repeats=args.repeats, compiled=args.compile) for net in args.nets]
-    machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
-               "python": platform.python_version(), "torch": torch.__version__}  # fmt: skip
     table = Table(
-        title=f"Training step, batch {args.batch}, {args.bits} bits, {'compiled' if args.compile else 'eager'}, {machine}"
+        title=f"Training step, batch {args.batch}, {args.bits} bits, {'compiled' if args.compile else 'eager'}, {machine()}"
     )
     for column in ("net", "float s", "quantized s", "ratio", "min", "max"):
         table.add_column(column, justify="right")
@@ -183,7 +175,7 @@ def main() -> None:
         report = {
             "kind": "training",
             "arguments": vars(args) | {"json": None},
-            "machine": machine,
+            "machine": machine(),
             "rows": rows,
             "loops": loops,
         }
