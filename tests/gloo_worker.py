@@ -14,7 +14,8 @@ from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits, evaluation_batches
 from nbsnn.distributed import process_group, world
 from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.recipe import Phase, load_recipe
+from nbsnn.recipe import Phase
+from nbsnn.recipes import load_recipe
 from nbsnn.train.loop import fit
 from nbsnn.train.observer import Interrupted
 

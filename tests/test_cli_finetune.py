@@ -8,7 +8,7 @@ import torch
 
 import nbsnn
 from nbsnn.cli import main
-from nbsnn.recipe import load_recipe
+from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
 
 FEW = ["--limit-train", "40", "--held-out", "20", "--limit", "20"]

@@ -11,7 +11,8 @@ from nets import digits_net
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
 from nbsnn.errors import ConfigError
-from nbsnn.recipe import Phase, load_recipe
+from nbsnn.recipe import Phase
+from nbsnn.recipes import load_recipe
 from nbsnn.train import execution
 from nbsnn.train.execution import Execution, pick_execution
 from nbsnn.train.loop import fit

@@ -13,8 +13,8 @@ ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
     ["settings", "zoo"],
-    ["recipe", "recipes", "surgery", "tensorfile", "distributed", "quant.functional", "spiking.functional"],
-    ["models", "quant", "data"],
+    ["recipe", "surgery", "tensorfile", "distributed", "quant.functional", "spiking.functional"],
+    ["recipes", "models", "quant", "data"],
     ["spiking"],
     ["integer"],
     ["checkpoint", "evaluate"],

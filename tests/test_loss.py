@@ -13,7 +13,8 @@ from nbsnn.cli import main
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
 from nbsnn.errors import CheckpointError, ConfigError
-from nbsnn.recipe import OptimSpec, Phase, load_recipe
+from nbsnn.recipe import OptimSpec, Phase
+from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
 from nbsnn.train.execution import Execution
 from nbsnn.train.loop import fit

@@ -8,7 +8,8 @@ from nbsnn.errors import ConfigError
 from nbsnn.models import build_model
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import read_plan
-from nbsnn.recipe import OptimSpec, Phase, load_recipe
+from nbsnn.recipe import OptimSpec, Phase
+from nbsnn.recipes import load_recipe
 from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
 from nbsnn.train.progressive import next_form
 

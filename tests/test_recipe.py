@@ -4,7 +4,8 @@ import pytest
 
 from nbsnn.errors import ConfigError
 from nbsnn.models import list_models
-from nbsnn.recipe import OptimSpec, Phase, QuantSpec, list_recipes, load_recipe, recipe_from_dict
+from nbsnn.recipe import OptimSpec, Phase, QuantSpec, recipe_from_dict
+from nbsnn.recipes import list_recipes, load_recipe
 
 NETS = [f"cifar10/{n}" for n in ("alexnet", "resnet110", "resnet18", "resnet20", "resnet32", "resnet44", "resnet56", "vgg11")]
 

@@ -16,7 +16,8 @@ from nbsnn.cli import main
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
 from nbsnn.errors import CheckpointError
-from nbsnn.recipe import Phase, load_recipe
+from nbsnn.recipe import Phase
+from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
 from nbsnn.train.loop import fit
 from nbsnn.train.observer import Observer

@@ -12,7 +12,8 @@ from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
 from nbsnn.errors import CheckpointError
 from nbsnn.quant.quantize import quantize
-from nbsnn.recipe import Phase, QuantSpec, load_recipe
+from nbsnn.recipe import Phase, QuantSpec
+from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
 from nbsnn.train.execution import Execution
 from nbsnn.train.history import finished_phase

@@ -12,7 +12,8 @@ from nbsnn.data.images import Splits
 from nbsnn.distributed import World
 from nbsnn.errors import ConfigError
 from nbsnn.models import canonical_name
-from nbsnn.recipe import Phase, Recipe, load_recipe, recipe_from_dict
+from nbsnn.recipe import Phase, Recipe, recipe_from_dict
+from nbsnn.recipes import load_recipe
 
 HERE = Path(__file__).resolve().parent
 BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"

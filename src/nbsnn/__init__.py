@@ -22,7 +22,8 @@ from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model, list_models
 from nbsnn.quant.quantize import quantize, set_bits_
-from nbsnn.recipe import QuantSpec, Recipe, list_recipes, load_recipe
+from nbsnn.recipe import QuantSpec, Recipe
+from nbsnn.recipes import list_recipes, load_recipe
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.surgery import tap

@@ -162,23 +162,24 @@ def train(
     if recipe.data.name == "sample":
         raise ConfigError("data.name=sample: these are test images; train on cifar10 or digits")
     overwrite = overwrite and not is_revived()  # by torchrun: then what lies there is this run's own
-    widths = [int(key) for key in recipe.phase]
+    done = {
+        bits: None if overwrite else finished_phase(recipe, bits, phase_folder(out, bits)) for bits in map(int, recipe.phase)
+    }
     teacher = None if init is None or read_plan(init) else init
-    check_teacher(recipe, [b for b in widths if overwrite or not finished_phase(recipe, b, phase_folder(out, b))], teacher)
+    check_teacher(recipe, [bits for bits, result in done.items() if result is None], teacher)
     splits = splits or load_data(recipe.data, size=recipe.model.image_size, progress=progress)
     check_fit(recipe.model, splits.train, recipe.data.name)
     model = init or new_model(recipe)
     test = evaluation_batches(splits.test.to(torch.device(device)), world=world())
-    for bits in widths:
-        phase, folder = recipe.phase[str(bits)], phase_folder(out, bits)
-        finished = None if overwrite else finished_phase(recipe, bits, folder)
+    for bits, finished in done.items():
+        phase = recipe.phase[str(bits)]
         if finished is None:
             model = next_form(model.cpu(), recipe, bits, calibration_images(splits.train))
             title = "float" if bits == FLOAT_BITS else f"{bits} bits"
             images = phase.epochs * len(splits.train)
             execution = pick_execution(torch.device(device), images, compile=compile, precision=precision)
             finished = fit(
-                model, splits, recipe.until(bits), phase, out=folder, title=title, device=device,
+                model, splits, recipe.until(bits), phase, out=phase_folder(out, bits), title=title, device=device,
                 execution=execution, save_every=save_every, observer=observer, overwrite=overwrite, teacher=teacher,
             )  # fmt: skip
         last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))

@@ -6,15 +6,12 @@ Recipe ── model: ModelSpec · data: DataSpec · quant: WeightSpec · optim: 
 import hashlib
 import json
 import math
-import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from nbsnn.errors import ConfigError, unknown
-from nbsnn.settings import convert, merge, override_
+from nbsnn.errors import ConfigError
+from nbsnn.settings import convert
 
 FLOAT_BITS = 32
 Padding = Literal["black", "mirror"]
@@ -229,60 +226,7 @@ def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
         raise ConfigError(f"{key}={value}: must be {wanted}")
 
 
-# ---------------------------------------------------------------------------------------------- reading and overriding
-
-
-def list_recipes() -> list[str]:
-    """Names that `load_recipe` knows, variants (`name:variant`) included."""
-    names = []
-    for group in sorted(resources.files("nbsnn.recipes").iterdir(), key=lambda p: p.name):
-        if not group.is_dir():
-            continue
-        for file in sorted(group.iterdir(), key=lambda p: p.name):
-            if file.name.endswith(".toml") and not file.name.startswith("_"):
-                name = f"{group.name}/{file.name.removesuffix('.toml')}"
-                names += [name, *(f"{name}:{variant}" for variant in _variants(_read_table(name)))]
-    return names
-
-
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """A bundled recipe such as "cifar10/resnet20" or "cifar10/resnet20:fast", or a TOML file, with key=value overrides.
-
-    Raises:
-        ConfigError: unknown recipe, variant or key (with close matches), or a value of the wrong type.
-    """
-    base, _, variant = name.partition(":")
-    table = _read_table(base)
-    variants = _variants(table)
-    if variant and variant not in variants:
-        raise ConfigError(unknown(f"variant of {base}", variant, variants))
-    table = merge({k: v for k, v in table.items() if k not in variants}, variants.get(variant, {}))
-    table["name"] = name
-    for override in overrides:
-        override_(table, override)
-    return recipe_from_dict(table)
-
-
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain values; unknown keys are errors."""
     recipe: Recipe = convert(table, Recipe, "")
     return recipe
-
-
-def _variants(table: Mapping[str, Any]) -> dict[str, Any]:
-    known = {f.name for f in fields(Recipe)}
-    return {k: v for k, v in table.items() if k not in known and isinstance(v, dict)}
-
-
-def _read_table(name: str) -> dict[str, Any]:
-    path = resources.files("nbsnn.recipes").joinpath(f"{name}.toml")
-    if name.endswith(".toml"):
-        path = Path(name)
-    if not path.is_file():
-        raise ConfigError(unknown("recipe", name, [] if name.startswith("_") else list_recipes()))
-    try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: not valid TOML ({error})") from None
-    parent = table.pop("extends", None)
-    return merge(_read_table(parent), table) if parent else table

@@ -11,7 +11,7 @@ from nbsnn.cli.app import Checkpoint, JsonOption, app
 from nbsnn.cli.integer import show_integer
 from nbsnn.errors import ConfigError
 from nbsnn.export.packed import save_packed
-from nbsnn.recipe import list_recipes, load_recipe
+from nbsnn.recipes import list_recipes, load_recipe
 from nbsnn.summary import summarize, system_facts
 from nbsnn.tensorfile import read_tensors
 from nbsnn.zoo import PREFIX, list_zoo, locate

@@ -18,7 +18,7 @@ from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.evaluate.comparison import Comparison, compare
-from nbsnn.recipe import load_recipe
+from nbsnn.recipes import load_recipe
 from nbsnn.report import images_looked_at
 from nbsnn.report import report as measure_run
 from nbsnn.spiking.convert import VALID_PAIRS
