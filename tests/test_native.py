@@ -44,6 +44,8 @@ def assert_same(got, expected):
         (["strided", "identity", "pooled"], 15, 20, False, 10),
         (["conv", "projection"], 1, 16, False, 31),
         (["conv", "pointwise"], 4, 130, False, 2),
+        (["conv", "projection"], 3, 12, False, 127),  # two digits of four bits
+        (["strided", "identity", "wide"], 7, 10, False, 32767),  # four
     ],
 )
 def test_native_is_torch_bit_for_bit(kinds, timesteps, channels, mixed, weight, mode):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.program import IMAGE, Head, Outcome, Program, Unit
-from nbsnn.integer.taps import Synapse, base_of, synapse_of
+from nbsnn.integer.taps import Synapse, base_of, digits_of, synapse_of
 from nbsnn.spiking.neuron import Neuron, Schedule
 
 Target = Literal["baseline", "avx2", "avx512"]
@@ -189,7 +189,9 @@ def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
             net, int(unit is None), int(wide), node.shape[0], positions, levels, bits, ctypes.c_int64(retract), _pointer(bias)
         ))  # fmt: skip
         for branch in node.branches:
-            _add_branch(library, net, index[base_of(program, branch.source)], synapse_of(program, branch, node.shape))
+            source, synapse = index[base_of(program, branch.source)], synapse_of(program, branch, node.shape)
+            for part in digits_of(synapse) if unit and source >= 0 else [synapse]:
+                _add_branch(library, net, source, part)
     _check(library, library.nbsnn_finish(net))
     return handle
 

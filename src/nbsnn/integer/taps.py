@@ -13,6 +13,9 @@ from torch import Tensor
 
 from nbsnn.integer.program import IMAGE, Branch, Flatten, Program, SumPool, Unit
 
+LARGEST_ROW_WEIGHT = 31  # the kernel adds rows in int8, four at least before they can overflow
+_BASE = 16
+
 Index = NDArray[np.int64]
 
 
@@ -70,6 +73,23 @@ def synapse_of(program: Program, branch: Branch, shape: tuple[int, ...]) -> Syna
     origin = np.ascontiguousarray(table[table >= 0], dtype=np.uint32)
     rows = np.ascontiguousarray(rows, dtype=np.int16)
     return Synapse(inputs, groups, len(taps), start, origin, rows, branch.multiplier, branch.shift)
+
+
+def digits_of(synapse: Synapse) -> list[Synapse]:
+    """A synapse of a unit as several of the same form with small weights, Σ 16^i · digit = weight; itself if they are small.
+
+    Weights of 8 or 16 bits so go the way of the few-bit ones, as two or up to four synapses whose multipliers are 16 times the one
+    before. Those may leave the kernel's integers: it adds currents modulo 2^32 or 2^64, and their true sum is the same.
+    """
+    rest = synapse.weight.astype(np.int32)
+    if synapse.groups > 1 or np.abs(rest).max() <= LARGEST_ROW_WEIGHT:
+        return [synapse]
+    parts, multiplier = [], synapse.multiplier.to(torch.int64)
+    while rest.any():
+        digit = (rest + _BASE // 2) % _BASE - _BASE // 2
+        parts.append(synapse._replace(weight=np.ascontiguousarray(digit, np.int16), multiplier=multiplier))
+        rest, multiplier = (rest - digit) // _BASE, multiplier * _BASE
+    return parts
 
 
 def _grouped(weight: Tensor, groups: int) -> "NDArray[Any]":
