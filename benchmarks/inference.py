@@ -14,6 +14,7 @@ batch norms and thresholds on the bundled images. The JSON says which. Float net
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -199,7 +200,9 @@ def main() -> None:
     mean, std = (list(map(float, x)) for x in (sample.mean, sample.std))
     files = dict(pair.split("=", 1) for pair in args.checkpoint)
     here = machine(args.threads, native=list(native.targets()))
-    report = {"kind": "inference", "machine": here, "repeats": args.repeats, "rows": [], "sweep": []}
+    words = " ".join(sys.argv[1:]).partition(" --json")[0]
+    report = {"kind": "inference", "command": f"python benchmarks/inference.py {words}", "machine": here,
+              "repeats": args.repeats, "rows": [], "sweep": []}  # fmt: skip
     console = Console()
 
     def keep(part: str, figures: dict[str, object]) -> None:

@@ -158,11 +158,11 @@ def inference_section(figures: dict[str, Any]) -> str:
         title = f"### {row['net']}, T = {row['timesteps']}, batch {row['batch']}"
         about = f"Weights: {row['weights']}.\nNeurons that fire in a step, and steps: {active}."
         blocks.append(f"{title}\n\n{about}\n\n" + markdown(("", "ms", "fastest", "slowest", "images/s", "ratio"), lines))
+    nets = dict.fromkeys(row["net"] for row in figures["rows"])
     text = (
-        "## Inference\n\n"
-        f"`python benchmarks/inference.py --peer spikingjelly --sweep --nets …`, {figures['repeats']} repeats in turns "
-        f"(3 of quantized, spiking and "
-        f"spikingjelly; small batches ten times in a row); {_machine(figures['machine'])}, native "
+        f"## Inference: {', '.join(nets)}\n\n"
+        f"`{figures['command']}`,\n{figures['repeats']} repeats in turns (3 at most of quantized, spiking and spikingjelly; "
+        f"small batches several times in a row);\n{_machine(figures['machine'])}, native "
         f"kernels {', '.join(figures['machine']['native'])}.\n*ratio*: time over that of the faster of the eager and the "
         "compiled float net in the same repeat, median.\n\n" + "\n".join(blocks)
     )
@@ -176,17 +176,19 @@ def inference_section(figures: dict[str, Any]) -> str:
     return text
 
 
-def engine_page(figures: dict[str, Any]) -> str:
-    """docs/engine.md with the ratios of an inference file between its marks."""
+def engine_page(files: list[dict[str, Any]]) -> str:
+    """docs/engine.md with the ratios of the inference files between its marks."""
     before, rest = ENGINE.read_text().split(MARKS[0])
-    names = [name for name in SHORT if all(name in row["figures"] for row in figures["rows"])]
-    lines = [
-        (row["net"], str(row["timesteps"]), str(row["batch"]), *(f"{row['figures'][name]['ratio']:.2f}" for name in names))
-        for row in figures["rows"]
-    ]
+    rows = [row for figures in files for row in figures["rows"]]
+    names = [name for name in SHORT if any(name in row["figures"] for row in rows)]
+    lines = [(row["net"], str(row["timesteps"]), str(row["batch"]), *(_ratio(row, name) for name in names)) for row in rows]
     columns = ("net", "T", "batch", *(name.removeprefix("spikes ") for name in names))
-    text = f"{_machine(figures['machine'])}:\n\n{markdown(columns, lines)}"
+    text = f"{_machine(files[0]['machine'])}:\n\n{markdown(columns, lines)}"
     return before + MARKS[0] + text + MARKS[1] + rest.split(MARKS[1])[1]
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    return f"{row['figures'][name]['ratio']:.2f}" if name in row["figures"] else "-"
 
 
 def chart(figures: dict[str, Any]) -> str:
@@ -217,10 +219,11 @@ def pages() -> dict[Path, str]:
     files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     sections = [section(f) for kind, section in SECTIONS.items() for f in files if f.get("kind") == kind]
     texts = {PAGE: "\n".join([HEAD, *sections])}
-    for figures in files:
-        if figures.get("kind") == "inference":
-            texts[ENGINE] = engine_page(figures)
-        if figures.get("kind") == "inference" and figures["sweep"]:
+    inference = [f for f in files if f.get("kind") == "inference"]
+    if inference:
+        texts[ENGINE] = engine_page(inference)
+    for figures in inference:
+        if figures["sweep"]:
             texts[CHART] = chart(figures)
     return texts
 

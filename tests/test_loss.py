@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from nets import digits_net
+from observers import StopAfter
 
 from nbsnn import pipeline
 from nbsnn.cli import main
@@ -19,7 +20,7 @@ from nbsnn.tensorfile import read_tensors
 from nbsnn.train.execution import Execution
 from nbsnn.train.loop import fit
 from nbsnn.train.loss import Loss, check_teacher
-from nbsnn.train.observer import Interrupted, Observer
+from nbsnn.train.observer import Interrupted
 
 CPU = torch.device("cpu")
 LOGITS, LABELS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]]), torch.tensor([0, 1])
@@ -119,16 +120,6 @@ def test_a_run_distils_and_keeps_the_float_phase_that_it_has(tmp_path, splits, a
     assert not same(alone[1][1], taught[1])
 
 
-class Stop(Observer):
-    """Asks to stop after the second step, once."""
-
-    steps = 0
-
-    def should_stop(self):
-        self.steps += 1
-        return self.steps == 2
-
-
 def test_the_teacher_is_compiled_for_full_batches_only_as_the_student_is(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net: lambda images: 2 * net(images))
     loss = Loss(OptimSpec(), Phase(1, distill=1.0), Execution(compiled=True), Says(LOGITS.tolist()), CPU)
@@ -148,7 +139,7 @@ def test_a_distilling_phase_resumes_bit_for_bit_and_not_under_another_teacher(tm
 
     whole = part("whole")
     with pytest.raises(Interrupted):
-        part("parts", Stop())
+        part("parts", StopAfter(2))
     shutil.copytree(tmp_path / "parts", tmp_path / "other")
     assert same(whole, part("parts"))
     with torch.no_grad():

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from nets import DigitsNet, digits_net
+from observers import StopAfter
 
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data.digits import load_digits
@@ -34,17 +35,6 @@ def changed(*settings):
 def splits():
     full = load_digits()
     return Splits(full.train.take(slice(0, 200)), full.validation.take(slice(0, 60)), full.test)
-
-
-class StopAfter(Observer):
-    """Asks to stop after so many steps, once."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    def should_stop(self):
-        self.left -= 1
-        return self.left == 0
 
 
 class Recorder(Observer):

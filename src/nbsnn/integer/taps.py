@@ -81,10 +81,9 @@ def digits_of(synapse: Synapse) -> list[Synapse]:
     Weights of 8 or 16 bits so go the way of the few-bit ones, as two or up to four synapses whose multipliers are 16 times the one
     before. Those may leave the kernel's integers: it adds currents modulo 2^32 or 2^64, and their true sum is the same.
     """
-    rest = synapse.weight.astype(np.int32)
-    if synapse.groups > 1 or np.abs(rest).max() <= LARGEST_ROW_WEIGHT:
+    if synapse.groups > 1 or max(int(synapse.weight.max()), -int(synapse.weight.min())) <= LARGEST_ROW_WEIGHT:
         return [synapse]
-    parts, multiplier = [], synapse.multiplier.to(torch.int64)
+    rest, parts, multiplier = synapse.weight.astype(np.int32), [], synapse.multiplier.to(torch.int64)
     while rest.any():
         digit = (rest + _BASE // 2) % _BASE - _BASE // 2
         parts.append(synapse._replace(weight=np.ascontiguousarray(digit, np.int16), multiplier=multiplier))
