@@ -5,12 +5,14 @@ import sys
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from programs import KINDS, random_pixels, random_program
 
 from nbsnn.errors import ConfigError
 from nbsnn.integer import engine_torch, native
+from nbsnn.integer.taps import Synapse, digits_of
 
 needs_native = pytest.mark.skipif(native.why_not() is not None, reason=f"no native engine: {native.why_not()}")
 MODES = (None, ("unsigned", "fixed"), ("signed", "fixed"), ("signed", "settle"), ("unsigned", "barrier"))
@@ -80,6 +82,47 @@ def test_long_lists_and_wide_layers():
         for target in native.targets():
             assert_same(run(native, program, pixels, mode, target=target, threads=1), expected)
             assert_same(run(native, program, pixels[:2].contiguous(), mode, target=target, threads=1), few)
+
+
+@needs_native
+def test_positive_and_negative_spikes_of_one_step_do_not_wrap_their_sum():
+    """1,200 sources: weights of +31 fire in step 2, while those of -31 take a spike back; each half alone fits int16."""
+    size, threshold = 1200, 2**12
+    program = random_program(["pointwise", "pointwise"], timesteps=3, channels=size, size=2, weight=31)
+    stem, first, second, *_ = program.units
+    rising = torch.arange(size) < size // 2
+
+    def changed(unit, weight, multiplier, bias):
+        branch = replace(unit.branches[0], weight=weight.to(torch.int8), multiplier=multiplier.int())
+        return replace(unit, branches=(branch,), bias=bias.int())
+
+    from_one = torch.zeros(size, size, 1, 1)
+    from_one[:, 0, 0, 0] = torch.where(rising, 1, -1)
+    every = torch.where(rising, 31, -31).expand(size, size)[..., None, None]
+    ones = torch.ones(size)
+    nodes = {
+        stem.name: changed(stem, torch.zeros_like(stem.branches[0].weight), ones, 0.3 * threshold * ones),  # fires in step 2
+        first.name: changed(first, from_one, torch.where(rising, 1, 2) * threshold, torch.where(rising, 0, 0.6 * threshold)),
+        second.name: changed(second, every, ones, torch.zeros(size)),
+    }
+    program = replace(program, nodes=tuple(nodes.get(n.name, n) for n in program.nodes))
+    pixels = random_pixels(program, 13)
+    for mode in MODES:
+        expected = run(engine_torch, program, pixels, mode)
+        for target in native.targets():
+            assert_same(run(native, program, pixels, mode, target=target), expected)
+    assert int(run(engine_torch, program, pixels, ("signed", "fixed")).counts[second.name].min()) > 0
+
+
+@pytest.mark.parametrize(("largest", "parts"), [(31, 1), (32, 2), (127, 2), (503, 2), (504, 3), (32767, 4), (-32768, 4)])
+def test_large_weights_are_as_few_digits_as_can_be(largest, parts):
+    weight = np.array([[[largest, 0, -7]]], np.int16)
+    start, multiplier = np.zeros(2, np.uint32), torch.tensor([3, 2**40, -5])
+    digits = digits_of(Synapse(1, 1, 1, start, start[:0], weight, multiplier, 0))
+    assert len(digits) == parts
+    assert all(np.abs(d.weight).max() <= 31 for d in digits)
+    total = sum(d.multiplier.numpy() * d.weight.astype(np.int64) for d in digits)
+    assert (total == multiplier.numpy() * weight.astype(np.int64)).all()
 
 
 @needs_native
@@ -165,16 +208,3 @@ def test_the_environment_switches_the_engine_off():
     environment = {"NBSNN_NATIVE": "0", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "switched off by NBSNN_NATIVE=0"
-
-
-@needs_native
-def test_added_weights_are_the_rows_of_active_channels():
-    """One linear unit on a few spikes: rows = active channels, times the padded row."""
-    program = random_program(["pointwise"], timesteps=1, size=2, channels=32)
-    pixels = random_pixels(program, 1)
-    counts = native.run_counts(program, pixels, keep_counts=True).counts
-    added = native.rows_added(program, pixels)
-    active = int((counts["stem"] > 0).sum())
-    assert added["stem"] == 0
-    assert active > 0
-    assert added["pointwise0"] % active == 0

@@ -27,6 +27,7 @@ TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
 FLIGHT = 8  # images that a thread takes through the network together, so that linear layers' weights are read once for all
 _MODES = {("unsigned", "fixed"): 0, ("signed", "fixed"): 1, ("signed", "settle"): 2, ("unsigned", "barrier"): 3}
 _COUNTS = 4
+_INTERFACE = 2  # version of the C interface
 
 
 @cache
@@ -39,6 +40,8 @@ def _library() -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(files[0]))
     except OSError as error:
         return f"the extension does not load: {error}"
+    if not hasattr(library, "nbsnn_version") or library.nbsnn_version() != _INTERFACE:
+        return "the extension is of another version of nbsnn; install nbsnn again (in a checkout: make)"
     library.nbsnn_new.restype = ctypes.c_void_p
     library.nbsnn_error.restype = ctypes.c_char_p
     return library
@@ -103,19 +106,8 @@ class _Handle:
 _handles: WeakKeyDictionary[Program, dict[str, _Handle]] = WeakKeyDictionary()
 
 
-def rows_added(
-    program: Program, pixels: Tensor, *, neuron: Neuron | None = None, schedule: Schedule | None = None
-) -> dict[str, int]:
-    """Unit or head → weights added (rows times their padded length) for these images; `counts` without a schedule."""
-    mode = _COUNTS if neuron is None or schedule is None else _MODES[neuron, schedule]
-    rows: dict[str, int] = {}
-    _run(program, pixels, mode, False, None, None, rows)
-    return rows
-
-
 def _run(
-    program: Program, pixels: Tensor, mode: int, keep_counts: bool, target: Target | None, threads: int | None,
-    rows_of: dict[str, int] | None = None,
+    program: Program, pixels: Tensor, mode: int, keep_counts: bool, target: Target | None, threads: int | None
 ) -> Outcome:  # fmt: skip
     handle = _handle(program, target)
     _check_pixels(program, pixels)
@@ -127,15 +119,12 @@ def _run(
     sums = tuple(torch.empty(batch, *head.shape, dtype=torch.int64) for _ in head.branches)
     steps = np.zeros(batch, np.int32)
     spikes = torch.zeros(len(units) + 1, batch, dtype=torch.int64)
-    rows = np.zeros(len(units) + 1, np.int64)
     done = handle.library.nbsnn_run(
         ctypes.c_void_p(handle.address), _pointer(pixels), batch, mode, workers, FLIGHT,
         _addresses([*(counts.get(u.name) for u in units), None]), _addresses(list(sums)),
-        _array(steps), _pointer(spikes), _array(rows),
+        _array(steps), _pointer(spikes),
     )  # fmt: skip
     _check(handle.library, done)
-    if rows_of is not None:
-        rows_of.update(zip([*(u.name for u in units), "head"], rows.tolist(), strict=True))
     if mode == _MODES["unsigned", "barrier"]:
         steps[:] = (program.depth + 1) * program.timesteps
     by_unit = {u.name: spikes[i] for i, u in enumerate(units)}

@@ -78,17 +78,22 @@ def synapse_of(program: Program, branch: Branch, shape: tuple[int, ...]) -> Syna
 def digits_of(synapse: Synapse) -> list[Synapse]:
     """A synapse of a unit as several of the same form with small weights, Σ 16^i · digit = weight; itself if they are small.
 
-    Weights of 8 or 16 bits so go the way of the few-bit ones, as two or up to four synapses whose multipliers are 16 times the one
-    before. Those may leave the kernel's integers: it adds currents modulo 2^32 or 2^64, and their true sum is the same.
+    Weights of 8 or 16 bits so go the way of the few-bit ones, as two to four synapses whose multipliers are 16 times the one
+    before's. Those may leave the kernel's integers: it adds currents modulo 2^32 or 2^64, and their true sum is the same.
     """
-    if synapse.groups > 1 or max(int(synapse.weight.max()), -int(synapse.weight.min())) <= LARGEST_ROW_WEIGHT:
+    if synapse.groups > 1 or _largest(synapse.weight) <= LARGEST_ROW_WEIGHT:
         return [synapse]
     rest, parts, multiplier = synapse.weight.astype(np.int32), [], synapse.multiplier.to(torch.int64)
-    while rest.any():
+    while _largest(rest) > LARGEST_ROW_WEIGHT:
         digit = (rest + _BASE // 2) % _BASE - _BASE // 2
         parts.append(synapse._replace(weight=np.ascontiguousarray(digit, np.int16), multiplier=multiplier))
         rest, multiplier = (rest - digit) // _BASE, multiplier * _BASE
+    parts.append(synapse._replace(weight=np.ascontiguousarray(rest, np.int16), multiplier=multiplier))
     return parts
+
+
+def _largest(weight: "NDArray[Any]") -> int:
+    return max(int(weight.max()), -int(weight.min()))
 
 
 def _grouped(weight: Tensor, groups: int) -> "NDArray[Any]":

@@ -48,8 +48,10 @@ static void set_readers(nbsnn::Net& net) {
       if (b.source >= 0) (node.planes ? net.nodes[static_cast<size_t>(b.source)].planes_read : net.nodes[static_cast<size_t>(b.source)].records_read) = true;
 }
 
+// Of this interface; native.py asks for it, since a library may be older than the Python beside it.
+NBSNN_API int nbsnn_version() { return 2; }
+
 NBSNN_API const char* nbsnn_error() { return nbsnn::error.c_str(); }
-NBSNN_API const char* nbsnn_target_name(int target) { return nbsnn::name_of(target); }
 NBSNN_API int nbsnn_has_target(int target) { return nbsnn::has_target(target); }
 NBSNN_API void nbsnn_free(nbsnn::Net* net) { delete net; }
 
@@ -131,9 +133,11 @@ NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
   for (const nbsnn::Node& node : net->nodes)
     if (node.branches.empty()) return fail("a node has no branch");
   set_readers(*net);
-  for (nbsnn::Node& node : net->nodes)
+  for (nbsnn::Node& node : net->nodes) {
+    net->planes = net->planes || node.planes;
     for (nbsnn::Branch& b : node.branches)
       if (node.planes && b.source < 0) set_constant(*net, node, b);
+  }
   net->finished = true;
   return 0;
 } catch (const std::bad_alloc&) {
@@ -142,15 +146,14 @@ NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
 
 // Runs `batch` images [batch, image_channels, pixels] with up to `threads` threads, the caller's included; one that starts late may
 // leave this code shortly after the call, so do not unload it right then. `counts` holds a pointer per node, [batch, channels,
-// positions] or null; `sums` one per branch of the head. Other outputs: steps [batch], spikes [nodes][batch] and rows [nodes], both
-// zero at first.
+// positions] or null; `sums` one per branch of the head. Other outputs: steps [batch] and spikes [nodes][batch], zero at first.
 NBSNN_API int nbsnn_run(const nbsnn::Net* net, const int32_t* images, int batch, int mode, int threads, int flight_images,
-                        int32_t* const* counts, int64_t* const* sums, int32_t* steps, int64_t* spikes, int64_t* rows) {
+                        int32_t* const* counts, int64_t* const* sums, int32_t* steps, int64_t* spikes) {
   if (!net->finished) return fail("the network is not finished");
   if (batch < 1 || mode < 0 || mode >= nbsnn::kModes || threads < 1 || threads > 1024 || flight_images < 1)
     return fail("bad request");
   for (const nbsnn::Node& node : net->nodes)
     if (static_cast<int64_t>(std::max(flight_images, nbsnn::kernel_of(net->target).vector)) * node.positions > INT32_MAX) return fail("too many images in flight");
-  const nbsnn::Request ask{images, batch, mode, threads, counts, sums, steps, spikes, rows};
+  const nbsnn::Request ask{images, batch, mode, threads, counts, sums, steps, spikes};
   return nbsnn::run(*net, ask, flight_images) ? 0 : fail("out of memory");
 }

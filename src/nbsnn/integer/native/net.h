@@ -25,7 +25,7 @@ enum Mode : int32_t { kFixedUnsigned, kFixedSigned, kSettle, kBarrier, kCounts, 
 
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Plain memory that is not cleared: pages that no event touches stay out of the resident set.
+// Plain memory that is not cleared, and kept from one flight to the next.
 struct Buffer {
   std::unique_ptr<uint8_t, decltype(&std::free)> data{nullptr, &std::free};
   size_t bytes = 0;
@@ -65,7 +65,7 @@ struct Node {
   bool wide;
   int channels, positions, levels, fraction_bits;
   int64_t retract;
-  std::vector<int64_t> bias;  // padded with zeros
+  std::vector<int64_t> bias;
   std::vector<Branch> branches;
   int last_use = -1;
   bool planes = false;                              // can be computed from bit planes
@@ -101,7 +101,7 @@ struct Value {
 struct Net {
   int target = 0, timesteps = 0, pixels = 0, image_channels = 0;
   int64_t pixel_bound = 0;  // largest |pixel|, which the caller checks
-  bool finished = false;
+  bool finished = false, planes = false;  // planes: some node can be computed from them
   std::vector<Node> nodes;  // the last one is the head
 };
 
@@ -112,7 +112,6 @@ struct Request {
   int64_t* const* sums;       // per branch of the head [batch, channels, positions]
   int32_t* steps;             // [batch]
   int64_t* spikes;            // per node [batch]
-  int64_t* rows;              // per node: weight rows added, times channels
 };
 
 // Images that one worker, or a team of workers, takes through the network together.
@@ -126,7 +125,6 @@ struct Flight {
 
 struct Scratch {
   Buffer bytes, words, current, membrane, count, constant, wide, code;
-  std::vector<int64_t> rows;    // per node
   std::vector<int64_t> spikes;  // per image of the flight, of the node under work
   std::vector<int> last;        // likewise
 };

@@ -96,11 +96,6 @@ constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_p
 
 }  // namespace
 
-const char* name_of(int target) {
-  static const char* const names[] = {"baseline", "avx2", "avx512"};
-  return target >= 0 && target < kTargets ? names[target] : "";
-}
-
 bool has_target(int target) {
 #if defined(__x86_64__)
   if (target == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");

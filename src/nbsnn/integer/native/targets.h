@@ -6,7 +6,6 @@ namespace nbsnn {
 
 constexpr int kTargets = 3;
 
-const char* name_of(int target);
 bool has_target(int target);  // does this processor have it?
 const Kernel& kernel_of(int target);
 
