@@ -49,6 +49,40 @@ def test_another_recipe_does_not_overwrite_results_unless_told(run: Path, capsys
     assert "another recipe" in capsys.readouterr().err
 
 
+def test_a_run_with_another_start_is_not_taken_for_this_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        '[model]\nname = "cifar10/resnet20"\nin_channels = 1\nimage_size = 8\n'
+        '[data]\nname = "digits"\nvalidation = 180\naugment = false\n[phase.3]\nepochs = 1\nlr = 0.01\n'
+    )
+    words = ["train", "-r", str(recipe), "--out", str(tmp_path / "out"), "--init"]
+    first, second = (str(run / f"{bits}bit" / "best.safetensors") for bits in (32, 4))
+    assert main([*words, first]) == 0
+    before = (tmp_path / "out/3bit/last.safetensors").read_bytes()
+    assert main([*words, first]) == 0  # finished
+    assert main([*words, second]) == 2
+    assert "of this or another recipe or start" in capsys.readouterr().err
+    assert (tmp_path / "out/3bit/last.safetensors").read_bytes() == before
+
+
+def test_a_start_of_another_architecture_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = str(run / "32bit" / "best.safetensors")
+    data = ["--set", "data.name=digits", "--set", "data.validation=180"]
+    assert main(["train", "-r", "cifar10/alexnet", *data, "--init", start, "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "the start is cifar10/resnet20 (10 classes, 1×8×8), but the recipe trains cifar10/alexnet" in message.replace(
+        "\n", " "
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_resume_and_overwrite_exclude_each_other(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "-r", "digits/resnet20", *SHORT, "--out", str(run), "--seed", "3", "--resume", "--overwrite"]) == 2
+    assert "give one of the two" in capsys.readouterr().err
+
+
 def test_init_and_overwrite_start_from_a_checkpoint(run: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "own.toml"
     recipe.write_text(

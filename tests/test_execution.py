@@ -43,7 +43,7 @@ def test_compiling_is_picked_for_long_phases_on_machines_with_a_compiler(monkeyp
     assert not pick_execution(CPU, 10**6, compile="off").compiled
     machine(monkeypatch, compiler=False)
     assert str(pick_execution(CPU, 10**6)) == "float32, channels last, eager (no C++ compiler here)"
-    with pytest.raises(ConfigError, match=r"^compile=on: no C\+\+ compiler was found .*; install one, or use --compile off$"):
+    with pytest.raises(ConfigError, match=r"^compile=on: no C\+\+ compiler was found .*; install it, or use --compile off$"):
         pick_execution(CPU, 100, compile="on")
 
 

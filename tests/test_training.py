@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import Phase, QuantSpec
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
+from nbsnn.train import state
 from nbsnn.train.execution import Execution
-from nbsnn.train.history import finished_phase
+from nbsnn.train.history import finished_phase, write_history
 from nbsnn.train.loop import fit
 from nbsnn.train.observer import DivergedError, Interrupted, Observer
+from nbsnn.train.state import sole_writer
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"])
 STILL = load_recipe("digits/resnet20", ["data.batch_size=32"])
@@ -133,7 +136,7 @@ def test_an_unfinished_phase_is_not_taken_for_a_finished_one(tmp_path, splits):
     assert (tmp_path / "last.safetensors").is_file()
     assert finished_phase(RECIPE, 4, tmp_path) is None
     other = load_recipe("digits/resnet20", ["seed=3"])
-    with pytest.raises(CheckpointError, match="holds an unfinished run of another recipe; choose another folder"):
+    with pytest.raises(CheckpointError, match=r"holds an unfinished run of another recipe, or .*; choose another folder"):
         fit(digits_net(), splits, other, PHASE, out=tmp_path)
 
 
@@ -142,7 +145,8 @@ def test_results_of_another_recipe_are_not_overwritten_unasked(tmp_path, splits)
     fit(digits_net(quantized=False), splits, RECIPE, short, out=tmp_path)
     before = (tmp_path / "last.safetensors").read_bytes()
     with pytest.raises(
-        CheckpointError, match=r"holds a finished phase of another recipe; choose another folder, or overwrite it"
+        CheckpointError,
+        match=r"holds a finished phase, of this or another recipe or start; choose another folder, or overwrite it",
     ):
         fit(digits_net(quantized=False), splits, RECIPE, Phase(2), out=tmp_path)
     assert (tmp_path / "last.safetensors").read_bytes() == before
@@ -150,8 +154,41 @@ def test_results_of_another_recipe_are_not_overwritten_unasked(tmp_path, splits)
     assert (tmp_path / "last.safetensors").read_bytes() != before
 
 
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, splits, monkeypatch):
+    """A lock is held by an open file: opened twice, even one process holds it only once."""
+    monkeypatch.setattr(state, "_PATIENCE", 0.3)
+    with (
+        sole_writer(tmp_path),
+        pytest.raises(CheckpointError, match="another process trains there; let it end, or choose another folder"),
+    ):
+        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+    with sole_writer(tmp_path):  # free again
+        pass
+
+
+def test_a_phase_that_starts_late_keeps_the_log_and_the_best_of_what_was_before(tmp_path, splits, uninterrupted):
+    write_history(tmp_path, [asdict(replace(row, top1=99.0)) for row in uninterrupted.history[:1]])
+    (tmp_path / "best.safetensors").write_bytes(uninterrupted.best.read_bytes())
+    result = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, first_epoch=1)
+    assert [row.epoch for row in result.history] == [1, 2]
+    assert result.best_epoch.epoch == 1
+    assert (tmp_path / "best.safetensors").read_bytes() == uninterrupted.best.read_bytes()
+
+
+def test_a_state_is_not_taken_up_by_a_run_with_another_start(tmp_path, splits):
+    with pytest.raises(Interrupted, match="run the same command to go on"):
+        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(1), start="one")
+    with pytest.raises(CheckpointError, match="another start"):
+        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, start="other")
+    with pytest.raises(Interrupted, match="run it again without overwriting"):
+        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(1), start="other", overwrite=True)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, splits):
-    with pytest.raises(DivergedError, match=r"^the loss is (nan|inf) in epoch 1 at step \d; lower phase.lr=1e\+30 or set"):
+    with pytest.raises(
+        DivergedError, match=r"^the loss is (nan|inf) in epoch 1 at step \d; lower phase.BITS.lr=1e\+30 .--lr., or set"
+    ):
         fit(digits_net(quantized=False), splits, RECIPE, Phase(1, lr=1e30), out=tmp_path)
 
 

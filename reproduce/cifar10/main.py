@@ -17,6 +17,7 @@ from nbsnn.export.reference import load_start
 from nbsnn.tensorfile import is_ours, read_tensors
 from nbsnn.train.loop import fit
 from nbsnn.train.progressive import next_form
+from nbsnn.train.state import identity
 
 BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
         result = fit(
             model, splits, recipe, recipe.phase[str(args.bit)], out=folder, title=f"{args.arch} {args.bit} bit", device=device,
             observer=observer, names=(BEST, LAST), first_epoch=first, overwrite=not args.continue_,
+            start=identity(previous) if start else "",
         )  # fmt: skip
     report = evaluate(load_start(result.best, args.arch, bits=args.bit).to(device), evaluation_batches(splits.test))
     note(f"{result.best}: test accuracy {report.top1:.2f} % on {report.images} images")

@@ -23,28 +23,30 @@ from nbsnn.tensorfile import is_ours, read_tensors
 from nbsnn.train.execution import pick_execution
 from nbsnn.train.loop import fit
 from nbsnn.train.progressive import next_form
+from nbsnn.train.state import identity
 
 
-def start_of(args: argparse.Namespace, recipe: Recipe, images: LabelledImages) -> nn.Module:
-    """The network to go on from: --resume, --init, --pretrained, or TorchVision's where it can be had."""
+def start_of(args: argparse.Namespace, recipe: Recipe, images: LabelledImages) -> tuple[nn.Module, str]:
+    """The network to go on from: --resume, --init, --pretrained, or TorchVision's where it can be had. And its identity."""
     path = args.resume or args.init
     if path:
-        return load_start(path, recipe.model.name, bits=args.bit)
+        net = load_start(path, recipe.model.name, bits=args.bit)
+        return net, identity(net)
     try:
         net, mapped = pipeline.pretrained_model(recipe, args.pretrained or "torchvision", images)
     except (MissingDependencyError, CheckpointError) as error:
         if args.pretrained:
             raise
         note(f"no --init and no --pretrained: starting from fresh weights, which the published results did not ({error})")
-        return pipeline.new_model(recipe)
+        return pipeline.new_model(recipe), ""
     show_mapping(mapped)
-    return net
+    return net, identity(net)
 
 
 def train(args: argparse.Namespace, recipe: Recipe, splits: Splits) -> None:
     """Train one phase, and evaluate its best epoch."""
     device = options.device_of(args)
-    previous = start_of(args, recipe, splits.train)
+    previous, start = start_of(args, recipe, splits.train)
     model = next_form(previous, recipe, args.bit, pipeline.calibration_images(splits.train))
     first = args.start_epoch
     if first is None:
@@ -55,7 +57,7 @@ def train(args: argparse.Namespace, recipe: Recipe, splits: Splits) -> None:
         result = fit(
             model, splits, recipe, phase, out=options.result_folder(args), title=f"{args.arch} {args.bit} bit",
             device=device, execution=execution, observer=observer, names=(options.BEST, options.LAST), first_epoch=first,
-            overwrite=not args.continue_,
+            overwrite=not args.continue_, start=start,
         )  # fmt: skip
     note_accuracy(args, load_start(result.best, recipe.model.name, bits=args.bit), splits.test, str(result.best))
 

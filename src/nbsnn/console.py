@@ -157,6 +157,8 @@ class TrainingConsole(Observer):
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
+        note("stopping after this step; once more to stop at once, and go on from the last training state")
+        signal.signal(number, self._before[signal.Signals(number)])
 
     def should_stop(self) -> bool:
         return self._stop

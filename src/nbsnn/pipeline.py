@@ -31,7 +31,7 @@ from nbsnn.train.loop import SAVE_EVERY, fit
 from nbsnn.train.loss import check_teacher
 from nbsnn.train.observer import Observer
 from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
-from nbsnn.train.state import has_state
+from nbsnn.train.state import has_state, identity
 
 logger = logging.getLogger(__name__)
 
@@ -157,13 +157,18 @@ def train(
         overwrite: train anew where results lie already.
         resume: insist that `out` holds a run to go on with; it is taken up in any case.
     """
+    if resume and overwrite:
+        raise ConfigError("resume goes on with a run and overwrite begins it anew; give one of the two")
     if resume and not any(has_state(phase_folder(out, int(bits))) for bits in recipe.phase):
         raise CheckpointError(f"{out} holds no run to resume; name its folder, or leave --resume out to start one")
     if recipe.data.name == "sample":
         raise ConfigError("data.name=sample: these are test images; train on cifar10 or digits")
+    _check_start(recipe, init)
     overwrite = overwrite and not is_revived()  # by torchrun: then what lies there is this run's own
+    start = identity(init) if init else ""
     done = {
-        bits: None if overwrite else finished_phase(recipe, bits, phase_folder(out, bits)) for bits in map(int, recipe.phase)
+        bits: None if overwrite else finished_phase(recipe, bits, phase_folder(out, bits), start)
+        for bits in map(int, recipe.phase)
     }
     teacher = None if init is None or read_plan(init) else init
     check_teacher(recipe, [bits for bits, result in done.items() if result is None], teacher)
@@ -181,6 +186,7 @@ def train(
             finished = fit(
                 model, splits, recipe.until(bits), phase, out=phase_folder(out, bits), title=title, device=device,
                 execution=execution, save_every=save_every, observer=observer, overwrite=overwrite, teacher=teacher,
+                start=start,
             )  # fmt: skip
         last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))
         measured = evaluate(last, test)
@@ -188,6 +194,14 @@ def train(
         model = best
         if bits == FLOAT_BITS:
             teacher = best
+
+
+def _check_start(recipe: Recipe, start: nn.Module | None) -> None:
+    spec = getattr(start, "model_spec", None)
+    if spec is not None and spec != recipe.model:
+        raise ConfigError(
+            f"the start is {spec}, but the recipe trains {recipe.model}; give a checkpoint of that, or another recipe"
+        )
 
 
 def integer_form(

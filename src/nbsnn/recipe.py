@@ -66,6 +66,9 @@ class ModelSpec:
         for kind in ("num_classes", "in_channels", "image_size"):
             _require(getattr(self, kind) >= 1, f"model.{kind}", getattr(self, kind), "a whole number from 1")
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.num_classes} classes, {self.in_channels}×{self.image_size}×{self.image_size})"
+
 
 @dataclass(frozen=True)
 class DataSpec:

@@ -63,8 +63,8 @@ def _reader(root: Path, download: bool, progress: Progress | None) -> Callable[[
     if not archive.is_file():
         if not download:
             raise DataError(
-                f"{root}: no {FOLDER} folder and no {ARCHIVE} there; put one there, or let it be fetched "
-                "(download=True, --set data.download=true)"
+                f"{root}: no {FOLDER} folder and no {ARCHIVE} there; put one there, name where it lies (--root), or let it be "
+                "fetched (download=True, nbsnn train --set data.download=true)"
             )
         fetch(URL, archive, md5=MD5, progress=progress)
     contents = _read_archive(archive)

@@ -71,9 +71,13 @@ def load_start(path: str | Path, model: str, *, bits: int) -> nn.Module:
     The authors' files do not say their bits: one with thresholds is read at `bits` (32: as a float network), one without
     as a float network.
     """
-    if is_ours(Path(path)):
-        return load_checkpoint(path)
     name = canonical_name(model)
+    if is_ours(Path(path)):
+        net = load_checkpoint(path)
+        spec = getattr(net, "model_spec", None)
+        if spec is not None and spec.name != name:
+            raise ConfigError(f"{path} holds {spec.name}, not {name}; give its own --arch, or another checkpoint")
+        return net
     quantized = bits != FLOAT_BITS and any(key.endswith("act_alpha") for key in read_torch_state(Path(path)))
     act_bits = bits if quantized else FLOAT_BITS
     weight_bits = FLOAT_BITS if name in _FLOAT_WEIGHTS else act_bits

@@ -48,13 +48,15 @@ def pick_execution(device: torch.device, images: int, *, compile: str = "auto", 
             raise ConfigError(f"{key}={value}: choose {', '.join(allowed[:-1])} or {allowed[-1]}")
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
     compiler = has_compiler(device)
+    lacking = "no Triton" if device.type == "cuda" else "no C++ compiler"
     if compile == "on" and not compiler:
-        raise ConfigError("compile=on: no C++ compiler was found (g++ or clang++); install one, or use --compile off")
+        which = "" if device.type == "cuda" else " (g++ or clang++)"
+        raise ConfigError(f"compile=on: {lacking} was found{which}; install it, or use --compile off")
     compiled = compile == "on" or (compile == "auto" and compiler and images >= _COMPILE_PAYS)
     if compile != "auto":
         reason = "as asked"
     elif not compiler:
-        reason = "no C++ compiler here"
+        reason = f"{lacking} here"
     else:
         reason = "long enough for compiling to pay" if compiled else "too short for compiling to pay"
     return Execution(compiled, torch.bfloat16 if bf16 else None, reason)

@@ -14,6 +14,8 @@ from nbsnn.tensorfile import read_tensors, write_text
 from nbsnn.train.observer import Epoch
 from nbsnn.train.state import STATE_FILE
 
+_LINES = "log.jsonl"
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -34,8 +36,12 @@ class FitResult:
         return self.best_epoch.epoch == self.history[-1].epoch
 
 
-def finished_phase(recipe: Recipe, bits: int, out: Path) -> FitResult | None:
-    """The result of the phase with these bits, if it ran to its end in `out` under this recipe; later phases may differ."""
+def finished_phase(recipe: Recipe, bits: int, out: Path, start: str | None = None) -> FitResult | None:
+    """The result of the phase with these bits, if it ran to its end in `out` under this recipe; later phases may differ.
+
+    Args:
+        start: as in `fit`: a phase of a run with another start does not count. Any one does unless given.
+    """
     best, last = out / "best.safetensors", out / "last.safetensors"
     if (out / STATE_FILE).exists() or not last.is_file():
         return None
@@ -45,10 +51,20 @@ def finished_phase(recipe: Recipe, bits: int, out: Path) -> FitResult | None:
         return None
     if header["metrics"].get("epoch") != recipe.phase[str(bits)].epochs:
         return None
-    log = out / "log.jsonl"
-    if not log.is_file():
-        raise CheckpointError(f"{log}: missing beside its checkpoints; restore it, or train the phase anew (--overwrite)")
-    return FitResult(best, last, [Epoch(**json.loads(line)) for line in log.read_text().splitlines()])
+    if start is not None and header["metrics"].get("start", "") != start:
+        return None
+    rows = read_history(out)
+    if not rows:
+        raise CheckpointError(
+            f"{out / _LINES}: missing beside its checkpoints; restore it, or train the phase anew (--overwrite)"
+        )
+    return FitResult(best, last, [Epoch(**row) for row in rows])
+
+
+def read_history(out: Path) -> list[dict[str, Any]]:
+    """What `write_history` wrote; nothing if there is no log."""
+    log = out / _LINES
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
 
 
 def write_history(out: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -58,4 +74,4 @@ def write_history(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(out / "log.csv", text.getvalue())
-    write_text(out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(out / _LINES, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,28 +1,20 @@
 """The training loop: one phase of a recipe, with checkpoints that a killed run goes on from."""
 
-import time
-import warnings
-from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nbsnn.checkpoint import save_checkpoint
-from nbsnn.data.images import Batches, Splits, evaluation_batches
-from nbsnn.distributed import is_revived, max_over_ranks, share_buffers_, sum_over_ranks, wait_for_all, world
+from nbsnn.data.images import Splits
+from nbsnn.distributed import is_revived, max_over_ranks, wait_for_all, world
 from nbsnn.errors import CheckpointError, ConfigError
-from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.models.norms import freeze_norms_
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.tensorfile import remove_leftovers
 from nbsnn.train.execution import Execution
-from nbsnn.train.history import FitResult, write_history
-from nbsnn.train.loss import Loss
-from nbsnn.train.observer import DivergedError, Epoch, Interrupted, Observer
-from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
-from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state
+from nbsnn.train.history import FitResult, read_history
+from nbsnn.train.observer import Epoch, Observer
+from nbsnn.train.run import Run
+from nbsnn.train.state import TrainingState, restore_state_, sole_writer
 
 SAVE_EVERY = 60.0  # seconds between training states within an epoch
 
@@ -43,6 +35,7 @@ def fit(
     first_epoch: int = 0,
     overwrite: bool = False,
     teacher: nn.Module | None = None,
+    start: str = "",
 ) -> FitResult:
     """Train a float or quantized network in place for one phase; continues the unfinished phase that it finds in `out`.
 
@@ -56,43 +49,44 @@ def fit(
         execution: compiled or eager, and the type of the forward pass; eager float32 unless given.
         save_every: seconds between training states within an epoch; 0 saves after each step.
         names: of the files for the best and the last epoch.
-        first_epoch: epochs that count as done when the phase starts anew.
+        first_epoch: epochs that count as done when the phase starts anew; those of them that `out` has a log of stay in it.
         overwrite: start anew where `out` holds results already.
         teacher: a float network that teaches this one, if the phase distils.
+        start: what the run began with, if not with fresh weights (`nbsnn.train.state.identity`); a run that began with
+            something else is not gone on with.
     Raises:
         Interrupted: the observer asked to stop; call again to go on.
-        CheckpointError: the folder cannot be written, or holds results of another recipe.
+        CheckpointError: the folder cannot be written, holds results of another recipe, or another process trains there.
     """
     observer = observer or Observer()
     _check_shares(recipe.data.batch_size, recipe.optim.accumulate)
-    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if world().is_main:
-        remove_leftovers(out)
-    run = _Run(model, splits, recipe, phase, out, names, execution or Execution(), observer, teacher)
-    run.state.epoch = first_epoch
     if first_epoch >= phase.epochs:
         raise ConfigError(f"first_epoch={first_epoch}: the phase has {phase.epochs} epochs; give it more (--epochs)")
-    if run.steps == 0:
-        count = len(splits.train)
-        raise ConfigError(f"data.batch_size={recipe.data.batch_size}: larger than the training set of {count} images")
-    if overwrite and not is_revived():  # by torchrun: then what lies there is this run's own
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with sole_writer(out):
+        if world().is_main:
+            remove_leftovers(out)
+        run = Run(model, splits, recipe, phase, out, names, execution or Execution(), observer, teacher, start, save_every)
+        run.state.begin(first_epoch, read_history(out)[:first_epoch])
+        if overwrite and not is_revived():  # by torchrun: then what lies there is this run's own
+            run.forget_state()
+            run.remedy = "run it again without overwriting (without --overwrite; main.py, dali_main.py: with -ct) to go on"
+        elif not run.state_path.is_file() and run.last.is_file():
+            raise CheckpointError(
+                f"{out} holds a finished phase, of this or another recipe or start; choose another folder, or overwrite it "
+                "(--overwrite; main.py, dali_main.py: without -ct)"
+            )
+        run.state = restore_state_(out, run.state, model, run.optimizer) or run.state
+        wait_for_all()  # nobody writes while others still read
+        run.save_()  # a folder that cannot be written is refused now, not after an epoch
+        _check_same_folder(run.state_path, run.state)
+        observer.on_phase(title, phase.epochs, run.steps, run.execution)
+        if run.state.epoch > first_epoch or run.state.step:
+            observer.on_resume(run.state.epoch, run.state.step)
+        while run.state.epoch < phase.epochs:
+            run.train_epoch_()
+        run.write_log()  # again: the run may have been killed between its last state and its log
         run.forget_state()
-    elif not run.state_path.is_file() and run.last.is_file():
-        raise CheckpointError(
-            f"{out} holds a finished phase of another recipe; choose another folder, or overwrite it (--overwrite)"
-        )
-    run.state = restore_state_(out, run.state, model, run.optimizer) or run.state
-    run.save_every = save_every
-    wait_for_all()  # nobody writes while others still read
-    run.save_()  # a folder that cannot be written is refused now, not after an epoch
-    _check_same_folder(run.state_path, run.state)
-    observer.on_phase(title, phase.epochs, run.steps, run.execution)
-    if run.state.epoch > first_epoch or run.state.step:
-        observer.on_resume(run.state.epoch, run.state.step)
-    while run.state.epoch < phase.epochs:
-        run.train_epoch_()
-    run.write_log()  # again: the run may have been killed between its last state and its log
-    run.forget_state()
     return FitResult(run.best, run.last, [Epoch(**row) for row in run.state.history])
 
 
@@ -113,156 +107,3 @@ def _check_same_folder(path: Path, state: TrainingState) -> None:
     low, high = -max_over_ranks(-here), max_over_ranks(here)
     if not low[0] or not low.equal(high):
         raise ConfigError(f"{path.parent}: not all processes see the same files there; choose a folder that all machines share")
-
-
-def _together(model: nn.Module) -> nn.Module:
-    """The network as several processes train it: they average their gradients as they arise.
-
-    Each sees the norm statistics of its own images; the main one's are kept.
-    """
-    # A weight with one input channel or a 1×1 kernel has the same layout under two sets of strides.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
-    return nn.parallel.DistributedDataParallel(model)
-
-
-class _Run:
-    def __init__(
-        self,
-        model: nn.Module,
-        splits: Splits,
-        recipe: Recipe,
-        phase: Phase,
-        out: Path,
-        names: tuple[str, str],
-        execution: Execution,
-        observer: Observer,
-        teacher: nn.Module | None,
-    ) -> None:
-        self.model, self.recipe, self.phase = model, recipe, phase
-        self.out, self.execution, self.observer = out, execution, observer
-        self.best, self.last = (out / name for name in names)
-        self.device = next(model.parameters()).device
-        self.world = world()
-        self.model_of_all = _together(model) if self.world.size > 1 else model
-        self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all
-        self.splits = Splits(*(s.to(self.device) for s in (splits.train, splits.validation, splits.test)))
-        self.loss = Loss(recipe.optim, phase, execution, teacher, self.device)
-        self.optimizer = make_optimizer(model, phase, recipe.optim)
-        self.steps = len(self._batches(0))
-        self.state = TrainingState(f"{recipe.hash} {phase}{self.loss.fingerprint}")
-        self.save_every, self.saved_at = SAVE_EVERY, time.monotonic()
-
-    @property
-    def state_path(self) -> Path:
-        return self.out / STATE_FILE
-
-    def _batches(self, epoch: int) -> Batches:
-        data = self.recipe.data
-        return Batches(
-            self.splits.train, data.batch_size, shuffle=True, augment=data.augment, seed=self.recipe.seed, epoch=epoch,
-            world=self.world,
-        )  # fmt: skip
-
-    def train_epoch_(self) -> None:
-        state = self.state
-        self.model.train()
-        if self.recipe.optim.freeze_norms:
-            freeze_norms_(self.model)
-        start, seen = time.perf_counter(), state.seen
-        for images, labels in self._batches(state.epoch).starting_at(state.step):
-            if self._train_step_(images.contiguous(memory_format=torch.channels_last), labels):
-                self.save_()
-                wait_for_all()  # the state is written before any process leaves
-                raise Interrupted(f"stopped in epoch {state.epoch + 1} at step {state.step}; run the same command to go on")
-            if time.monotonic() - self.saved_at >= self.save_every:
-                self.save_()
-        seconds = time.perf_counter() - start
-        loss, train_top1 = state.running
-        share_buffers_(self.model)
-        top1 = evaluate(self.model, evaluation_batches(self.splits.validation, world=self.world)).top1
-        rate = self._rate(self.steps - 1)
-        row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, (state.seen - seen) / max(seconds, 1e-9))
-        self._finish_epoch_(row)
-
-    def _rate(self, step: int) -> float:
-        progress = (self.state.epoch * self.steps + step) / (self.phase.epochs * self.steps)
-        spec = self.recipe.optim
-        scale = self.recipe.data.batch_size / spec.rate_batch if spec.rate_batch else 1.0
-        return scale * self.phase.lr * learning_rate(progress, spec)
-
-    def _train_step_(self, images: Tensor, labels: Tensor) -> bool:
-        """Train on a batch; says whether any process was asked to stop."""
-        state, spec = self.state, self.recipe.optim
-        set_learning_rate_(self.optimizer, self._rate(state.step))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, correct = self._backward(images, labels)
-        if spec.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip_norm)
-        self.optimizer.step()
-        keep_positive_(self.model)
-        mine = torch.tensor([loss, correct, len(images), self.observer.should_stop()], dtype=torch.float64)
-        loss, correct, count, stops = sum_over_ranks(mine).tolist()
-        value = loss / count
-        if value != value or value in (float("inf"), float("-inf")):
-            raise DivergedError(
-                f"the loss is {value} in epoch {state.epoch + 1} at step {state.step}; lower phase.lr={self.phase.lr:g} "
-                "or set optim.clip_norm=1"
-            )
-        state.count(value, int(correct), int(count))
-        self.observer.on_step(state.epoch, state.step, *state.running, int(count))
-        return bool(stops)
-
-    def _backward(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """Gradients of the mean loss over the batch, all parts of it; returns the sum of the losses and the hits."""
-        data, spec = self.recipe.data, self.recipe.optim
-        # The last batch of an epoch is smaller: not worth a second compilation.
-        full = len(images) * self.world.size == data.batch_size
-        compiled = full and len(images) % spec.accumulate == 0
-        forward = self.compiled if compiled else self.model_of_all
-        count = min(spec.accumulate, max(1, len(images) // 2))  # norm layers want two images at least
-        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
-        total, correct = 0.0, 0
-        for index, (part, answers) in enumerate(parts):
-            # Gradients travel once, with the last part.
-            wait = self.world.size > 1 and index < len(parts) - 1
-            with self.model_of_all.no_sync() if wait else nullcontext():  # type: ignore[operator]
-                with self.execution.precision(self.device):
-                    logits = forward(part)
-                logits = logits.float()
-                loss = self.loss(logits, answers, part, compiled=compiled)
-                (loss if len(parts) == 1 else loss * (len(part) / len(images))).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach()) * len(part)
-            correct += int((logits.detach().argmax(1) == answers).sum())
-        return total, correct
-
-    def _finish_epoch_(self, row: Epoch) -> None:
-        state = self.state
-        state.history.append(asdict(row))
-        state.next_epoch()
-        metrics = {"validation_top1": row.top1, "epoch": row.epoch}
-        better = row.top1 >= state.best
-        state.best = max(state.best, row.top1)
-        for path in ([self.best] if better else []) + [self.last]:
-            if self.world.is_main:
-                save_checkpoint(path, self.model, recipe=self.recipe, metrics=metrics)
-        self.save_()
-        self.write_log()
-        self.observer.on_epoch(row)
-
-    def write_log(self) -> None:
-        """Write the epochs so far."""
-        if self.world.is_main:
-            write_history(self.out, self.state.history)
-
-    def save_(self) -> None:
-        """Write the training state."""
-        if self.world.is_main:
-            save_state(self.out, self.state, self.model, self.optimizer)
-        self.saved_at = time.monotonic()
-
-    def forget_state(self) -> None:
-        """Remove the training state, once every process has come here."""
-        wait_for_all()
-        if self.world.is_main:
-            self.state_path.unlink(missing_ok=True)
-        wait_for_all()

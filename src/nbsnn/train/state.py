@@ -3,6 +3,10 @@
 Order and augmentation of the batches follow from (seed, epoch, batch) alone, so no generator's state is part of it.
 """
 
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbsnn.distributed import world
 from nbsnn.errors import CheckpointError
-from nbsnn.tensorfile import read_tensors, write_tensors
+from nbsnn.tensorfile import content_hash, read_tensors, write_tensors
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 STATE_FILE = "training.safetensors"  # of an unfinished phase; gone when it ends
 _FORMAT = 1
+_PATIENCE = 8.0  # seconds: loading processes outlive a killed run by five, and hold what it held
 
 
 @dataclass
@@ -42,9 +53,55 @@ class TrainingState:
         self.correct += correct
         self.seen += images
 
+    def begin(self, epoch: int, history: list[dict[str, Any]]) -> None:
+        """Start after so many epochs, of which this is known."""
+        self.epoch, self.history = epoch, history
+        self.best = max((row["top1"] for row in history), default=self.best)
+
     def next_epoch(self) -> None:
         """Start counting anew."""
         self.epoch, self.step, self.loss_sum, self.correct, self.seen = self.epoch + 1, 0, 0.0, 0, 0
+
+
+def identity(network: nn.Module) -> str:
+    """Twelve hexadecimal digits of a network's weights of two and more dimensions, which no calibration touches."""
+    return content_hash({}, {key: value for key, value in network.state_dict().items() if value.dim() > 1})[:12]
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder, as the main process of a run, so that no second run writes there; it is made if need be.
+
+    Nothing is held where the file system or the operating system knows no locks.
+
+    Raises:
+        CheckpointError: another process holds it.
+    """
+    handle = None
+    if fcntl is not None and world().is_main:
+        with suppress(OSError):  # who writes there says what is wrong with it
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+    try:
+        if handle is not None:
+            _lock(handle, folder)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise CheckpointError(f"{folder}: another process trains there; let it end, or choose another folder") from None
+            time.sleep(0.25)
+        except OSError:
+            return
 
 
 def has_state(folder: Path) -> bool:
@@ -77,8 +134,8 @@ def restore_state_(
     header.pop("format")
     if header["fingerprint"] != state.fingerprint:
         raise CheckpointError(
-            f"{folder} holds an unfinished run of another recipe; "
-            f"choose another folder, or overwrite it (delete {STATE_FILE} there)"
+            f"{folder} holds an unfinished run of another recipe, or of the same with another start or teacher; "
+            "choose another folder, or overwrite it (--overwrite)"
         )
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for key, parameter in model.named_parameters():
