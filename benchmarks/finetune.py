@@ -2,12 +2,13 @@
 
     python benchmarks/finetune.py runs/r20/2bit/best.safetensors runs/r20/3bit/best.safetensors --root data
 
-One row is written as soon as it is measured. A row that stands in the file already, with the same settings, is not
-measured again, so that an interrupted run goes on.
+One row is written as soon as it is measured. A row that stands in the file already, of the same network with the same
+settings, is not measured again, so that an interrupted run goes on.
 """
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,15 +17,18 @@ from typing import Any
 import torch
 from measure import machine
 from rich.console import Console
-from rich.table import Table
+from sections import finetune_section
 
 import nbsnn
 from nbsnn import console
+from nbsnn.checkpoint import rebuild
 from nbsnn.data import load_data
 from nbsnn.data.images import Batches, ImageSet, Splits
+from nbsnn.errors import ConfigError
 from nbsnn.evaluate.comparison import convert
 from nbsnn.recipe import DataSpec
 from nbsnn.spiking import neuron
+from nbsnn.tensorfile import Header, read_tensors
 from nbsnn.train.finetune import finetune, images_to_see
 from nbsnn.train.finetune_spec import FinetuneSpec
 
@@ -38,7 +42,7 @@ def accuracy(network: torch.nn.Module, images: ImageSet, title: str) -> float:
 
 
 class Results:
-    """The JSON file: a row for each (checkpoint, what)."""
+    """The JSON file: a row for each network (its form before any fine-tuning), and one for each fine-tuning of it."""
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
         self.path, self.head = path, head
@@ -61,19 +65,29 @@ class Results:
         return row
 
 
+def identity(header: Header, checkpoint: Path) -> dict[str, Any]:
+    """What tells a trained network from others of the same bits: its recipe, and which epoch of its last phase it is from."""
+    found = {"recipe_hash": header["recipe_hash"], "epoch": header["metrics"].get("epoch")}
+    if None in found.values():
+        raise ConfigError(f"{checkpoint}: its header names no recipe or no epoch; take a checkpoint that nbsnn train wrote")
+    return found
+
+
 def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse.Namespace, results: Results) -> None:
     """A row of one network and method: accuracies before and after on the same test images, and the time taken."""
-    quantized = nbsnn.load_checkpoint(checkpoint).to(memory_format=torch.channels_last)
+    header, state = read_tensors(checkpoint)
+    quantized = rebuild(header, state, source=str(checkpoint)).to(memory_format=torch.channels_last)
     bits, test = max(m.bits for m in quantized.modules() if hasattr(m, "bits")), splits.test.some(args.test)
-    source = results.find(bits=bits, method=None, test_images=len(test))
+    network = {"bits": bits} | identity(header, checkpoint)
+    source = results.find(**network, method=None, test_images=len(test))
     if source is None:
         spiking = convert(quantized, test, neuron=spec.neuron, schedule="fixed")
-        source = results.add({
-            "bits": bits, "timesteps": spiking.timesteps, "method": None, "neuron": spec.neuron, "test_images": len(test),
+        source = results.add(network | {
+            "timesteps": spiking.timesteps, "method": None, "neuron": spec.neuron, "test_images": len(test),
             "quantized_top1": accuracy(quantized, test, f"{bits} bits, quantized"),
             "spiking_top1": accuracy(spiking, test, f"{bits} bits, spiking"),
         })  # fmt: skip
-    key = {"bits": bits, "train_images": args.train, "held_out_images": args.held_out, "test_images": len(test)}
+    key = network | {"train_images": args.train, "held_out_images": args.held_out, "test_images": len(test)}
     key |= {"method": spec.method, "settings": json.loads(json.dumps(asdict(spec)))}
     if results.find(**key):
         return
@@ -85,27 +99,14 @@ def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse
         )
     processor = time.process_time() - processor
     if args.save:
-        nbsnn.save_checkpoint(args.save / f"{bits}bit-{spec.method}.safetensors", result.spiking)
+        name = f"{bits}bit-{network['recipe_hash']}-{spec.method}{'-forced' * spec.force}.safetensors"
+        nbsnn.save_checkpoint(args.save / name, result.spiking)
     after = accuracy(result.spiking, test, f"{bits} bits, {spec.method}, test")
     results.add(
         key | {"timesteps": result.spiking.timesteps, "quantized_top1": source["quantized_top1"],
                "spiking_top1_before": source["spiking_top1"], "spiking_top1": after,
                "gap": round(source["quantized_top1"] - after, 4), "processor_seconds": processor, "held_out": result.to_dict()}
     )  # fmt: skip
-
-
-def show(results: Results) -> None:
-    """The table of all rows."""
-    table = Table(title=f"Fine-tuning for the fixed schedule, {results.head['data']}, top-1 in %")
-    for column in ("bits", "T", "method", "train images", "test images", "quantized", "before", "after", "gap", "CPU s"):
-        table.add_column(column, justify="right")
-    for row in results.rows:
-        if row["method"]:
-            numbers = (f"{row[k]:.2f}" for k in ("quantized_top1", "spiking_top1_before", "spiking_top1", "gap"))
-            method = row["method"] + (", calibrated first" if row["settings"]["calibrate_first"] else "")
-            table.add_row(str(row["bits"]), str(row["timesteps"]), method, str(row["train_images"]), str(row["test_images"]),
-                          *numbers, f"{row['processor_seconds']:.0f}")  # fmt: skip
-    Console().print(table)
 
 
 def main() -> None:
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=1000, help="held-out training images that judge")
     parser.add_argument("--test", type=int, default=0, help="test images; 0 is all")
     parser.add_argument("--calibrate-first", action="store_true", help="end to end: start from the calibrated network")
+    parser.add_argument("--force", action="store_true", help="layerwise: keep every layer, whether accuracy rises or not")
     parser.add_argument("--lr", type=float, default=0.0, help="learning rate; 0 is the method's own")
     parser.add_argument("--compile", action="store_true", help="compile the neuron's loop (the same bits, faster)")
     parser.add_argument("--save", type=Path, help="folder for the fine-tuned networks")
@@ -132,10 +134,12 @@ def main() -> None:
     for checkpoint in args.checkpoints:
         for method in args.methods:
             first = args.calibrate_first and method == "end-to-end"
-            spec = FinetuneSpec(method=method, lr=args.lr, batch_size=BATCH, calibrate_first=first)
+            forced = args.force and method == "layerwise"
+            spec = FinetuneSpec(method=method, lr=args.lr, batch_size=BATCH, calibrate_first=first, force=forced)
             measure(checkpoint, spec, splits, args, results)
-    show(results)
+    section = finetune_section(results.head | {"rows": results.rows})  # as it will stand on the page
+    Console().print(section, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(console.exit_code(main))

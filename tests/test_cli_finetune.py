@@ -1,15 +1,25 @@
-"""`nbsnn finetune` end to end on digits, and what it refuses."""
+"""`nbsnn finetune` and its benchmark end to end on digits, and what they refuse."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import finetune as benchmark
 import pytest
+import sections
 import torch
 
 import nbsnn
+from nbsnn import console
 from nbsnn.cli import main
+from nbsnn.data.digits import load_digits
+from nbsnn.errors import ConfigError
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
+from nbsnn.train.finetune import FinetuneResult
+from nbsnn.train.finetune_spec import START, Change, FinetuneSpec
 
 FEW = ["--limit-train", "40", "--held-out", "20", "--limit", "20"]
 
@@ -112,3 +122,139 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
     captured = capsys.readouterr()
     assert "file/ft.safetensors" in captured.err
     assert "held-out" not in captured.err
+
+
+def test_an_interrupted_run_leaves_what_was_kept(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, note = tmp_path / "ft.safetensors", console.note
+
+    def note_until_the_second_unit(text: str) -> None:
+        if text.startswith("stage1.0.second.act"):
+            raise KeyboardInterrupt
+        note(text)
+
+    monkeypatch.setattr(console, "note", note_until_the_second_unit)
+    assert main(["finetune", str(checkpoint), *FEW, "--force", "--out", str(out), "--seed", "3"]) == 130
+    monkeypatch.undo()
+    header, tensors = read_tensors(out)
+    source = read_tensors(checkpoint)[1]
+    changed = {key.removeprefix("network.") for key in source if not torch.equal(tensors[key], source[key])}
+    assert "stage1.0.first.conv.weight" in changed
+    assert all(key.startswith("stage1.0.first.") for key in changed)
+    assert header["form"] == "spiking"
+    assert header["seed"] == 3
+    metrics = header["metrics"]
+    assert metrics["last_change"] == "stage1.0.first.act"
+    assert f"stage1.0.first.act: held-out spiking {metrics['held_out_top1']:.2f} %, kept" in capsys.readouterr().err
+    assert metrics["method"] == "layerwise"
+    assert metrics["top1"] is None, "the test images were not reached"
+    assert main(["eval", str(out), "--limit", "20", "--json"]) == 0
+
+
+def test_only_a_kept_change_is_written(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, written = tmp_path / "ft.safetensors", []
+
+    def finetune(model, *_, on_change, **__):  # type: ignore[no-untyped-def]
+        spiking = nbsnn.to_spiking(model, torch.zeros(1, 1, 8, 8))
+        for change in (
+            Change(START, None, 10.0, True, 0.0),
+            Change("a", 1.0, 9.0, False, 0.0),
+            Change("b", 1.0, 11.0, True, 0.0),
+        ):
+            on_change(change, spiking)
+            written.append(out.is_file())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nbsnn.cli.finetune.finetune", finetune)
+    assert main(["finetune", str(checkpoint), *FEW, "--out", str(out)]) == 130
+    assert written == [False, False, True]
+    assert read_tensors(out)[0]["metrics"]["held_out_top1"] == 11.0
+    out.unlink()
+    assert main(["finetune", str(checkpoint), *FEW]) == 130
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["layerwise", "end-to-end"])
+def test_a_packed_network_is_refused_with_the_remedy(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "zoo:cifar10/resnet20-w2a2", "--method", method, "--root", "nowhere"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "the weights of a packed network are fixed; use method=calibrate, or start from the training checkpoint" in said
+
+
+# -------------------------------------------------------------------------------------------------------- the benchmark
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Runs the benchmark on digits with the words given, for two 2-bit networks that differ in their recipes; its rows.
+
+    What fine-tuning does is not looked at here, so it does nothing.
+    """
+    paths = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
+    for seed, path in enumerate(paths, start=1):
+        torch.manual_seed(seed)
+        net = nbsnn.quantize(nbsnn.build_model("cifar10/resnet20", in_channels=1, image_size=8), nbsnn.QuantSpec(2, 2)).eval()
+        recipe = load_recipe("digits/resnet20", [f"seed={seed}"])
+        nbsnn.save_checkpoint(path, net, recipe=recipe, metrics={"epoch": 7})
+    spiking = nbsnn.to_spiking(net, torch.zeros(1, 1, 8, 8))
+    result = FinetuneResult(spiking, 12.0, 10.0, 11.0, 0.0, (Change("a", None, 11.0, True, 0.0),))
+    monkeypatch.setattr(benchmark, "finetune", lambda *_, **__: result)
+    monkeypatch.setattr(benchmark, "load_data", lambda spec: load_digits())
+    file = tmp_path / "rows.json"
+
+    def run(*words: str) -> list[dict[str, Any]]:
+        few = ["--train", "8", "--held-out", "8", "--test", "8", "--json", str(file)]
+        monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, paths), *few, *words])
+        benchmark.main()
+        rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+        return rows
+
+    return run
+
+
+def test_the_benchmark_has_rows_of_its_own_for_each_network_and_measures_none_twice(
+    measured: Callable[..., list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = measured("--methods", "calibrate", "layerwise", "--force")
+    assert [row["method"] for row in rows] == [None, "calibrate", "layerwise"] * 2
+    assert len({(row["recipe_hash"], row["method"]) for row in rows}) == 6
+    assert {row["epoch"] for row in rows} == {7}
+    assert [row["settings"]["force"] for row in rows[1:3]] == [False, True], "only layerwise is forced"
+    printed = capsys.readouterr().out
+    for row in (rows[0], rows[3]):
+        assert f"| {row['recipe_hash']}, epoch 7 | 2 | 3 | calibrate | 256 | 8 |" in printed
+        assert f"| {row['recipe_hash']}, epoch 7 | 2 | 3 | layerwise, forced | 8 | 8 |" in printed
+    assert measured("--methods", "calibrate", "layerwise", "--force") == rows
+
+
+def test_a_network_without_recipe_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^a\.safetensors: its header names no recipe or no epoch"):
+        benchmark.identity({"recipe_hash": None, "metrics": {"epoch": 1}}, Path("a.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept", "expected"),
+    [
+        ({"method": "calibrate"}, [True], "| calibrate | 256 |"),
+        ({"method": "layerwise", "force": True}, [True, True], "| layerwise, forced | 5,000 |"),
+        ({"method": "layerwise"}, [True, False, False], "| 1 of 3 | 60 |"),
+        ({"method": "end-to-end", "calibrate_first": True}, [True, False], "| end-to-end, calibrated first |"),
+        ({"method": "end-to-end", "calibrate_first": True}, [True, False], "| undone | 60 |"),
+        ({"method": "end-to-end"}, [True], "| kept | 60 |"),
+    ],
+)
+def test_a_row_of_the_benchmark_says_how_it_was_tuned_and_what_was_kept(
+    settings: dict[str, Any], kept: list[bool], expected: str
+) -> None:
+    spec = FinetuneSpec(**settings)
+    row = {"bits": 2, "recipe_hash": "0123456789ab", "epoch": 4, "timesteps": 3, "method": spec.method, "settings": vars(spec),
+           "train_images": 5000, "test_images": 10000, "quantized_top1": 80.0, "spiking_top1_before": 70.0,
+           "spiking_top1": 79.0, "gap": 1.0, "processor_seconds": 60.0,
+           "held_out": {"changes": [{"kept": value} for value in kept]}}  # fmt: skip
+    text = sections.finetune_section({"data": "digits", "rows": [{"method": None}, row]})
+    (line,) = (line for line in text.splitlines() if line.startswith("| 0123456789ab, epoch 4 |"))
+    assert expected in line

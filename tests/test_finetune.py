@@ -12,6 +12,7 @@ import nbsnn
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Batches
 from nbsnn.errors import ConfigError, ConversionError
+from nbsnn.export.packed import save_packed
 from nbsnn.models.resnet import BasicBlock
 from nbsnn.models.units import ConvNormAct
 from nbsnn.spiking.functional import integrate_and_fire
@@ -306,3 +307,16 @@ def test_what_cannot_be_fine_tuned_is_refused(trained, digits):
             finetune(network, few, few)
     with pytest.raises(ConfigError, match="4 images to learn from and 0 held out"):
         finetune(trained, few, none)
+
+
+def test_a_packed_network_is_calibrated_but_not_trained(trained, digits, tmp_path):
+    save_packed(tmp_path / "packed.safetensors", trained)
+    packed = nbsnn.load_checkpoint(tmp_path / "packed.safetensors", model=Residual())
+    few = digits.train.take(slice(0, 20))
+    for method in ("layerwise", "end-to-end"):
+        message = rf"^method={method}: .* are fixed; use method=calibrate, or start from the training checkpoint"
+        with pytest.raises(ConfigError, match=message):
+            finetune(packed, few, few, FinetuneSpec(method=method, calibrate_first=method == "end-to-end"))
+    result = finetune(packed, few, few, FinetuneSpec(method="calibrate", force=True))
+    assert not same_state(result.spiking, packed)
+    assert torch.equal(result.spiking.network.head.weight, packed.head.weight)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import sections
 import tables
 
 from nbsnn.cli import main
@@ -56,7 +57,7 @@ def test_every_phase_and_every_schedule_is_measured(figures):
 
 
 def test_the_figures_become_a_section(figures):
-    text = tables.accuracy_section(figures)
+    text = sections.accuracy_section(figures)
     assert "Digits (8×8), 20 test images. Recipe " in text
     assert text.count("| unsigned barrier |") == 2
     assert f"| 2 | 1 | {figures['phases'][2]['last_top1']:.2f} |" in text

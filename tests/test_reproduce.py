@@ -11,6 +11,8 @@ import published
 import pytest
 import torch
 
+import nbsnn
+
 FOLDER = Path(__file__).parents[1] / "reproduce" / "cifar10"
 SAMPLE = Path(__file__).parent / "data" / "cifar10_q75_200.npz"
 
@@ -99,6 +101,19 @@ def test_fine_tuning_writes_the_same_kind_of_files(place: Path, command: Callabl
     assert "stem.act.threshold" in torch.load(folder / "model_best.pth.tar", weights_only=True)["state_dict"]
     printed = command(*words, "-e", "--init", str(folder / "checkpoint.pth.tar"))
     assert "spiking form: test accuracy" in printed
+
+
+def test_fine_tuning_refuses_a_network_of_other_bits_and_writes_nothing(
+    place: Path, tmp_path: Path, command: Callable[..., str]
+) -> None:
+    quantized = nbsnn.quantize(nbsnn.build_model("cifar10/resnet32"), nbsnn.QuantSpec(3, 3)).eval()
+    nbsnn.save_checkpoint(tmp_path / "3bit.pth.tar", quantized)
+    words = ["snn_ft.py", "--arch", "resnet32", "--bit", "2", "--init", str(tmp_path / "3bit.pth.tar")]
+    printed = command(*words, code=2)
+    assert len(printed.splitlines()) == 1
+    assert "--bit 2:" in printed
+    assert "was trained with 3 bits; give that number, or another checkpoint" in printed
+    assert not (place / "result" / "resnet32_2bit_ft").exists()
 
 
 def test_init_takes_the_authors_checkpoints(command: Callable[..., str]) -> None:

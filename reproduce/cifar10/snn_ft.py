@@ -20,7 +20,7 @@ from nbsnn.data.images import Batches
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.evaluate.comparison import compare_finetuned
-from nbsnn.export.reference import load_start
+from nbsnn.export.reference import load_quantized_start, load_start
 from nbsnn.recipe import Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.train.finetune import finetune, finetuned_metrics, images_to_see
@@ -64,20 +64,23 @@ def parse(description: str, arguments: list[str] | None = None) -> argparse.Name
     return parser.parse_args(arguments)
 
 
+def _evaluate(args: argparse.Namespace, path: Path, recipe: Recipe) -> None:
+    network = load_start(path, args.arch, bits=args.bit)
+    device = options.device_of(args)
+    test = options.data_of(recipe).test
+    with image_progress(len(test), form_of(network)) as tell:
+        report = evaluate(network.to(device), Batches(test, args.batch_size), progress=lambda count: tell("", count))
+    note(f"{path}, {form_of(network)} form: test accuracy {report.top1:.2f} % on {report.images} images")
+
+
 def run(args: argparse.Namespace) -> None:
     """Fine-tune, or with -e evaluate what was fine-tuned."""
     path = options.required_init(args)
     recipe = options.recipe_of(args)
-    network = load_start(path, args.arch, bits=args.bit)
-    device = options.device_of(args)
     if args.evaluate:
-        test = options.data_of(recipe).test
-        with image_progress(len(test), form_of(network)) as tell:
-            report = evaluate(network.to(device), Batches(test, args.batch_size), progress=lambda count: tell("", count))
-        note(f"{path}, {form_of(network)} form: test accuracy {report.top1:.2f} % on {report.images} images")
+        _evaluate(args, path, recipe)
         return
-    if form_of(network) != "quantized":
-        raise ConfigError(f"{path} holds a {form_of(network)} network; train one with main.py --bit {args.bit} first")
+    network = load_quantized_start(path, args.arch, bits=args.bit, trainer="main.py")
     if args.schedule != "fixed":
         raise ConfigError(f"--schedule {args.schedule}: exact schedules need no fine-tuning; leave it at fixed")
     if args.validation < 1:
@@ -86,12 +89,12 @@ def run(args: argparse.Namespace) -> None:
         neuron="unsigned" if args.unsigned else "signed", epochs=args.num_epochs, lr=args.lr, momentum=args.momentum,
         weight_decay=args.weight_decay, batch_size=args.batch_size, force=args.force, seed=args.seed,
     )  # fmt: skip
+    quantized = network.to(options.device_of(args))
     splits = options.data_of(recipe)
     train = splits.train.some(args.limit_train)
     folder = options.result_folder(args).with_name(f"{args.arch}_{args.bit}bit_ft")
     figures = {"checkpoint": str(path), "settings": asdict(spec), "train_images": len(train), "test": None}
     files = _Files(folder, recipe, figures)
-    quantized = network.to(device)
     with image_progress(images_to_see(quantized, train, splits.validation, spec), "fine-tuning") as tell:
         result = finetune(quantized, train, splits.validation, spec, progress=tell, on_change=files.on_change)
     test = splits.test

@@ -1,8 +1,8 @@
 """The verb `nbsnn finetune`."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,10 +26,33 @@ from nbsnn.errors import ConfigError
 from nbsnn.evaluate.comparison import compare_finetuned
 from nbsnn.recipe import recipe_from_dict
 from nbsnn.settings import convert
+from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.tensorfile import Header
 from nbsnn.train.finetune import finetune, finetuned_metrics, images_to_see
-from nbsnn.train.finetune_spec import FinetuneSpec
+from nbsnn.train.finetune_spec import START, Change, FinetuneSpec, check_source
 
 _HELD_OUT = 1000  # images unless told otherwise: each change is judged on them
+
+
+@dataclass(frozen=True)
+class _Output:
+    """The file named with --out, if any; an interrupted run leaves there what was kept until then."""
+
+    path: Path | None
+    source: Header
+    seed: int
+    known: dict[str, Any]  # what is known of the run before it ends, for `finetuned_metrics`
+
+    def save(self, network: SpikingNetwork, metrics: dict[str, Any]) -> None:
+        if self.path:
+            recipe = recipe_from_dict(self.source["recipe"]) if self.source["recipe"] else None
+            save_checkpoint(self.path, network, recipe=recipe, seed=self.seed, metrics=metrics)
+
+    def on_change(self, change: Change, network: SpikingNetwork) -> None:
+        console.note(console.change_line(change))
+        if change.kept and change.name != START:
+            metrics = finetuned_metrics(self.known | {"test": None})
+            self.save(network, metrics | {"held_out_top1": change.top1, "last_change": change.name})
 
 
 @app.command("finetune")
@@ -56,8 +79,9 @@ def finetune_(
 ) -> None:
     """Fine-tune a quantized checkpoint for spikes under the schedule "fixed": T = 2^b - 1 steps and stop.
 
-    A change is kept only if spiking accuracy on held-out training images rises. The result is a spiking network: read as a
-    quantized one it is no reference for anything. Example:
+    A change is kept only if spiking accuracy on held-out training images rises; --out is written after each kept change. The
+    result is a spiking network: read as a quantized one it is no reference for anything. A packed network, such as those of
+    the zoo, has fixed weights: it can be calibrated only. Example:
     nbsnn finetune runs/r20/2bit/best.safetensors --method calibrate --out r20-fixed.safetensors
     """
     wanted = {"method": method, "epochs": epochs, "neuron": neuron, "force": force, "calibrate_first": calibrate_first,
@@ -67,6 +91,7 @@ def finetune_(
         raise ConfigError(f"{out}: a file stands where its folder should be; choose another folder")
     network, header = load(checkpoint, device)
     model = only_quantized(network, checkpoint, "finetune")
+    check_source(model, spec)  # before images are looked for
     source = data_spec(header, data, root)
     if source.name == "sample":
         raise ConfigError("--data sample: these are test images; fine-tune on the training images of cifar10 or digits")
@@ -75,18 +100,16 @@ def finetune_(
         source = replace(source, validation=DATA_SETS[source.name] or held_out)
     splits = load_splits(header, source)
     train, judge = splits.train.some(limit_train), splits.validation.some(held_out)
+    known = {"checkpoint": str(checkpoint), "settings": asdict(spec), "train_images": len(train), "held_out_images": len(judge)}
+    output = _Output(out, header, seed, known)
     with console.image_progress(images_to_see(model, train, judge, spec), f"{method} fine-tuning") as tell:
-        result = finetune(
-            model, train, judge, spec, progress=tell, on_change=lambda change, _: console.note(console.change_line(change))
-        )
+        result = finetune(model, train, judge, spec, progress=tell, on_change=output.on_change)
     test = splits.test.some(limit)
     with console.image_progress(3 * len(test), "testing") as tell:
         tested = compare_finetuned(model, result.spiking, test, progress=tell)
-    figures = {"checkpoint": str(checkpoint), "settings": asdict(spec), "train_images": len(train),
-               "held_out_images": len(judge), "held_out": result.to_dict(), "test": asdict(tested)}  # fmt: skip
+    figures = known | {"held_out": result.to_dict(), "test": asdict(tested)}
+    output.save(result.spiking, finetuned_metrics(figures))
     if out:
-        recipe = recipe_from_dict(header["recipe"]) if header["recipe"] else None
-        save_checkpoint(out, result.spiking, recipe=recipe, seed=seed, metrics=finetuned_metrics(figures))
         console.note(f"wrote {out}")
     if json_:
         console.show_json(figures)

@@ -22,10 +22,9 @@ from nbsnn.data.images import Batches, LabelledImages
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.quant.layers import QuantReLU
-from nbsnn.quant.quantize import read_plan
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.train.bias_shift import shift_biases_
-from nbsnn.train.finetune_spec import Change, FinetuneSpec
+from nbsnn.train.finetune_spec import START, Change, FinetuneSpec, check_source
 from nbsnn.train.loss import distillation_loss
 from nbsnn.train.observer import DivergedError
 from nbsnn.train.optim import keep_positive_
@@ -63,29 +62,30 @@ def finetune(
     """Fine-tune a quantized network for its spiking form under the schedule "fixed".
 
     Args:
-        quantized: result of `nbsnn.quantize`, trained; it is the teacher, and is not changed.
+        quantized: result of `nbsnn.quantize`, trained; it is the teacher, and is not changed. A packed network has fixed
+            weights: it can be calibrated only.
         train: images to learn from.
         held_out: training images that decide what is kept; none of `train`.
         spec: method and settings.
         progress: called with what is being done and a number of images; `images_to_see` says how many in all.
         on_change: called at the start, and after each change with the network as it stands, before the change is undone
-            if it is not kept.
+            if it is not kept; after a kept one it is all that was kept so far.
     Returns:
         The spiking network with the changes that were kept.
     Raises:
-        ConfigError: no images, or the network is not quantized. ConversionError: it has no spiking form.
+        ConfigError: no images; the network is not quantized, or is packed and to be trained. ConversionError: it has no
+            spiking form.
         DivergedError: the learning rate is too high.
     """
     spec = spec or FinetuneSpec()
-    if isinstance(quantized, SpikingNetwork) or not read_plan(quantized):
-        raise ConfigError("finetune takes a quantized network, which is the teacher; call nbsnn.quantize and train it first")
+    check_source(quantized, spec)
     if not len(train) or not len(held_out):
         raise ConfigError(f"finetune: {len(train)} images to learn from and {len(held_out)} held out; both must be given")
     start = time.perf_counter()
     run = _Run(quantized, train, held_out, spec, progress or (lambda _what, _count: None), on_change)
     reference = evaluate(run.teacher, Batches(run.held_out, _CHECK_BATCH)).top1
     before = run.top1 = run.check("spiking before")
-    run.tell(Change("start", None, before, True, time.perf_counter() - start))
+    run.tell(Change(START, None, before, True, time.perf_counter() - start))
     {"layerwise": run.layerwise_, "end-to-end": run.end_to_end_, "calibrate": run.calibrate_}[spec.method]()
     run.pair.release_()
     seconds = time.perf_counter() - start
@@ -108,7 +108,7 @@ def finetuned_metrics(figures: Mapping[str, Any]) -> dict[str, Any]:
     """What a fine-tuned checkpoint says of itself: `top1` is of its spiking form, and `teacher_top1` of its source.
 
     Args:
-        figures: with the keys checkpoint, settings, train_images, test (a table of accuracies; may be None).
+        figures: with the keys checkpoint, settings, train_images, test (a table of accuracies; None as long as unknown).
     """
     test = figures["test"] or {}
     return {

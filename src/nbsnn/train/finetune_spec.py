@@ -1,12 +1,19 @@
-"""What decides a fine-tuning, and the record of one change that it tried."""
+"""What decides a fine-tuning, which networks it takes, and the record of one change that it tried."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import nn
+
 from nbsnn.errors import ConfigError, unknown
+from nbsnn.quant.layers import WeightQuantizer
+from nbsnn.quant.quantize import read_plan
 from nbsnn.spiking.convert import check_pair
+from nbsnn.spiking.network import SpikingNetwork
 
 Method = Literal["layerwise", "end-to-end", "calibrate"]
+
+START = "start"  # name of the record that comes first: of the network as it was, before any change
 
 _RATES = {"layerwise": 1e-3, "end-to-end": 3e-3, "calibrate": 0.0}
 
@@ -54,6 +61,22 @@ class FinetuneSpec:
     def rate(self) -> float:
         """The learning rate."""
         return self.lr or _RATES[self.method]
+
+
+def check_source(network: nn.Module, spec: FinetuneSpec) -> None:
+    """Refuse a network that cannot be fine-tuned as `spec` says.
+
+    Raises:
+        ConfigError: it is not a quantized one; or it is a packed one, whose weights are fixed, and the method trains.
+    """
+    if isinstance(network, SpikingNetwork) or not read_plan(network):
+        raise ConfigError("finetune takes a quantized network, which is the teacher; call nbsnn.quantize and train it first")
+    # Norms and biases would still be trained, and nothing would tell that the weights were not.
+    if spec.method != "calibrate" and any(m.fixed for m in network.modules() if isinstance(m, WeightQuantizer)):
+        raise ConfigError(
+            f"method={spec.method}: the weights of a packed network are fixed; use method=calibrate, or start from the "
+            "training checkpoint that it was packed from"
+        )
 
 
 @dataclass(frozen=True)
