@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,17 +29,18 @@ import nbsnn
 from nbsnn.data.images import ImageSet, Splits, crop_and_flip
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
+from nbsnn.train.execution import Execution
 from nbsnn.train.loop import fit
 from nbsnn.train.observer import Observer
 from nbsnn.train.optim import keep_positive_, make_optimizer
 
 
-def step_of(net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, *, compiled: bool) -> Callable[[], None]:
-    """One training step, as the training loop does it."""
+def step_of(net: torch.nn.Module, *, compiled: bool) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """The training step, as the training loop does it, of images and labels."""
     optimizer = make_optimizer(net, Phase(epochs=1, lr=0.01), OptimSpec())
     forward = torch.compile(net) if compiled else net
 
-    def step() -> None:
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(forward(images), labels).backward()
         optimizer.step()
@@ -55,7 +57,7 @@ def measure(name: str, *, bits: int, batch: int, repeats: int, compiled: bool) -
     quantized = nbsnn.quantize(plain, nbsnn.QuantSpec(bits, bits), images=images)
     images = images.contiguous(memory_format=torch.channels_last)
     nets = [net.train().to(memory_format=torch.channels_last) for net in (plain, quantized)]
-    steps = [step_of(net, images, labels, compiled=compiled) for net in nets]
+    steps = [partial(step_of(net, compiled=compiled), images, labels) for net in nets]
     for step in steps * 2:  # warm up
         step()
     pairs = [(seconds(steps[0]), seconds(steps[1])) for _ in track(range(repeats), description=name, transient=True)]
@@ -99,7 +101,7 @@ class _SingleImages(Dataset):
         return self.data.normalized(image)[0], self.data.labels[index]
 
 
-def measure_loop(name: str, *, bits: int, batch: int, repeats: int) -> list[dict[str, float | str]]:
+def measure_loop(name: str, *, bits: int, batch: int, repeats: int, compiled: bool) -> list[dict[str, float | str]]:
     """For float and quantized: images/s of our loop and of the plain one, and the share of time outside the model of each."""
     count = batch * (repeats + 1)
     pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
@@ -112,16 +114,13 @@ def measure_loop(name: str, *, bits: int, batch: int, repeats: int) -> list[dict
         net = nbsnn.build_model(name)
         images = data.normalized(data.images[:batch]).contiguous(memory_format=torch.channels_last)
         net = net if form == "float" else nbsnn.quantize(net, nbsnn.QuantSpec(bits, bits), images=images)
-        bare = step_of(
-            copy.deepcopy(net).train().to(memory_format=torch.channels_last), images, data.labels[:batch], compiled=False
-        )
-        ours = _Pairs(bare)
+        alone = copy.deepcopy(net).train().to(memory_format=torch.channels_last)
+        ours = _Pairs(partial(step_of(alone, compiled=compiled), images, data.labels[:batch]))
         with tempfile.TemporaryDirectory() as folder:
-            fit(net, splits, recipe, Phase(epochs=1, lr=0.01), out=Path(folder), observer=ours)
-        plain_net = copy.deepcopy(net).train()
-        plain = []
+            fit(net, splits, recipe, Phase(epochs=1, lr=0.01), out=Path(folder), observer=ours, execution=Execution(compiled))
+        plain_step, plain = step_of(copy.deepcopy(net).train(), compiled=compiled), []
         for inputs, labels in _timed(DataLoader(_SingleImages(data), batch, shuffle=True), plain):
-            step_of(plain_net, inputs.contiguous(memory_format=torch.channels_last), labels, compiled=False)()
+            plain_step(inputs.contiguous(memory_format=torch.channels_last), labels)
         bare_median = statistics.median(pair[0] for pair in ours.pairs[1:])
         loop, plain_median = statistics.median(b for _, b in ours.pairs[1:]), statistics.median(plain[1:])
         rows.append({
@@ -155,7 +154,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile both networks")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    rows = [measure(net, bits=args.bits, batch=args.batch, repeats=args.repeats, compiled=args.compile) for net in args.nets]
+    sizes = {"bits": args.bits, "batch": args.batch, "repeats": args.repeats, "compiled": args.compile}
+    rows = [measure(net, **sizes) for net in args.nets]
     table = Table(
         title=f"Training step, batch {args.batch}, {args.bits} bits, {'compiled' if args.compile else 'eager'}, {machine()}"
     )
@@ -164,7 +164,7 @@ def main() -> None:
     for row in rows:
         table.add_row(str(row["net"]), *(f"{row[k]:.3f}" for k in list(row)[1:]))
     Console().print(table)
-    loops = [row for net in args.nets for row in measure_loop(net, bits=args.bits, batch=args.batch, repeats=args.repeats)]
+    loops = [row for net in args.nets for row in measure_loop(net, **sizes)]
     table = Table(title="The loop beside the model: images/s, and share of time outside the model in %")
     for column in ("net", "form", "bare step", "our loop", "plain loop", "ours outside %", "plain outside %"):
         table.add_column(column, justify="right")

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from nets import digits_net
 
-from nbsnn.console import TrainingConsole
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits, evaluation_batches
 from nbsnn.distributed import process_group, world
@@ -18,6 +17,7 @@ from nbsnn.recipe import Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.train.loop import fit
 from nbsnn.train.observer import Interrupted
+from nbsnn.training_console import TrainingConsole
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=40", "optim.freeze_norms=true"])
 PHASE = Phase(2, lr=0.05)

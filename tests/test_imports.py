@@ -23,6 +23,7 @@ LEVELS = [
     ["report"],
     ["__init__"],
     ["console"],
+    ["training_console"],
     ["cli"],
     ["__main__"],
 ]

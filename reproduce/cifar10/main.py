@@ -10,7 +10,7 @@ import sys
 import options
 
 from nbsnn import pipeline
-from nbsnn.console import TrainingConsole, exit_code, note
+from nbsnn.console import exit_code, note
 from nbsnn.data.images import evaluation_batches
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.export.reference import load_start
@@ -18,6 +18,7 @@ from nbsnn.tensorfile import is_ours, read_tensors
 from nbsnn.train.loop import fit
 from nbsnn.train.progressive import next_form
 from nbsnn.train.state import identity
+from nbsnn.training_console import TrainingConsole
 
 BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
 

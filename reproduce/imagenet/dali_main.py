@@ -12,7 +12,7 @@ import options
 from torch import nn
 
 from nbsnn import pipeline
-from nbsnn.console import TrainingConsole, exit_code, note, show_mapping, speak_on_main_only
+from nbsnn.console import exit_code, note, show_mapping, speak_on_main_only
 from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
 from nbsnn.distributed import process_group, world
 from nbsnn.errors import CheckpointError, MissingDependencyError
@@ -24,6 +24,7 @@ from nbsnn.train.execution import pick_execution
 from nbsnn.train.loop import fit
 from nbsnn.train.progressive import next_form
 from nbsnn.train.state import identity
+from nbsnn.training_console import TrainingConsole
 
 
 def start_of(args: argparse.Namespace, recipe: Recipe, images: LabelledImages) -> tuple[nn.Module, str]:

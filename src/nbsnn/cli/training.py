@@ -24,6 +24,7 @@ from nbsnn.report import report as measure_run
 from nbsnn.spiking.convert import VALID_PAIRS
 from nbsnn.tensorfile import write_text
 from nbsnn.train.loop import SAVE_EVERY
+from nbsnn.training_console import TrainingConsole
 from nbsnn.zoo import PREFIX, list_zoo
 
 
@@ -72,7 +73,7 @@ def train(
         if pretrained:
             start, mapped = pipeline.pretrained_model(plan, pretrained, splits.train)
             console.show_mapping(mapped)
-        with console.TrainingConsole() as observer:
+        with TrainingConsole() as observer:
             found = pipeline.train(
                 plan, folder, splits=splits, init=start, device=chosen, compile=compile_, precision=precision,
                 save_every=save_every, observer=observer, overwrite=overwrite, resume=resume,
@@ -101,7 +102,7 @@ def demo(
     plan = load_recipe("digits/resnet20", [*settings, f"seed={seed}"])
     console.note(f"ResNet-20 on 8×8 digits: float, then 4, 3 and 2 bits → {out}")
     splits = load_data(plan.data)
-    with console.TrainingConsole() as observer:
+    with TrainingConsole() as observer:
         phases = list(pipeline.train(plan, out, splits=splits, observer=observer, overwrite=True))
     test = splits.test.some(limit)
     float_top1 = next((p.best.top1 for p in phases if p.bits == 32), None)

@@ -1,0 +1,69 @@
+"""A training run as a person sees it: a bar, a line for each epoch, and an end by Ctrl-C that loses nothing."""
+
+import signal
+from types import FrameType
+
+from rich.progress import TaskID, TextColumn
+
+from nbsnn.console import make_bar, note
+from nbsnn.train.execution import Execution
+from nbsnn.train.observer import Epoch, Observer
+
+
+class TrainingConsole(Observer):
+    """Bars and lines of a training run; an interrupt or a TERM signal ends the run after the step at hand.
+
+    `every` steps there is a line as well; 0 for none.
+    """
+
+    def __init__(self, *, every: int = 0) -> None:
+        self.every = every
+        self._bar = make_bar(TextColumn("{task.fields[figures]}"))
+        self._task: TaskID | None = None
+        self._epochs = self.steps = 0
+        self._stop = False
+        self._title = ""
+
+    def __enter__(self) -> "TrainingConsole":
+        self._before = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+        note("stopping after this step; once more to stop at once, and go on from the last training state")
+        signal.signal(number, self._before[signal.Signals(number)])
+
+    def should_stop(self) -> bool:
+        return self._stop
+
+    def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
+        note(f"{title}: {epochs} epochs of {steps} steps, {execution}")
+        self._title, self._epochs, self.steps = title, epochs, steps
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(title, total=epochs * steps, figures="")
+
+    def on_resume(self, epoch: int, step: int) -> None:
+        note(f"{self._title}: goes on from the training state in epoch {epoch + 1}, after step {step}")
+
+    def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
+        if self.every and step % self.every == 0:
+            note(f"epoch {epoch + 1} batch {step}/{self.steps}  loss {loss:.4f}  train {top1:.2f} %")
+        if self._task is None:
+            return
+        self._bar.update(self._task, completed=epoch * self.steps + step)
+        speed = self._bar.tasks[-1].speed or 0.0
+        figures = f"epoch {epoch + 1}/{self._epochs} loss {loss:.3f} top-1 {top1:.1f} % {speed * images:.0f} images/s"
+        self._bar.update(self._task, figures=figures)
+
+    def on_epoch(self, row: Epoch) -> None:
+        note(
+            f"{self._title}: epoch {row.epoch}/{self._epochs}  loss {row.loss:.4f}  train {row.train_top1:.2f} %  "
+            f"validation {row.top1:.2f} %  lr {row.lr:.2g}  {row.images_per_second:.0f} images/s"
+        )
