@@ -17,7 +17,8 @@ check: $(STAMP)  ## style and types
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 
-$(STAMP): pyproject.toml constraints.txt
+# The C++ is here because an editable install builds the native engine once, into src; a pull may bring a newer one.
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard src/nbsnn/integer/native/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)

@@ -10,7 +10,7 @@ SOURCES = "src/nbsnn/integer/native"
 
 
 class OptionalBuild(build_ext):
-    """A failure is one line; at run time `nbsnn info --system` repeats it."""
+    """A failure is one line, which pip shows with -v; at run time `nbsnn info --system` says that there is no extension."""
 
     def build_extension(self, ext: Extension) -> None:
         try:

@@ -16,17 +16,17 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import rivals
+import sweep
 import torch
 from measure import machine, seconds
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 import nbsnn
 from nbsnn.data.sample import load_sample
@@ -38,7 +38,6 @@ from nbsnn.zoo import PREFIX, list_zoo
 NETS = ("cifar10/alexnet", "cifar10/vgg11", "cifar10/resnet20", "cifar10/resnet18")
 PAIRS = (("unsigned", "fixed"), ("signed", "fixed"), ("signed", "settle"), ("unsigned", "barrier"))
 SLOW = ("quantized", "spiking", *rivals.PEERS)  # float simulations: three repeats at most
-SWEEP = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # wanted shares of neurons that fire in a step
 
 
 def make(net: str, bits: int, images: Tensor, checkpoint: Path | None, mean: list[float], std: list[float]):  # type: ignore[no-untyped-def]
@@ -127,53 +126,33 @@ def figures(times: dict[str, list[float]], batch: int) -> dict[str, dict[str, fl
 
 def work(network: IntegerNetwork, images: Tensor) -> dict[str, dict[str, float]]:
     """Activity and steps of each way to run the spikes."""
-    neurons = sum(torch.Size(unit.shape).numel() for unit in network.program.units)
     out = {}
     for neuron, schedule in PAIRS:
-        pixels = network.program.pixels
-        grid = (images * 2**pixels.fraction_bits).round().clamp(pixels.low, pixels.high).to(torch.int32).contiguous()
-        result = native.run_spikes(network.program, grid, neuron=neuron, schedule=schedule)
-        spikes = sum(float(s.sum()) for s in result.spikes.values()) / len(images)
+        result = network.simulate(images, engine="spikes", neuron=neuron, schedule=schedule)
         out[f"{neuron} {schedule}"] = {
-            "activity_percent": 100 * spikes / neurons / network.timesteps,
+            "activity_percent": 100 * sweep.activity(network, result),
             "steps": float(result.steps.double().mean()),
         }
     return out
 
 
-def sweep(network: IntegerNetwork, images: Tensor, repeats: int) -> Iterator[dict[str, float]]:
+def swept(plain: nn.Module, network: IntegerNetwork, images: Tensor, repeats: int) -> Iterator[dict[str, float]]:
     """Seconds of unsigned spikes at several activities, by events alone (few images at a time) and by bit planes.
 
-    Biases are shifted alike in all units until the wanted share of neurons fires; what the network says is of no interest here.
+    Beside them those of torch's dense int8, which do not depend on activity: measured once, on all images.
     """
-    pixels = network.program.pixels
-    grid = (images * 2**pixels.fraction_bits).round().clamp(pixels.low, pixels.high).to(torch.int32).contiguous()
-    neurons = sum(torch.Size(unit.shape).numel() for unit in network.program.units) * network.timesteps * len(grid)
-    few = grid[:8].contiguous()
-    for wanted in SWEEP:
-        low, high = -1.0, 1.0  # thresholds per step
-        for _ in range(8):
-            middle = (low + high) / 2
-            nodes = tuple(
-                replace(n, bias=(n.bias + middle * 2**n.fraction_bits).to(n.bias.dtype)) if hasattr(n, "branches") else n
-                for n in network.program.nodes
-            )
-            program = replace(network.program, nodes=nodes)
-            fired = native.run_spikes(program, few, neuron="unsigned", schedule="fixed").spikes
-            share = sum(float(s.sum()) for s in fired.values()) / neurons * len(grid) / len(few)
-            low, high = (middle, high) if share < wanted else (low, middle)
-
-        def events(p=program) -> None:  # type: ignore[no-untyped-def]
-            native.run_spikes(p, few, neuron="unsigned", schedule="fixed")
-
-        def planes(p=program) -> None:  # type: ignore[no-untyped-def]
-            native.run_spikes(p, grid, neuron="unsigned", schedule="fixed")
-
-        times = interleaved({"events": events, "planes": planes}, repeats, lambda _: None)
+    few = images[:8]
+    int8, last = rivals.dense_int8(plain, images), images.contiguous(memory_format=torch.channels_last)
+    dense = interleaved({"int8": lambda: int8(last)}, repeats, lambda _: None)["int8"]
+    unsigned = network.using(engine="spikes", neuron="unsigned", schedule="fixed", backend="native")
+    for share, changed in sweep.at_activities(unsigned, few):
+        runs: dict[str, Callable[[], object]] = {"events": partial(changed.run, few), "planes": partial(changed.run, images)}
+        times = interleaved(runs, repeats, lambda _: None)
         yield {
             "activity_percent": 100 * share,
             "events_seconds_per_image": statistics.median(times["events"]) / len(few),
-            "planes_seconds_per_image": statistics.median(times["planes"]) / len(grid),
+            "planes_seconds_per_image": statistics.median(times["planes"]) / len(images),
+            "int8_seconds_per_image": statistics.median(dense) / len(images),
         }
 
 
@@ -194,12 +173,16 @@ def main() -> None:
     args = parser.parse_args()
     if missing := rivals.missing(args.peer):
         parser.error(f"--peer {missing[0]}: it is not installed; pip install {missing[0]}")
+    if args.sweep and (obstacle := native.why_not()):
+        parser.error(f"--sweep compares two ways of the native engine, which cannot run: {obstacle}; leave it out")
     torch.set_num_threads(args.threads)
     sample = load_sample().test
+    if wrong := [batch for batch in args.batches if not 1 <= batch <= len(sample)]:
+        parser.error(f"--batches {wrong[0]}: the sample has {len(sample)} images; give 1 to {len(sample)}")
     images = sample.normalized(sample.images[: max(100, *args.batches)])  # the first hundred calibrate
     mean, std = (list(map(float, x)) for x in (sample.mean, sample.std))
     files = dict(pair.split("=", 1) for pair in args.checkpoint)
-    here = machine(args.threads, native=list(native.targets()))
+    here = machine(args.threads, native=[] if native.why_not() else list(native.targets()))
     words = " ".join(sys.argv[1:]).partition(" --json")[0]
     report = {"kind": "inference", "command": f"python benchmarks/inference.py {words}", "machine": here,
               "repeats": args.repeats, "rows": [], "sweep": []}  # fmt: skip
@@ -234,7 +217,7 @@ def main() -> None:
                     progress.remove_task(task)
                     console.print(table_of(row))
                 if args.sweep and net == args.nets[0]:
-                    points = list(sweep(network, images[:32], 3))
+                    points = list(swept(plain, network, images[:32], 3))
                     keep("sweep", {"net": net, "timesteps": network.timesteps, "points": points})
 
 

@@ -7,13 +7,21 @@ import sys
 import inference
 import pytest
 import rivals
+import sections
 import tables
 import torch
+import zoo
 from nets import SmallNet
 
 from nbsnn.integer import native
+from nbsnn.zoo import list_zoo
 
 IMAGES = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+
+
+def test_the_figures_of_bundled_networks_are_of_the_files_that_are_bundled():
+    figures = json.loads((tables.RESULTS / "zoo.json").read_text())
+    assert {row["name"]: row["file"] for row in figures["rows"]} == {name: zoo.fingerprint(name) for name in list_zoo()}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,6 @@ def test_the_comparison_runs_and_becomes_a_section(tmp_path, monkeypatch, capsys
     assert {"dense int8", "counts", "spikes signed fixed", "spikes unsigned barrier"} < row["figures"].keys()
     assert all(f["fastest"] <= f["seconds"] <= f["slowest"] for f in row["figures"].values())
     assert row["work"]["unsigned barrier"]["steps"] == 60  # layer after layer
-    section = tables.inference_section(figures)
+    section = sections.inference_section(figures)
     assert "### cifar10/resnet20, T = 3, batch 2" in section
     assert "| counts |" in section

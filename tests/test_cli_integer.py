@@ -1,6 +1,9 @@
 """The verbs for integer networks, on a bundled network and bundled photographs."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -122,6 +125,30 @@ def test_what_does_not_fit_is_refused_in_one_line(lowered, capsys, tmp_path):
     nbsnn.save_checkpoint(tmp_path / "float.safetensors", nbsnn.build_model("cifar10/resnet20"))
     said = refusal(capsys, "eval", str(tmp_path / "float.safetensors"), *SAMPLE, "--engine", "counts")
     assert "--engine runs integer and quantized networks, and this is a float one" in said
+
+
+SWITCHED_OFF = """
+import json, sys, torch, nbsnn
+from nbsnn.cli import main
+
+network, images = nbsnn.IntegerNetwork.load(sys.argv[1]), torch.load(sys.argv[2])
+result = network.simulate(images, engine="spikes", schedule="settle")
+print(json.dumps({"backend": result.backend, "logits": result.logits.tolist(), "steps": result.steps.tolist()}))
+sys.exit(main(["info", "--system"]))
+"""
+
+
+def test_without_the_native_engine_torch_gives_the_same_logits_and_says_why(lowered, tmp_path):
+    images = load_sample().test.images[:2]
+    torch.save(images, tmp_path / "images.pt")
+    words = [sys.executable, "-c", SWITCHED_OFF, str(lowered), str(tmp_path / "images.pt")]
+    environment = os.environ | {"NBSNN_NATIVE": "0", "OMP_NUM_THREADS": "1"}  # one thread: it is little work
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found, facts = done.stdout.split("\n", 1)
+    wanted = nbsnn.IntegerNetwork.load(lowered).simulate(images, engine="spikes", schedule="settle")  # by what is here
+    assert json.loads(found) == {"backend": "torch", "logits": wanted.logits.tolist(), "steps": wanted.steps.tolist()}
+    assert "switched off by NBSNN_NATIVE=0" in " ".join(facts.split())
 
 
 def test_help_teaches(capsys):

@@ -1,5 +1,7 @@
 """The integer network: equal to the oracle in every bit, close to the quantized network, the same however it is run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,8 @@ from nets import randomize_
 
 import nbsnn
 from nbsnn.integer.native import why_not
+from nbsnn.integer.network import IntegerNetwork
+from nbsnn.integer.program import SumPool, Unit
 from nbsnn.quant.layers import QuantReLU, at_least
 from nbsnn.surgery import tap
 
@@ -102,6 +106,42 @@ def test_convolutions_as_matrix_products_give_the_same_bits():
         assert torch.equal(plain.run(images, backend="torch", **options), unrolled.run(images, backend="torch", **options))
 
 
+def changed(program, kind, **change):
+    """The program with another first node of a kind."""
+    old = next(node for node in program.nodes if isinstance(node, kind))
+    return replace(program, nodes=tuple(replace(node, **change) if node is old else node for node in program.nodes))
+
+
+def test_a_changed_program_shares_nothing_that_an_engine_prepared():
+    images = images_for(6, 3)
+    network = nbsnn.lower(assembled(6, ["padded pool"], [3]), images)
+    program, wanted = network.program, network.run(images, backend="torch")
+    (branch,) = program.head.branches
+    others = [
+        replace(program, head=replace(program.head, branches=(replace(branch, weight=-branch.weight),))),
+        changed(program, SumPool, kernel=(1, 1), padding=(0, 0)),  # of the same shape
+        changed(program, Unit, bias=program.units[0].bias.flip(0)),
+    ]
+    for other in others:
+        assert not other.prepared
+        assert not torch.equal(IntegerNetwork(other).run(images, backend="torch"), wanted)
+        assert_equals_oracle(IntegerNetwork(other), images)
+    assert len({program, replace(program), *others}) == 5  # a program is itself, whatever it holds
+    assert torch.equal(network.run(images, backend="torch"), wanted)
+
+
+def test_counts_run_with_the_backend_of_the_options():
+    images = images_for(6)
+    network = nbsnn.lower(assembled(6, ["chain"], [2]), images)
+    wanted = network.counts(images)
+    for options in ({"backend": "torch"}, {"backend": "torch", "engine": "spikes", "schedule": "fixed"}):
+        assert all(torch.equal(count, wanted[name]) for name, count in network.using(**options).counts(images).items())
+    assert "torch" in network.program.prepared
+    with pytest.raises(nbsnn.ConfigError, match="unknown backend 'numpy'"):
+        network.using(backend="numpy").counts(images)
+    assert network.using(backend="numpy").counts(images, backend="torch").keys() == wanted.keys()
+
+
 def test_reduced_precision_of_products_changes_nothing():
     images = images_for(9, 3)
     network = nbsnn.lower(assembled(9, ["identity", "padded pool", "concatenation"], [4]), images)
@@ -113,6 +153,57 @@ def test_reduced_precision_of_products_changes_nothing():
     finally:
         torch.set_float32_matmul_precision(before)
 
+
+# ---------------------------------------------------------------------------------------------------------- bit planes
+
+needs_native = pytest.mark.skipif(why_not() is not None, reason=f"no native engine: {why_not()}")
+MANY = (13, 37)  # images: enough for bit planes with AVX2 (12), and a full vector of 32 with a rest
+
+
+@pytest.fixture
+def one_thread():
+    """Steps of small networks are thousands of short calls, in which two threads wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_native_is_torch(network, images, pairs):
+    """Everything that a run tells, of the first images and of all."""
+    for pair in (None, *pairs):
+        options = {} if pair is None else {"engine": "spikes", "neuron": pair[0], "schedule": pair[1]}
+        wanted = network.simulate(images, backend="torch", keep_counts=True, **options)
+        for size in MANY:
+            result = network.simulate(images[:size], backend="native", keep_counts=True, **options)
+            assert torch.equal(result.logits, wanted.logits[:size]), pair
+            assert torch.equal(result.steps, wanted.steps[:size]), pair
+            for name, count in wanted.counts.items():
+                assert torch.equal(result.counts[name], count[:size]), (pair, name)
+                assert torch.equal(result.spikes[name], wanted.spikes[name][:size]), (pair, name)
+
+
+@needs_native
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_residual_network_gives_the_same_bits_by_planes(bits):
+    quantized = nbsnn.quantize(nbsnn.build_model("cifar10/resnet20", image_size=8), nbsnn.QuantSpec(bits, bits)).eval()
+    randomize_(quantized)
+    images = torch.randn(max(MANY), 3, 8, 8)
+    assert_native_is_torch(nbsnn.lower(quantized, images), images, PAIRS)
+
+
+@needs_native
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@settings(max_examples=8)
+@given(st.integers(0, 10**6), kinds)
+def test_random_networks_give_the_same_bits_by_planes(bits, seed, kinds):
+    images = images_for(seed, max(MANY))
+    assert_native_is_torch(nbsnn.lower(assembled(seed, kinds, [bits], weight_bits=bits), images), images, PAIRS)
+
+
+# -------------------------------------------------------------------------------------------------------------- models
 
 SIZES = {"cifar10/alexnet": 8, "cifar10/vgg11": 9, "cifar10/resnet18": 4, "imagenet/alexnet": 63, "imagenet/vgg16": 17}
 BOTH = {"cifar10/resnet20": PAIRS, "cifar10/resnet32": PAIRS[2:], "cifar10/alexnet": PAIRS[2:3]}

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import nbsnn
+from nbsnn.integer.program import Branch, Flatten, SumPool
 from nbsnn.integer.storage import save_program
 
 
@@ -42,6 +43,7 @@ def test_a_network_comes_back_from_its_file_bit_for_bit(network, file):
 def test_a_moved_network_gives_the_same_logits(network):
     images = images_for(1)
     assert torch.equal(network.to("cpu").run(images), network.run(images))
+    assert not network.to("cpu").program.prepared  # what an engine made ready stays with the program that it is of
     assert network.to("meta").device.type == "meta"
     assert network.device.type == "cpu"
     with pytest.raises(nbsnn.ConfigError, match="device=mps has no float64"):
@@ -78,25 +80,46 @@ FORGERIES = {
     "a window outside the image": lambda p: with_branch(p, weight=torch.zeros(4, 4, 30, 3, dtype=torch.int8)),
     "a stride of nothing": lambda p: with_branch(p, stride=(0, 1)),
     "sums that overflow": lambda p: with_branch(p, multiplier=torch.full((4,), 2**30, dtype=torch.int32)),
+    "sums of the head that overflow": lambda p: with_heavy_head(p),
+    "a retraction beyond 32 bits": lambda p: with_unit(p, retract=-(2**31) - 1),
     "no time": lambda p: replace(p, timesteps=0),
     "pixels beyond 30 bits": lambda p: replace(p, pixels=replace(p.pixels, high=2**40)),
     "a head that reads nothing known": lambda p: replace(
         p, head=replace(p.head, branches=(replace(p.head.branches[0], source="elsewhere"),))
     ),
 }  # fmt: skip
+REASONS = {  # of those that another check could refuse in place of the one that is meant
+    "sums of the head that overflow": "the head overflows",
+    "a retraction beyond 32 bits": "blocks.0.act would take spikes back at a membrane beyond torch.int32",
+}
+
+
+def with_unit(program, **change):
+    """The program with another second unit."""
+    unit = program.units[1]
+    return replace(program, nodes=tuple(replace(node, **change) if node is unit else node for node in program.nodes))
 
 
 def with_branch(program, **change):
     """The program with another first branch of its second unit."""
-    unit = program.units[1]
-    forged = replace(unit, branches=(replace(unit.branches[0], **change), *unit.branches[1:]))
-    return replace(program, nodes=tuple(forged if node is unit else node for node in program.nodes))
+    first, *others = program.units[1].branches
+    return with_unit(program, branches=(replace(first, **change), *others))
+
+
+def with_heavy_head(program):
+    """The head reads 196 sums of 9·36 spikes; in seven steps weights of 2^15 - 1 make up to 1.5 * 10^10 of them."""
+    sums, outputs = next(node for node in program.nodes if isinstance(node, SumPool)), program.head.shape[0]
+    pool = SumPool("pool", sums.name, (6, 6), (1, 1), (3, 3), (4, 7, 7))
+    flat = Flatten("flat", "pool", (196,))
+    weight = torch.full((outputs, 196), 2**15 - 1, dtype=torch.int16)
+    branch = Branch("flat", torch.ones(outputs, dtype=torch.float64), weight)
+    return replace(program, nodes=(*program.nodes, pool, flat), head=replace(program.head, branches=(branch,)))
 
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_file_with_a_right_hash_and_wrong_content_is_refused(network, tmp_path, name):
     save_program(tmp_path / "forged.safetensors", FORGERIES[name](network.program))
-    with pytest.raises(nbsnn.CheckpointError, match="not a valid integer network"):
+    with pytest.raises(nbsnn.CheckpointError, match=rf"not a valid integer network \({REASONS.get(name, '')}"):
         nbsnn.IntegerNetwork.load(tmp_path / "forged.safetensors")
 
 

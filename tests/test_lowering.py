@@ -13,11 +13,14 @@ from torch import nn
 import nbsnn
 from nbsnn.data.images import ImageSet
 from nbsnn.integer.engine_torch import even_spikes, run_counts, run_spikes
+from nbsnn.integer.native import why_not
+from nbsnn.integer.network import to_integers
 from nbsnn.integer.program import IMAGE as PIXELS
 from nbsnn.integer.program import Branch, Head, Pixels, Program, Unit
 from nbsnn.spiking.functional import integrate_and_fire
 
 OWN = "the network’s own forward"
+BACKENDS = ["torch", *(["native"] if why_not() is None else [])]
 
 
 def refusal(net, **options):
@@ -134,6 +137,20 @@ def test_bytes_and_normalised_floats_give_the_same_integers():
     image_set = ImageSet(bytes_, torch.zeros(5), mean, std, ())
     network = nbsnn.lower(small_quantized(), IMAGE, mean=mean, std=std)
     assert torch.equal(network.run(bytes_), network.run(image_set.normalized()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_may_lie_in_memory_as_they_like(dtype, backend):
+    network = nbsnn.lower(small_quantized(), IMAGE, mean=(0.5, 0.5), std=(0.25, 0.25)).using(backend=backend)
+    bytes_ = torch.randint(0, 256, (5, 2, 6, 6), dtype=torch.uint8)
+    images = bytes_ if dtype == torch.uint8 else (bytes_ / 255 - 0.5) / 0.25
+    rows_first = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as decoders give them
+    assert not rows_first.is_contiguous()
+    wanted = network.run(images)
+    for other in (rows_first, images.contiguous(memory_format=torch.channels_last), images.repeat(1, 1, 1, 2)[..., :6]):
+        assert to_integers(network.program.pixels, other).is_contiguous()
+        assert torch.equal(network.run(other), wanted)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,8 @@ def bench(
         progress: called with a contender's name and the number of images done.
     """
     batches = list(torch.split(images, batch_size))
-    runs = _contenders(float_net, quantized, network, tuple(pairs))
+    ways = _ways(network, pairs)
+    runs = _simulations(float_net, quantized) | {name: way.run for name, way in ways.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     with evaluation_mode(float_net, quantized), torch.inference_mode():
         for repeat in range(repeats + 1):  # the first round warms up
@@ -123,11 +124,10 @@ def bench(
             name, "torch", len(images), median(seconds), min(seconds), max(seconds),
             median(own / base for own, base in zip(seconds, times["float"], strict=True)),
         )  # fmt: skip
-        options = _options(name)
-        if options is not None:
-            result = network.simulate(images, **options)
+        if way := ways.get(name):
+            result = way.simulate(images, **way.options)
             speed = replace(speed, backend=result.backend)
-            if options["engine"] == "spikes":
+            if way.options["engine"] == "spikes":
                 layers[name] = _activities(network, result.spikes, reach, len(images))
                 fired = float(sum(s.sum() for s in result.spikes.values())) / len(images)
                 additions = sum(layer.additions for layer in layers[name])
@@ -136,27 +136,21 @@ def bench(
     return Bench(len(images), batch_size, repeats, torch.get_num_threads(), network.timesteps, tuple(speeds), layers)
 
 
-def _contenders(
-    float_net: nn.Module, quantized: nn.Module, network: IntegerNetwork, pairs: tuple[tuple[str, str], ...]
-) -> dict[str, Callable[[Tensor], Any]]:
+def _simulations(float_net: nn.Module, quantized: nn.Module) -> dict[str, Callable[[Tensor], Any]]:
     float_net = float_net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    runs: dict[str, Callable[[Tensor], Any]] = {
+    return {
         "float": lambda x: float_net(x.to(memory_format=torch.channels_last)),
         "quantized": lambda x: quantized(x.to(memory_format=torch.channels_last)),
     }
-    for name in ("counts", *(f"spikes, {neuron} {schedule}" for neuron, schedule in pairs)):
-        runs[name] = network.using(**_options(name) or {}).run
-    return runs
 
 
-def _options(name: str) -> dict[str, Any] | None:
-    """How an integer network runs under a contender's name."""
-    if name == "counts":
-        return {"engine": "counts"}
-    if not name.startswith("spikes, "):
-        return None
-    neuron, schedule = name.removeprefix("spikes, ").split()
-    return {"engine": "spikes", "neuron": neuron, "schedule": schedule}
+def _ways(network: IntegerNetwork, pairs: Iterable[tuple[str, str]]) -> dict[str, IntegerNetwork]:
+    """Contender → the integer network with the options that it runs with."""
+    spikes = {
+        f"spikes, {neuron} {schedule}": network.using(engine="spikes", neuron=neuron, schedule=schedule)
+        for neuron, schedule in pairs
+    }
+    return {"counts": network.using(engine="counts")} | spikes
 
 
 def _activities(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from nbsnn.integer.program import IMAGE, Branch, Flatten, Head, Pixels, Program, SumPool, Unit
+from nbsnn.integer.program import IMAGE, Branch, Flatten, Pixels, Program, SumPool, Unit
 
 _WEIGHTS = (torch.int8, torch.int16)
 _BRANCHES = 4096  # more than any network needs
@@ -28,7 +28,7 @@ def check_program(program: Program) -> None:
         else:
             _require(node.shape == (_numel(shapes[node.source]),), f"{node.name} has a wrong shape")
         shapes[node.name] = node.shape
-    _check_head(program.head, shapes)
+    _check_head(program, shapes)
 
 
 def _require(condition: bool, what: str) -> None:
@@ -57,6 +57,7 @@ def _check_unit(program: Program, unit: Unit, shapes: dict[str, tuple[int, ...]]
     _require(1 <= unit.levels <= program.timesteps, f"{unit.name} has more levels than T")
     _require(1 <= unit.fraction_bits <= 28, f"{unit.name} has fraction bits outside 1..28")
     _require(unit.retract < 0, f"{unit.name} would take spikes back at a positive membrane")
+    _require(unit.retract >= torch.iinfo(kind).min, f"{unit.name} would take spikes back at a membrane beyond {kind}")
     _check_numbers(unit.bias, unit.shape, kind, unit.name)
     _require(1 <= len(unit.branches) <= _BRANCHES, f"{unit.name} has no branch")
     load = program.timesteps * unit.bias.double().abs() + (program.timesteps + 0.5) * 2**unit.fraction_bits
@@ -64,11 +65,10 @@ def _check_unit(program: Program, unit: Unit, shapes: dict[str, tuple[int, ...]]
         constant = branch.source in program.constants
         _check_branch(branch, shapes[branch.source], unit.shape, torch.int64 if constant else kind, unit.name)
         _require(1 <= branch.shift <= 62 if constant else branch.shift == 0, f"{unit.name} has a wrong shift")
-        size = program.sizes[branch.source] * _row_sums(branch)
+        size = _check_sums(program, branch, unit.name)
         product = size * branch.multiplier.double().abs()
         _require(float(product.max()) < 2**62, f"{unit.name} overflows on the image")
         load = load + program.timesteps * (product / 2.0**branch.shift + 1 if constant else product)
-        _require(constant or program.timesteps * float(size.max()) < 2**31, f"{unit.name} overflows")
     _require(float(load.max()) < (2**52 if unit.wide else 2**31), f"{unit.name} overflows")
 
 
@@ -110,14 +110,21 @@ def _check_pool(node: SumPool, source: tuple[int, ...]) -> None:
     _require(node.shape == (source[0], *places), f"{node.name} has a wrong shape")
 
 
-def _row_sums(branch: Branch) -> Tensor:
-    if branch.weight is None:
-        return torch.ones(len(branch.multiplier), dtype=torch.float64)
-    return branch.weight.double().abs().flatten(1).sum(1)
+def _check_sums(program: Program, branch: Branch, name: str) -> Tensor:
+    """The largest |acc| of a branch in one step, [O] float64; over T steps it fits int32 unless it is the image's."""
+    rows = torch.ones(len(branch.multiplier), dtype=torch.float64)
+    if branch.weight is not None:
+        rows = branch.weight.double().abs().flatten(1).sum(1)
+    size = program.sizes[branch.source] * rows
+    constant = branch.source in program.constants
+    _require(constant or program.timesteps * float(size.max()) < 2**31, f"{name} overflows")
+    return size
 
 
-def _check_head(head: Head, shapes: dict[str, tuple[int, ...]]) -> None:
+def _check_head(program: Program, shapes: dict[str, tuple[int, ...]]) -> None:
+    head = program.head
     _require(all(source in shapes for source in head.sources), "the head reads an unknown value")
     _check_numbers(head.bias, head.shape, torch.float64, "the head")
     for branch in head.branches:
         _check_branch(branch, shapes[branch.source], head.shape, torch.float64, "the head")
+        _check_sums(program, branch, "the head")

@@ -81,9 +81,17 @@ class IntegerNetwork:
 
     __call__ = run
 
-    def counts(self, images: Tensor, *, backend: Backend = "auto") -> dict[str, Tensor]:
-        """Net counts of every unit, name → [B, *shape] int32."""
-        return self.simulate(images, keep_counts=True, backend=backend).counts
+    def counts(self, images: Tensor, *, backend: Backend | None = None) -> dict[str, Tensor]:
+        """Net counts of every unit, name → [B, *shape] int32: those of the "counts" engine, whatever the options say.
+
+        Args:
+            images: as in `simulate`.
+            backend: as in `simulate`; that of the options unless given.
+        Raises:
+            LoweringError, ConfigError: as in `simulate`.
+        """
+        chosen = self.options.get("backend", "auto") if backend is None else backend
+        return self.simulate(images, keep_counts=True, backend=chosen).counts
 
     def simulate(
         self,
@@ -177,10 +185,10 @@ class IntegerNetwork:
 
 
 def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
-    """Images on the network's grid, [B, C, H, W] int32.
+    """Images on the network's grid, [B, C, H, W] int32, contiguous.
 
     Args:
-        images: [B, C, H, W] uint8, or normalised floats, which are rounded.
+        images: [B, C, H, W] uint8, or normalised floats, which are rounded; in any memory format.
     Raises:
         LoweringError: wrong shape, out of range, or bytes where the network knows no mean and std.
     """
@@ -191,7 +199,7 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
             raise LoweringError("8-bit images, but the network knows no mean and std; give them to nbsnn.lower")
         channel = torch.arange(len(pixels.table), device=images.device).view(-1, 1, 1)
         looked_up: Tensor = pixels.table[channel, images.to(torch.int64)]
-        return looked_up
+        return looked_up.contiguous()  # it lies as the images did, which may be channels last
     if not images.is_floating_point():
         raise LoweringError(f"images of type {images.dtype}; give normalised floats or uint8")
     whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()

@@ -52,8 +52,8 @@ class Products:
 
     program: Program
     unroll: bool
-    _types: dict[tuple[int, int], torch.dtype] = field(default_factory=dict)
-    _weights: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+    _types: dict[tuple[Branch, int], torch.dtype] = field(default_factory=dict, init=False, repr=False)
+    _weights: dict[tuple[Branch, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, program: Program, device: torch.device) -> "Products":
@@ -80,12 +80,12 @@ class Products:
         return acc.reshape(-1, *shape).to(torch.int64 if constant else torch.int32)
 
     def _weight(self, branch: Branch, weight: Tensor, largest: int) -> Tensor:
-        kind = self._types.get((id(branch), largest))
+        kind = self._types.get((branch, largest))
         if kind is None:
-            kind = self._types[id(branch), largest] = exact_dtype(weight, largest)
-        if (id(branch), kind) not in self._weights:
-            self._weights[id(branch), kind] = weight.to(kind)
-        return self._weights[id(branch), kind]
+            kind = self._types[branch, largest] = exact_dtype(weight, largest)
+        if (branch, kind) not in self._weights:
+            self._weights[branch, kind] = weight.to(kind)
+        return self._weights[branch, kind]
 
     def current(self, unit: Unit, values: Values, times: int) -> Tensor:
         """Σ multiplier · acc over the branches that change in time, [B, *shape]."""

@@ -198,7 +198,8 @@ class Program:
         head: the output.
         notes: what the lowering had to round beyond the quantized network, a line each.
         origin: where it came from, as plain values: recipe, model, metrics.
-        prepared: for engines, under a name of their own: weights in the layout that they need.
+        prepared: for engines, under a name of their own: weights in the layout that they need. Neither stored nor passed on:
+            `dataclasses.replace` gives a program that has prepared nothing yet.
     """
 
     timesteps: int
@@ -207,7 +208,7 @@ class Program:
     head: Head
     notes: tuple[str, ...] = field(default=())
     origin: dict[str, Any] = field(default_factory=dict)
-    prepared: dict[str, Any] = field(default_factory=dict, repr=False)
+    prepared: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:

@@ -15,7 +15,6 @@ from nbsnn.integer.program import Branch, Flatten, Head, Pixels, Program, SumPoo
 from nbsnn.tensorfile import FORMAT_VERSION, Header, content_hash, read_tensors, write_tensors
 
 _CLASSES = {cls.__name__: cls for cls in (Program, Pixels, Unit, SumPool, Flatten, Head, Branch)}
-_NOT_STORED = ("prepared",)
 
 
 def save_program(path: Path, program: Program) -> None:
@@ -56,7 +55,7 @@ def program_from(header: Header, tensors: Mapping[str, Tensor], *, source: str) 
 
 def moved(program: Program, device: torch.device) -> Program:
     """The program with its tensors on a device."""
-    result: Program = _mapped(replace(program, prepared={}), lambda tensor: tensor.to(device))
+    result: Program = _mapped(program, lambda tensor: tensor.to(device))
     return result
 
 
@@ -66,8 +65,13 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple):
         return tuple(_mapped(item, change) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _mapped(getattr(value, f.name), change) for f in fields(value)})
+        return replace(value, **{name: _mapped(getattr(value, name), change) for name in _given(value)})
     return value
+
+
+def _given(value: Any) -> list[str]:
+    """Names of the fields that a dataclass is made from; what engines prepare is none of them."""
+    return [f.name for f in fields(value) if f.init]
 
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -78,8 +82,8 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, tuple):
         return [_encode(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
     if is_dataclass(value) and not isinstance(value, type):
-        stored = (f.name for f in fields(value) if f.name not in _NOT_STORED)
-        return {"class": type(value).__name__} | {key: _encode(getattr(value, key), f"{name}.{key}", tensors) for key in stored}
+        stored = {key: _encode(getattr(value, key), f"{name}.{key}", tensors) for key in _given(value)}
+        return {"class": type(value).__name__} | stored
     return value
 
 
