@@ -1,9 +1,10 @@
 """A small line chart as SVG text: enough for a page of results, without a plotting library."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 62, 46, 34, 150
-COLOURS = ("#1f6fb2", "#c2571a", "#3a8f3a", "#8453a6")
+COLOURS = ("#1f6fb2", "#c2571a", "#3a8f3a", "#8453a6", "#666666")
 
 
 def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
@@ -32,7 +33,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Mapping[str, Sequ
         ]
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{x_label}</text>')
     parts.append(f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{y_label}</text>')
-    for (name, line), colour in zip(series.items(), COLOURS, strict=False):
+    for (name, line), colour in zip(series.items(), cycle(COLOURS), strict=False):
         places = [place(*point) for point in line]
         path = " ".join(f"{x},{y}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')

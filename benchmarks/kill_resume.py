@@ -2,9 +2,9 @@
 
     python benchmarks/kill_resume.py [--times 100] [--seed 0]
 
-The run is `nbsnn train` on digits, ResNet-20, a float and a 2-bit phase, with a training state after each step. A kill is
-SIGKILL after a random number of states were written, so it strikes in the middle of steps, of writing, and of changing phases.
-When a run survives to its end, the next one starts anew, until there were `--times` kills.
+The run is `nbsnn train` on digits, ResNet-20, a float phase and a 2-bit one that it teaches, with a training state after each
+step. A kill is SIGKILL after a random number of states were written, so it strikes in the middle of steps, of writing, and of changing
+phases. When a run survives to its end, the next one starts anew, until there were `--times` kills.
 """
 
 import argparse
@@ -38,6 +38,7 @@ schedule = "cosine"
 epochs = 1
 [phase.2]
 epochs = 2
+distill = 0.5
 """
 PHASES = ("32bit", "2bit")
 LONGEST_WAIT = 9  # states

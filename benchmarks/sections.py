@@ -163,7 +163,8 @@ def inference_section(figures: dict[str, Any]) -> str:
             f"\n### Cost and activity\n\n{figures['sweep'][0]['net']}, unsigned spikes: milliseconds an image against the "
             "share of neurons that fire in a "
             "step; biases were shifted to get there.\nBy events: the walk over lists of active channels; by planes: what "
-            f"larger batches take.\n\n![milliseconds an image against activity]({CHART})\n"
+            f"larger batches take; dense int8: torch's, of the float net, once.\n\n"
+            f"![milliseconds an image against activity]({CHART})\n"
         )
     return text
 

@@ -58,7 +58,8 @@ def chart(figures: dict[str, Any]) -> str:
         for sweep in figures["sweep"]
         for kind in ("events", "planes")
     }
-    net = figures["sweep"][0]["net"]
+    net, points = figures["sweep"][0]["net"], figures["sweep"][0]["points"]
+    series["dense int8, one pass"] = [(p["activity_percent"], 1e3 * p["int8_seconds_per_image"]) for p in points]
     return line_chart(f"{net}, unsigned spikes", "neurons that fire in a step, %", "ms an image", series)
 
 

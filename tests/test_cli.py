@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import nbsnn
-from nbsnn.cli import main
+from nbsnn.cli import main, training
+from nbsnn.zoo import PREFIX, list_zoo
 
 SHORT = ["--set", "phase.all.epochs=1", "--set", "data.batch_size=128"]
 
@@ -160,6 +161,13 @@ def test_demo_prints_every_neuron_and_schedule(tmp_path: Path, capsys: pytest.Ca
     assert len(result["results"]) == 3 * 4
     assert {row["bits"] for row in result["results"]} == {4, 3, 2}
     assert all(row["off"] == 0 for row in result["results"] if row["schedule"] != "fixed")
+
+
+def test_the_demo_ends_with_the_bundled_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    training._show_zoo()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "zoo:" in line]
+    assert [line[0] for line in lines] == [PREFIX + name for name in list_zoo()]
+    assert all(float(top1) > 75 for line in lines for top1 in line[1:3])
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,6 @@ from nbsnn.train.progressive import next_form
 from nbsnn.train.state import identity
 from nbsnn.training_console import TrainingConsole
 
-BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
-
 
 def run(args: argparse.Namespace) -> None:
     """Train, or with -e evaluate."""
@@ -42,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     with TrainingConsole(every=args.print_freq) as observer:
         result = fit(
             model, splits, recipe, recipe.phase[str(args.bit)], out=folder, title=f"{args.arch} {args.bit} bit", device=device,
-            observer=observer, names=(BEST, LAST), first_epoch=first, overwrite=not args.continue_,
+            observer=observer, names=(options.BEST, options.LAST), first_epoch=first, overwrite=not args.continue_,
             start=identity(previous) if start else "",
         )  # fmt: skip
     report = evaluate(load_start(result.best, args.arch, bits=args.bit).to(device), evaluation_batches(splits.test))

@@ -15,6 +15,7 @@ from nbsnn.recipe import Phase, Recipe, recipe_from_dict
 from nbsnn.recipes import load_recipe
 
 HERE = Path(__file__).resolve().parent
+BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"  # in the result folder
 
 
 def parse(description: str, arguments: list[str] | None = None) -> argparse.Namespace:

@@ -26,8 +26,6 @@ from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.train.finetune import finetune, finetuned_metrics, images_to_see
 from nbsnn.train.finetune_spec import Change, FinetuneSpec
 
-BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
-
 
 class _Files:
     """The result folder: the last and the best network so far, and a line of the log for each layer."""
@@ -45,7 +43,7 @@ class _Files:
         self.rows.append(asdict(change))
         if change.top1 > self.best:
             self.best = change.top1
-            self.save(BEST, network, held_out_top1=change.top1)
+            self.save(options.BEST, network, held_out_top1=change.top1)
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
         writer.writeheader()
@@ -101,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     with image_progress(3 * len(test), "testing") as tell:
         tested = compare_finetuned(quantized, result.spiking, test, progress=tell)
     files.figures["test"] = asdict(tested)
-    files.save(LAST, result.spiking, held_out_top1=result.after_top1)
+    files.save(options.LAST, result.spiking, held_out_top1=result.after_top1)
     show_finetuning(f"{args.arch}, {path}", result, len(splits.validation), tested)
 
 

@@ -44,8 +44,7 @@ class Synapse(NamedTuple):
 
 def base_of(program: Program, value: str) -> str:
     """The unit, or the image, that a value is pooled or flattened from."""
-    nodes = {node.name: node for node in program.nodes}
-    while value != IMAGE and not isinstance(node := nodes[value], Unit):
+    while value != IMAGE and not isinstance(node := program.by_name[value], Unit):
         value = node.source
     return value
 
@@ -105,7 +104,7 @@ def _grouped(weight: Tensor, groups: int) -> "NDArray[Any]":
 
 def _reads(program: Program, value: str) -> tuple[tuple[int, ...], Index]:
     """Shape before any flattening, and [positions, reads]: what each position of the value sums over; −1 is nothing."""
-    node = next((n for n in program.nodes if n.name == value), None)
+    node = program.by_name.get(value)
     if node is None or isinstance(node, Unit):
         shape = program.shapes[value]
         return shape, np.arange(int(np.prod(shape[1:], dtype=np.int64)))[:, None]

@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 EdgeRange = Literal["max", "max_abs"]
 
 WEIGHT_BITS = (2, 3, 4, 5)
-ACT_BITS = (2, 3, 4, 5, 6, 7, 8)
 
 # Each magnitude is a sum of one term of each row, over the largest such sum.
 _APOT_TERMS: dict[int, tuple[tuple[int, ...], ...]] = {

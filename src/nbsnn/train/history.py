@@ -12,7 +12,7 @@ from nbsnn.errors import CheckpointError
 from nbsnn.recipe import Recipe, recipe_from_dict
 from nbsnn.tensorfile import read_tensors, write_text
 from nbsnn.train.observer import Epoch
-from nbsnn.train.state import STATE_FILE
+from nbsnn.train.state import BEST_FILE, LAST_FILE, STATE_FILE
 
 _LINES = "log.jsonl"
 
@@ -42,7 +42,7 @@ def finished_phase(recipe: Recipe, bits: int, out: Path, start: str | None = Non
     Args:
         start: as in `fit`: a phase of a run with another start does not count. Any one does unless given.
     """
-    best, last = out / "best.safetensors", out / "last.safetensors"
+    best, last = out / BEST_FILE, out / LAST_FILE
     if (out / STATE_FILE).exists() or not last.is_file():
         return None
     header, _ = read_tensors(last)

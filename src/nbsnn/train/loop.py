@@ -14,7 +14,7 @@ from nbsnn.train.execution import Execution
 from nbsnn.train.history import FitResult, read_history
 from nbsnn.train.observer import Epoch, Observer
 from nbsnn.train.run import Run
-from nbsnn.train.state import TrainingState, restore_state_, sole_writer
+from nbsnn.train.state import BEST_FILE, LAST_FILE, TrainingState, restore_state_, sole_writer
 
 SAVE_EVERY = 60.0  # seconds between training states within an epoch
 
@@ -31,7 +31,7 @@ def fit(
     execution: Execution | None = None,
     save_every: float = SAVE_EVERY,
     observer: Observer | None = None,
-    names: tuple[str, str] = ("best.safetensors", "last.safetensors"),
+    names: tuple[str, str] = (BEST_FILE, LAST_FILE),
     first_epoch: int = 0,
     overwrite: bool = False,
     teacher: nn.Module | None = None,

@@ -24,6 +24,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 STATE_FILE = "training.safetensors"  # of an unfinished phase; gone when it ends
+BEST_FILE, LAST_FILE = (
+    "best.safetensors",
+    "last.safetensors",
+)  # the network that did best on validation images, and the last
 _FORMAT = 1
 _PATIENCE = 8.0  # seconds: loading processes outlive a killed run by five, and hold what it held
 
@@ -106,7 +110,7 @@ def _lock(handle: int, folder: Path) -> None:
 
 def has_state(folder: Path) -> bool:
     """Whether a phase began in a folder, finished or not."""
-    return (folder / STATE_FILE).is_file() or (folder / "last.safetensors").is_file()
+    return (folder / STATE_FILE).is_file() or (folder / LAST_FILE).is_file()
 
 
 def save_state(folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
