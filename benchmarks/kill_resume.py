@@ -3,8 +3,8 @@
     python benchmarks/kill_resume.py [--times 100] [--seed 0]
 
 The run is `nbsnn train` on digits, ResNet-20, a float phase and a 2-bit one that it teaches, with a training state after each
-step. A kill is SIGKILL after a random number of states were written, so it strikes in the middle of steps, of writing, and of changing
-phases. When a run survives to its end, the next one starts anew, until there were `--times` kills.
+step. A kill is SIGKILL after a random number of states were written, so it strikes in the middle of steps, of writing, and of
+changing phases. When a run survives to its end, the next one starts anew, until there were `--times` kills.
 """
 
 import argparse
