@@ -17,7 +17,7 @@ FLOAT_BITS = 32
 Padding = Literal["black", "mirror"]
 _NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt")
 _LATER: dict[str, dict[str, Any]] = {
-    "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0},
+    "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0, "norm_batches": 0},
     "data": {"padding": "black"},
     "phase": {"distill": 0.0},
 }
@@ -114,7 +114,8 @@ class OptimSpec:
 
     `accumulate` parts of a batch are run one after the other; the phase's rate is meant for batches of `rate_batch` images
     and grows with them (0: for any); `freeze_norms` leaves the statistics of norm layers as they are; `temperature` is that of
-    the softmax in phases that distil.
+    the softmax in phases that distil; after each epoch norm layers take their statistics anew from `norm_batches` batches (0:
+    they keep the running averages).
     """
 
     momentum: float = 0.9
@@ -131,9 +132,13 @@ class OptimSpec:
     rate_batch: int = 0
     freeze_norms: bool = False
     temperature: float = 4.0
+    norm_batches: int = 0
 
     def __post_init__(self) -> None:
         _require(0 < self.temperature < math.inf, "optim.temperature", self.temperature, "a positive number")
+        _require(self.norm_batches >= 0, "optim.norm_batches", self.norm_batches, "0 (off) or a number of batches")
+        frozen = self.freeze_norms and self.norm_batches
+        _require(not frozen, "optim.norm_batches", self.norm_batches, "0 where optim.freeze_norms leaves statistics alone")
         _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "a whole number from 1")
         _require(self.rate_batch >= 0, "optim.rate_batch", self.rate_batch, "0 (off) or a number of images")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")

@@ -4,6 +4,7 @@ import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from nbsnn.data.images import Batches, Splits, evaluation_batches
 from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.models.norms import freeze_norms_
+from nbsnn.models.norms import estimate_norms_, freeze_norms_
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.train.execution import Execution
 from nbsnn.train.history import write_history
@@ -97,11 +98,17 @@ class Run:
                 self.save_()
         seconds = time.perf_counter() - start
         loss, train_top1 = state.running
+        self._estimate_norms_()
         share_buffers_(self.model)
         top1 = evaluate(self.model, evaluation_batches(self.validation, world=self.world)).top1
         rate = self._rate(self.steps - 1)
         row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, (state.seen - seen) / max(seconds, 1e-9))
         self._finish_epoch_(row)
+
+    def _estimate_norms_(self) -> None:
+        """Norm statistics from some batches of an epoch that is not trained on."""
+        batches = islice(self._batches(self.phase.epochs + self.state.epoch), self.recipe.optim.norm_batches)
+        estimate_norms_(self.model, (images.contiguous(memory_format=torch.channels_last) for images, _ in batches))
 
     def _rate(self, step: int) -> float:
         progress = (self.state.epoch * self.steps + step) / (self.phase.epochs * self.steps)
