@@ -98,7 +98,7 @@ def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]
 @contextmanager
 def image_progress(total: int, title: str) -> Iterator[Callable[[str, int], None]]:
     """A bar over images, with the time left; yields a function of (what is being done, images done)."""
-    with make_bar(MofNCompleteColumn(), TextColumn("images")) as bar:
+    with _bar(MofNCompleteColumn(), TextColumn("images")) as bar:
         task = bar.add_task(title, total=total)
 
         def tell(what: str, count: int) -> None:
@@ -110,7 +110,7 @@ def image_progress(total: int, title: str) -> Iterator[Callable[[str, int], None
 @contextmanager
 def download_progress() -> Iterator[Callable[[int, int], None]]:
     """A bar over bytes, shown from the first byte on."""
-    with make_bar(DownloadColumn(), TransferSpeedColumn()) as bar:
+    with _bar(DownloadColumn(), TransferSpeedColumn()) as bar:
         task: list[TaskID] = []
 
         def tell(done: int, total: int) -> None:
@@ -121,7 +121,12 @@ def download_progress() -> Iterator[Callable[[int, int], None]]:
         yield tell
 
 
-def make_bar(*columns: Any) -> Progress:
+def figures_bar() -> Progress:
+    """A bar whose tasks have a field `figures`, which stands beside it."""
+    return _bar(TextColumn("{task.fields[figures]}"))
+
+
+def _bar(*columns: Any) -> Progress:
     return Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(),
         console=err, transient=True, disable=not err.is_terminal,

@@ -2,10 +2,9 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
-from rich.progress import TaskID, TextColumn
-
-from nbsnn.console import make_bar, note
+from nbsnn.console import figures_bar, note
 from nbsnn.train.execution import Execution
 from nbsnn.train.observer import Epoch, Observer
 
@@ -18,8 +17,8 @@ class TrainingConsole(Observer):
 
     def __init__(self, *, every: int = 0) -> None:
         self.every = every
-        self._bar = make_bar(TextColumn("{task.fields[figures]}"))
-        self._task: TaskID | None = None
+        self._bar = figures_bar()
+        self._task: Any = None  # the bar's name for the phase at hand
         self._epochs = self.steps = 0
         self._stop = False
         self._title = ""
