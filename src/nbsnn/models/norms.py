@@ -80,16 +80,18 @@ def estimate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    with evaluation_mode(net):
-        for index, images in enumerate(batches):
-            for norm in norms:
-                if index == 0:  # not before: without any batch nothing is lost
-                    norm.reset_running_stats()
-                    norm.momentum = None  # the mean over the batches
-                norm.train()
-            net(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    try:
+        with evaluation_mode(net):
+            for index, images in enumerate(batches):
+                for norm in norms:
+                    if index == 0:  # not before: without any batch nothing is lost
+                        norm.reset_running_stats()
+                        norm.momentum = None  # the mean over the batches
+                    norm.train()
+                net(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def freeze_norms_(model: nn.Module) -> None:

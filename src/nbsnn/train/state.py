@@ -24,10 +24,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 STATE_FILE = "training.safetensors"  # of an unfinished phase; gone when it ends
-BEST_FILE, LAST_FILE = (
-    "best.safetensors",
-    "last.safetensors",
-)  # the network that did best on validation images, and the last
+BEST_FILE = "best.safetensors"  # the network that did best on the validation images
+LAST_FILE = "last.safetensors"  # that of the last epoch so far
 _FORMAT = 1
 _PATIENCE = 8.0  # seconds: loading processes outlive a killed run by five, and hold what it held
 
