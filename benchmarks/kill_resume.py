@@ -2,9 +2,10 @@
 
     python benchmarks/kill_resume.py [--times 100] [--seed 0]
 
-The run is `nbsnn train` on digits, ResNet-20, a float phase and a 2-bit one that it teaches, with a training state after each
-step. A kill is SIGKILL after a random number of states were written, so it strikes in the middle of steps, of writing, and of
-changing phases. When a run survives to its end, the next one starts anew, until there were `--times` kills.
+The run is `nbsnn train` on digits, ResNet-20, a float phase and a 2-bit one that it teaches, with averaged weights, norm
+statistics taken anew, and a training state after each step. A kill is SIGKILL after a random number of states were written,
+so it strikes in the middle of steps, of writing, and of changing phases. When a run survives to its end, the next one starts
+anew, until there were `--times` kills.
 """
 
 import argparse
@@ -34,6 +35,8 @@ validation = 1300
 batch_size = 16
 [optim]
 schedule = "cosine"
+norm_batches = 2
+average = 0.9
 [phase.32]
 epochs = 1
 [phase.2]

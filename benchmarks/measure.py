@@ -7,11 +7,19 @@ from collections.abc import Callable
 import torch
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Of one call."""
+def seconds(run: Callable[[], object], times: int = 1) -> float:
+    """Of one call; of `times` calls that follow one another, the mean. CUDA has done its work when it ends."""
+    _wait()
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(times):
+        run()
+    _wait()
+    return (time.perf_counter() - start) / times
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def machine(threads: int | None = None, **more: object) -> dict[str, object]:

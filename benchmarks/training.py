@@ -1,6 +1,6 @@
 """What quantization costs in training, and what the training loop costs beside the model: ratios taken in one run.
 
-    python benchmarks/training.py [--nets cifar10/alexnet cifar10/resnet20] [--bits 4] [--repeats 9] [--compile]
+    python benchmarks/training.py [--nets cifar10/alexnet cifar10/resnet20] [--bits 4] [--repeats 9] [--compile] [--device cuda]
 
 Float and quantized steps alternate, and so do the loop's steps and bare steps of the model, so that a machine whose speed
 drifts slows both; a ratio is the median of the pairs'. The plain loop is what one writes first: a DataLoader over single
@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from measure import machine, seconds
 from rich.console import Console
 from rich.progress import track
@@ -31,36 +31,42 @@ from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.train.execution import Execution
 from nbsnn.train.loop import fit
-from nbsnn.train.observer import Observer
-from nbsnn.train.optim import keep_positive_, make_optimizer
+from nbsnn.train.loss import Loss
+from nbsnn.train.observer import Epoch, Observer
+from nbsnn.train.step import Step
+
+STEPS = {"cpu": 1, "cuda": 60}  # timed together: kernels of a GPU take less time than it takes to ask for it
+WARM_UP = 5  # a graph is recorded on the fourth step
 
 
-def step_of(net: torch.nn.Module, *, compiled: bool) -> Callable[[torch.Tensor, torch.Tensor], None]:
+def step_of(net: torch.nn.Module, batch: int, execution: Execution) -> Callable[[torch.Tensor, torch.Tensor], object]:
     """The training step, as the training loop does it, of images and labels."""
-    optimizer = make_optimizer(net, Phase(epochs=1, lr=0.01), OptimSpec())
-    forward = torch.compile(net) if compiled else net
-
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(forward(images), labels).backward()
-        optimizer.step()
-        keep_positive_(net)
-
-    return step
+    phase, spec = Phase(epochs=1, lr=0.01), OptimSpec()
+    step = Step(net, spec, phase, execution, Loss(spec, phase, execution, None, next(net.parameters()).device), batch)
+    return partial(step, rate=phase.lr)
 
 
-def measure(name: str, *, bits: int, batch: int, repeats: int, compiled: bool) -> dict[str, float | str]:
-    """Median step times of float and quantized, and the median and spread of their paired ratios."""
+def forms(
+    name: str, bits: int, batch: int, device: torch.device
+) -> tuple[dict[str, torch.nn.Module], tuple[torch.Tensor, ...]]:
+    """The float and the quantized network, in training mode, and a batch of random images and labels."""
     torch.manual_seed(0)
-    plain = nbsnn.build_model(name)
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
-    quantized = nbsnn.quantize(plain, nbsnn.QuantSpec(bits, bits), images=images)
-    images = images.contiguous(memory_format=torch.channels_last)
-    nets = [net.train().to(memory_format=torch.channels_last) for net in (plain, quantized)]
-    steps = [partial(step_of(net, compiled=compiled), images, labels) for net in nets]
-    for step in steps * 2:  # warm up
+    plain = nbsnn.build_model(name)
+    nets = {"float": plain, "quantized": nbsnn.quantize(plain, nbsnn.QuantSpec(bits, bits), images=images)}
+    nets = {form: net.train().to(device).to(memory_format=torch.channels_last) for form, net in nets.items()}
+    return nets, (images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device))
+
+
+def measure(name: str, *, bits: int, batch: int, repeats: int, device: torch.device, execution: Execution) -> dict[str, Any]:
+    """Median step times of float and quantized, and the median and spread of their paired ratios."""
+    nets, pair = forms(name, bits, batch, device)
+    steps = [partial(step_of(net, batch, execution), *pair) for net in nets.values()]
+    for step in steps * WARM_UP:
         step()
-    pairs = [(seconds(steps[0]), seconds(steps[1])) for _ in track(range(repeats), description=name, transient=True)]
+    times = STEPS[device.type]
+    progress = track(range(repeats), description=name, transient=True)
+    pairs = [(seconds(steps[0], times), seconds(steps[1], times)) for _ in progress]
     ratios = [b / a for a, b in pairs]
     return {
         "net": name,
@@ -73,18 +79,13 @@ def measure(name: str, *, bits: int, batch: int, repeats: int, compiled: bool) -
 
 
 class _Pairs(Observer):
-    """Times each step of the training loop, and a bare step of the model after it."""
+    """Times the steps of each epoch of the training loop, and as many bare steps of the model after it."""
 
-    def __init__(self, bare: Callable[[], None]) -> None:
-        self.bare, self.pairs, self.mark = bare, [], 0.0
+    def __init__(self, bare: Callable[[], object], steps: int) -> None:
+        self.bare, self.steps, self.pairs = bare, steps, []
 
-    def on_phase(self, *_: object) -> None:
-        self.mark = time.perf_counter()
-
-    def on_step(self, *_: object) -> None:
-        ours = time.perf_counter() - self.mark
-        self.pairs.append((seconds(self.bare), ours))
-        self.mark = time.perf_counter()
+    def on_epoch(self, row: Epoch) -> None:
+        self.pairs.append((seconds(self.bare, self.steps), row.seconds / self.steps))
 
 
 class _SingleImages(Dataset):
@@ -101,46 +102,50 @@ class _SingleImages(Dataset):
         return self.data.normalized(image)[0], self.data.labels[index]
 
 
-def measure_loop(name: str, *, bits: int, batch: int, repeats: int, compiled: bool) -> list[dict[str, float | str]]:
+def measure_loop(
+    name: str, *, bits: int, batch: int, repeats: int, device: torch.device, execution: Execution
+) -> list[dict[str, Any]]:
     """For float and quantized: images/s of our loop and of the plain one, and the share of time outside the model of each."""
-    count = batch * (repeats + 1)
-    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
-    data = ImageSet(pixels, torch.randint(0, 10, (count,)), (0.5,) * 3, (0.25,) * 3, tuple("0123456789"))
+    steps = STEPS[device.type]
+    pixels = torch.randint(0, 256, (batch * steps, 3, 32, 32), dtype=torch.uint8)
+    data = ImageSet(pixels, torch.randint(0, 10, (batch * steps,)), (0.5,) * 3, (0.25,) * 3, tuple("0123456789"))
     splits = Splits(data, data.take(slice(0, batch)), data.take(slice(0, batch)))
     recipe = load_recipe("cifar10/resnet20", [f"data.batch_size={batch}"])
+    nets, pair = forms(name, bits, batch, device)
     rows = []
-    for form in ("float", "quantized"):
-        torch.manual_seed(0)
-        net = nbsnn.build_model(name)
-        images = data.normalized(data.images[:batch]).contiguous(memory_format=torch.channels_last)
-        net = net if form == "float" else nbsnn.quantize(net, nbsnn.QuantSpec(bits, bits), images=images)
-        alone = copy.deepcopy(net).train().to(memory_format=torch.channels_last)
-        ours = _Pairs(partial(step_of(alone, compiled=compiled), images, data.labels[:batch]))
+    for form, net in nets.items():
+        bare = partial(step_of(copy.deepcopy(net), batch, execution), *pair)
+        for _ in range(WARM_UP):
+            bare()
+        ours, phase = _Pairs(bare, steps), Phase(epochs=repeats + WARM_UP, lr=0.01)
+        plain_step, plain = step_of(copy.deepcopy(net), batch, Execution(execution.compiled, execution.autocast)), []
         with tempfile.TemporaryDirectory() as folder:
-            fit(net, splits, recipe, Phase(epochs=1, lr=0.01), out=Path(folder), observer=ours, execution=Execution(compiled))
-        plain_step, plain = step_of(copy.deepcopy(net).train(), compiled=compiled), []
-        for inputs, labels in _timed(DataLoader(_SingleImages(data), batch, shuffle=True), plain):
-            plain_step(inputs.contiguous(memory_format=torch.channels_last), labels)
-        bare_median = statistics.median(pair[0] for pair in ours.pairs[1:])
-        loop, plain_median = statistics.median(b for _, b in ours.pairs[1:]), statistics.median(plain[1:])
+            fit(net, splits, recipe, phase, out=Path(folder), observer=ours, execution=execution, device=device)
+        singles = DataLoader(_SingleImages(data), batch, shuffle=True)
+        for inputs, labels in _timed((p for _ in range(-(-(repeats + 1) // steps)) for p in singles), plain):
+            plain_step(inputs.to(device).contiguous(memory_format=torch.channels_last), labels.to(device))
+        pairs = ours.pairs[WARM_UP:]
+        bare_median = statistics.median(a for a, _ in pairs)
+        loop, plain_median = statistics.median(b for _, b in pairs), statistics.median(plain[1:])
         rows.append({
             "net": name, "form": form, "bare_images_per_second": batch / bare_median, "images_per_second": batch / loop,
             "plain_images_per_second": batch / plain_median,
-            "outside_percent": 100 * statistics.median(1 - a / b for a, b in ours.pairs[1:]),
+            "outside_percent": 100 * statistics.median(1 - a / b for a, b in pairs),
             "plain_outside_percent": 100 * (1 - bare_median / plain_median),
         })  # fmt: skip
     return rows
 
 
-def _timed(loader: DataLoader, times: list[float]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The loader's batches; the time from asking for one until its step is done goes into `times`."""
-    batches = iter(loader)
+def _timed(batches: Iterator[tuple[torch.Tensor, ...]], times: list[float]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The batches; the time from asking for one until its step is done goes into `times`."""
     while True:
         start = time.perf_counter()
         pair = next(batches, None)
         if pair is None:
             return
         yield pair
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
 
 
@@ -152,17 +157,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="torch.compile both networks")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
+    parser.add_argument("--no-graph", action="store_true", help="on CUDA, launch kernel by kernel instead of replaying a graph")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    sizes = {"bits": args.bits, "batch": args.batch, "repeats": args.repeats, "compiled": args.compile}
+    device = torch.device(args.device)
+    recorded = device.type == "cuda" and not args.no_graph
+    execution = Execution(args.compile, torch.bfloat16 if args.precision == "bf16" else None, recorded=recorded)
+    sizes = {"bits": args.bits, "batch": args.batch, "repeats": args.repeats, "device": device, "execution": execution}
+    here = machine(gpu=torch.cuda.get_device_name()) if device.type == "cuda" else machine()
     rows = [measure(net, **sizes) for net in args.nets]
-    table = Table(
-        title=f"Training step, batch {args.batch}, {args.bits} bits, {'compiled' if args.compile else 'eager'}, {machine()}"
-    )
+    table = Table(title=f"Training step, batch {args.batch}, {args.bits} bits, {execution}, {here}")
     for column in ("net", "float s", "quantized s", "ratio", "min", "max"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(str(row["net"]), *(f"{row[k]:.3f}" for k in list(row)[1:]))
+        table.add_row(str(row["net"]), *(f"{row[k]:.4f}" for k in list(row)[1:]))
     Console().print(table)
     loops = [row for net in args.nets for row in measure_loop(net, **sizes)]
     table = Table(title="The loop beside the model: images/s, and share of time outside the model in %")
@@ -175,7 +185,8 @@ def main() -> None:
         report = {
             "kind": "training",
             "arguments": vars(args) | {"json": None},
-            "machine": machine(),
+            "machine": here,
+            "execution": str(execution),
             "rows": rows,
             "loops": loops,
         }

@@ -17,7 +17,7 @@ FLOAT_BITS = 32
 Padding = Literal["black", "mirror"]
 _NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt")
 _LATER: dict[str, dict[str, Any]] = {
-    "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0, "norm_batches": 0},
+    "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0, "norm_batches": 0, "average": 0.0},
     "data": {"padding": "black"},
     "phase": {"distill": 0.0},
 }
@@ -115,7 +115,8 @@ class OptimSpec:
     `accumulate` parts of a batch are run one after the other; the phase's rate is meant for batches of `rate_batch` images
     and grows with them (0: for any); `freeze_norms` leaves the statistics of norm layers as they are; `temperature` is that of
     the softmax in phases that distil; after each epoch norm layers take their statistics anew from `norm_batches` batches (0:
-    they keep the running averages).
+    they keep the running averages); `average` is the share of a moving average of the weights that a step leaves, such as 0.999
+    (0: the weights themselves are evaluated and kept).
     """
 
     momentum: float = 0.9
@@ -133,12 +134,14 @@ class OptimSpec:
     freeze_norms: bool = False
     temperature: float = 4.0
     norm_batches: int = 0
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         _require(0 < self.temperature < math.inf, "optim.temperature", self.temperature, "a positive number")
         _require(self.norm_batches >= 0, "optim.norm_batches", self.norm_batches, "0 (off) or a number of batches")
         frozen = self.freeze_norms and self.norm_batches
         _require(not frozen, "optim.norm_batches", self.norm_batches, "0 where optim.freeze_norms leaves statistics alone")
+        _require(0 <= self.average < 1, "optim.average", self.average, "0 (off) or a share in (0, 1), such as 0.999")
         _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "a whole number from 1")
         _require(self.rate_batch >= 0, "optim.rate_batch", self.rate_batch, "0 (off) or a number of images")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")

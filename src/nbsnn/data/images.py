@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Protocol, Self
 
 import torch
@@ -109,7 +110,7 @@ class ImageSet:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `LabelledImages.stream`. A batch is augmented whole, then shared: its crops don't depend on the sharing."""
         for index, batch in enumerate(batches):
-            chosen = batch.to(self.images.device)
+            chosen = _send(batch, self.images.device)
             images, labels = self.images[chosen], self.labels[chosen]
             if seeds:
                 images = crop_and_flip(images, torch.Generator().manual_seed(seeds[index]), self.padding)
@@ -119,9 +120,21 @@ class ImageSet:
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x/255 − mean)/std of uint8 images [N, C, H, W], in float32."""
-    scale = torch.tensor(std, device=images.device).mul(255).reciprocal().view(-1, 1, 1)
-    shift = torch.tensor(mean, device=images.device).div(torch.tensor(std, device=images.device)).view(-1, 1, 1)
+    scale, shift = _constants(mean, std, images.device)
     return images * scale - shift
+
+
+@cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """1/(255·std) and mean/std, each [C, 1, 1]."""
+    with torch.inference_mode(False):
+        scale, shift = torch.tensor(std).mul(255).reciprocal(), torch.tensor(mean).div(torch.tensor(std))
+        return scale.view(-1, 1, 1).to(device), shift.view(-1, 1, 1).to(device)
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without waiting for what the device has to do before."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 @dataclass(frozen=True)
@@ -219,7 +232,8 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: Padding =
         rows, columns = _mirrored(rows - pad, height), _mirrored(columns - pad, width)
     image = torch.arange(count, device=device)[:, None, None, None]
     channel = torch.arange(channels, device=device)[:, None, None]
-    return images[image, channel, rows.to(device)[:, None, :, None], columns.to(device)[:, None, None, :]]
+    rows, columns = _send(rows, device), _send(columns, device)
+    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _mirrored(places: Tensor, size: int) -> Tensor:

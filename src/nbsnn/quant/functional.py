@@ -60,6 +60,13 @@ def _nearest_level_table(bits: int) -> Tensor:
 _NEAREST_LEVEL = {bits: _nearest_level_table(bits) for bits in WEIGHT_BITS}
 
 
+@cache
+def _nearest_level_on(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The table where it is used: a copy from the host would wait for all that the device has to do."""
+    with torch.inference_mode(False):
+        return _NEAREST_LEVEL[bits].to(device, dtype)
+
+
 class QuantizedWeight(NamedTuple):
     """A quantized weight with the statistics that its gradient needs again."""
 
@@ -70,7 +77,10 @@ class QuantizedWeight(NamedTuple):
 
 def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int) -> QuantizedWeight:
     """The forward half of `quantize_weight`, without gradient."""
-    table = _NEAREST_LEVEL[bits].to(weight)
+    if torch.compiler.is_compiling():
+        table = _NEAREST_LEVEL[bits].to(weight)
+    else:
+        table = _nearest_level_on(bits, weight.dtype, weight.device)
     with torch.no_grad():
         mean = weight.mean()
         unit = weight - mean

@@ -81,6 +81,13 @@ class WeightQuantizer(nn.Module):
         return f"{super().extra_repr()}, weight_bits={self.weight_bits} ({kind}{', fixed' if self.fixed else ''})"
 
 
+def forget_quantized_weights_(model: nn.Module) -> None:
+    """Let every layer compute its quantized weight anew when it is next asked for it."""
+    for module in model.modules():
+        if isinstance(module, WeightQuantizer):
+            module._kept = None
+
+
 class QuantConv2d(WeightQuantizer, nn.Conv2d):
     """A Conv2d whose weight is quantized; activations are the business of the layer before."""
 

@@ -5,28 +5,32 @@ None of this is part of a recipe: it changes the speed, and results only by roun
 
 import platform
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from nbsnn.distributed import world
 from nbsnn.errors import ConfigError
 
 COMPILE_CHOICES = ("auto", "on", "off")
 PRECISION_CHOICES = ("auto", "float32", "bf16")
 
-# Compiling a CIFAR ResNet-20 took 40 to 90 s on two cores and saved a third of a step: it pays after a few epochs of CIFAR-10.
-_COMPILE_PAYS = 200_000  # images
+# Images after which compiling pays. On two cores it took 40 to 90 s for a CIFAR ResNet-20 and saved a third of a step; on CUDA,
+# where steps are replayed as a graph in any case, it takes as long and saves milliseconds.
+_COMPILE_PAYS = {"cpu": 200_000, "cuda": 5_000_000}
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Settings of a step. The default is plain eager float32."""
+    """Settings of a step. The default is plain eager float32. `recorded`: replayed as a CUDA graph."""
 
     compiled: bool = False
     autocast: torch.dtype | None = None
     reason: str = "as asked"
+    recorded: bool = False
 
     def precision(self, device: torch.device) -> AbstractContextManager[object]:
         """The context in which the forward pass runs."""
@@ -34,7 +38,8 @@ class Execution:
 
     def __str__(self) -> str:
         dtype = "float32" if self.autocast is None else f"{str(self.autocast).removeprefix('torch.')} autocast"
-        return f"{dtype}, channels last, {'compiled' if self.compiled else 'eager'} ({self.reason})"
+        graph = ", replayed as a CUDA graph" if self.recorded else ""
+        return f"{dtype}, channels last, {'compiled' if self.compiled else 'eager'} ({self.reason}){graph}"
 
 
 def pick_execution(device: torch.device, images: int, *, compile: str = "auto", precision: str = "auto") -> Execution:
@@ -52,14 +57,25 @@ def pick_execution(device: torch.device, images: int, *, compile: str = "auto", 
     if compile == "on" and not compiler:
         which = "" if device.type == "cuda" else " (g++ or clang++)"
         raise ConfigError(f"compile=on: {lacking} was found{which}; install it, or use --compile off")
-    compiled = compile == "on" or (compile == "auto" and compiler and images >= _COMPILE_PAYS)
+    compiled = compile == "on" or (compile == "auto" and compiler and images >= _COMPILE_PAYS.get(device.type, 0))
     if compile != "auto":
         reason = "as asked"
     elif not compiler:
         reason = f"{lacking} here"
     else:
         reason = "long enough for compiling to pay" if compiled else "too short for compiling to pay"
-    return Execution(compiled, torch.bfloat16 if bf16 else None, reason)
+    return Execution(compiled, torch.bfloat16 if bf16 else None, reason, recorded=device.type == "cuda" and world().size == 1)
+
+
+@contextmanager
+def one_order_of_sums() -> Iterator[None]:
+    """While the context is open, cuDNN takes only kernels that add in one order: a run on a GPU repeats bit for bit."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def has_bf16(device: torch.device) -> bool:

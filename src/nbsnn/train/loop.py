@@ -10,11 +10,11 @@ from nbsnn.distributed import is_revived, max_over_ranks, wait_for_all, world
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.tensorfile import remove_leftovers
-from nbsnn.train.execution import Execution
+from nbsnn.train.execution import Execution, one_order_of_sums
 from nbsnn.train.history import FitResult, read_history
 from nbsnn.train.observer import Epoch, Observer
 from nbsnn.train.run import Run
-from nbsnn.train.state import BEST_FILE, LAST_FILE, TrainingState, restore_state_, sole_writer
+from nbsnn.train.state import BEST_FILE, LAST_FILE, TrainingState, sole_writer
 
 SAVE_EVERY = 60.0  # seconds between training states within an epoch
 
@@ -63,7 +63,7 @@ def fit(
     if first_epoch >= phase.epochs:
         raise ConfigError(f"first_epoch={first_epoch}: the phase has {phase.epochs} epochs; give it more (--epochs)")
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with sole_writer(out):
+    with sole_writer(out), one_order_of_sums():
         if world().is_main:
             remove_leftovers(out)
         run = Run(model, splits, recipe, phase, out, names, execution or Execution(), observer, teacher, start, save_every)
@@ -76,7 +76,7 @@ def fit(
                 f"{out} holds a finished phase, of this or another recipe or start; choose another folder, or overwrite it "
                 "(--overwrite; main.py, dali_main.py: without -ct)"
             )
-        run.state = restore_state_(out, run.state, model, run.optimizer) or run.state
+        run.restore_()
         wait_for_all()  # nobody writes while others still read
         run.save_()  # a folder that cannot be written is refused now, not after an epoch
         _check_same_folder(run.state_path, run.state)

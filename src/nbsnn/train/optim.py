@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbsnn.quant.layers import SMALLEST_SCALE, QuantReLU, WeightQuantizer
 from nbsnn.recipe import OptimSpec, Phase
@@ -14,8 +14,7 @@ def make_optimizer(model: nn.Module, phase: Phase, spec: OptimSpec) -> torch.opt
 
     Weight decay applies to all of them, as published: on a threshold it trades clipping against resolution.
     """
-    thresholds = [m.threshold for m in model.modules() if isinstance(m, QuantReLU)]
-    scales = [m.weight_scale for m in model.modules() if isinstance(m, WeightQuantizer) and m.weight_scale is not None]
+    thresholds, scales = _thresholds(model), _scales(model)
     special = {id(p) for p in (*thresholds, *scales)}
     weights = [p for p in model.parameters() if id(p) not in special]
     groups = [
@@ -45,8 +44,14 @@ def set_learning_rate_(optimizer: torch.optim.SGD, rate: float) -> None:
 @torch.no_grad()
 def keep_positive_(model: nn.Module) -> None:
     """Thresholds and scales below the floor act as the floor; bring their values back to it."""
-    for module in model.modules():
-        if isinstance(module, QuantReLU):
-            module.threshold.clamp_(min=SMALLEST_SCALE)
-        elif isinstance(module, WeightQuantizer) and module.weight_scale is not None:
-            module.weight_scale.clamp_(min=SMALLEST_SCALE)
+    small: list[Tensor] = [*_thresholds(model), *_scales(model)]
+    if small:
+        torch._foreach_clamp_min_(small, SMALLEST_SCALE)
+
+
+def _thresholds(model: nn.Module) -> list[nn.Parameter]:
+    return [m.threshold for m in model.modules() if isinstance(m, QuantReLU)]
+
+
+def _scales(model: nn.Module) -> list[nn.Parameter]:
+    return [m.weight_scale for m in model.modules() if isinstance(m, WeightQuantizer) and m.weight_scale is not None]

@@ -1,7 +1,7 @@
 """One phase under way: its epochs and steps, and the files that it writes on the way."""
 
+import math
 import time
-import warnings
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nbsnn.checkpoint import save_checkpoint
 from nbsnn.data.images import Batches, Splits, evaluation_batches
-from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
+from nbsnn.distributed import max_over_ranks, share_buffers_, sum_over_ranks, wait_for_all, world
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.models.norms import estimate_norms_, freeze_norms_
@@ -21,18 +21,11 @@ from nbsnn.train.execution import Execution
 from nbsnn.train.history import write_history
 from nbsnn.train.loss import Loss
 from nbsnn.train.observer import DivergedError, Epoch, Interrupted, Observer
-from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
-from nbsnn.train.state import STATE_FILE, TrainingState, save_state
+from nbsnn.train.optim import learning_rate
+from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state
+from nbsnn.train.step import Step
 
-
-def _together(model: nn.Module) -> nn.Module:
-    """The network as several processes train it: they average their gradients as they arise.
-
-    Each sees the norm statistics of its own images; the main one's are kept.
-    """
-    # A weight with one input channel or a 1×1 kernel has the same layout under two sets of strides.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
-    return nn.parallel.DistributedDataParallel(model)
+_STEPS_AT_ONCE = 16  # on one CUDA device: their figures are fetched together, so that the device need not wait for the host
 
 
 class Run:
@@ -55,20 +48,20 @@ class Run:
         self.model, self.recipe, self.phase = model, recipe, phase
         self.out, self.execution, self.observer = out, execution, observer
         self.best, self.last = (out / name for name in names)
-        self.device = next(model.parameters()).device
+        device = next(model.parameters()).device
         self.world = world()
-        self.model_of_all = _together(model) if self.world.size > 1 else model
-        self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all
-        self.train, self.validation = splits.train.to(self.device), splits.validation.to(self.device)
-        self.loss = Loss(recipe.optim, phase, execution, teacher, self.device)
-        self.optimizer = make_optimizer(model, phase, recipe.optim)
+        self.train, self.validation = splits.train.to(device), splits.validation.to(device)
+        loss = Loss(recipe.optim, phase, execution, teacher, device)
+        self.step = Step(model, recipe.optim, phase, execution, loss, recipe.data.batch_size)
+        self.waiting: list[tuple[Tensor, int]] = []  # steps whose figures are still on the device, and their images
+        self.at_once = _STEPS_AT_ONCE if device.type == "cuda" and self.world.size == 1 else 1
         self.steps = len(self._batches(0))
         if self.steps == 0:
             count = len(splits.train)
             raise ConfigError(f"data.batch_size={recipe.data.batch_size}: larger than the training set of {count} images")
         self.start = start
         begun = f" begun with {start}" if start else ""
-        self.state = TrainingState(f"{recipe.hash} {phase}{self.loss.fingerprint}{begun}")
+        self.state = TrainingState(f"{recipe.hash} {phase}{loss.fingerprint}{begun}")
         self.save_every, self.saved_at = save_every, time.monotonic()
         self.remedy = "run the same command to go on"
 
@@ -90,20 +83,28 @@ class Run:
             freeze_norms_(self.model)
         start, seen = time.perf_counter(), state.seen
         for images, labels in self._batches(state.epoch).starting_at(state.step):
-            if self._train_step_(images.contiguous(memory_format=torch.channels_last), labels):
+            rate = self._rate(state.step + len(self.waiting))
+            sums = self.step(images.contiguous(memory_format=torch.channels_last), labels, rate)
+            if self._note_(sums, len(images)):
                 self.save_()
                 wait_for_all()  # the state is written before any process leaves
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} at step {state.step}; {self.remedy}")
             if time.monotonic() - self.saved_at >= self.save_every:
                 self.save_()
+        self._count_()
         seconds = time.perf_counter() - start
         loss, train_top1 = state.running
-        self._estimate_norms_()
-        share_buffers_(self.model)
-        top1 = evaluate(self.model, evaluation_batches(self.validation, world=self.world)).top1
-        rate = self._rate(self.steps - 1)
-        row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, (state.seen - seen) / max(seconds, 1e-9))
-        self._finish_epoch_(row)
+        average = self.step.average
+        with average.in_place() if average else nullcontext():
+            self._estimate_norms_()
+            share_buffers_(self.model)
+            top1 = evaluate(self.model, evaluation_batches(self.validation, world=self.world)).top1
+            rate = self._rate(self.steps - 1)
+            images_per_second = (state.seen - seen) / max(seconds, 1e-9)
+            self._finish_epoch_(Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, images_per_second))
+        self.save_()
+        self.write_log()
+        self.observer.on_epoch(Epoch(**state.history[-1]))
 
     def _estimate_norms_(self) -> None:
         """Norm statistics from some batches of an epoch that is not trained on."""
@@ -116,53 +117,34 @@ class Run:
         scale = self.recipe.data.batch_size / spec.rate_batch if spec.rate_batch else 1.0
         return scale * self.phase.lr * learning_rate(progress, spec)
 
-    def _train_step_(self, images: Tensor, labels: Tensor) -> bool:
-        """Train on a batch; says whether any process was asked to stop."""
-        state, spec = self.state, self.recipe.optim
-        set_learning_rate_(self.optimizer, self._rate(state.step))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, correct = self._backward(images, labels)
-        if spec.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip_norm)
-        self.optimizer.step()
-        keep_positive_(self.model)
-        mine = torch.tensor([loss, correct, len(images), self.observer.should_stop()], dtype=torch.float64)
-        loss, correct, count, stops = sum_over_ranks(mine).tolist()
-        value = loss / count
-        if value != value or value in (float("inf"), float("-inf")):
-            raise DivergedError(
-                f"the loss is {value} in epoch {state.epoch + 1} at step {state.step}; lower phase.BITS.lr={self.phase.lr:g} "
-                "(--lr), or set optim.clip_norm=1"
-            )
-        state.count(value, int(correct), int(count))
-        self.observer.on_step(state.epoch, state.step, *state.running, int(count))
-        return bool(stops)
+    def _note_(self, sums: Tensor, images: int) -> bool:
+        """Count a step, at once or together with the next ones; says whether any process was asked to stop."""
+        self.waiting.append((sums, images))
+        stop = bool(max_over_ranks(torch.tensor(int(self.observer.should_stop()))))
+        if stop or len(self.waiting) >= self.at_once:
+            self._count_()
+        return stop
 
-    def _backward(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """Gradients of the mean loss over the batch, all parts of it; returns the sum of the losses and the hits."""
-        data, spec = self.recipe.data, self.recipe.optim
-        # The last batch of an epoch is smaller: not worth a second compilation.
-        full = len(images) * self.world.size == data.batch_size
-        compiled = full and len(images) % spec.accumulate == 0
-        forward = self.compiled if compiled else self.model_of_all
-        count = min(spec.accumulate, max(1, len(images) // 2))  # norm layers want two images at least
-        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
-        sums = torch.zeros(2, device=self.device)
-        for index, (part, answers) in enumerate(parts):
-            # Gradients travel once, with the last part.
-            wait = self.world.size > 1 and index < len(parts) - 1
-            with self.model_of_all.no_sync() if wait else nullcontext():  # type: ignore[operator]
-                with self.execution.precision(self.device):
-                    logits = forward(part)
-                logits = logits.float()
-                loss = self.loss(logits, answers, part, compiled=compiled)
-                (loss if len(parts) == 1 else loss * (len(part) / len(images))).backward()  # type: ignore[no-untyped-call]
-            hits = (logits.detach().argmax(1) == answers).sum()
-            sums += torch.stack([loss.detach() * len(part), hits.float()])
-        total, correct = sums.tolist()  # one wait for the device
-        return total, int(correct)
+    def _count_(self) -> None:
+        """Count the steps that wait for it, all of them with one look at the device."""
+        if not self.waiting:
+            return
+        state = self.state
+        figures = torch.stack([sums for sums, _ in self.waiting]).double().cpu()  # the one wait for the device
+        images = torch.tensor([[count] for _, count in self.waiting], dtype=torch.float64)
+        self.waiting = []
+        for loss, correct, count in sum_over_ranks(torch.cat([figures, images], 1)).tolist():
+            value = loss / count
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the loss is {value} in epoch {state.epoch + 1} at step {state.step}; lower "
+                    f"phase.BITS.lr={self.phase.lr:g} (--lr), or set optim.clip_norm=1"
+                )
+            state.count(value, int(correct), int(count))
+            self.observer.on_step(state.epoch, state.step, *state.running, int(count))
 
     def _finish_epoch_(self, row: Epoch) -> None:
+        """Write the epoch's network; the state says so, and is written next."""
         state = self.state
         state.history.append(asdict(row))
         state.next_epoch()
@@ -172,9 +154,10 @@ class Run:
         for path in ([self.best] if better else []) + [self.last]:
             if self.world.is_main:
                 save_checkpoint(path, self.model, recipe=self.recipe, metrics=metrics)
-        self.save_()
-        self.write_log()
-        self.observer.on_epoch(row)
+
+    def restore_(self) -> None:
+        """Go on from the training state in the folder, if there is one."""
+        self.state = restore_state_(self.out, self.state, self.model, self.step.optimizer, self.step.average) or self.state
 
     def write_log(self) -> None:
         """Write the epochs so far."""
@@ -183,8 +166,9 @@ class Run:
 
     def save_(self) -> None:
         """Write the training state."""
+        self._count_()
         if self.world.is_main:
-            save_state(self.out, self.state, self.model, self.optimizer)
+            save_state(self.out, self.state, self.model, self.step.optimizer, self.step.average)
         self.saved_at = time.monotonic()
 
     def forget_state(self) -> None:

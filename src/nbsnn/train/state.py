@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nbsnn.distributed import world
 from nbsnn.errors import CheckpointError
 from nbsnn.tensorfile import content_hash, read_tensors, write_tensors
+from nbsnn.train.average import WeightAverage
 
 try:
     import fcntl
@@ -111,20 +112,24 @@ def has_state(folder: Path) -> bool:
     return (folder / STATE_FILE).is_file() or (folder / LAST_FILE).is_file()
 
 
-def save_state(folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_state(
+    folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> None:
     """Write the training state, whole or not at all."""
     tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in model.state_dict().items()}
     for key, parameter in model.named_parameters():
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
             tensors[f"momentum.{key}"] = buffer
+    if average:
+        tensors |= {f"average.{key}": value for key, value in average.state().items()}
     write_tensors(folder / STATE_FILE, tensors, {"format": _FORMAT, **asdict(state)})
 
 
 def restore_state_(
-    folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
 ) -> TrainingState | None:
-    """Take up the training state in a folder, if there is one: fills model and optimizer, and returns it.
+    """Take up the training state in a folder, if there is one: fills model, optimizer and average, and returns it.
 
     Raises:
         CheckpointError: damaged, or of another recipe than `state`'s fingerprint says.
@@ -139,9 +144,15 @@ def restore_state_(
             f"{folder} holds an unfinished run of another recipe, or of the same with another start or teacher; "
             "choose another folder, or overwrite it (--overwrite)"
         )
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    model.load_state_dict(_under("model.", tensors))
+    if average:
+        average.restore_(_under("average.", tensors))
     for key, parameter in model.named_parameters():
         if f"momentum.{key}" in tensors:
             buffer = tensors[f"momentum.{key}"].to(parameter.device)
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
     return TrainingState(**header)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

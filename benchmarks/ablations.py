@@ -1,0 +1,122 @@
+"""What each part of a recipe is worth: one phase trained again and again, each time with some settings changed.
+
+    python benchmarks/ablations.py --bits 32 --variants "" optim.average=0.999 data.padding=mirror
+    python benchmarks/ablations.py --bits 2 --start runs/r20/3bit/best.safetensors --teacher runs/r20/32bit/best.safetensors \\
+        --variants "" phase.2.distill=0 optim.norm_batches=0
+
+All variants of a phase see the same batches and start from the same network, for the same number of epochs. A variant is its
+settings, with spaces between them; "" is the recipe as it stands. A row is written as soon as it is measured; one that stands
+in the file already is not measured again.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import machine
+from rich.console import Console
+
+from nbsnn import pipeline
+from nbsnn.checkpoint import load_checkpoint
+from nbsnn.data import load_data
+from nbsnn.data.images import Splits, evaluation_batches
+from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.quant.quantize import quantize, read_plan
+from nbsnn.recipe import FLOAT_BITS, Recipe
+from nbsnn.recipes import load_recipe
+from nbsnn.tensorfile import read_tensors
+from nbsnn.train.execution import pick_execution
+from nbsnn.train.loop import fit
+from nbsnn.train.progressive import next_form
+from nbsnn.train.state import sole_writer
+from nbsnn.training_console import TrainingConsole
+
+
+def start_of(recipe: Recipe, bits: int, splits: Splits, args: argparse.Namespace) -> torch.nn.Module:
+    """The network that the phase begins with."""
+    before = load_checkpoint(args.start) if args.start else pipeline.new_model(recipe)
+    if args.uncalibrated and bits != FLOAT_BITS and not read_plan(before):
+        return quantize(before, recipe.spec(bits))
+    return next_form(before, recipe, bits, pipeline.calibration_images(splits.train))
+
+
+def measure(settings: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Train one variant; its row."""
+    base = [f"data.root={args.root}", f"seed={args.seed}", *args.set]
+    recipe = load_recipe(args.recipe, [*base, *settings.split()])
+    splits = load_data(recipe.data, size=recipe.model.image_size)
+    device = pipeline.pick_device(args.device)
+    phase = recipe.phase[str(args.bits)]
+    execution = pick_execution(device, phase.epochs * len(splits.train), compile=args.compile, precision=args.precision)
+    teacher = load_checkpoint(args.teacher) if args.teacher else None
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, TrainingConsole() as observer:
+        found = fit(
+            start_of(recipe, args.bits, splits, args), splits, recipe, phase, out=Path(folder),
+            title=settings or "as it stands", device=device, execution=execution, observer=observer, teacher=teacher,
+        )  # fmt: skip
+        seconds = time.monotonic() - begun
+        test = evaluation_batches(splits.test.to(device))
+        last, best = (evaluate(load_checkpoint(path).to(device), test).top1 for path in (found.last, found.best))
+    return {
+        "settings": settings, "train_loss": found.history[-1].loss, "train_top1": found.history[-1].train_top1,
+        "validation_top1": found.history[-1].top1, "last_top1": last, "best_top1": best, "seconds": seconds,
+        "execution": str(execution),
+        "machine": machine(gpu=torch.cuda.get_device_name()) if device.type == "cuda" else machine(),
+    }  # fmt: skip
+
+
+def of_network(path: Path | None) -> str | None:
+    """A checkpoint as its recipe's hash and its form."""
+    if path is None:
+        return None
+    header, _ = read_tensors(path)
+    return f"{header['recipe_hash']}, {header['form']}, epoch {header['metrics'].get('epoch')}"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What stands in the file; another process may have added to it."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return rows
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="cifar10/resnet20:fast")
+    parser.add_argument("--bits", type=int, required=True, help="of the phase; 32 is float")
+    parser.add_argument("--start", type=Path, help="the network that the phase begins with; fresh unless given")
+    parser.add_argument("--teacher", type=Path, help="float network, for variants that distil")
+    parser.add_argument("--uncalibrated", action="store_true", help="thresholds begin without images")
+    parser.add_argument("--variants", nargs="+", default=[""], help='settings, such as "optim.average=0.999"; "" for none')
+    parser.add_argument("--set", nargs="+", default=[], help="settings of all variants")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of cifar-10-batches-py")
+    parser.add_argument("--label", default="CIFAR-10", help="what the data is, for the record")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
+    args = parser.parse_args()
+    epochs = load_recipe(args.recipe, args.set).phase[str(args.bits)].epochs
+    common = {
+        "recipe": args.recipe, "bits": args.bits, "epochs": epochs, "set": args.set, "seed": args.seed,
+        "start": of_network(args.start), "teacher": of_network(args.teacher), "calibrated": not args.uncalibrated,
+    }  # fmt: skip
+    for settings in args.variants:
+        known = common | {"settings": settings}
+        if any(all(row.get(key) == value for key, value in known.items()) for row in read_rows(args.json)):
+            continue
+        row = common | measure(settings, args)
+        Console().print(f"{settings or 'as it stands'}: last epoch {row['last_top1']:.2f} %, best {row['best_top1']:.2f} %")
+        with sole_writer(args.json.parent):
+            content = {"kind": "ablations", "data": args.label, "rows": [*read_rows(args.json), row]}
+            args.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

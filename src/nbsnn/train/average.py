@@ -1,0 +1,55 @@
+"""Averaged weights: an exponential moving average of the parameters, which is evaluated and kept in place of the last ones."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class WeightAverage:
+    """The moving average of a network's parameters, thresholds and scales included; norm statistics are not averaged.
+
+    Args:
+        model: whose parameters are followed.
+        decay: share of the average that a step leaves; in the first steps less, so that the start is forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.parameters = dict(model.named_parameters())
+        self.values: dict[str, Tensor] = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 10))
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(list(self.values.values()), [p.detach() for p in self.parameters.values()], self.steps)
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore_` takes: the average by name, and how many steps it has seen."""
+        return {**self.values, "steps": torch.tensor(self.steps)}
+
+    def restore_(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        self.steps = int(state["steps"])
+        for name, value in self.values.items():
+            value.copy_(state[name])
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network has the averaged parameters while the context is open."""
+        own = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._give_(self.values)
+        try:
+            yield
+        finally:
+            self._give_(own)
+
+    @torch.no_grad()
+    def _give_(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])

@@ -1,0 +1,141 @@
+"""One training step: the gradients of a batch, then the optimizer. On CUDA the gradients are recorded once, and replayed.
+
+A step of a small network is hundreds of short kernels: launching them one by one takes the processor several times longer than
+running them takes the device. A CUDA graph launches them all at once, and computes the same bits.
+"""
+
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.distributed import world
+from nbsnn.quant.layers import forget_quantized_weights_
+from nbsnn.recipe import OptimSpec, Phase
+from nbsnn.train.average import WeightAverage
+from nbsnn.train.execution import Execution
+from nbsnn.train.loss import Loss
+from nbsnn.train.optim import keep_positive_, make_optimizer, set_learning_rate_
+
+_WARM_UP = 3  # steps before recording: libraries choose their kernels, and compilers compile, while they run
+
+
+def _together(model: nn.Module) -> nn.Module:
+    """The network as several processes train it: they average their gradients as they arise.
+
+    Each sees the norm statistics of its own images; the main one's are kept.
+    """
+    # A weight with one input channel or a 1×1 kernel has the same layout under two sets of strides.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+    return nn.parallel.DistributedDataParallel(model)
+
+
+class Step:
+    """Trains a network on one batch at a time.
+
+    Args:
+        model: changed in place.
+        spec, phase: the optimizer's settings; `phase.lr` is given anew with each batch.
+        execution: compiled, recorded, in which type.
+        loss: of logits, labels and images.
+        batch: images of a full batch, all processes together; others are run eagerly.
+    """
+
+    def __init__(self, model: nn.Module, spec: OptimSpec, phase: Phase, execution: Execution, loss: Loss, batch: int) -> None:
+        self.model, self.spec, self.execution, self.loss, self.batch = model, spec, execution, loss, batch
+        self.optimizer = make_optimizer(model, phase, spec)
+        self.average = WeightAverage(model, spec.average) if spec.average else None
+        self.world = world()
+        self.model_of_all = _together(model) if self.world.size > 1 else model
+        self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all
+        self.recorded = _Recorded(self._gradients, model) if execution.recorded else None
+
+    def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+        """Train on a batch.
+
+        Args:
+            images: [B, C, H, W] float32, channels last.
+            labels: [B].
+            rate: the learning rate.
+        Returns:
+            [sum of the losses, hits] float32, on the device, which may not have computed it yet.
+        """
+        set_learning_rate_(self.optimizer, rate)
+        full = len(images) * self.world.size == self.batch
+        gradients = self.recorded if self.recorded and full else self._gradients
+        sums = gradients(images, labels)
+        if self.spec.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip_norm)
+        self.optimizer.step()
+        keep_positive_(self.model)
+        if self.average:
+            self.average.update()
+        return sums
+
+    def _gradients(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Gradients of the mean loss over the batch, all parts of it; returns the sum of the losses and the hits."""
+        self.optimizer.zero_grad(set_to_none=True)
+        # The last batch of an epoch is smaller: not worth a second compilation.
+        full = len(images) * self.world.size == self.batch
+        compiled = full and len(images) % self.spec.accumulate == 0
+        forward = self.compiled if compiled else self.model_of_all
+        count = min(self.spec.accumulate, max(1, len(images) // 2))  # norm layers want two images at least
+        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
+        sums = torch.zeros(2, device=images.device)
+        for index, (part, answers) in enumerate(parts):
+            # Gradients travel once, with the last part.
+            wait = self.world.size > 1 and index < len(parts) - 1
+            with self.model_of_all.no_sync() if wait else nullcontext():  # type: ignore[operator]
+                with self.execution.precision(images.device):
+                    logits = forward(part)
+                logits = logits.float()
+                loss = self.loss(logits, answers, part, compiled=compiled)
+                (loss if len(parts) == 1 else loss * (len(part) / len(images))).backward()  # type: ignore[no-untyped-call]
+            hits = (logits.detach().argmax(1) == answers).sum()
+            sums += torch.stack([loss.detach() * len(part), hits.float()])
+        return sums
+
+
+class _Recorded:
+    """Gradients of batches of one shape, by a CUDA graph that is recorded after a few eager steps.
+
+    Recording runs nothing, and a replay runs what the eager step would: which of the two a step was, nobody can tell from the
+    weights. The graph keeps the places of its images, its labels, its gradients and its result.
+    """
+
+    def __init__(self, gradients: Callable[[Tensor, Tensor], Tensor], model: nn.Module) -> None:
+        self.gradients, self.model = gradients, model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.steps = 0
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        self.steps += 1
+        if self.steps <= _WARM_UP:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                sums = self.gradients(images, labels)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return sums
+        if self.graph is None:
+            self._record(images, labels)
+        assert self.graph is not None
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        for parameter, gradient in zip(self.parameters, self.kept, strict=True):
+            parameter.grad = gradient  # an eager step in between had its own
+        self.graph.replay()
+        return self.sums.clone()
+
+    def _record(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images.clone(), labels.clone()
+        forget_quantized_weights_(self.model)  # or the graph would hold a weight instead of its computation
+        for parameter in self.parameters:
+            parameter.grad = None  # the first gradient is then written, not added
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.sums = self.gradients(self.images, self.labels)
+        self.kept = [parameter.grad for parameter in self.parameters]

@@ -1,0 +1,72 @@
+"""Averaged weights: what is kept and evaluated is the average, what is trained on are the weights themselves."""
+
+import pytest
+import torch
+from nets import digits_net
+
+from nbsnn.checkpoint import load_checkpoint
+from nbsnn.data.digits import load_digits
+from nbsnn.data.images import Splits, evaluation_batches
+from nbsnn.errors import ConfigError
+from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.recipe import OptimSpec, Phase
+from nbsnn.recipes import load_recipe
+from nbsnn.tensorfile import read_tensors
+from nbsnn.train.average import WeightAverage
+from nbsnn.train.loop import fit
+from nbsnn.train.observer import Observer
+
+
+class Follower(Observer):
+    """Averages the parameters of a network by hand."""
+
+    def __init__(self, net, decay):
+        self.net, self.decay, self.count = net, decay, 0
+        self.means = {name: p.detach().double().clone() for name, p in net.named_parameters()}
+
+    def on_step(self, *_):
+        self.count += 1
+        decay = min(self.decay, self.count / (self.count + 10))
+        for name, p in self.net.named_parameters():
+            self.means[name] = decay * self.means[name] + (1 - decay) * p.detach().double()
+
+
+def test_the_average_is_evaluated_and_kept_and_the_weights_train_on(tmp_path):
+    full = load_digits()
+    splits = Splits(full.train.take(slice(0, 200)), full.validation.take(slice(0, 60)), full.test)
+    settings = ["data.batch_size=32", "data.augment=true", "optim.norm_batches=2"]
+    recipe = load_recipe("digits/resnet20", [*settings, "optim.average=0.8"])
+    net = digits_net()
+    follower = Follower(net, 0.8)
+    found = fit(net, splits, recipe, Phase(2, lr=0.1), out=tmp_path / "averaged", observer=follower)
+    kept = read_tensors(found.last)[1]
+    for name, mean in follower.means.items():
+        assert torch.allclose(kept[name].double(), mean, atol=1e-6), name
+        assert not torch.allclose(kept[name].double(), net.get_parameter(name).double(), atol=1e-6), name
+    seen = evaluate(load_checkpoint(found.last, model=digits_net(quantized=False)), evaluation_batches(splits.validation)).top1
+    assert seen == found.history[-1].top1
+    plain = digits_net()
+    fit(plain, splits, load_recipe("digits/resnet20", settings), Phase(2, lr=0.1), out=tmp_path / "plain")
+    assert all(p.equal(plain.get_parameter(name)) for name, p in net.named_parameters())
+
+
+def test_a_state_is_gone_on_with():
+    net = digits_net()
+    first, second = WeightAverage(net, 0.5), WeightAverage(digits_net(), 0.5)
+    with torch.no_grad():
+        net.head.weight.add_(1)
+    first.update()
+    second.restore_(first.state())
+    assert second.steps == 1
+    assert all(value.equal(second.values[name]) for name, value in first.values.items())
+    own = net.head.weight.clone()
+    with first.in_place():
+        assert net.head.weight.equal(first.values["head.weight"])
+        assert not net.head.weight.equal(own)
+    assert net.head.weight.equal(own)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_a_share_outside_its_range_is_refused(value):
+    with pytest.raises(ConfigError, match=rf"^optim.average={value}: must be 0 \(off\) or a share in \(0, 1\)"):
+        OptimSpec(average=value)

@@ -1,0 +1,134 @@
+"""What runs on a GPU gives what the CPU gives, and a replayed step what an eager one does. Skipped where there is none."""
+
+import copy
+
+import pytest
+import torch
+from nets import digits_net
+from observers import StopAfter
+
+from nbsnn import pipeline
+from nbsnn.checkpoint import load_checkpoint
+from nbsnn.data.digits import load_digits
+from nbsnn.data.images import Splits, crop_and_flip, evaluation_batches
+from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.evaluate.fidelity import measure_fidelity
+from nbsnn.models import build_model
+from nbsnn.recipe import Phase
+from nbsnn.recipes import load_recipe
+from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
+from nbsnn.tensorfile import read_tensors
+from nbsnn.train.execution import Execution, pick_execution
+from nbsnn.train.loop import fit
+from nbsnn.train.observer import Interrupted
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+SETTINGS = ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"]
+RECIPE = load_recipe("digits/resnet20", [*SETTINGS, "optim.average=0.9", "optim.norm_batches=3", "optim.clip_norm=1"])
+PHASE = Phase(2, lr=0.05, distill=0.5)
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def splits():
+    full = load_digits()
+    return Splits(full.train.take(slice(0, 300)), full.validation.take(slice(0, 60)), full.test.take(slice(0, 100)))
+
+
+def resnet(images):
+    """A quantized ResNet-20 for digits, and a float one that teaches it."""
+    torch.manual_seed(0)
+    plain = build_model("cifar10/resnet20", in_channels=1, image_size=8)
+    return pipeline.next_form(plain, RECIPE, 4, images), build_model("cifar10/resnet20", in_channels=1, image_size=8)
+
+
+def trained(folder, splits, execution, observer=None):
+    net, teacher = resnet(pipeline.calibration_images(splits.train))
+    found = fit(
+        net, splits, RECIPE, PHASE, out=folder, device=CUDA, execution=execution, teacher=teacher, observer=observer
+    )  # 300 images: nine full batches and one of 12
+    return read_tensors(found.last)[1], found.history
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_a_replayed_run_ends_with_the_bits_of_an_eager_one(tmp_path, splits, autocast):
+    eager, history = trained(tmp_path / "eager", splits, Execution(autocast=autocast))
+    replayed, other = trained(tmp_path / "replayed", splits, Execution(autocast=autocast, recorded=True))
+    assert same(eager, replayed)
+    assert [row.loss for row in history] == [row.loss for row in other]
+    assert [row.train_top1 for row in history] == [row.train_top1 for row in other]
+
+
+def test_a_replayed_run_goes_on_with_the_same_bits(tmp_path, splits):
+    execution = Execution(recorded=True)
+    whole, _ = trained(tmp_path / "whole", splits, execution)
+    for steps in (2, 7, 5):
+        with pytest.raises(Interrupted):
+            trained(tmp_path / "parts", splits, execution, StopAfter(steps))
+    parts, _ = trained(tmp_path / "parts", splits, execution)
+    assert same(whole, parts)
+
+
+def test_a_compiled_and_replayed_run_learns(tmp_path, splits):
+    _, history = trained(tmp_path, splits, Execution(compiled=True, recorded=True))
+    assert history[-1].loss < history[0].loss
+
+
+def test_quantized_weights_are_computed_anew_after_replays(tmp_path, splits):
+    net, teacher = resnet(pipeline.calibration_images(splits.train))
+    found = fit(net, splits, RECIPE, PHASE, out=tmp_path, device=CUDA, execution=Execution(recorded=True), teacher=teacher)
+    fresh = load_checkpoint(found.last).to(CUDA)
+    images = splits.test.to(CUDA).normalized()
+    seen = evaluate(fresh, evaluation_batches(splits.validation.to(CUDA))).top1
+    assert seen == pytest.approx(found.history[-1].top1)
+    net.eval()
+    with torch.no_grad():
+        again = copy.deepcopy(net)(images)  # a copy keeps no quantized weight
+        assert torch.allclose(net(images), again, atol=1e-4)
+
+
+def test_a_gpu_is_picked_with_replays(monkeypatch):
+    chosen = pick_execution(CUDA, 1000)
+    assert chosen.recorded
+    assert str(chosen).endswith("replayed as a CUDA graph")
+    assert pipeline.pick_device().type == "cuda"
+
+
+def test_a_recipe_runs_on_a_gpu(tmp_path, splits):
+    recipe = load_recipe("digits/resnet20", SETTINGS)
+    phases = list(pipeline.train(recipe, tmp_path, splits=splits, device="cuda"))
+    assert [phase.bits for phase in phases] == [32, 4, 3, 2]
+
+
+def test_crops_are_those_of_the_cpu():
+    images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8)
+    for padding in ("black", "mirror"):
+        here, there = (crop_and_flip(x, torch.Generator().manual_seed(3), padding) for x in (images, images.cuda()))
+        assert here.equal(there.cpu())
+
+
+@pytest.mark.parametrize(("neuron", "schedule"), VALID_PAIRS)
+def test_spiking_networks_step_on_a_gpu_as_on_the_cpu(neuron, schedule, splits):
+    net = digits_net().double().eval()
+    images = splits.test.normalized().double()
+    here = to_spiking(net, images[:1], neuron=neuron, schedule=schedule)
+    there = to_spiking(copy.deepcopy(net).cuda(), images[:1].cuda(), neuron=neuron, schedule=schedule)
+    assert torch.allclose(here(images), there(images.cuda()).cpu(), atol=1e-9)
+    if schedule != "fixed":
+        assert measure_fidelity(net.cuda(), there, images.cuda()).differing == 0
+
+
+@pytest.mark.parametrize(("neuron", "schedule"), VALID_PAIRS)
+def test_integer_networks_have_the_same_bits_on_a_gpu(neuron, schedule, splits):
+    here = pipeline.integer_form(digits_net().eval(), splits.test)
+    there = here.to("cuda")
+    images = splits.test.pixels(slice(0, 20))
+    for options in ({}, {"engine": "spikes", "neuron": neuron, "schedule": schedule}):
+        wanted, found = here.simulate(images, keep_counts=True, **options), there.simulate(images, keep_counts=True, **options)
+        assert found.logits.cpu().equal(wanted.logits)
+        assert found.steps.cpu().equal(wanted.steps)
+        assert all(found.counts[key].cpu().equal(wanted.counts[key]) for key in wanted.counts)
