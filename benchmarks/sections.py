@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from nbsnn.recipe import recipe_from_dict
+from nbsnn.recipe import FLOAT_BITS, recipe_from_dict
 from nbsnn.recipes import departures
 from nbsnn.report import COLUMNS, table
 
@@ -30,7 +30,9 @@ def accuracy_section(figures: dict[str, Any]) -> str:
         f"{figures['data']}, {figures['test_images']:,} test images. Recipe {recipe['name']} ({figures['recipe_hash']}){how};\n"
         f"seed {figures['seed']}, {epochs} epochs, {minutes:.0f} minutes of training.\n"
         f"Measured on {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, nbsnn {machine['nbsnn']}; "
-        f"spikes stepped on {spiking['spiking_images']:,} images, neurons compared on {spiking['fidelity_images']}.\n\n"
+        f"spikes stepped on {spiking['spiking_images']:,} images, neurons compared on {spiking['fidelity_images']}.\n"
+        + "".join(f"{note}\n" for note in figures.get("notes", []))
+        + "\n"
         + markdown(COLUMNS, table(figures))
     )
 
@@ -71,26 +73,50 @@ def finetune_section(figures: dict[str, Any]) -> str:
     )
 
 
+def ablations_section(figures: dict[str, Any]) -> str:
+    """What some settings bring: the same phase again and again."""
+    rows = [
+        (row["recipe"], "float" if row["bits"] == FLOAT_BITS else str(row["bits"]), row["start"] or "fresh weights",
+         str(row["epochs"]), str(row["seed"]), _variant(row), *(f"{row[k]:.2f}" for k in ("train_top1", "validation_top1")),
+         f"{row['last_top1']:.2f}", row["machine"].get("gpu", "CPU"))
+        for row in figures["rows"]
+    ]  # fmt: skip
+    columns = ("recipe", "bits", "start", "epochs", "seed", "variant", "train", "validation", "test", "on")
+    return (
+        f"## Ablations\n\n`python benchmarks/ablations.py`: {figures['data']}; one phase trained again and again on the same "
+        "batches, with the settings named.\nAccuracies of the last epoch, top-1 in percent; *train* while training, on cropped "
+        "and flipped images.\n\n" + markdown(columns, rows)
+    )
+
+
+def _variant(row: dict[str, Any]) -> str:
+    return (
+        ", ".join(filter(None, [row["settings"], "" if row["calibrated"] else "thresholds without images"])) or "as it stands"
+    )
+
+
 def training_section(figures: dict[str, Any]) -> str:
     """What quantization and the loop cost in a training step."""
-    arguments, machine = figures["arguments"], figures["machine"]
+    machine = figures["machine"]
     steps = [
-        (row["net"], *(f"{row[k]:.3f}" for k in ("float_seconds", "quantized_seconds", "ratio", "ratio_min", "ratio_max")))
+        (row["net"], row["how"], *(f"{1e3 * row[k]:.2f}" for k in ("float_seconds", "quantized_seconds")),
+         *(f"{row[k]:.3f}" for k in ("ratio", "ratio_min", "ratio_max")))
         for row in figures["rows"]
-    ]
+    ]  # fmt: skip
     loops = [
-        (row["net"], row["form"], *(f"{row[k]:.0f}" for k in ("bare_images_per_second", "images_per_second")),
+        (row["net"], row["how"], row["form"], *(f"{row[k]:.0f}" for k in ("bare_images_per_second", "images_per_second")),
          f"{row['outside_percent']:.1f}", f"{row['plain_images_per_second']:.0f}", f"{row['plain_outside_percent']:.1f}")
         for row in figures["loops"]
     ]  # fmt: skip
+    where = machine.get("gpu", "CPU")
     return (
-        "## Training steps\n\n"
-        f"`python benchmarks/training.py`, batch {arguments['batch']}, {arguments['bits']} bits, "
-        f"{'compiled' if arguments['compile'] else 'eager'}, {arguments['repeats']} pairs of steps; {described(machine)}.\n\n"
-        + markdown(("net", "float s", "quantized s", "ratio", "least", "most"), steps)
+        f"## Training steps, {where}\n\n"
+        f"`python benchmarks/training.py{' --device cuda' * ('gpu' in machine)}`, batch {figures['batch']}, {figures['bits']} "
+        f"bits, {figures['repeats']} pairs; {described(machine)}.\n\n"
+        + markdown(("net", "how", "float ms", "quantized ms", "ratio", "least", "most"), steps)
         + "\nImages a second of a bare step of the model and of the training loop, taken in turns, and of a plain loop over a "
         "`DataLoader`\nof single images; *outside* is the share of the time that is not the model's step.\n\n"
-        + markdown(("net", "form", "bare step", "loop", "outside %", "plain loop", "plain, outside %"), loops)
+        + markdown(("net", "how", "form", "bare step", "loop", "outside %", "plain loop", "plain, outside %"), loops)
     )
 
 
@@ -174,6 +200,7 @@ def described(machine: dict[str, Any]) -> str:
 
 
 SECTIONS = {
-    "accuracy": accuracy_section, "zoo": zoo_section, "finetune": finetune_section, "training": training_section,
+    "accuracy": accuracy_section, "zoo": zoo_section, "finetune": finetune_section, "ablations": ablations_section,
+    "training": training_section,
     "input": input_section, "exactness": exactness_section, "inference": inference_section,
 }  # fmt: skip

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from measure import machine, seconds
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import track
-from rich.table import Table
+from sections import training_section
 from torch.utils.data import DataLoader, Dataset
 
 import nbsnn
@@ -69,7 +70,6 @@ def measure(name: str, *, bits: int, batch: int, repeats: int, device: torch.dev
     pairs = [(seconds(steps[0], times), seconds(steps[1], times)) for _ in progress]
     ratios = [b / a for a, b in pairs]
     return {
-        "net": name,
         "float_seconds": statistics.median(a for a, _ in pairs),
         "quantized_seconds": statistics.median(b for _, b in pairs),
         "ratio": statistics.median(ratios),
@@ -128,7 +128,7 @@ def measure_loop(
         bare_median = statistics.median(a for a, _ in pairs)
         loop, plain_median = statistics.median(b for _, b in pairs), statistics.median(plain[1:])
         rows.append({
-            "net": name, "form": form, "bare_images_per_second": batch / bare_median, "images_per_second": batch / loop,
+            "form": form, "bare_images_per_second": batch / bare_median, "images_per_second": batch / loop,
             "plain_images_per_second": batch / plain_median,
             "outside_percent": 100 * statistics.median(1 - a / b for a, b in pairs),
             "plain_outside_percent": 100 * (1 - bare_median / plain_median),
@@ -150,7 +150,7 @@ def _timed(batches: Iterator[tuple[torch.Tensor, ...]], times: list[float]) -> I
 
 
 def main() -> None:
-    """Measure, print, and write the JSON."""
+    """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=["cifar10/alexnet", "cifar10/resnet20"])
     parser.add_argument("--bits", type=int, default=4)
@@ -160,37 +160,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--no-graph", action="store_true", help="on CUDA, launch kernel by kernel instead of replaying a graph")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="add the figures to those of this file")
     args = parser.parse_args()
     device = torch.device(args.device)
     recorded = device.type == "cuda" and not args.no_graph
     execution = Execution(args.compile, torch.bfloat16 if args.precision == "bf16" else None, recorded=recorded)
+    how = f"{args.precision}, {'compiled' if args.compile else 'eager'}{', CUDA graph' if recorded else ''}"
     sizes = {"bits": args.bits, "batch": args.batch, "repeats": args.repeats, "device": device, "execution": execution}
     here = machine(gpu=torch.cuda.get_device_name()) if device.type == "cuda" else machine()
-    rows = [measure(net, **sizes) for net in args.nets]
-    table = Table(title=f"Training step, batch {args.batch}, {args.bits} bits, {execution}, {here}")
-    for column in ("net", "float s", "quantized s", "ratio", "min", "max"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(str(row["net"]), *(f"{row[k]:.4f}" for k in list(row)[1:]))
-    Console().print(table)
-    loops = [row for net in args.nets for row in measure_loop(net, **sizes)]
-    table = Table(title="The loop beside the model: images/s, and share of time outside the model in %")
-    for column in ("net", "form", "bare step", "our loop", "plain loop", "ours outside %", "plain outside %"):
-        table.add_column(column, justify="right")
-    for row in loops:
-        table.add_row(str(row["net"]), str(row["form"]), *(f"{row[k]:.1f}" for k in list(row)[2:]))
-    Console().print(table)
+    rows = [{"net": net, "how": how} | measure(net, **sizes) for net in args.nets]
+    loops = [{"net": net, "how": how} | row for net in args.nets for row in measure_loop(net, **sizes)]
+    figures = {"kind": "training", "bits": args.bits, "batch": args.batch, "repeats": args.repeats, "machine": here}
+    Console().print(Markdown(training_section(figures | {"rows": rows, "loops": loops})))  # as it will stand on the page
     if args.json:
-        report = {
-            "kind": "training",
-            "arguments": vars(args) | {"json": None},
-            "machine": here,
-            "execution": str(execution),
-            "rows": rows,
-            "loops": loops,
-        }
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        before = json.loads(args.json.read_text()) if args.json.is_file() else {"rows": [], "loops": []}
+        figures |= {"rows": [*before["rows"], *rows], "loops": [*before["loops"], *loops]}
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

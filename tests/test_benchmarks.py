@@ -4,12 +4,14 @@ import importlib.util
 import json
 import sys
 
+import ablations
 import inference
 import pytest
 import rivals
 import sections
 import tables
 import torch
+import training
 import zoo
 from nets import SmallNet
 
@@ -61,3 +63,35 @@ def test_the_comparison_runs_and_becomes_a_section(tmp_path, monkeypatch, capsys
     section = sections.inference_section(figures)
     assert "### cifar10/resnet20, T = 3, batch 2" in section
     assert "| counts |" in section
+
+
+def test_an_ablation_trains_each_variant_once_and_becomes_a_section(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "ablations.json"
+    words = ["--recipe", "digits/resnet20", "--bits", "2", "--set", "phase.2.epochs=1", "--device", "cpu", "--uncalibrated"]
+    monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--variants", "", "optim.average=0.9", "--json", str(file)])
+    ablations.main()
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["settings"] for row in rows] == ["", "optim.average=0.9"]
+    assert rows[0]["train_loss"] == rows[1]["train_loss"]  # the average is looked at, not trained on
+    assert {row["epochs"] for row in rows} == {1}
+    monkeypatch.setattr(ablations, "measure", None)
+    ablations.main()  # all of it stands in the file
+    section = sections.ablations_section(json.loads(file.read_text()))
+    assert "| digits/resnet20 | 2 | fresh weights | 1 | 0 | thresholds without images |" in section
+    assert "| optim.average=0.9, thresholds without images |" in section
+    assert "as it stands" in capsys.readouterr().out
+
+
+def test_training_steps_are_timed_and_become_a_section(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "training.json"
+    monkeypatch.setattr(
+        sys, "argv", ["training.py", "--nets", "cifar10/resnet20", "--batch", "4", "--repeats", "1", "--json", str(file)]
+    )
+    for _ in range(2):
+        training.main()
+    figures = json.loads(file.read_text())
+    assert [row["net"] for row in figures["rows"]] == ["cifar10/resnet20"] * 2
+    assert [row["form"] for row in figures["loops"]] == ["float", "quantized"] * 2
+    assert all(row["ratio_min"] <= row["ratio"] <= row["ratio_max"] for row in figures["rows"])
+    assert sections.training_section(figures).count("| cifar10/resnet20 | float32, eager |") == 6
+    capsys.readouterr()

@@ -73,6 +73,7 @@ def test_a_replayed_run_goes_on_with_the_same_bits(tmp_path, splits):
     assert same(whole, parts)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, which the compiler imports
 def test_a_compiled_and_replayed_run_learns(tmp_path, splits):
     _, history = trained(tmp_path, splits, Execution(compiled=True, recorded=True))
     assert history[-1].loss < history[0].loss
@@ -91,7 +92,7 @@ def test_quantized_weights_are_computed_anew_after_replays(tmp_path, splits):
         assert torch.allclose(net(images), again, atol=1e-4)
 
 
-def test_a_gpu_is_picked_with_replays(monkeypatch):
+def test_a_gpu_is_picked_with_replays():
     chosen = pick_execution(CUDA, 1000)
     assert chosen.recorded
     assert str(chosen).endswith("replayed as a CUDA graph")

@@ -10,6 +10,7 @@ from nets import digits_net
 
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
+from nbsnn.distributed import World
 from nbsnn.errors import ConfigError
 from nbsnn.recipe import Phase
 from nbsnn.recipes import load_recipe
@@ -45,6 +46,21 @@ def test_compiling_is_picked_for_long_phases_on_machines_with_a_compiler(monkeyp
     assert str(pick_execution(CPU, 10**6)) == "float32, channels last, eager (no C++ compiler here)"
     with pytest.raises(ConfigError, match=r"^compile=on: no C\+\+ compiler was found .*; install it, or use --compile off$"):
         pick_execution(CPU, 100, compile="on")
+
+
+def test_on_a_gpu_steps_are_replayed_in_float32_and_compiled_in_long_phases_only(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(execution, "find_spec", lambda name: name)
+    assert str(pick_execution(gpu, 10**6)) == (
+        "float32, channels last, eager (too short for compiling to pay), replayed as a CUDA graph"
+    )
+    assert pick_execution(gpu, 10**7).compiled
+    assert pick_execution(gpu, 100, precision="bf16").autocast is torch.bfloat16
+    monkeypatch.setattr(execution, "world", lambda: World(0, 2))
+    assert not pick_execution(gpu, 100).recorded
+    monkeypatch.setattr(execution, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^compile=on: no Triton was found; install it, or use --compile off$"):
+        pick_execution(gpu, 100, compile="on")
 
 
 @pytest.mark.parametrize(

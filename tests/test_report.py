@@ -33,6 +33,7 @@ def figures(tmp_path_factory):
     recipe.write_text(RECIPE)
     assert main(["train", "--recipe", str(recipe), "--out", str(run)]) == 0
     words = ["--run", str(run), "--out", str(out), "--limit", "20", "--spiking-limit", "12", "--label", "Digits (8×8)"]
+    words += ["--note", "Trained for the tests.", "--note", "Not for long."]
     assert main(["report", "--recipe", str(recipe), *words]) == 0
     return json.loads(out.read_text())
 
@@ -60,6 +61,7 @@ def test_the_figures_become_a_section(figures):
     text = sections.accuracy_section(figures)
     assert "Digits (8×8), 20 test images. Recipe " in text
     assert text.count("| unsigned barrier |") == 2
+    assert "neurons compared on 20.\nTrained for the tests.\nNot for long.\n\n| bits |" in text
     assert f"| 2 | 1 | {figures['phases'][2]['last_top1']:.2f} |" in text
 
 

@@ -36,6 +36,15 @@ def test_several_forwards_in_evaluation_quantize_once(calls):
     assert len(calls) == 1
 
 
+def test_a_forgotten_weight_is_computed_anew(calls):
+    net, x = layer().eval(), torch.randn(2, 5)
+    with torch.no_grad():
+        first = net(x)
+        quant_layers.forget_quantized_weights_(net)
+        assert torch.equal(net(x), first)
+    assert len(calls) == 2
+
+
 def test_accumulating_gradients_quantizes_once_and_a_step_once_more(calls):
     net, x = layer(), torch.randn(2, 5)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

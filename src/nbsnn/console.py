@@ -166,6 +166,8 @@ def show_report(figures: dict[str, Any]) -> None:
     """What `nbsnn.report.report` measured."""
     title = f"{figures['model']} on {figures['data']}, {figures['test_images']} test images, top-1 in %"
     show_table(title, REPORT_COLUMNS, report_table(figures))
+    for remark in figures["notes"]:
+        out.print(remark, highlight=False, markup=False)
 
 
 def show_mapping(mapped: Iterable[MappedTensor]) -> None:

@@ -1,7 +1,7 @@
 """A finished run as figures that can be checked: per phase float or quantized accuracy, and per schedule the spiking one."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ def report(
     label: str,
     fidelity_images: int = FIDELITY_IMAGES,
     spiking_images: int | None = None,
+    notes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure every finished phase of a run.
@@ -55,6 +56,7 @@ def report(
         test: images.
         label: what the data is called beside the figures.
         fidelity_images, spiking_images: as above; all unless given for the latter.
+        notes: what else is to be known beside the figures, a line each.
         progress: called with what is being done and the images done since.
     Raises:
         CheckpointError: no phase of this recipe has ended in the folder.
@@ -67,7 +69,7 @@ def report(
     return {
         "kind": "accuracy", "model": recipe.model.name, "data": label, "test_images": len(test),
         "recipe": recipe.to_dict(places=False), "recipe_hash": recipe.hash, "seed": recipe.seed,
-        "machine": system_facts(), "phases": done,
+        "machine": system_facts(), "notes": list(notes), "phases": done,
     }  # fmt: skip
 
 

@@ -145,6 +145,7 @@ def report(
     run: Annotated[Path | None, typer.Option("--run", help="Folder of the run; runs/<recipe> unless given.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures here, as JSON.")] = None,
     label: Annotated[str | None, typer.Option("--label", help="What the data is called; its name unless given.")] = None,
+    notes: Annotated[list[str], typer.Option("--note", help="A remark kept beside the figures; repeatable.")] = [],  # noqa: B006
     limit: LimitOption = 0,
     spiking_limit: Annotated[int, typer.Option("--spiking-limit", min=0, help="Step only so many of them; 0 is all.")] = 0,
     fidelity_images: Annotated[int, typer.Option("--fidelity-images", min=1, help="Images compared neuron by neuron.")] = 200,
@@ -160,7 +161,7 @@ def report(
     with console.image_progress(images_looked_at(plan, len(test), stepped, fidelity_images), "measuring") as tell:
         figures = measure_run(
             plan, run or default_folder(recipe), test, label=label or plan.data.name, fidelity_images=fidelity_images,
-            spiking_images=stepped, progress=tell,
+            spiking_images=stepped, notes=notes, progress=tell,
         )  # fmt: skip
     if out:
         write_text(out, json.dumps(figures, indent=1) + "\n")

@@ -20,9 +20,20 @@ INITIAL_WEIGHT_SCALE = 3.0  # in deviations of the weight (Li et al., ICLR 2020)
 SMALLEST_SCALE = 1e-3  # thresholds and scales act as at least this much, so that a step too far cannot turn one negative
 
 
+class _AtLeast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, floor: float) -> Tensor:
+        return parameter.clamp_min(floor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
 def at_least(parameter: Tensor, floor: float = SMALLEST_SCALE) -> Tensor:
     """max(parameter, floor) with the identity as gradient, so that a parameter below the floor can come back."""
-    return torch.where(parameter < floor, floor + (parameter - parameter.detach()), parameter)
+    result: Tensor = _AtLeast.apply(parameter, floor)  # type: ignore[no-untyped-call]
+    return result
 
 
 class WeightQuantizer(nn.Module):

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -51,6 +52,8 @@ def pick_execution(device: torch.device, images: int, *, compile: str = "auto", 
     for key, value, allowed in (("compile", compile, COMPILE_CHOICES), ("precision", precision, PRECISION_CHOICES)):
         if value not in allowed:
             raise ConfigError(f"{key}={value}: choose {', '.join(allowed[:-1])} or {allowed[-1]}")
+    # Not on CUDA: a replayed step of a quantized ResNet-20 took 8 % less time on an H200, and bfloat16 holds 4-bit activations
+    # to 8 bits only. Convolutions in float32 run in TF32 there.
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
     compiler = has_compiler(device)
     lacking = "no Triton" if device.type == "cuda" else "no C++ compiler"
@@ -79,16 +82,14 @@ def one_order_of_sums() -> Iterator[None]:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; emulated, it is half as fast as float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    """Whether the processor multiplies bfloat16 in hardware; emulated, it is half as fast as float32."""
     return device.type == "cpu" and bool({"amx_bf16", "avx512_bf16"} & cpu_flags())
 
 
 def has_compiler(device: torch.device) -> bool:
     """Whether torch.compile has what it needs: Triton on CUDA, a C++ compiler on the CPU."""
     if device.type == "cuda":
-        return bool(torch.utils._triton.has_triton())  # type: ignore[no-untyped-call]
+        return find_spec("triton") is not None
     return device.type == "cpu" and any(shutil.which(name) for name in ("g++", "clang++"))
 
 
