@@ -24,11 +24,12 @@ from nbsnn import pipeline
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.images import Splits, evaluation_batches
+from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.quant.quantize import quantize, read_plan
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.recipes import load_recipe
-from nbsnn.tensorfile import read_tensors
+from nbsnn.tensorfile import read_tensors, write_text
 from nbsnn.train.execution import pick_execution
 from nbsnn.train.loop import fit
 from nbsnn.train.progressive import next_form
@@ -39,17 +40,16 @@ from nbsnn.training_console import TrainingConsole
 def start_of(recipe: Recipe, bits: int, splits: Splits, args: argparse.Namespace) -> torch.nn.Module:
     """The network that the phase begins with."""
     before = load_checkpoint(args.start) if args.start else pipeline.new_model(recipe)
-    if args.uncalibrated and bits != FLOAT_BITS and not read_plan(before):
+    if args.uncalibrated:
+        if bits == FLOAT_BITS or read_plan(before):
+            raise ConfigError("--uncalibrated: only the step from a float network to bits sets thresholds; leave it out")
         return quantize(before, recipe.spec(bits))
     return next_form(before, recipe, bits, pipeline.calibration_images(splits.train))
 
 
-def measure(settings: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Train one variant; its row."""
-    base = [f"data.root={args.root}", f"seed={args.seed}", *args.set]
-    recipe = load_recipe(args.recipe, [*base, *settings.split()])
+def measure(recipe: Recipe, settings: str, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
+    """Train one variant; what came of it."""
     splits = load_data(recipe.data, size=recipe.model.image_size)
-    device = pipeline.pick_device(args.device)
     phase = recipe.phase[str(args.bits)]
     execution = pick_execution(device, phase.epochs * len(splits.train), compile=args.compile, precision=args.precision)
     teacher = load_checkpoint(args.teacher) if args.teacher else None
@@ -63,10 +63,9 @@ def measure(settings: str, args: argparse.Namespace) -> dict[str, Any]:
         test = evaluation_batches(splits.test.to(device))
         last, best = (evaluate(load_checkpoint(path).to(device), test).top1 for path in (found.last, found.best))
     return {
-        "settings": settings, "train_loss": found.history[-1].loss, "train_top1": found.history[-1].train_top1,
+        "train_loss": found.history[-1].loss, "train_top1": found.history[-1].train_top1,
         "validation_top1": found.history[-1].top1, "last_top1": last, "best_top1": best, "seconds": seconds,
-        "execution": str(execution),
-        "machine": machine(gpu=torch.cuda.get_device_name()) if device.type == "cuda" else machine(),
+        "execution": str(execution), "machine": machine(),
     }  # fmt: skip
 
 
@@ -102,20 +101,23 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
     args = parser.parse_args()
-    epochs = load_recipe(args.recipe, args.set).phase[str(args.bits)].epochs
-    common = {
-        "recipe": args.recipe, "bits": args.bits, "epochs": epochs, "set": args.set, "seed": args.seed,
-        "start": of_network(args.start), "teacher": of_network(args.teacher), "calibrated": not args.uncalibrated,
-    }  # fmt: skip
+    device = pipeline.pick_device(args.device)
+    gpu = {"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {}
     for settings in args.variants:
-        known = common | {"settings": settings}
+        chosen = [f"data.root={args.root}", f"seed={args.seed}", *args.set, *settings.split()]
+        recipe = load_recipe(args.recipe, chosen)
+        known = {
+            "data": args.label, "recipe": args.recipe, "set": args.set, "settings": settings, "seed": args.seed,
+            "bits": args.bits, "epochs": recipe.phase[str(args.bits)].epochs, "start": of_network(args.start),
+            "teacher": of_network(args.teacher), "calibrated": not args.uncalibrated, **gpu,
+        }  # fmt: skip
         if any(all(row.get(key) == value for key, value in known.items()) for row in read_rows(args.json)):
             continue
-        row = common | measure(settings, args)
+        row = known | measure(recipe, settings, device, args)
         Console().print(f"{settings or 'as it stands'}: last epoch {row['last_top1']:.2f} %, best {row['best_top1']:.2f} %")
         with sole_writer(args.json.parent):
-            content = {"kind": "ablations", "data": args.label, "rows": [*read_rows(args.json), row]}
-            args.json.write_text(json.dumps(content, indent=1) + "\n")
+            rows = [*read_rows(args.json), row]
+            write_text(args.json, json.dumps({"kind": "ablations", "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

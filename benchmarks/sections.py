@@ -76,23 +76,24 @@ def finetune_section(figures: dict[str, Any]) -> str:
 def ablations_section(figures: dict[str, Any]) -> str:
     """What some settings bring: the same phase again and again."""
     rows = [
-        (row["recipe"], "float" if row["bits"] == FLOAT_BITS else str(row["bits"]), row["start"] or "fresh weights",
-         str(row["epochs"]), str(row["seed"]), _variant(row), *(f"{row[k]:.2f}" for k in ("train_top1", "validation_top1")),
-         f"{row['last_top1']:.2f}", row["machine"].get("gpu", "CPU"))
+        (" ".join([row["recipe"], *row["set"]]), "float" if row["bits"] == FLOAT_BITS else str(row["bits"]), _begun(row),
+         str(row["epochs"]), str(row["seed"]), row["settings"] or "as it stands",
+         *(f"{row[k]:.2f}" for k in ("train_top1", "validation_top1", "last_top1")), row.get("gpu", "CPU"))
         for row in figures["rows"]
     ]  # fmt: skip
+    data = ", ".join(dict.fromkeys(row["data"] for row in figures["rows"]))
     columns = ("recipe", "bits", "start", "epochs", "seed", "variant", "train", "validation", "test", "on")
     return (
-        f"## Ablations\n\n`python benchmarks/ablations.py`: {figures['data']}; one phase trained again and again on the same "
-        "batches, with the settings named.\nAccuracies of the last epoch, top-1 in percent; *train* while training, on cropped "
-        "and flipped images.\n\n" + markdown(columns, rows)
+        f"## Ablations\n\n`python benchmarks/ablations.py`: {data}; one phase trained again and again on the same batches, "
+        "with the\nsettings named. Accuracies of the last epoch, top-1 in percent; *train* while training, on cropped and "
+        "flipped images.\n\n" + markdown(columns, rows)
     )
 
 
-def _variant(row: dict[str, Any]) -> str:
-    return (
-        ", ".join(filter(None, [row["settings"], "" if row["calibrated"] else "thresholds without images"])) or "as it stands"
-    )
+def _begun(row: dict[str, Any]) -> str:
+    start = row["start"] or "fresh weights"
+    taught = f"; taught by {row['teacher']}" if row["teacher"] else ""
+    return start + ("" if row["calibrated"] else "; thresholds without images") + taught
 
 
 def training_section(figures: dict[str, Any]) -> str:
@@ -115,7 +116,8 @@ def training_section(figures: dict[str, Any]) -> str:
         f"bits, {figures['repeats']} pairs; {described(machine)}.\n\n"
         + markdown(("net", "how", "float ms", "quantized ms", "ratio", "least", "most"), steps)
         + "\nImages a second of a bare step of the model and of the training loop, taken in turns, and of a plain loop over a "
-        "`DataLoader`\nof single images; *outside* is the share of the time that is not the model's step.\n\n"
+        "`DataLoader`\nof single images, which on CUDA launches kernel by kernel; *outside* is the share of the time beyond "
+        "the bare step.\n\n"
         + markdown(("net", "how", "form", "bare step", "loop", "outside %", "plain loop", "plain, outside %"), loops)
     )
 

@@ -43,7 +43,8 @@ WARM_UP = 5  # a graph is recorded on the fourth step
 def step_of(net: torch.nn.Module, batch: int, execution: Execution) -> Callable[[torch.Tensor, torch.Tensor], object]:
     """The training step, as the training loop does it, of images and labels."""
     phase, spec = Phase(epochs=1, lr=0.01), OptimSpec()
-    step = Step(net, spec, phase, execution, Loss(spec, phase, execution, None, next(net.parameters()).device), batch)
+    loss = Loss(spec, phase, execution, None, next(net.parameters()).device)
+    step = Step(net, spec=spec, phase=phase, execution=execution, loss=loss, batch=batch)
     return partial(step, rate=phase.lr)
 
 
@@ -173,7 +174,10 @@ def main() -> None:
     figures = {"kind": "training", "bits": args.bits, "batch": args.batch, "repeats": args.repeats, "machine": here}
     Console().print(Markdown(training_section(figures | {"rows": rows, "loops": loops})))  # as it will stand on the page
     if args.json:
-        before = json.loads(args.json.read_text()) if args.json.is_file() else {"rows": [], "loops": []}
+        before = json.loads(args.json.read_text()) if args.json.is_file() else figures | {"rows": [], "loops": []}
+        others = [key for key in figures if before[key] != figures[key]]
+        if others:
+            parser.error(f"{args.json}: its figures were taken with another {', '.join(others)}; choose another file")
         figures |= {"rows": [*before["rows"], *rows], "loops": [*before["loops"], *loops]}
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 

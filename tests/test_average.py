@@ -40,14 +40,15 @@ def test_the_average_is_evaluated_and_kept_and_the_weights_train_on(tmp_path):
     follower = Follower(net, 0.8)
     found = fit(net, splits, recipe, Phase(2, lr=0.1), out=tmp_path / "averaged", observer=follower)
     kept = read_tensors(found.last)[1]
+    plain = digits_net()
+    other = fit(plain, splits, load_recipe("digits/resnet20", settings), Phase(2, lr=0.1), out=tmp_path / "plain")
+    assert [row.loss for row in found.history] == [row.loss for row in other.history]
     for name, mean in follower.means.items():
         assert torch.allclose(kept[name].double(), mean, atol=1e-6), name
-        assert not torch.allclose(kept[name].double(), net.get_parameter(name).double(), atol=1e-6), name
+        assert not torch.allclose(kept[name], plain.get_parameter(name), atol=1e-6), name
     seen = evaluate(load_checkpoint(found.last, model=digits_net(quantized=False)), evaluation_batches(splits.validation)).top1
     assert seen == found.history[-1].top1
-    plain = digits_net()
-    fit(plain, splits, load_recipe("digits/resnet20", settings), Phase(2, lr=0.1), out=tmp_path / "plain")
-    assert all(p.equal(plain.get_parameter(name)) for name, p in net.named_parameters())
+    assert all(value.equal(kept[name]) for name, value in net.state_dict().items())
 
 
 def test_a_state_is_gone_on_with():
@@ -55,7 +56,7 @@ def test_a_state_is_gone_on_with():
     first, second = WeightAverage(net, 0.5), WeightAverage(digits_net(), 0.5)
     with torch.no_grad():
         net.head.weight.add_(1)
-    first.update()
+    first.update_()
     second.restore_(first.state())
     assert second.steps == 1
     assert all(value.equal(second.values[name]) for name, value in first.values.items())
@@ -69,4 +70,10 @@ def test_a_state_is_gone_on_with():
 @pytest.mark.parametrize("value", [-0.1, 1.0])
 def test_a_share_outside_its_range_is_refused(value):
     with pytest.raises(ConfigError, match=rf"^optim.average={value}: must be 0 \(off\) or a share in \(0, 1\)"):
-        OptimSpec(average=value)
+        OptimSpec(average=value, norm_batches=2)
+
+
+def test_averaged_weights_with_statistics_of_others_are_refused():
+    with pytest.raises(ConfigError, match=r"^optim.average=0.9: must be 0 unless optim.norm_batches is set \(60, say\)"):
+        OptimSpec(average=0.9)
+    assert OptimSpec(average=0.9, freeze_norms=True).average

@@ -68,17 +68,20 @@ def test_the_comparison_runs_and_becomes_a_section(tmp_path, monkeypatch, capsys
 def test_an_ablation_trains_each_variant_once_and_becomes_a_section(tmp_path, monkeypatch, capsys):
     file = tmp_path / "ablations.json"
     words = ["--recipe", "digits/resnet20", "--bits", "2", "--set", "phase.2.epochs=1", "--device", "cpu", "--uncalibrated"]
-    monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--variants", "", "optim.average=0.9", "--json", str(file)])
+    monkeypatch.setattr(
+        sys, "argv", ["ablations.py", *words, "--variants", "", "optim.average=0.9 optim.norm_batches=2", "--json", str(file)]
+    )
     ablations.main()
     rows = json.loads(file.read_text())["rows"]
-    assert [row["settings"] for row in rows] == ["", "optim.average=0.9"]
+    assert [row["settings"] for row in rows] == ["", "optim.average=0.9 optim.norm_batches=2"]
     assert rows[0]["train_loss"] == rows[1]["train_loss"]  # the average is looked at, not trained on
     assert {row["epochs"] for row in rows} == {1}
     monkeypatch.setattr(ablations, "measure", None)
     ablations.main()  # all of it stands in the file
     section = sections.ablations_section(json.loads(file.read_text()))
-    assert "| digits/resnet20 | 2 | fresh weights | 1 | 0 | thresholds without images |" in section
-    assert "| optim.average=0.9, thresholds without images |" in section
+    begun = "| digits/resnet20 phase.2.epochs=1 | 2 | fresh weights; thresholds without images | 1 | 0 |"
+    assert f"{begun} as it stands |" in section
+    assert f"{begun} optim.average=0.9 optim.norm_batches=2 |" in section
     assert "as it stands" in capsys.readouterr().out
 
 

@@ -63,6 +63,15 @@ def test_on_a_gpu_steps_are_replayed_in_float32_and_compiled_in_long_phases_only
         pick_execution(gpu, 100, compile="on")
 
 
+def test_recording_without_a_gpu_is_refused(tmp_path):
+    full = load_digits()
+    splits = Splits(full.train, full.validation, full.test)
+    with pytest.raises(
+        ConfigError, match=r"^recorded=True: steps are recorded by one process on a CUDA device, not by 1 on cpu"
+    ):
+        fit(digits_net(), splits, load_recipe("digits/resnet20"), Phase(1), out=tmp_path, execution=Execution(recorded=True))
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [

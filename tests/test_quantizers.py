@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbsnn.quant.functional import (
+    WEIGHT_BITS,
     apot_levels,
     apot_numerators,
+    apot_weight,
     quantize_activation,
     quantize_edge_weight,
     quantize_weight,
@@ -245,3 +247,20 @@ def test_the_floor_leaves_what_is_above_it_alone():
     at_least(parameter).backward()
     assert at_least(parameter) == 0.25
     assert parameter.grad == 1
+
+
+@pytest.mark.parametrize("bits", WEIGHT_BITS)
+def test_levels_are_the_same_with_and_without_the_table(bits, monkeypatch):
+    weight = torch.randn(64, 16, 3, 3, generator=torch.Generator().manual_seed(bits))
+    scale = torch.tensor(1.7)
+    by_table = apot_weight(weight, scale, bits=bits)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    by_comparison = apot_weight(weight, scale, bits=bits)
+    assert all(a.equal(b) for a, b in zip(by_table, by_comparison, strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_shows(value):
+    weight = torch.randn(8, 8)
+    weight[3, 4] = value
+    assert apot_weight(weight, torch.tensor(3.0), bits=3).values.isnan().all()

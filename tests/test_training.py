@@ -17,7 +17,7 @@ from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import Phase, QuantSpec
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train import state
+from nbsnn.train import run, state
 from nbsnn.train.execution import Execution
 from nbsnn.train.history import finished_phase, write_history
 from nbsnn.train.loop import fit
@@ -213,3 +213,38 @@ def test_clipping_and_smoothing_are_applied(tmp_path, splits):
 def test_the_best_checkpoint_can_be_loaded_with_the_float_net(uninterrupted, splits):
     model = load_checkpoint(uninterrupted.best, model=DigitsNet())
     assert model(splits.test.normalized()[:3]).shape == (3, 10)
+
+
+# ------------------------------------------------------------------------- figures that are fetched together, as on a GPU
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Figures of five steps are fetched together."""
+    monkeypatch.setattr(run, "_steps_at_once", lambda device: 5)
+
+
+def test_figures_fetched_together_are_those_fetched_one_by_one(tmp_path, splits, monkeypatch):
+    recorder, other = Recorder(), Recorder()
+    soon = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "soon", observer=recorder)
+    monkeypatch.setattr(run, "_steps_at_once", lambda device: 5)
+    later = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "later", observer=other)
+    assert recorder.steps == other.steps
+    assert all(value.equal(weights(later.last)[key]) for key, value in weights(soon.last).items())
+
+
+def test_a_run_stopped_with_figures_on_their_way_goes_on(tmp_path, splits, late):
+    whole = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "whole")
+    for steps in (3, 4):
+        with pytest.raises(Interrupted, match=rf"^stopped in epoch 1 at step {3 if steps == 3 else 7}; "):
+            fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "parts", observer=StopAfter(steps))
+    parts = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "parts", save_every=0)
+    assert all(value.equal(weights(parts.last)[key]) for key, value in weights(whole.last).items())
+    assert [row.loss for row in parts.history] == [row.loss for row in whole.history]
+
+
+def test_no_state_is_written_once_a_loss_on_its_way_is_not_finite(tmp_path, splits, late):
+    with pytest.raises(DivergedError, match="the loss is"):
+        fit(digits_net(), splits, RECIPE, Phase(2, lr=1e12), out=tmp_path)
+    kept = read_tensors(tmp_path / "training.safetensors")[1]
+    assert all(value.isfinite().all() for key, value in kept.items())

@@ -15,6 +15,7 @@ from nbsnn.data.images import evaluation_batches
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.export.reference import load_start
 from nbsnn.tensorfile import is_ours, read_tensors
+from nbsnn.train.execution import pick_execution
 from nbsnn.train.loop import fit
 from nbsnn.train.progressive import next_form
 from nbsnn.train.state import identity
@@ -36,12 +37,13 @@ def run(args: argparse.Namespace) -> None:
     first = args.start_epoch
     if first is None:
         first = read_tensors(start)[0]["metrics"].get("epoch", 0) if args.resume and is_ours(args.resume) else 0
-    folder = options.result_folder(args)
+    folder, phase = options.result_folder(args), recipe.phase[str(args.bit)]
+    execution = pick_execution(device, phase.epochs * len(splits.train))
     with TrainingConsole(every=args.print_freq) as observer:
         result = fit(
-            model, splits, recipe, recipe.phase[str(args.bit)], out=folder, title=f"{args.arch} {args.bit} bit", device=device,
-            observer=observer, names=(options.BEST, options.LAST), first_epoch=first, overwrite=not args.continue_,
-            start=identity(previous) if start else "",
+            model, splits, recipe, phase, out=folder, title=f"{args.arch} {args.bit} bit", device=device,
+            execution=execution, observer=observer, names=(options.BEST, options.LAST), first_epoch=first,
+            overwrite=not args.continue_, start=identity(previous) if start else "",
         )  # fmt: skip
     report = evaluate(load_start(result.best, args.arch, bits=args.bit).to(device), evaluation_batches(splits.test))
     note(f"{result.best}: test accuracy {report.top1:.2f} % on {report.images} images")

@@ -116,7 +116,7 @@ class OptimSpec:
     and grows with them (0: for any); `freeze_norms` leaves the statistics of norm layers as they are; `temperature` is that of
     the softmax in phases that distil; after each epoch norm layers take their statistics anew from `norm_batches` batches (0:
     they keep the running averages); `average` is the share of a moving average of the weights that a step leaves, such as 0.999
-    (0: the weights themselves are evaluated and kept).
+    (0: the weights themselves are evaluated and kept); it needs norm statistics of its own, from `norm_batches`.
     """
 
     momentum: float = 0.9
@@ -142,6 +142,13 @@ class OptimSpec:
         frozen = self.freeze_norms and self.norm_batches
         _require(not frozen, "optim.norm_batches", self.norm_batches, "0 where optim.freeze_norms leaves statistics alone")
         _require(0 <= self.average < 1, "optim.average", self.average, "0 (off) or a share in (0, 1), such as 0.999")
+        stale = self.average and not self.norm_batches and not self.freeze_norms
+        _require(
+            not stale,
+            "optim.average",
+            self.average,
+            "0 unless optim.norm_batches is set (60, say): averaged weights need norm statistics of their own",
+        )
         _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "a whole number from 1")
         _require(self.rate_batch >= 0, "optim.rate_batch", self.rate_batch, "0 (off) or a number of images")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")

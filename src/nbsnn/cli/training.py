@@ -47,7 +47,8 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew where the folder holds results.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Train a recipe's phases, 32 → 4 → 3 → 2 bits. The same command goes on with an unfinished run: on the CPU, bit for bit.
+    """Train a recipe's phases, 32 → 4 → 3 → 2 bits. The same command goes on with an unfinished run, on the same
+    processor or GPU bit for bit.
 
     Ctrl-C saves and leaves; a run that was killed goes on from its last training state. Started by torchrun, several
     processes train together, on any number of machines.

@@ -120,7 +120,7 @@ class ImageSet:
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x/255 − mean)/std of uint8 images [N, C, H, W], in float32."""
-    scale, shift = _constants(mean, std, images.device)
+    scale, shift = _constants(tuple(mean), tuple(std), images.device)
     return images * scale - shift
 
 

@@ -60,11 +60,30 @@ def _nearest_level_table(bits: int) -> Tensor:
 _NEAREST_LEVEL = {bits: _nearest_level_table(bits) for bits in WEIGHT_BITS}
 
 
+_LEVEL_STARTS = {
+    bits: [(cell, level) for cell, level in enumerate(table.tolist()) if cell and level != table[cell - 1]]
+    for bits, table in _NEAREST_LEVEL.items()
+}  # the cells where a level begins
+
+
 @cache
 def _nearest_level_on(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The table where it is used: a copy from the host would wait for all that the device has to do."""
     with torch.inference_mode(False):
         return _NEAREST_LEVEL[bits].to(device, dtype)
+
+
+def _level_of(cell: Tensor, bits: int, like: Tensor) -> Tensor:
+    """The level of each cell, in the type and memory format of `like`."""
+    if torch.compiler.is_compiling():  # one fused kernel, and no table that a compiled graph would copy to the device
+        level = torch.zeros_like(like)
+        for start, value in _LEVEL_STARTS[bits]:
+            level = torch.where(cell >= start, value, level)
+        return level
+    level = torch.empty_like(like)
+    # In storage order, whatever the memory format.
+    torch.index_select(_nearest_level_on(bits, like.dtype, like.device), 0, _flat(cell), out=_flat(level))
+    return level
 
 
 class QuantizedWeight(NamedTuple):
@@ -77,10 +96,6 @@ class QuantizedWeight(NamedTuple):
 
 def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int) -> QuantizedWeight:
     """The forward half of `quantize_weight`, without gradient."""
-    if torch.compiler.is_compiling():
-        table = _NEAREST_LEVEL[bits].to(weight)
-    else:
-        table = _nearest_level_on(bits, weight.dtype, weight.device)
     with torch.no_grad():
         mean = weight.mean()
         unit = weight - mean
@@ -88,11 +103,10 @@ def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int) -> Quantized
         deviation = torch.linalg.vector_norm(unit) / (max(weight.numel() - 1, 1) ** 0.5)  # Bessel's correction
         deviation = deviation.clamp_min(torch.finfo(weight.dtype).tiny)
         unit.div_(deviation).div_(weight_scale)
-        cell = unit.abs().clamp_(max=1).mul_(len(table) - 1).to(torch.int32)
-        # In storage order, whatever the memory format.
-        level = torch.empty_like(unit)
-        torch.index_select(table, 0, _flat(cell), out=_flat(level))
-        return QuantizedWeight(level.copysign_(unit).mul_(weight_scale), mean, deviation)
+        cell = unit.abs().clamp_(max=1).mul_(len(_NEAREST_LEVEL[bits]) - 1).to(torch.int32)
+        level = _level_of(cell.clamp_(min=0), bits, unit)  # NaN becomes some whole number
+        alive = deviation / deviation  # 1, or NaN where a weight is not finite: it must show in the loss
+        return QuantizedWeight(level.copysign_(unit).mul_(weight_scale * alive), mean, deviation)
 
 
 class _QuantizeWeight(torch.autograd.Function):

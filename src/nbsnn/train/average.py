@@ -22,7 +22,7 @@ class WeightAverage:
         self.values: dict[str, Tensor] = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update_(self) -> None:
         """Take in the parameters as they are now."""
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 10))
@@ -43,11 +43,15 @@ class WeightAverage:
     def in_place(self) -> Iterator[None]:
         """The network has the averaged parameters while the context is open."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._give_(self.values)
+        self.put_in_place_()
         try:
             yield
         finally:
             self._give_(own)
+
+    def put_in_place_(self) -> None:
+        """Give the network the averaged parameters."""
+        self._give_(self.values)
 
     @torch.no_grad()
     def _give_(self, values: dict[str, Tensor]) -> None:

@@ -19,8 +19,8 @@ from nbsnn.errors import ConfigError
 COMPILE_CHOICES = ("auto", "on", "off")
 PRECISION_CHOICES = ("auto", "float32", "bf16")
 
-# Images after which compiling pays. On two cores it took 40 to 90 s for a CIFAR ResNet-20 and saved a third of a step; on CUDA,
-# where steps are replayed as a graph in any case, it takes as long and saves milliseconds.
+# Images after which compiling pays. On two cores it took 40 to 90 s for a CIFAR ResNet-20 and saved a third of a step: a few
+# epochs of CIFAR-10. On CUDA, where a replayed step takes 3 to 6 ms, it can only pay after a hundred.
 _COMPILE_PAYS = {"cpu": 200_000, "cuda": 5_000_000}
 
 
@@ -52,8 +52,8 @@ def pick_execution(device: torch.device, images: int, *, compile: str = "auto", 
     for key, value, allowed in (("compile", compile, COMPILE_CHOICES), ("precision", precision, PRECISION_CHOICES)):
         if value not in allowed:
             raise ConfigError(f"{key}={value}: choose {', '.join(allowed[:-1])} or {allowed[-1]}")
-    # Not on CUDA: a replayed step of a quantized ResNet-20 took 8 % less time on an H200, and bfloat16 holds 4-bit activations
-    # to 8 bits only. Convolutions in float32 run in TF32 there.
+    # Not on CUDA: in bfloat16 a replayed step of a quantized ResNet-20 took 8 % less time on an H200, and activations that are
+    # to be rounded had 8 bits only. Convolutions in float32 run in TF32 there.
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
     compiler = has_compiler(device)
     lacking = "no Triton" if device.type == "cuda" else "no C++ compiler"
@@ -89,7 +89,8 @@ def has_bf16(device: torch.device) -> bool:
 def has_compiler(device: torch.device) -> bool:
     """Whether torch.compile has what it needs: Triton on CUDA, a C++ compiler on the CPU."""
     if device.type == "cuda":
-        return find_spec("triton") is not None
+        old = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (7, 0)
+        return find_spec("triton") is not None and not old
     return device.type == "cpu" and any(shutil.which(name) for name in ("g++", "clang++"))
 
 

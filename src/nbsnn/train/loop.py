@@ -40,13 +40,14 @@ def fit(
     """Train a float or quantized network in place for one phase; continues the unfinished phase that it finds in `out`.
 
     Args:
-        model: changed in place, and moved to `device`.
+        model: changed in place, and moved to `device`; in the end it is the network of the last epoch, the averaged one where
+            weights are averaged.
         splits: images; the validation ones choose the best epoch.
         recipe: batches, optimizer and seed.
         phase: epochs, learning rate, weight decay.
         out: folder for `best` and `last` checkpoints, `log.csv`, `log.jsonl`, and `training.safetensors` until the end.
         title: for the observer.
-        execution: compiled or eager, and the type of the forward pass; eager float32 unless given.
+        execution: compiled or eager, recorded or not, and the type of the forward pass; eager float32 unless given.
         save_every: seconds between training states within an epoch; 0 saves after each step.
         names: of the files for the best and the last epoch.
         first_epoch: epochs that count as done when the phase starts anew; those of them that `out` has a log of stay in it.
@@ -85,6 +86,8 @@ def fit(
             observer.on_resume(run.state.epoch, run.state.step)
         while run.state.epoch < phase.epochs:
             run.train_epoch_()
+        if run.step.average:
+            run.step.average.put_in_place_()
         run.write_log()  # again: the run may have been killed between its last state and its log
         run.forget_state()
     return FitResult(run.best, run.last, [Epoch(**row) for row in run.state.history])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nbsnn.checkpoint import save_checkpoint
 from nbsnn.data.images import Batches, Splits, evaluation_batches
-from nbsnn.distributed import max_over_ranks, share_buffers_, sum_over_ranks, wait_for_all, world
+from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.models.norms import estimate_norms_, freeze_norms_
@@ -25,7 +25,10 @@ from nbsnn.train.optim import learning_rate
 from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state
 from nbsnn.train.step import Step
 
-_STEPS_AT_ONCE = 16  # on one CUDA device: their figures are fetched together, so that the device need not wait for the host
+
+def _steps_at_once(device: torch.device) -> int:
+    """Steps whose figures are fetched together, so that a GPU need not wait for the host; several processes agree on each."""
+    return 16 if device.type == "cuda" and world().size == 1 else 1
 
 
 class Run:
@@ -52,9 +55,12 @@ class Run:
         self.world = world()
         self.train, self.validation = splits.train.to(device), splits.validation.to(device)
         loss = Loss(recipe.optim, phase, execution, teacher, device)
-        self.step = Step(model, recipe.optim, phase, execution, loss, recipe.data.batch_size)
-        self.waiting: list[tuple[Tensor, int]] = []  # steps whose figures are still on the device, and their images
-        self.at_once = _STEPS_AT_ONCE if device.type == "cuda" and self.world.size == 1 else 1
+        batch = recipe.data.batch_size
+        self.step = Step(model, spec=recipe.optim, phase=phase, execution=execution, loss=loss, batch=batch)
+        self.waiting: list[
+            tuple[Tensor, int, bool]
+        ] = []  # figures still on the device, images, and whether a stop was asked for
+        self.at_once = _steps_at_once(device)
         self.steps = len(self._batches(0))
         if self.steps == 0:
             count = len(splits.train)
@@ -119,21 +125,20 @@ class Run:
 
     def _note_(self, sums: Tensor, images: int) -> bool:
         """Count a step, at once or together with the next ones; says whether any process was asked to stop."""
-        self.waiting.append((sums, images))
-        stop = bool(max_over_ranks(torch.tensor(int(self.observer.should_stop()))))
-        if stop or len(self.waiting) >= self.at_once:
-            self._count_()
-        return stop
+        stop = self.observer.should_stop()
+        self.waiting.append((sums, images, stop))
+        return self._count_() if stop or len(self.waiting) >= self.at_once else False
 
-    def _count_(self) -> None:
-        """Count the steps that wait for it, all of them with one look at the device."""
+    def _count_(self) -> bool:
+        """Count the steps that wait for it, with one look at the device; says whether any process was asked to stop."""
         if not self.waiting:
-            return
+            return False
         state = self.state
-        figures = torch.stack([sums for sums, _ in self.waiting]).double().cpu()  # the one wait for the device
-        images = torch.tensor([[count] for _, count in self.waiting], dtype=torch.float64)
+        figures = torch.stack([sums for sums, _, _ in self.waiting]).double().cpu()  # the one wait for the device
+        others = torch.tensor([[count, stop] for _, count, stop in self.waiting], dtype=torch.float64)
+        rows = sum_over_ranks(torch.cat([figures, others], 1)).tolist()
         self.waiting = []
-        for loss, correct, count in sum_over_ranks(torch.cat([figures, images], 1)).tolist():
+        for loss, correct, count, _ in rows:
             value = loss / count
             if not math.isfinite(value):
                 raise DivergedError(
@@ -142,6 +147,7 @@ class Run:
                 )
             state.count(value, int(correct), int(count))
             self.observer.on_step(state.epoch, state.step, *state.running, int(count))
+        return any(stops for _, _, _, stops in rows)
 
     def _finish_epoch_(self, row: Epoch) -> None:
         """Write the epoch's network; the state says so, and is written next."""

@@ -7,11 +7,14 @@ running them takes the device. A CUDA graph launches them all at once, and compu
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nbsnn.distributed import world
+from nbsnn.errors import ConfigError
 from nbsnn.quant.layers import forget_quantized_weights_
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.train.average import WeightAverage
@@ -37,20 +40,30 @@ class Step:
 
     Args:
         model: changed in place.
-        spec, phase: the optimizer's settings; `phase.lr` is given anew with each batch.
+        spec, phase: the optimizer's settings; the rate is given with each batch.
         execution: compiled, recorded, in which type.
         loss: of logits, labels and images.
         batch: images of a full batch, all processes together; others are run eagerly.
+    Raises:
+        ConfigError: steps are to be recorded that are not of one process on a CUDA device.
     """
 
-    def __init__(self, model: nn.Module, spec: OptimSpec, phase: Phase, execution: Execution, loss: Loss, batch: int) -> None:
+    def __init__(
+        self, model: nn.Module, *, spec: OptimSpec, phase: Phase, execution: Execution, loss: Loss, batch: int
+    ) -> None:
         self.model, self.spec, self.execution, self.loss, self.batch = model, spec, execution, loss, batch
         self.optimizer = make_optimizer(model, phase, spec)
         self.average = WeightAverage(model, spec.average) if spec.average else None
         self.world = world()
         self.model_of_all = _together(model) if self.world.size > 1 else model
         self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all
-        self.recorded = _Recorded(self._gradients, model) if execution.recorded else None
+        device = next(model.parameters()).device
+        if execution.recorded and (device.type != "cuda" or self.world.size > 1):
+            raise ConfigError(
+                f"recorded=True: steps are recorded by one process on a CUDA device, not by {self.world.size} on {device}; "
+                "leave it out"
+            )
+        self.recorded = _Recorded(model, device) if execution.recorded else None
 
     def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
         """Train on a batch.
@@ -63,22 +76,24 @@ class Step:
             [sum of the losses, hits] float32, on the device, which may not have computed it yet.
         """
         set_learning_rate_(self.optimizer, rate)
-        full = len(images) * self.world.size == self.batch
-        gradients = self.recorded if self.recorded and full else self._gradients
-        sums = gradients(images, labels)
+        # The last batch of an epoch is smaller: not worth a second compilation or recording.
+        if len(images) * self.world.size != self.batch:
+            sums = self._gradients(images, labels, full=False)
+        elif self.recorded:
+            sums = self.recorded(partial(self._gradients, full=True), images, labels)
+        else:
+            sums = self._gradients(images, labels, full=True)
         if self.spec.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip_norm)
         self.optimizer.step()
         keep_positive_(self.model)
         if self.average:
-            self.average.update()
+            self.average.update_()
         return sums
 
-    def _gradients(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _gradients(self, images: Tensor, labels: Tensor, *, full: bool) -> Tensor:
         """Gradients of the mean loss over the batch, all parts of it; returns the sum of the losses and the hits."""
         self.optimizer.zero_grad(set_to_none=True)
-        # The last batch of an epoch is smaller: not worth a second compilation.
-        full = len(images) * self.world.size == self.batch
         compiled = full and len(images) % self.spec.accumulate == 0
         forward = self.compiled if compiled else self.model_of_all
         count = min(self.spec.accumulate, max(1, len(images) // 2))  # norm layers want two images at least
@@ -98,44 +113,63 @@ class Step:
         return sums
 
 
+class _Graph(NamedTuple):
+    """A CUDA graph of the gradients of a batch, and the places where it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    images: Tensor
+    labels: Tensor
+    sums: Tensor
+    gradients: list[Tensor | None]
+
+
 class _Recorded:
     """Gradients of batches of one shape, by a CUDA graph that is recorded after a few eager steps.
 
     Recording runs nothing, and a replay runs what the eager step would: which of the two a step was, nobody can tell from the
-    weights. The graph keeps the places of its images, its labels, its gradients and its result.
+    weights. It does not hold the function that it records, so that the graph's memory goes when the step goes.
     """
 
-    def __init__(self, gradients: Callable[[Tensor, Tensor], Tensor], model: nn.Module) -> None:
-        self.gradients, self.model = gradients, model
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model, self.device = model, device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.steps = 0
+        self.graph: _Graph | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, gradients: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        """What `gradients` would do."""
         self.steps += 1
-        if self.steps <= _WARM_UP:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                sums = self.gradients(images, labels)
-            torch.cuda.current_stream().wait_stream(self.stream)
-            return sums
-        if self.graph is None:
-            self._record(images, labels)
-        assert self.graph is not None
-        self.images.copy_(images)
-        self.labels.copy_(labels)
-        for parameter, gradient in zip(self.parameters, self.kept, strict=True):
-            parameter.grad = gradient  # an eager step in between had its own
-        self.graph.replay()
-        return self.sums.clone()
+        with torch.cuda.device(self.device):
+            if self.steps <= _WARM_UP:
+                return self._run(gradients, images, labels)
+            self.graph = self.graph or self._record(gradients, images, labels)
+            return self._replay(self.graph, images, labels)
 
-    def _record(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images.clone(), labels.clone()
-        forget_quantized_weights_(self.model)  # or the graph would hold a weight instead of its computation
+    def _run(self, gradients: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            sums = gradients(images, labels)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return sums
+
+    def _record(self, gradients: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> _Graph:
+        images, labels, graph = images.clone(), labels.clone(), torch.cuda.CUDAGraph()
         for parameter in self.parameters:
             parameter.grad = None  # the first gradient is then written, not added
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=self.stream):
-            self.sums = self.gradients(self.images, self.labels)
-        self.kept = [parameter.grad for parameter in self.parameters]
+        forget_quantized_weights_(self.model)  # or the graph would hold a weight in the place of its computation
+        try:
+            # Other threads may go on meanwhile, such as those that load photographs.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                sums = gradients(images, labels)
+        finally:
+            forget_quantized_weights_(self.model)  # recorded, not computed
+        return _Graph(graph, images, labels, sums, [parameter.grad for parameter in self.parameters])
+
+    def _replay(self, kept: _Graph, images: Tensor, labels: Tensor) -> Tensor:
+        kept.images.copy_(images)
+        kept.labels.copy_(labels)
+        for parameter, gradient in zip(self.parameters, kept.gradients, strict=True):
+            parameter.grad = gradient  # an eager step in between had its own
+        kept.graph.replay()
+        return kept.sums.clone()
