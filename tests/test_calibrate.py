@@ -1,12 +1,12 @@
-"""Where thresholds start: at the least error, with statistics estimated anew, and the mode left as it was."""
+"""Where thresholds and scales start: at the least error, with statistics estimated anew, and the mode left as it was."""
 
 import pytest
 import torch
 from nets import RandomNet, randomize_
 
 from nbsnn.errors import QuantizationError
-from nbsnn.quant.calibrate import half_normal_threshold, least_error_threshold
-from nbsnn.quant.functional import quantize_activation
+from nbsnn.quant.calibrate import half_normal_threshold, least_error_scale, least_error_threshold, refit_scales_
+from nbsnn.quant.functional import apot_weight, quantize_activation
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import QuantSpec
@@ -77,3 +77,25 @@ def test_a_network_without_parameters_is_quantized_too():
     quantized = quantize(torch.nn.Sequential(torch.nn.ReLU()), QuantSpec(act_bits=2))
     with torch.no_grad():
         assert torch.equal(quantized(torch.tensor(9.0)), quantized[0].threshold)
+
+
+@pytest.mark.parametrize(("bits", "known"), [(2, 1.22), (3, 2.3), (4, 2.6)])
+def test_the_scale_loses_no_more_than_a_fine_search(bits, known):
+    weight = torch.randn(64, 32, 3, 3) * 0.05 + 0.01
+    unit = (weight - weight.mean()) / weight.std()
+
+    def error(scale):
+        return float((apot_weight(weight, torch.as_tensor(scale), bits=bits).values - unit).square().mean())
+
+    found = least_error_scale(weight, bits)
+    assert error(found) <= 1.01 * min(error(scale) for scale in torch.linspace(0.3, 5, 200).tolist())
+    assert found.item() == pytest.approx(known, abs=0.35)
+    assert least_error_scale(torch.zeros(9), bits).isfinite()
+
+
+def test_scales_are_set_anew_and_all_else_stays():
+    quantized = quantize(RandomNet(["chain", "identity"]), QuantSpec(2, 2))
+    before = {key: value.clone() for key, value in quantized.state_dict().items()}
+    refit_scales_(quantized)
+    changed = {key for key, value in quantized.state_dict().items() if not value.equal(before[key])}
+    assert changed == {key for key in before if key.endswith("weight_scale")}

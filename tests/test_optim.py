@@ -6,6 +6,7 @@ from nets import DigitsNet, digits_net
 
 from nbsnn.errors import ConfigError
 from nbsnn.models import build_model
+from nbsnn.quant.calibrate import least_error_scale
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import OptimSpec, Phase
@@ -68,6 +69,23 @@ def test_the_next_form_is_a_new_object_that_keeps_what_was_learned():
     assert (two.act1.bits, two.conv2.weight_bits, four.act1.bits) == (2, 2, 4)
     with pytest.raises(ConfigError, match=r"^phase 32 must be the first: a quantized network does not become float again$"):
         next_form(two, RECIPE, 32, images)
+
+
+def test_scales_are_refitted_where_the_phase_says_so():
+    images = torch.randn(64, 1, 8, 8)
+    recipe = load_recipe("digits/resnet20", ["phase.4.refit_scales=true", "phase.2.refit_scales=true"])
+    four = next_form(digits_net(quantized=False), recipe, 4, images)
+    assert four.conv2.weight_scale.equal(least_error_scale(four.conv2.weight, 4))
+    assert not four.conv2.weight_scale.equal(next_form(digits_net(quantized=False), RECIPE, 4, images).conv2.weight_scale)
+    kept, three = four.conv2.weight_scale.item(), next_form(four, recipe, 3, images)
+    assert three.conv2.weight_scale.item() == kept
+    two = next_form(three, recipe, 2, images)
+    assert two.conv2.weight_scale.equal(least_error_scale(two.conv2.weight, 2))
+    assert two.act1.threshold.equal(three.act1.threshold)
+    floats = load_recipe("cifar10/resnet18", ["phase.4.refit_scales=true"])
+    assert next_form(build_model("cifar10/resnet20", in_channels=1), floats, 4, torch.randn(8, 1, 8, 8))
+    with pytest.raises(ConfigError, match=r"^phase.32.refit_scales=True: must be false: a float net has no scales$"):
+        load_recipe("digits/resnet20", ["phase.32.refit_scales=true"])
 
 
 def test_with_float_weights_only_the_activations_follow():

@@ -19,7 +19,7 @@ _NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt")
 _LATER: dict[str, dict[str, Any]] = {
     "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0, "norm_batches": 0, "average": 0.0},
     "data": {"padding": "black"},
-    "phase": {"distill": 0.0},
+    "phase": {"distill": 0.0, "refit_scales": False},
 }
 _BITS = {"weight_bits": (2, 3, 4, 5), "act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,), "phase": (2, 3, 4, 5)}
 
@@ -167,12 +167,14 @@ class Phase:
     """One bit-width of progressive training; the next one starts from its result.
 
     `distill` is the share of the loss by which the run's float net teaches a quantized one; the labels have the rest.
+    `refit_scales` sets the weight scales anew, at their least error, where they would go on from the phase before.
     """
 
     epochs: int
     lr: float = 0.1
     weight_decay: float = 5e-4
     distill: float = 0.0
+    refit_scales: bool = False
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "phase.epochs", self.epochs, "a whole number from 1")
@@ -202,8 +204,10 @@ class Recipe:
         _require(len(self.phase) >= 1, "phase", {}, "at least one [phase.BITS] table")
         for bits in self.phase:
             check_bits("phase", int(bits) if bits.isdigit() else bits)
-        taught = self.phase[str(FLOAT_BITS)].distill if str(FLOAT_BITS) in self.phase else 0.0
-        _require(not taught, f"phase.{FLOAT_BITS}.distill", taught, "0: the float net is the teacher")
+        first = self.phase.get(str(FLOAT_BITS))
+        if first:
+            _require(not first.distill, f"phase.{FLOAT_BITS}.distill", first.distill, "0: the float net is the teacher")
+            _require(not first.refit_scales, f"phase.{FLOAT_BITS}.refit_scales", True, "false: a float net has no scales")
 
     def spec(self, bits: int) -> QuantSpec:
         """The quantization of the phase with these bits."""

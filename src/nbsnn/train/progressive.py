@@ -5,6 +5,7 @@ import copy
 from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError
+from nbsnn.quant.calibrate import calibrate_, refit_scales_
 from nbsnn.quant.layers import WeightQuantizer
 from nbsnn.quant.quantize import quantize, read_plan, set_bits_
 from nbsnn.recipe import FLOAT_BITS, Recipe
@@ -21,8 +22,15 @@ def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) ->
         bits: of the phase; 32 is float.
         images: [B, C, H, W] normalised training images, for the start of the thresholds of a float network.
     """
+    refit = recipe.phase[str(bits)].refit_scales
     if not read_plan(previous):
-        return copy.deepcopy(previous) if bits == FLOAT_BITS else quantize(previous, recipe.spec(bits), images=images)
+        if bits == FLOAT_BITS:
+            return copy.deepcopy(previous)
+        quantized = quantize(previous, recipe.spec(bits), images=None if refit else images)
+        if refit:
+            refit_scales_(quantized)
+            calibrate_(quantized, images)
+        return quantized
     if bits == FLOAT_BITS:
         raise ConfigError("phase 32 must be the first: a quantized network does not become float again")
     inner = any(isinstance(m, WeightQuantizer) and m.edge_range is None for m in previous.modules())
@@ -30,5 +38,7 @@ def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) ->
         raise ConfigError(
             "the start has float weights between its edges, and keeps them; start from a float net, or set quant.weights=float"
         )
-    weight_bits = bits if inner else None
-    return set_bits_(copy.deepcopy(previous), weight_bits=weight_bits, act_bits=bits)
+    quantized = set_bits_(copy.deepcopy(previous), weight_bits=bits if inner else None, act_bits=bits)
+    if refit:
+        refit_scales_(quantized)  # thresholds stay: those that were learned do better than those of least error
+    return quantized
