@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--label", default="CIFAR-10", help="what the data is, for the record")
     parser.add_argument("--methods", nargs="+", default=["calibrate", "end-to-end", "layerwise"])
     parser.add_argument("--train", type=int, default=5000, help="images to learn from")
+    parser.add_argument("--calibration-images", type=int, default=FinetuneSpec.calibration_images, help="for biases")
     parser.add_argument("--held-out", type=int, default=1000, help="held-out training images that judge")
     parser.add_argument("--test", type=int, default=0, help="test images; 0 is all")
     parser.add_argument("--calibrate-first", action="store_true", help="end to end: start from the calibrated network")
@@ -135,7 +136,10 @@ def main() -> None:
         for method in args.methods:
             first = args.calibrate_first and method == "end-to-end"
             forced = args.force and method == "layerwise"
-            spec = FinetuneSpec(method=method, lr=args.lr, batch_size=BATCH, calibrate_first=first, force=forced)
+            spec = FinetuneSpec(
+                method=method, lr=args.lr, batch_size=BATCH, calibrate_first=first, force=forced,
+                calibration_images=args.calibration_images,
+            )  # fmt: skip
             measure(checkpoint, spec, splits, args, results)
     section = finetune_section(results.head | {"rows": results.rows})  # as it will stand on the page
     Console().print(section, markup=False, highlight=False, soft_wrap=True)
