@@ -10,14 +10,13 @@ in the file already is not measured again.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import machine
+from measure import Rows, machine
 from rich.console import Console
 
 from nbsnn import pipeline
@@ -29,7 +28,7 @@ from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.quant.quantize import quantize, read_plan
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.recipes import load_recipe
-from nbsnn.tensorfile import read_tensors, write_text
+from nbsnn.tensorfile import read_tensors
 from nbsnn.train.execution import pick_execution
 from nbsnn.train.loop import fit
 from nbsnn.train.progressive import next_form
@@ -77,12 +76,6 @@ def of_network(path: Path | None) -> str | None:
     return f"{header['recipe_hash']}, {header['form']}, epoch {header['metrics'].get('epoch')}"
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """What stands in the file; another process may have added to it."""
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
-    return rows
-
-
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,6 +96,7 @@ def main() -> None:
     args = parser.parse_args()
     device = pipeline.pick_device(args.device)
     gpu = {"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {}
+    rows = Rows(args.json, {"kind": "ablations"})
     for settings in args.variants:
         chosen = [f"data.root={args.root}", f"seed={args.seed}", *args.set, *settings.split()]
         recipe = load_recipe(args.recipe, chosen)
@@ -111,13 +105,12 @@ def main() -> None:
             "bits": args.bits, "epochs": recipe.phase[str(args.bits)].epochs, "start": of_network(args.start),
             "teacher": of_network(args.teacher), "calibrated": not args.uncalibrated, **gpu,
         }  # fmt: skip
-        if any(all(row.get(key) == value for key, value in known.items()) for row in read_rows(args.json)):
+        if rows.find(**known):
             continue
         row = known | measure(recipe, settings, device, args)
         Console().print(f"{settings or 'as it stands'}: last epoch {row['last_top1']:.2f} %, best {row['best_top1']:.2f} %")
         with sole_writer(args.json.parent):
-            rows = [*read_rows(args.json), row]
-            write_text(args.json, json.dumps({"kind": "ablations", "rows": rows}, indent=1) + "\n")
+            rows.add(row)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import machine
+from measure import Rows, machine
 from rich.console import Console
 from sections import finetune_section
 
@@ -41,30 +41,6 @@ def accuracy(network: torch.nn.Module, images: ImageSet, title: str) -> float:
         return nbsnn.evaluate(network, Batches(images, BATCH), progress=lambda count: tell("", count)).top1
 
 
-class Results:
-    """The JSON file: a row for each network (its form before any fine-tuning), and one for each fine-tuning of it."""
-
-    def __init__(self, path: Path, head: dict[str, Any]) -> None:
-        self.path, self.head = path, head
-        self.rows = self.read()
-
-    def read(self) -> list[dict[str, Any]]:
-        """What stands in the file; another process may have added to it."""
-        rows: list[dict[str, Any]] = json.loads(self.path.read_text())["rows"] if self.path.is_file() else []
-        return rows
-
-    def find(self, **wanted: Any) -> dict[str, Any] | None:
-        """The row with these values, if there is one."""
-        return next((row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())), None)
-
-    def add(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Append a row and write the file."""
-        self.rows = [*self.read(), row]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.head | {"rows": self.rows}, indent=1) + "\n")
-        return row
-
-
 def identity(header: Header, checkpoint: Path) -> dict[str, Any]:
     """What tells a trained network from others of the same bits: its recipe, and which epoch of its last phase it is from."""
     found = {"recipe_hash": header["recipe_hash"], "epoch": header["metrics"].get("epoch")}
@@ -73,7 +49,7 @@ def identity(header: Header, checkpoint: Path) -> dict[str, Any]:
     return found
 
 
-def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse.Namespace, results: Results) -> None:
+def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse.Namespace, results: Rows) -> None:
     """A row of one network and method: accuracies before and after on the same test images, and the time taken."""
     header, state = read_tensors(checkpoint)
     quantized = rebuild(header, state, source=str(checkpoint)).to(memory_format=torch.channels_last)
@@ -130,7 +106,7 @@ def main() -> None:
     if args.compile:
         torch._dynamo.config.recompile_limit = 64  # a version for each shape and grad mode
         neuron.integrate_and_fire = torch.compile(neuron.integrate_and_fire, dynamic=False)
-    results = Results(args.json, {"kind": "finetune", "data": args.label, "machine": machine()})
+    results = Rows(args.json, {"kind": "finetune", "data": args.label, "machine": machine()})
     splits = load_data(DataSpec("cifar10", str(args.root)))
     for checkpoint in args.checkpoints:
         for method in args.methods:
@@ -141,7 +117,7 @@ def main() -> None:
                 calibration_images=args.calibration_images,
             )  # fmt: skip
             measure(checkpoint, spec, splits, args, results)
-    section = finetune_section(results.head | {"rows": results.rows})  # as it will stand on the page
+    section = finetune_section(results.head | {"rows": results.read()})  # as it will stand on the page
     Console().print(section, markup=False, highlight=False, soft_wrap=True)
 
 

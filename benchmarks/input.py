@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measure import machine
+from measure import machine, wait_for_device
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -49,8 +49,7 @@ def images_per_second(data: PhotoSet, batch: int, *, train: bool, epoch: int) ->
     start, seen = time.perf_counter(), 0
     for images, _ in Batches(data, batch, shuffle=train, augment=train, epoch=epoch):
         seen += len(images)
-    if data.device.type == "cuda":
-        torch.cuda.synchronize()
+    wait_for_device()
     return seen / (time.perf_counter() - start)
 
 

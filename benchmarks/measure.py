@@ -1,23 +1,29 @@
-"""What every benchmark does: time a call, and say on which machine."""
+"""What every benchmark does: time a call, say on which machine, and keep rows in a file."""
 
+import json
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from nbsnn.tensorfile import write_text
 
 
 def seconds(run: Callable[[], object], times: int = 1) -> float:
     """Of one call; of `times` calls that follow one another, the mean. CUDA has done its work when it ends."""
-    _wait()
+    wait_for_device()
     start = time.perf_counter()
     for _ in range(times):
         run()
-    _wait()
+    wait_for_device()
     return (time.perf_counter() - start) / times
 
 
-def _wait() -> None:
+def wait_for_device() -> None:
+    """Let CUDA finish what it was asked for, where it is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -28,3 +34,27 @@ def machine(threads: int | None = None, **more: object) -> dict[str, object]:
         "cpu": torch.backends.cpu.get_cpu_capability(), "threads": threads or torch.get_num_threads(), **more,
         "python": platform.python_version(), "torch": torch.__version__,
     }  # fmt: skip
+
+
+class Rows:
+    """The rows of a JSON file that a benchmark adds to: what stands there is not measured again.
+
+    `head` is what the file says beside them.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.path, self.head = path, head
+
+    def read(self) -> list[dict[str, Any]]:
+        """What stands in the file; another process may have added to it."""
+        rows: list[dict[str, Any]] = json.loads(self.path.read_text())["rows"] if self.path.is_file() else []
+        return rows
+
+    def find(self, **wanted: Any) -> dict[str, Any] | None:
+        """The row with these values, if there is one."""
+        return next((row for row in self.read() if all(row.get(key) == value for key, value in wanted.items())), None)
+
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append a row and write the file."""
+        write_text(self.path, json.dumps(self.head | {"rows": [*self.read(), row]}, indent=1) + "\n")
+        return row

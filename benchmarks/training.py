@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import machine, seconds
+from measure import machine, seconds, wait_for_device
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
@@ -145,8 +145,7 @@ def _timed(batches: Iterator[tuple[torch.Tensor, ...]], times: list[float]) -> I
         if pair is None:
             return
         yield pair
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        wait_for_device()
         times.append(time.perf_counter() - start)
 
 

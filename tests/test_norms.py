@@ -8,9 +8,9 @@ from torch import nn
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
 from nbsnn.errors import ConfigError
-from nbsnn.models.norms import estimate_norms_
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
+from nbsnn.surgery import estimate_norms_
 from nbsnn.tensorfile import read_tensors
 from nbsnn.train.loop import fit
 

@@ -65,7 +65,7 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ConfigError(f"device={name}: choose auto, cpu, cuda, cuda:N or mps") from None
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch's: no such index, built without it, no such backend
         raise ConfigError(f"device={name}: torch sees no such device here; use --device cpu") from None
     return device
 

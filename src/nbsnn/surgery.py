@@ -1,10 +1,12 @@
-"""Swap modules by name, and watch what flows through them."""
+"""Swap modules by name, watch what flows through them, and let norms take their statistics from it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def replace_modules_(root: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -27,6 +29,33 @@ def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@torch.no_grad()
+def estimate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Let every norm take the statistics of its input over some batches in place of its running averages.
+
+    Those trail behind the weights, the more the coarser the weights' grid is (Nagel et al., ICML 2022). All else runs as in
+    evaluation, so that a dropout layer has no say.
+
+    Args:
+        net: changed in place; modes are left as they were.
+        batches: [B, C, H, W] normalised images as in training, cropped and flipped; each batch weighs the same.
+    """
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with evaluation_mode(net):
+            for index, images in enumerate(batches):
+                for norm in norms:
+                    if index == 0:  # not before: without any batch nothing is lost
+                        norm.reset_running_stats()
+                        norm.momentum = None  # the mean over the batches
+                    norm.train()
+                net(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 @contextmanager

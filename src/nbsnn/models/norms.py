@@ -1,4 +1,4 @@
-"""Batch norm's statistics: given anew from images, with or without changing the function, or left alone in training."""
+"""Batch norm's statistics: given anew from images without changing the function, or left alone in training."""
 
 from collections.abc import Iterable
 
@@ -65,33 +65,6 @@ def _set_statistics_(norm: _BatchNorm, count: Tensor, total: Tensor, squares: Te
     norm.weight.copy_(slope * (var + norm.eps).sqrt())
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(var)
-
-
-@torch.no_grad()
-def estimate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Let every norm take the statistics of its input over some batches in place of its running averages.
-
-    Those trail behind the weights, the more the coarser the weights' grid is (Nagel et al., ICML 2022). All else runs as in
-    evaluation, so that a dropout layer has no say.
-
-    Args:
-        net: changed in place; modes are left as they were.
-        batches: [B, C, H, W] normalised images as in training, cropped and flipped; each batch weighs the same.
-    """
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    try:
-        with evaluation_mode(net):
-            for index, images in enumerate(batches):
-                for norm in norms:
-                    if index == 0:  # not before: without any batch nothing is lost
-                        norm.reset_running_stats()
-                        norm.momentum = None  # the mean over the batches
-                    norm.train()
-                net(images)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def freeze_norms_(model: nn.Module) -> None:

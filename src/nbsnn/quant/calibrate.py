@@ -1,5 +1,6 @@
 """Where thresholds and weight scales start: at the least squared error of what they clip and round."""
 
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from nbsnn.quant.functional import apot_weight, quantize_activation
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
-from nbsnn.surgery import evaluation_mode
+from nbsnn.surgery import estimate_norms_, evaluation_mode
 
 _SAMPLES = 32_768  # values of one activation or weight that the search looks at
 _CANDIDATES = 48
@@ -79,29 +80,26 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
         quantized: changed in place; its training mode is left as it was.
         images: [B, C, H, W]; the first chunk of about 128 sets the thresholds, all of them the statistics.
     """
-    norms = [m for m in quantized.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not any(isinstance(m, WeightQuantizer) for m in quantized.modules()):
-        norms = []
-    momenta = {norm: norm.momentum for norm in norms}
+    # Chunks of like size: a last one of a single image would have no variance.
+    chunks = torch.tensor_split(images, max(1, round(len(images) / _CHUNK)))
 
     def start_threshold(act: nn.Module, args: tuple[Tensor]) -> None:
         assert isinstance(act, QuantReLU)
         act.threshold.copy_(least_error_threshold(args[0], act.bits))
 
+    def the_first_starts_thresholds() -> Iterator[Tensor]:
+        for chunk in chunks:
+            yield chunk
+            while handles:
+                handles.pop().remove()
+
     handles = [m.register_forward_pre_hook(start_threshold) for m in quantized.modules() if isinstance(m, QuantReLU)]
     try:
-        with evaluation_mode(quantized):
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # a plain average over all chunks
-                norm.train()
-            # Chunks of like size: a last one of a single image would have no variance.
-            for chunk in torch.tensor_split(images, max(1, round(len(images) / _CHUNK))):
-                quantized(chunk)
-                while handles:
-                    handles.pop().remove()
+        if any(isinstance(m, WeightQuantizer) for m in quantized.modules()):
+            estimate_norms_(quantized, the_first_starts_thresholds())
+        else:
+            with evaluation_mode(quantized):
+                quantized(chunks[0])
     finally:
         for handle in handles:
             handle.remove()
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum

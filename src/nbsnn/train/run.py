@@ -15,8 +15,9 @@ from nbsnn.data.images import Batches, Splits, evaluation_batches
 from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.models.norms import estimate_norms_, freeze_norms_
+from nbsnn.models.norms import freeze_norms_
 from nbsnn.recipe import Phase, Recipe
+from nbsnn.surgery import estimate_norms_
 from nbsnn.train.execution import Execution
 from nbsnn.train.history import write_history
 from nbsnn.train.loss import Loss
@@ -106,11 +107,11 @@ class Run:
             share_buffers_(self.model)
             top1 = evaluate(self.model, evaluation_batches(self.validation, world=self.world)).top1
             rate = self._rate(self.steps - 1)
-            images_per_second = (state.seen - seen) / max(seconds, 1e-9)
-            self._finish_epoch_(Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, images_per_second))
+            row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, (state.seen - seen) / max(seconds, 1e-9))
+            self._finish_epoch_(row)
         self.save_()
         self.write_log()
-        self.observer.on_epoch(Epoch(**state.history[-1]))
+        self.observer.on_epoch(row)
 
     def _estimate_norms_(self) -> None:
         """Norm statistics from some batches of an epoch that is not trained on."""
