@@ -98,6 +98,10 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=0, help="test images; 0 is all")
     parser.add_argument("--calibrate-first", action="store_true", help="end to end: start from the calibrated network")
     parser.add_argument("--force", action="store_true", help="layerwise: keep every layer, whether accuracy rises or not")
+    parser.add_argument(
+        "--weights", action=argparse.BooleanOptionalAction, help="train weights too, or not; as the method does"
+    )
+    parser.add_argument("--distillation", type=float, default=FinetuneSpec.distillation, help="end to end: the teacher's share")
     parser.add_argument("--lr", type=float, default=0.0, help="learning rate; 0 is the method's own")
     parser.add_argument("--compile", action="store_true", help="compile the neuron's loop (the same bits, faster)")
     parser.add_argument("--save", type=Path, help="folder for the fine-tuned networks")
@@ -114,7 +118,7 @@ def main() -> None:
             forced = args.force and method == "layerwise"
             spec = FinetuneSpec(
                 method=method, lr=args.lr, batch_size=BATCH, calibrate_first=first, force=forced,
-                calibration_images=args.calibration_images,
+                calibration_images=args.calibration_images, distillation=args.distillation, weights=args.weights,
             )  # fmt: skip
             measure(checkpoint, spec, splits, args, results)
     section = finetune_section(results.head | {"rows": results.read()})  # as it will stand on the page

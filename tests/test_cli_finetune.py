@@ -177,12 +177,14 @@ def test_only_a_kept_change_is_written(
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", ["layerwise", "end-to-end"])
-def test_a_packed_network_is_refused_with_the_remedy(method: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["finetune", "zoo:cifar10/resnet20-w2a2", "--method", method, "--root", "nowhere"]) == 2
+@pytest.mark.parametrize("words", [["layerwise"], ["end-to-end", "--weights"]])
+def test_training_the_weights_of_a_packed_network_is_refused_with_the_remedy(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["finetune", "zoo:cifar10/resnet20-w2a2", "--root", "nowhere", "--method", *words]) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
-    assert "the weights of a packed network are fixed; use method=calibrate, or start from the training checkpoint" in said
+    assert "trains weights, and those of a packed network are fixed; leave them as they are (--no-weights" in said
 
 
 # -------------------------------------------------------------------------------------------------------- the benchmark
@@ -242,9 +244,11 @@ def test_a_network_without_recipe_is_refused() -> None:
         ({"method": "calibrate"}, [True], "| calibrate | 256 |"),
         ({"method": "layerwise", "force": True}, [True, True], "| layerwise, forced | 5,000 |"),
         ({"method": "layerwise"}, [True, False, False], "| 1 of 3 | 60 |"),
-        ({"method": "end-to-end", "calibrate_first": True}, [True, False], "| end-to-end, calibrated first |"),
+        ({"method": "end-to-end", "calibrate_first": True}, [True, False], "| end-to-end, calibrated first, distillation 0.5 |"),
         ({"method": "end-to-end", "calibrate_first": True}, [True, False], "| undone | 60 |"),
         ({"method": "end-to-end"}, [True], "| kept | 60 |"),
+        ({"method": "end-to-end", "weights": True}, [True], "| end-to-end, with weights, distillation 0.5 |"),
+        ({"method": "layerwise", "weights": False}, [True], "| layerwise, without weights |"),
     ],
 )
 def test_a_row_of_the_benchmark_says_how_it_was_tuned_and_what_was_kept(

@@ -309,14 +309,48 @@ def test_what_cannot_be_fine_tuned_is_refused(trained, digits):
         finetune(trained, few, none)
 
 
-def test_a_packed_network_is_calibrated_but_not_trained(trained, digits, tmp_path):
+@pytest.mark.parametrize("method", ["layerwise", "end-to-end"])
+@pytest.mark.parametrize("weights", [True, False])
+def test_norms_and_biases_are_trained_with_the_weights_or_alone(trained, digits, method, weights):
+    train = digits.train.take(slice(0, 100))
+    result = finetune(trained, train, digits.validation, FinetuneSpec(method=method, weights=weights, force=True, lr=0.01))
+    state, source = result.spiking.state_dict(), trained.state_dict()
+    changed = {key for key, value in source.items() if not torch.equal(value, state[key])}
+    assert "block2.first.norm.bias" in changed
+    assert "block2.first.norm.weight" in changed
+    assert ("block2.first.conv.weight" in changed) == ("block2.first.conv.weight_scale" in changed) == weights
+    assert all(p.requires_grad for p in result.spiking.parameters())
+
+
+def test_norms_trained_end_to_end_mend_what_shifted_biases_spoiled(trained, digits):
+    spoiled = copy.deepcopy(trained)
+    with torch.no_grad():
+        for unit in (spoiled.block1.first, spoiled.block2.first):
+            unit.norm.bias.sub_(0.5)
+    spec = FinetuneSpec(method="end-to-end", epochs=2, distillation=0.0, lr=0.01, augment=False)
+    result = finetune(spoiled, digits.train, digits.validation, spec)
+    assert result.after_top1 > result.before_top1 + 5
+    assert result.changes[0].loss > result.changes[1].loss
+
+
+def test_a_unit_with_weights_alone_cannot_be_trained_without_them(digits):
+    net = Residual()
+    net.block1.first.norm = nn.Identity()
+    quantized, few = nbsnn.quantize(net, nbsnn.QuantSpec(2, 2)).eval(), digits.train.take(slice(0, 4))
+    with pytest.raises(ConversionError, match=r"block1\.first\.act has no norm and no bias to train; train its weights too"):
+        finetune(quantized, few, few, FinetuneSpec(weights=False, force=True))
+
+
+def test_a_packed_network_is_tuned_without_its_weights(trained, digits, tmp_path):
     save_packed(tmp_path / "packed.safetensors", trained)
     packed = nbsnn.load_checkpoint(tmp_path / "packed.safetensors", model=Residual())
     few = digits.train.take(slice(0, 20))
     for method in ("layerwise", "end-to-end"):
-        message = rf"^method={method}: .* are fixed; use method=calibrate, or start from the training checkpoint"
-        with pytest.raises(ConfigError, match=message):
-            finetune(packed, few, few, FinetuneSpec(method=method, calibrate_first=method == "end-to-end"))
+        with pytest.raises(ConfigError, match=rf"^method={method} trains weights, and .* are fixed; leave them as they are"):
+            finetune(packed, few, few, FinetuneSpec(method=method, weights=True))
+        state = finetune(packed, few, few, FinetuneSpec(method=method, weights=False, force=True)).spiking.state_dict()
+        assert not torch.equal(state["block2.first.norm.bias"], packed.block2.first.norm.bias)
     result = finetune(packed, few, few, FinetuneSpec(method="calibrate", force=True))
     assert not same_state(result.spiking, packed)
     assert torch.equal(result.spiking.network.head.weight, packed.head.weight)
+    assert not any(p.requires_grad for key, p in result.spiking.named_parameters() if key.endswith("conv.weight"))

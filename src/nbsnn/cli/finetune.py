@@ -67,6 +67,13 @@ def finetune_(
         bool, typer.Option("--calibrate-first", help="End to end: start from the calibrated network.")
     ] = False,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate; 0 is the method's own.")] = 0.0,
+    weights: Annotated[
+        bool | None,
+        typer.Option("--weights/--no-weights", help="Train weights too, or norms and biases alone (end-to-end's own)."),
+    ] = None,
+    distillation: Annotated[
+        float, typer.Option("--distillation", help="End to end: the teacher's share of the loss; labels have the rest.")
+    ] = FinetuneSpec.distillation,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Images at a time.")] = 50,
     seed: Annotated[int, typer.Option("--seed", help="Of order and augmentation.")] = 0,
     limit_train: Annotated[int, typer.Option("--limit-train", min=0, help="Learn from the first so many; 0 is all.")] = 0,
@@ -81,11 +88,11 @@ def finetune_(
 
     A change is kept only if spiking accuracy on held-out training images rises; --out is written after each kept change. The
     result is a spiking network: read as a quantized one it is no reference for anything. A packed network, such as those of
-    the zoo, has fixed weights: it can be calibrated only. Example:
-    nbsnn finetune runs/r20/2bit/best.safetensors --method calibrate --out r20-fixed.safetensors
+    the zoo, has fixed weights: calibrate it, or train its norms and biases end to end. Example:
+    nbsnn finetune zoo:cifar10/resnet20-w2a2 --method end-to-end --calibrate-first --out r20-fixed.safetensors
     """
     wanted = {"method": method, "epochs": epochs, "neuron": neuron, "force": force, "calibrate_first": calibrate_first,
-              "lr": lr, "batch_size": batch_size, "seed": seed}  # fmt: skip
+              "lr": lr, "weights": weights, "distillation": distillation, "batch_size": batch_size, "seed": seed}  # fmt: skip
     spec: FinetuneSpec = convert(wanted, FinetuneSpec, "")
     if out and any(parent.is_file() for parent in out.parents):  # found out now, not after an hour
         raise ConfigError(f"{out}: a file stands where its folder should be; choose another folder")

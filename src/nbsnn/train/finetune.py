@@ -4,7 +4,7 @@ Three methods, each kept only where the spiking accuracy on held-out training im
 
 * "layerwise", as published with NB-SNN (Hu et al., 2023): unit by unit, from the second to the last but one, the spiking
   rate is brought closer to the activation of the teacher, the quantized network that it all started from.
-* "end-to-end": all units at once, towards the teacher's logits.
+* "end-to-end": all units at once, towards the teacher's logits; norms and biases alone unless told otherwise.
 * "calibrate": no training; biases are shifted so that rates come closest to the teacher's activations.
 """
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbsnn.data.images import Batches, LabelledImages
-from nbsnn.errors import ConfigError
+from nbsnn.errors import ConfigError, ConversionError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
@@ -63,7 +63,7 @@ def finetune(
 
     Args:
         quantized: result of `nbsnn.quantize`, trained; it is the teacher, and is not changed. A packed network has fixed
-            weights: it can be calibrated only.
+            weights, which no method may train.
         train: images to learn from.
         held_out: training images that decide what is kept; none of `train`.
         spec: method and settings.
@@ -73,8 +73,8 @@ def finetune(
     Returns:
         The spiking network with the changes that were kept.
     Raises:
-        ConfigError: no images; the network is not quantized, or is packed and to be trained. ConversionError: it has no
-            spiking form.
+        ConfigError: no images; the network is not quantized, or is packed and its weights are to be trained.
+        ConversionError: it has no spiking form, or a unit has no parameter that the method may train.
         DivergedError: the learning rate is too high.
     """
     spec = spec or FinetuneSpec()
@@ -137,6 +137,8 @@ class _Run:
         example = self.prepare(self.train.normalized(self.train.pixels(slice(0, 1))))
         self.pair = SpikingProxy(self.quantized, example, neuron=self.spec.neuron)
         self.units = find_units(self.pair, example)
+        if not self.spec.trains_weights:
+            self.pair.freeze_weights_()
 
     def prepare(self, images: Tensor) -> Tensor:
         return images.to(self.like).contiguous(memory_format=torch.channels_last)
@@ -171,9 +173,11 @@ class _Run:
     def snapshot(self) -> dict[str, Tensor]:
         return {key: tensor.clone() for key, tensor in self.pair.proxy.state_dict().items()}
 
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
-        spec = self.spec
-        return torch.optim.SGD(parameters, lr=spec.rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    def optimizer(self, parameters: Iterable[nn.Parameter], what: str) -> torch.optim.SGD:
+        spec, chosen = self.spec, [p for p in parameters if p.requires_grad]
+        if not chosen:
+            raise ConversionError(f"{what} has no norm and no bias to train; train its weights too (--weights, weights=True)")
+        return torch.optim.SGD(chosen, lr=spec.rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
 
     # ------------------------------------------------------------------------------------------------ the methods
 
@@ -189,7 +193,7 @@ class _Run:
         modules = dict(self.teacher.named_modules())
         for index, unit in enumerate(unit for unit in self.units[1:] if unit.name):  # the head has no spikes to match
             start, before = time.perf_counter(), self.snapshot()
-            optimizer, losses = self.optimizer(unit.parameters.values()), []
+            optimizer, losses = self.optimizer(unit.parameters.values(), unit.name), []
             for epoch in range(self.spec.epochs):
                 for images, _ in self.batches(index * self.spec.epochs + epoch):
                     with torch.no_grad():
@@ -202,7 +206,7 @@ class _Run:
         if self.spec.calibrate_first:
             self.calibrate_()
         spec, step = self.spec, 0
-        optimizer = self.optimizer(p for p in self.pair.proxy.parameters() if p.requires_grad)
+        optimizer = self.optimizer(self.pair.proxy.parameters(), "the network")
         total = spec.epochs * math.ceil(len(self.train) / spec.batch_size)
         best = self.snapshot()
         for epoch in range(spec.epochs):

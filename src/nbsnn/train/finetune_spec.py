@@ -22,20 +22,23 @@ _RATES = {"layerwise": 1e-3, "end-to-end": 3e-3, "calibrate": 0.0}
 class FinetuneSpec:
     """How to fine-tune. The optimizer is SGD; the published settings are the defaults of "layerwise".
 
-    `epochs` are per unit, or of the whole network end to end. `lr=0` takes the method's own rate. End to end, the loss is
-    (1 − `distillation`)·cross entropy + `distillation`·τ²·KL(teacher ‖ network) at temperature τ, the rate falls along a
-    cosine, and `calibrate_first` starts from the calibrated network. `force` keeps every change.
+    `epochs` are per unit, or of the whole network end to end. `lr=0` takes the method's own rate. `weights=False` trains
+    norms and biases alone: quantized weights move in jumps, which norms with frozen statistics do not make up for, and at 2
+    bits they ruin the network. `None` is the method's own: layer by layer weights are trained, as published; end to end not.
+    End to end, the loss is (1 − `distillation`)·cross entropy + `distillation`·τ²·KL(teacher ‖ network) at temperature τ, the
+    rate falls along a cosine, and `calibrate_first` starts from the calibrated network. `force` keeps every change.
     """
 
     method: Method = "layerwise"
     neuron: Literal["signed", "unsigned"] = "signed"
     epochs: int = 1
     lr: float = 0.0
+    weights: bool | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 50
     augment: bool = True
-    distillation: float = 1.0
+    distillation: float = 0.5
     temperature: float = 2.0
     calibrate_first: bool = False
     calibration_images: int = 256
@@ -62,20 +65,25 @@ class FinetuneSpec:
         """The learning rate."""
         return self.lr or _RATES[self.method]
 
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights are trained, and not norms and biases alone."""
+        return self.weights if self.weights is not None else self.method == "layerwise"
+
 
 def check_source(network: nn.Module, spec: FinetuneSpec) -> None:
     """Refuse a network that cannot be fine-tuned as `spec` says.
 
     Raises:
-        ConfigError: it is not a quantized one; or it is a packed one, whose weights are fixed, and the method trains.
+        ConfigError: it is not a quantized one; or it is a packed one, whose weights are fixed, and they are to be trained.
     """
     if isinstance(network, SpikingNetwork) or not read_plan(network):
         raise ConfigError("finetune takes a quantized network, which is the teacher; call nbsnn.quantize and train it first")
     # Norms and biases would still be trained, and nothing would tell that the weights were not.
-    if spec.method != "calibrate" and any(m.fixed for m in network.modules() if isinstance(m, WeightQuantizer)):
+    if spec.trains_weights and any(m.fixed for m in network.modules() if isinstance(m, WeightQuantizer)):
         raise ConfigError(
-            f"method={spec.method}: the weights of a packed network are fixed; use method=calibrate, or start from the "
-            "training checkpoint that it was packed from"
+            f"method={spec.method} trains weights, and those of a packed network are fixed; leave them as they are "
+            "(--no-weights, weights=False), use end-to-end or calibrate, or start from the training checkpoint"
         )
 
 

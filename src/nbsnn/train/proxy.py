@@ -6,7 +6,7 @@ gave, backward takes the quantized activation's straight-through gradient.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -39,19 +39,29 @@ class SpikingProxy:
         share_tensors_(self.spiking.network, self.proxy)
         self.acts = {name: m for name, m in self.proxy.named_modules() if isinstance(m, QuantReLU)}
         self.neurons = {name: m for name, m in self.spiking.network.named_modules() if isinstance(m, IFNeuron)}
-        for act in self.acts.values():
-            act.threshold.requires_grad_(False)
+        self._frozen: list[nn.Parameter] = []
+        self._freeze_(act.threshold for act in self.acts.values())
 
     @property
     def timesteps(self) -> int:
         """T."""
         return self.spiking.timesteps
 
+    def freeze_weights_(self) -> None:
+        """Leave only what has one value per channel to be trained: norm scales and biases."""
+        self._freeze_(p for p in self.proxy.parameters() if p.dim() != 1)
+
     def release_(self) -> None:
-        """Leave the parameters as ordinary ones: without gradients, thresholds no longer frozen."""
+        """Leave the parameters as ordinary ones: without gradients, nothing frozen that was not before."""
         self.proxy.zero_grad(set_to_none=True)
-        for act in self.acts.values():
-            act.threshold.requires_grad_(True)
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+
+    def _freeze_(self, parameters: Iterable[nn.Parameter]) -> None:
+        chosen = [p for p in parameters if p.requires_grad]
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+        self._frozen += chosen
 
     @torch.no_grad()
     def rates(self, images: Tensor, *, until: str | None = None) -> dict[str, Tensor]:
