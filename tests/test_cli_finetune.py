@@ -244,7 +244,7 @@ def test_a_network_without_recipe_is_refused() -> None:
         ({"method": "calibrate"}, [True], "| calibrate | 256 |"),
         ({"method": "layerwise", "force": True}, [True, True], "| layerwise, forced | 5,000 |"),
         ({"method": "layerwise"}, [True, False, False], "| 1 of 3 | 60 |"),
-        ({"method": "end-to-end", "calibrate_first": True}, [True, False], "| end-to-end, calibrated first, distillation 0.5 |"),
+        ({"method": "end-to-end", "calibrate_first": True}, [True, False], "| end-to-end, calibrated first, distillation 0.5"),
         ({"method": "end-to-end", "calibrate_first": True}, [True, False], "| undone | 60 |"),
         ({"method": "end-to-end"}, [True], "| kept | 60 |"),
         ({"method": "end-to-end", "weights": True}, [True], "| end-to-end, with weights, distillation 0.5 |"),
