@@ -36,12 +36,13 @@ batch_size = 16
 [optim]
 schedule = "cosine"
 norm_batches = 2
-average = 0.9
 [phase.32]
 epochs = 1
+average = 0.9
 [phase.2]
 epochs = 2
 distill = 0.5
+average = 0.9
 """
 PHASES = ("32bit", "2bit")
 LONGEST_WAIT = 9  # states

@@ -9,7 +9,7 @@ from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits, evaluation_batches
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.recipe import OptimSpec, Phase
+from nbsnn.recipe import Phase, recipe_from_dict
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
 from nbsnn.train.average import WeightAverage
@@ -35,13 +35,13 @@ def test_the_average_is_evaluated_and_kept_and_the_weights_train_on(tmp_path):
     full = load_digits()
     splits = Splits(full.train.take(slice(0, 200)), full.validation.take(slice(0, 60)), full.test)
     settings = ["data.batch_size=32", "data.augment=true", "optim.norm_batches=2"]
-    recipe = load_recipe("digits/resnet20", [*settings, "optim.average=0.8"])
+    recipe = load_recipe("digits/resnet20", settings)
     net = digits_net()
     follower = Follower(net, 0.8)
-    found = fit(net, splits, recipe, Phase(2, lr=0.1), out=tmp_path / "averaged", observer=follower)
+    found = fit(net, splits, recipe, Phase(2, lr=0.1, average=0.8), out=tmp_path / "averaged", observer=follower)
     kept = read_tensors(found.last)[1]
     plain = digits_net()
-    other = fit(plain, splits, load_recipe("digits/resnet20", settings), Phase(2, lr=0.1), out=tmp_path / "plain")
+    other = fit(plain, splits, recipe, Phase(2, lr=0.1), out=tmp_path / "plain")
     assert [row.loss for row in found.history] == [row.loss for row in other.history]
     for name, mean in follower.means.items():
         assert torch.allclose(kept[name].double(), mean, atol=1e-6), name
@@ -69,11 +69,22 @@ def test_a_state_is_gone_on_with():
 
 @pytest.mark.parametrize("value", [-0.1, 1.0])
 def test_a_share_outside_its_range_is_refused(value):
-    with pytest.raises(ConfigError, match=rf"^optim.average={value}: must be 0 \(off\) or a share in \(0, 1\)"):
-        OptimSpec(average=value, norm_batches=2)
+    with pytest.raises(ConfigError, match=rf"^phase.average={value}: must be 0 \(off\) or a share in \(0, 1\)"):
+        Phase(1, average=value)
 
 
 def test_averaged_weights_with_statistics_of_others_are_refused():
-    with pytest.raises(ConfigError, match=r"^optim.average=0.9: must be 0 unless optim.norm_batches is set \(60, say\)"):
-        OptimSpec(average=0.9)
-    assert OptimSpec(average=0.9, freeze_norms=True).average
+    message = r"^phase.32.average=0.9: must be 0 unless optim.norm_batches is set \(60, say\)"
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("digits/resnet20", ["phase.32.average=0.9"])
+    for settled in ("optim.norm_batches=2", "optim.freeze_norms=true"):
+        assert load_recipe("digits/resnet20", ["phase.32.average=0.9", settled]).phase["32"].average == 0.9
+
+
+def test_a_header_with_the_setting_where_it_was_is_read_unless_it_was_used():
+    table = load_recipe("digits/resnet20").to_dict()
+    table["optim"]["average"] = 0.0
+    assert recipe_from_dict(table) == load_recipe("digits/resnet20")
+    table["optim"]["average"] = 0.9
+    with pytest.raises(ConfigError, match=r"optim\.average"):
+        recipe_from_dict(table)

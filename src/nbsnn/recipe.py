@@ -17,10 +17,11 @@ FLOAT_BITS = 32
 Padding = Literal["black", "mirror"]
 _NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt")
 _LATER: dict[str, dict[str, Any]] = {
-    "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0, "norm_batches": 0, "average": 0.0},
+    "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0, "norm_batches": 0},
     "data": {"padding": "black"},
-    "phase": {"distill": 0.0, "refit_scales": False},
+    "phase": {"distill": 0.0, "refit_scales": False, "average": 0.0},
 }
+_MOVED = {"optim": {"average": 0.0}}  # was there, unused, in the headers of some files
 _BITS = {"weight_bits": (2, 3, 4, 5), "act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,), "phase": (2, 3, 4, 5)}
 
 
@@ -115,8 +116,7 @@ class OptimSpec:
     `accumulate` parts of a batch are run one after the other; the phase's rate is meant for batches of `rate_batch` images
     and grows with them (0: for any); `freeze_norms` leaves the statistics of norm layers as they are; `temperature` is that of
     the softmax in phases that distil; after each epoch norm layers take their statistics anew from `norm_batches` batches (0:
-    they keep the running averages); `average` is the share of a moving average of the weights that a step leaves, such as 0.999
-    (0: the weights themselves are evaluated and kept); it needs norm statistics of its own, from `norm_batches`.
+    they keep the running averages).
     """
 
     momentum: float = 0.9
@@ -134,21 +134,12 @@ class OptimSpec:
     freeze_norms: bool = False
     temperature: float = 4.0
     norm_batches: int = 0
-    average: float = 0.0
 
     def __post_init__(self) -> None:
         _require(0 < self.temperature < math.inf, "optim.temperature", self.temperature, "a positive number")
         _require(self.norm_batches >= 0, "optim.norm_batches", self.norm_batches, "0 (off) or a number of batches")
         frozen = self.freeze_norms and self.norm_batches
         _require(not frozen, "optim.norm_batches", self.norm_batches, "0 where optim.freeze_norms leaves statistics alone")
-        _require(0 <= self.average < 1, "optim.average", self.average, "0 (off) or a share in (0, 1), such as 0.999")
-        stale = self.average and not self.norm_batches and not self.freeze_norms
-        _require(
-            not stale,
-            "optim.average",
-            self.average,
-            "0 unless optim.norm_batches is set (60, say): averaged weights need norm statistics of their own",
-        )
         _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "a whole number from 1")
         _require(self.rate_batch >= 0, "optim.rate_batch", self.rate_batch, "0 (off) or a number of images")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")
@@ -167,7 +158,9 @@ class Phase:
     """One bit-width of progressive training; the next one starts from its result.
 
     `distill` is the share of the loss by which the run's float net teaches a quantized one; the labels have the rest.
-    `refit_scales` sets the weight scales anew, at their least error, where they would go on from the phase before.
+    `refit_scales` sets the weight scales anew, at their least error, where they would go on from the phase before. `average` is
+    the share of a moving average of the weights that a step leaves, such as 0.999 (0: the weights themselves are evaluated and
+    kept); it needs norm statistics of its own, from `optim.norm_batches`.
     """
 
     epochs: int
@@ -175,12 +168,14 @@ class Phase:
     weight_decay: float = 5e-4
     distill: float = 0.0
     refit_scales: bool = False
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "phase.epochs", self.epochs, "a whole number from 1")
         _require(0 < self.lr < math.inf, "phase.lr", self.lr, "a positive rate")
         _require(0 <= self.weight_decay < math.inf, "phase.weight_decay", self.weight_decay, "0 or more")
         _require(0 <= self.distill <= 1, "phase.distill", self.distill, "a share in [0, 1]")
+        _require(0 <= self.average < 1, "phase.average", self.average, "0 (off) or a share in (0, 1), such as 0.999")
 
     def __str__(self) -> str:
         """Its settings, but for later ones that are not used: training states of earlier versions are taken up."""
@@ -204,6 +199,10 @@ class Recipe:
         _require(len(self.phase) >= 1, "phase", {}, "at least one [phase.BITS] table")
         for bits in self.phase:
             check_bits("phase", int(bits) if bits.isdigit() else bits)
+        stale = not self.optim.norm_batches and not self.optim.freeze_norms
+        for bits, phase in self.phase.items():
+            wanted = "0 unless optim.norm_batches is set (60, say): averaged weights need norm statistics of their own"
+            _require(not (phase.average and stale), f"phase.{bits}.average", phase.average, wanted)
         first = self.phase.get(str(FLOAT_BITS))
         if first:
             _require(not first.distill, f"phase.{FLOAT_BITS}.distill", first.distill, "0: the float net is the teacher")
@@ -250,5 +249,9 @@ def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
 
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain values; unknown keys are errors."""
-    recipe: Recipe = convert(table, Recipe, "")
+    known = dict(table)
+    for name, unused in _MOVED.items():
+        if isinstance(known.get(name), Mapping):
+            known[name] = {k: v for k, v in known[name].items() if k not in unused or v != unused[k]}
+    recipe: Recipe = convert(known, Recipe, "")
     return recipe
