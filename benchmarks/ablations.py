@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py --bits 32 --variants "" phase.32.average=0.999 data.padding=mirror
     python benchmarks/ablations.py --bits 2 --start runs/r20/3bit/best.safetensors --teacher runs/r20/32bit/best.safetensors \\
-        --variants "" phase.2.distill=0 optim.norm_batches=0
+        --variants "" phase.2.distill=0 phase.2.average=0
 
 All variants of a phase see the same batches and start from the same network, for the same number of epochs. A variant is its
 settings, with spaces between them; "" is the recipe as it stands. A row is written as soon as it is measured; one that stands
@@ -10,16 +10,17 @@ in the file already is not measured again.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Rows, machine
+from measure import Rows, machine, trained_by
 from rich.console import Console
 
-from nbsnn import pipeline
+from nbsnn import console, pipeline
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.images import Splits, evaluation_batches
@@ -40,6 +41,8 @@ def start_of(recipe: Recipe, bits: int, splits: Splits, args: argparse.Namespace
     """The network that the phase begins with."""
     before = load_checkpoint(args.start) if args.start else pipeline.new_model(recipe)
     if args.uncalibrated:
+        if recipe.phase[str(bits)].refit_scales:
+            raise ConfigError(f"--uncalibrated sets no weight scales anew: add --set phase.{bits}.refit_scales=false")
         if bits == FLOAT_BITS or read_plan(before):
             raise ConfigError("--uncalibrated: only the step from a float network to bits sets thresholds; leave it out")
         return quantize(before, recipe.spec(bits))
@@ -68,12 +71,13 @@ def measure(recipe: Recipe, settings: str, device: torch.device, args: argparse.
     }  # fmt: skip
 
 
-def of_network(path: Path | None) -> str | None:
-    """A checkpoint as its recipe's hash and its form."""
+def in_words(path: Path | None) -> str | None:
+    """A checkpoint as its recipe's hash, its form and its epoch."""
     if path is None:
         return None
     header, _ = read_tensors(path)
-    return f"{header['recipe_hash']}, {header['form']}, epoch {header['metrics'].get('epoch')}"
+    trained = trained_by(header, path)
+    return f"{trained['recipe_hash']}, {header['form']}, epoch {trained['epoch']}"
 
 
 def main() -> None:
@@ -97,13 +101,14 @@ def main() -> None:
     device = pipeline.pick_device(args.device)
     gpu = {"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {}
     rows = Rows(args.json, {"kind": "ablations"})
-    for settings in args.variants:
-        chosen = [f"data.root={args.root}", f"seed={args.seed}", *args.set, *settings.split()]
-        recipe = load_recipe(args.recipe, chosen)
+    common = [f"data.root={args.root}", f"seed={args.seed}", *args.set]
+    recipes = {settings: load_recipe(args.recipe, [*common, *settings.split()]) for settings in args.variants}
+    for settings, recipe in recipes.items():
         known = {
             "data": args.label, "recipe": args.recipe, "set": args.set, "settings": settings, "seed": args.seed,
-            "bits": args.bits, "epochs": recipe.phase[str(args.bits)].epochs, "start": of_network(args.start),
-            "teacher": of_network(args.teacher), "calibrated": not args.uncalibrated, **gpu,
+            "recipe_hash": recipe.until(args.bits).hash, "precision": args.precision, "bits": args.bits,
+            "epochs": recipe.phase[str(args.bits)].epochs, "start": in_words(args.start), "teacher": in_words(args.teacher),
+            "calibrated": not args.uncalibrated, **gpu,
         }  # fmt: skip
         if rows.find(**known):
             continue
@@ -114,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(console.exit_code(main))

@@ -7,15 +7,15 @@ settings, is not measured again, so that an interrupted run goes on.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Rows, machine
+from measure import Rows, machine, trained_by
 from rich.console import Console
 from sections import finetune_section
 
@@ -24,11 +24,10 @@ from nbsnn import console
 from nbsnn.checkpoint import rebuild
 from nbsnn.data import load_data
 from nbsnn.data.images import Batches, ImageSet, Splits
-from nbsnn.errors import ConfigError
 from nbsnn.evaluate.comparison import convert
 from nbsnn.recipe import DataSpec
 from nbsnn.spiking import neuron
-from nbsnn.tensorfile import Header, read_tensors
+from nbsnn.tensorfile import read_tensors
 from nbsnn.train.finetune import finetune, images_to_see
 from nbsnn.train.finetune_spec import FinetuneSpec
 
@@ -41,20 +40,12 @@ def accuracy(network: torch.nn.Module, images: ImageSet, title: str) -> float:
         return nbsnn.evaluate(network, Batches(images, BATCH), progress=lambda count: tell("", count)).top1
 
 
-def identity(header: Header, checkpoint: Path) -> dict[str, Any]:
-    """What tells a trained network from others of the same bits: its recipe, and which epoch of its last phase it is from."""
-    found = {"recipe_hash": header["recipe_hash"], "epoch": header["metrics"].get("epoch")}
-    if None in found.values():
-        raise ConfigError(f"{checkpoint}: its header names no recipe or no epoch; take a checkpoint that nbsnn train wrote")
-    return found
-
-
 def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse.Namespace, results: Rows) -> None:
     """A row of one network and method: accuracies before and after on the same test images, and the time taken."""
     header, state = read_tensors(checkpoint)
     quantized = rebuild(header, state, source=str(checkpoint)).to(memory_format=torch.channels_last)
     bits, test = max(m.bits for m in quantized.modules() if hasattr(m, "bits")), splits.test.some(args.test)
-    network = {"bits": bits} | identity(header, checkpoint)
+    network = {"bits": bits} | trained_by(header, checkpoint)
     source = results.find(**network, method=None, test_images=len(test))
     if source is None:
         spiking = convert(quantized, test, neuron=spec.neuron, schedule="fixed")
@@ -64,7 +55,7 @@ def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse
             "spiking_top1": accuracy(spiking, test, f"{bits} bits, spiking"),
         })  # fmt: skip
     key = network | {"train_images": args.train, "held_out_images": args.held_out, "test_images": len(test)}
-    key |= {"method": spec.method, "settings": json.loads(json.dumps(asdict(spec)))}
+    key |= {"method": spec.method, "settings": spec.to_dict()}
     if results.find(**key):
         return
     train, held_out = splits.train.some(args.train), splits.validation.some(args.held_out)
@@ -75,7 +66,8 @@ def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse
         )
     processor = time.process_time() - processor
     if args.save:
-        name = f"{bits}bit-{network['recipe_hash']}-{spec.method}{'-forced' * spec.force}.safetensors"
+        settings = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:6]
+        name = f"{bits}bit-{network['recipe_hash']}-{spec.method}-{settings}.safetensors"
         nbsnn.save_checkpoint(args.save / name, result.spiking)
     after = accuracy(result.spiking, test, f"{bits} bits, {spec.method}, test")
     results.add(
@@ -101,7 +93,7 @@ def main() -> None:
     parser.add_argument(
         "--weights", action=argparse.BooleanOptionalAction, help="train weights too, or not; as the method does"
     )
-    parser.add_argument("--distillation", type=float, default=FinetuneSpec.distillation, help="end to end: the teacher's share")
+    parser.add_argument("--distillation", type=float, help="end to end: the teacher's share")
     parser.add_argument("--lr", type=float, default=0.0, help="learning rate; 0 is the method's own")
     parser.add_argument("--compile", action="store_true", help="compile the neuron's loop (the same bits, faster)")
     parser.add_argument("--save", type=Path, help="folder for the fine-tuned networks")
@@ -114,12 +106,15 @@ def main() -> None:
     splits = load_data(DataSpec("cifar10", str(args.root)))
     for checkpoint in args.checkpoints:
         for method in args.methods:
-            first = args.calibrate_first and method == "end-to-end"
-            forced = args.force and method == "layerwise"
+            own: dict[str, dict[str, Any]] = {  # what only some of the methods have a use for
+                "calibrate": {},
+                "layerwise": {"lr": args.lr, "weights": args.weights, "force": args.force},
+                "end-to-end": {"lr": args.lr, "weights": args.weights, "distillation": args.distillation,
+                               "calibrate_first": args.calibrate_first},
+            }  # fmt: skip
             spec = FinetuneSpec(
-                method=method, lr=args.lr, batch_size=BATCH, calibrate_first=first, force=forced,
-                calibration_images=args.calibration_images, distillation=args.distillation, weights=args.weights,
-            )  # fmt: skip
+                method=method, batch_size=BATCH, calibration_images=args.calibration_images, **own.get(method, {})
+            )
             measure(checkpoint, spec, splits, args, results)
     section = finetune_section(results.head | {"rows": results.read()})  # as it will stand on the page
     Console().print(section, markup=False, highlight=False, soft_wrap=True)

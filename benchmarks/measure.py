@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from nbsnn.tensorfile import write_text
+from nbsnn.errors import ConfigError
+from nbsnn.tensorfile import Header, write_text
 
 
 def seconds(run: Callable[[], object], times: int = 1) -> float:
@@ -34,6 +35,14 @@ def machine(threads: int | None = None, **more: object) -> dict[str, object]:
         "cpu": torch.backends.cpu.get_cpu_capability(), "threads": threads or torch.get_num_threads(), **more,
         "python": platform.python_version(), "torch": torch.__version__,
     }  # fmt: skip
+
+
+def trained_by(header: Header, checkpoint: Path) -> dict[str, Any]:
+    """What tells a trained network from others of the same bits: its recipe, and which epoch of its last phase it is from."""
+    found = {"recipe_hash": header["recipe_hash"], "epoch": header["metrics"].get("epoch")}
+    if None in found.values():
+        raise ConfigError(f"{checkpoint}: its header names no recipe or no epoch; take a checkpoint that nbsnn train wrote")
+    return found
 
 
 class Rows:

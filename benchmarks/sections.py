@@ -57,8 +57,10 @@ def finetune_section(figures: dict[str, Any]) -> str:
     for row in filter(lambda row: row["method"], figures["rows"]):
         chosen = row["settings"]
         method = row["method"] + ", calibrated first" * chosen["calibrate_first"] + ", forced" * chosen["force"]
-        method += {True: ", with weights", False: ", without weights", None: ""}[chosen["weights"]]
-        method += f", distillation {chosen['distillation']:g}" * (row["method"] == "end-to-end")
+        if row["method"] == "end-to-end":
+            method += f", {'weights too, ' * chosen['weights']}distillation {chosen['distillation']:g}, rate {chosen['lr']:g}"
+        elif row["method"] == "layerwise" and not chosen["weights"]:
+            method += ", without weights"
         # Whether the calibration was kept that training began from says nothing about the training.
         kept = [change["kept"] for change in row["held_out"]["changes"][int(chosen["calibrate_first"]) :]]
         outcome = "kept" if all(kept) else f"{sum(kept)} of {len(kept)}" if any(kept) else "undone"

@@ -86,5 +86,7 @@ def test_a_header_with_the_setting_where_it_was_is_read_unless_it_was_used():
     table["optim"]["average"] = 0.0
     assert recipe_from_dict(table) == load_recipe("digits/resnet20")
     table["optim"]["average"] = 0.9
-    with pytest.raises(ConfigError, match=r"optim\.average"):
+    with pytest.raises(
+        ConfigError, match=r"^optim\.average=0\.9: must be left out: it is a setting of a phase, phase\.BITS\.average"
+    ):
         recipe_from_dict(table)

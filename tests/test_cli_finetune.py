@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import finetune as benchmark
+import measure
 import pytest
 import sections
 import torch
@@ -89,6 +90,9 @@ def test_the_change_lines_go_to_standard_error(checkpoint: Path, capsys: pytest.
         (["--epochs", "0"], "epochs=0: must be 1 or more"),
         (["--epochs", "many"], "'--epochs'"),
         (["--lr", "-1"], "lr=-1.0: must be"),
+        (["--distillation", "0.3"], "distillation=0.3: must be left out with method=layerwise"),
+        (["--method", "calibrate", "--calibrate-first"], "calibrate_first=True: must be left out with method=calibrate"),
+        (["--method", "calibrate", "--no-weights"], "weights=False: must be left out with method=calibrate"),
         (["--limit-train", "-1"], "'--limit-train'"),
         (["--held-out", "0"], "'--held-out'"),
         (["--data", "digit"], "unknown data set 'digit'"),
@@ -235,7 +239,7 @@ def test_the_benchmark_has_rows_of_its_own_for_each_network_and_measures_none_tw
 
 def test_a_network_without_recipe_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^a\.safetensors: its header names no recipe or no epoch"):
-        benchmark.identity({"recipe_hash": None, "metrics": {"epoch": 1}}, Path("a.safetensors"))
+        measure.trained_by({"recipe_hash": None, "metrics": {"epoch": 1}}, Path("a.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -244,10 +248,14 @@ def test_a_network_without_recipe_is_refused() -> None:
         ({"method": "calibrate"}, [True], "| calibrate | 256 |"),
         ({"method": "layerwise", "force": True}, [True, True], "| layerwise, forced | 5,000 |"),
         ({"method": "layerwise"}, [True, False, False], "| 1 of 3 | 60 |"),
-        ({"method": "end-to-end", "calibrate_first": True}, [True, False], "| end-to-end, calibrated first, distillation 0.5"),
+        (
+            {"method": "end-to-end", "calibrate_first": True},
+            [True, False],
+            "| end-to-end, calibrated first, distillation 0.5, rate",
+        ),
         ({"method": "end-to-end", "calibrate_first": True}, [True, False], "| undone | 60 |"),
         ({"method": "end-to-end"}, [True], "| kept | 60 |"),
-        ({"method": "end-to-end", "weights": True}, [True], "| end-to-end, with weights, distillation 0.5 |"),
+        ({"method": "end-to-end", "weights": True}, [True], "| end-to-end, weights too, distillation 0.5, rate 0.003 |"),
         ({"method": "layerwise", "weights": False}, [True], "| layerwise, without weights |"),
     ],
 )
@@ -255,9 +263,9 @@ def test_a_row_of_the_benchmark_says_how_it_was_tuned_and_what_was_kept(
     settings: dict[str, Any], kept: list[bool], expected: str
 ) -> None:
     spec = FinetuneSpec(**settings)
-    row = {"bits": 2, "recipe_hash": "0123456789ab", "epoch": 4, "timesteps": 3, "method": spec.method, "settings": vars(spec),
-           "train_images": 5000, "test_images": 10000, "quantized_top1": 80.0, "spiking_top1_before": 70.0,
-           "spiking_top1": 79.0, "gap": 1.0, "processor_seconds": 60.0,
+    row = {"bits": 2, "recipe_hash": "0123456789ab", "epoch": 4, "timesteps": 3, "method": spec.method,
+           "settings": spec.to_dict(), "train_images": 5000, "test_images": 10000, "quantized_top1": 80.0,
+           "spiking_top1_before": 70.0, "spiking_top1": 79.0, "gap": 1.0, "processor_seconds": 60.0,
            "held_out": {"changes": [{"kept": value} for value in kept]}}  # fmt: skip
     text = sections.finetune_section({"data": "digits", "rows": [{"method": None}, row]})
     (line,) = (line for line in text.splitlines() if line.startswith("| 0123456789ab, epoch 4 |"))

@@ -122,6 +122,8 @@ def test_what_does_not_fit_is_refused_in_one_line(lowered, capsys, tmp_path):
     assert "bench takes a quantized one" in refusal(capsys, "bench", str(lowered), *SAMPLE)
     assert "lower takes a quantized one" in refusal(capsys, "lower", str(lowered), "--out", "x.safetensors", *SAMPLE)
     assert "convert takes a quantized one" in refusal(capsys, "convert", str(lowered), *SAMPLE)
+    said = refusal(capsys, "eval", "zoo:cifar10/resnet20-w2a2", "--backend", "torch", *SAMPLE)
+    assert "--backend torch says what runs an integer network: add --engine counts" in said
     nbsnn.save_checkpoint(tmp_path / "float.safetensors", nbsnn.build_model("cifar10/resnet20"))
     said = refusal(capsys, "eval", str(tmp_path / "float.safetensors"), *SAMPLE, "--engine", "counts")
     assert "--engine runs integer and quantized networks, and this is a float one" in said

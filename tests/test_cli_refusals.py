@@ -17,6 +17,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quantized = nbsnn.quantize(net, nbsnn.QuantSpec(2, 2)).eval()
     nbsnn.save_checkpoint(folder / "float.safetensors", net)
     nbsnn.save_checkpoint(folder / "quantized.safetensors", quantized)
+    nbsnn.save_checkpoint(folder / "spiking.safetensors", nbsnn.to_spiking(quantized, torch.zeros(1, 1, 8, 8)))
     whole = (folder / "quantized.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "garbage.safetensors").write_bytes(b"not a checkpoint at all")
@@ -70,6 +71,7 @@ CASES = {
     "too much held out": (TRAIN + " --set data.validation=5000", "hold out fewer"),
     "negative seed": (TRAIN + " --seed -1", "seed=-1: must be"),
     "seed of letters": (TRAIN + " --seed abc", "'--seed'"),
+    "init with spikes": (TRAIN + " --init {files}/spiking.safetensors", "the start is a spiking network; give the quantized"),
     "init of the wrong size": (TRAIN + " --set model.num_classes=5 --init {files}/none.safetensors", "no such checkpoint"),
     "folder that is a file": (TRAIN + " --set phase.all.epochs=1 --out {files}/file", "cannot write"),
     "unknown verb": ("evaluate {files}/float.safetensors", "No such command 'evaluate'"),

@@ -193,7 +193,8 @@ def test_a_unit_without_bias_cannot_be_calibrated():
 def test_a_method_raises_or_leaves_the_accuracy_and_touches_neither_source_nor_thresholds(trained, digits, method):
     source, seen, told = copy.deepcopy(trained), [], []
     train, held_out = digits.train.take(slice(0, 200)), digits.validation
-    spec = FinetuneSpec(method=method, epochs=2, augment=False, calibrate_first=method == "end-to-end")
+    epochs = 1 if method == "calibrate" else 2
+    spec = FinetuneSpec(method=method, epochs=epochs, augment=False, calibrate_first=method == "end-to-end")
     result = finetune(
         trained, train, held_out, spec, progress=lambda _, n: seen.append(n), on_change=lambda change, _: told.append(change)
     )
@@ -307,6 +308,8 @@ def test_what_cannot_be_fine_tuned_is_refused(trained, digits):
             finetune(network, few, few)
     with pytest.raises(ConfigError, match="4 images to learn from and 0 held out"):
         finetune(trained, few, none)
+    with pytest.raises(ConfigError, match="1 image to learn from; batches of two or more are needed"):
+        finetune(trained, digits.train.take(slice(0, 1)), few)
 
 
 @pytest.mark.parametrize("method", ["layerwise", "end-to-end"])
@@ -337,7 +340,7 @@ def test_a_unit_with_weights_alone_cannot_be_trained_without_them(digits):
     net = Residual()
     net.block1.first.norm = nn.Identity()
     quantized, few = nbsnn.quantize(net, nbsnn.QuantSpec(2, 2)).eval(), digits.train.take(slice(0, 4))
-    with pytest.raises(ConversionError, match=r"block1\.first\.act has no norm and no bias to train; train its weights too"):
+    with pytest.raises(ConfigError, match=r"block1\.first\.act has no norm and no bias to train; train weights too"):
         finetune(quantized, few, few, FinetuneSpec(weights=False, force=True))
 
 

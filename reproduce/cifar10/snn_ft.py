@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     splits = options.data_of(recipe)
     train = splits.train.some(args.limit_train)
     folder = options.result_folder(args).with_name(f"{args.arch}_{args.bit}bit_ft")
-    figures = {"checkpoint": str(path), "settings": asdict(spec), "train_images": len(train), "test": None}
+    figures = {"checkpoint": str(path), "settings": spec.to_dict(), "train_images": len(train), "test": None}
     files = _Files(folder, recipe, figures)
     with image_progress(images_to_see(quantized, train, splits.validation, spec), "fine-tuning") as tell:
         result = finetune(quantized, train, splits.validation, spec, progress=tell, on_change=files.on_change)

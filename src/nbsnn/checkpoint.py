@@ -19,7 +19,7 @@ from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
 from nbsnn.quant.packing import unpack_state
 from nbsnn.quant.quantize import LayerFormat, Plan, apply_plan_, read_plan
-from nbsnn.recipe import ModelSpec, Recipe
+from nbsnn.recipe import ModelSpec, Recipe, recipe_from_dict
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron
@@ -60,6 +60,11 @@ def describe(
         "metrics": dict(metrics or {}),
         "versions": {"nbsnn": metadata.version("nbsnn"), "torch": torch.__version__},
     }  # fmt: skip
+
+
+def recipe_of(header: Header) -> Recipe | None:
+    """The recipe that a header holds, if it names one."""
+    return recipe_from_dict(header["recipe"]) if header["recipe"] else None
 
 
 def save_checkpoint(

@@ -24,6 +24,7 @@ from nbsnn.models import build_model
 from nbsnn.models.plain import PLAIN_NETS
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
+from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import read_torch_state
 from nbsnn.train.execution import pick_execution
 from nbsnn.train.history import FitResult, finished_phase
@@ -197,6 +198,8 @@ def train(
 
 
 def _check_start(recipe: Recipe, start: nn.Module | None) -> None:
+    if isinstance(start, SpikingNetwork):
+        raise ConfigError("the start is a spiking network; give the quantized or the float one that it was made from")
     spec = getattr(start, "model_spec", None)
     if spec is not None and spec != recipe.model:
         raise ConfigError(

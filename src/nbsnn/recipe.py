@@ -21,7 +21,6 @@ _LATER: dict[str, dict[str, Any]] = {
     "data": {"padding": "black"},
     "phase": {"distill": 0.0, "refit_scales": False, "average": 0.0},
 }
-_MOVED = {"optim": {"average": 0.0}}  # was there, unused, in the headers of some files
 _BITS = {"weight_bits": (2, 3, 4, 5), "act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,), "phase": (2, 3, 4, 5)}
 
 
@@ -249,9 +248,15 @@ def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
 
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain values; unknown keys are errors."""
-    known = dict(table)
-    for name, unused in _MOVED.items():
-        if isinstance(known.get(name), Mapping):
-            known[name] = {k: v for k, v in known[name].items() if k not in unused or v != unused[k]}
-    recipe: Recipe = convert(known, Recipe, "")
+    recipe: Recipe = convert(_as_it_is_now(table), Recipe, "")
     return recipe
+
+
+def _as_it_is_now(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A table of an earlier version: `average` was a setting of all phases, and headers hold it unused."""
+    optim = table.get("optim")
+    if not isinstance(optim, Mapping) or "average" not in optim:
+        return table
+    average = optim["average"]
+    _require(average in (0, "0"), "optim.average", average, "left out: it is a setting of a phase, phase.BITS.average")
+    return {**table, "optim": {key: value for key, value in optim.items() if key != "average"}}

@@ -8,13 +8,13 @@ import typer
 from torch import nn
 
 from nbsnn import console, pipeline
-from nbsnn.checkpoint import rebuild
+from nbsnn.checkpoint import rebuild, recipe_of
 from nbsnn.data import DATA_SETS, load_data
 from nbsnn.data.images import LabelledImages, Splits
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from
-from nbsnn.recipe import DataSpec, ModelSpec, recipe_from_dict
+from nbsnn.recipe import DataSpec, ModelSpec
 from nbsnn.tensorfile import Header, read_tensors
 
 app = typer.Typer(
@@ -58,7 +58,8 @@ def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Hea
 
 def data_spec(header: Header, data: str | None, root: Path | None) -> DataSpec:
     """The data set that the options name, or else the checkpoint's own."""
-    spec = recipe_from_dict(header["recipe"]).data if header["recipe"] else None
+    recipe = recipe_of(header)
+    spec = recipe.data if recipe else None
     name = data or (spec.name if spec else None)
     if name is None:
         raise ConfigError("the checkpoint names no data set; say --data cifar10, digits, imagenet or sample")

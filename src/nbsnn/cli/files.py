@@ -76,7 +76,8 @@ def pack(
 ) -> None:
     """Write a quantized network as bit-packed integer weights, norms and thresholds, with its provenance and a hash.
 
-    Every other verb takes a packed file as it takes a checkpoint, and its logits are equal bit for bit. Example:
+    Its logits are equal bit for bit. Other verbs take it as they take a checkpoint, but its weights
+    are not trained any more. Example:
     nbsnn pack runs/r20/2bit/best.safetensors --out resnet20-w2a2.safetensors
     """
     header, tensors = read_tensors(checkpoint)

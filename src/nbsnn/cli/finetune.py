@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nbsnn import console
-from nbsnn.checkpoint import save_checkpoint
+from nbsnn.checkpoint import recipe_of, save_checkpoint
 from nbsnn.cli.app import (
     Checkpoint,
     DataOption,
@@ -24,7 +24,6 @@ from nbsnn.cli.integer import only_quantized
 from nbsnn.data import DATA_SETS
 from nbsnn.errors import ConfigError
 from nbsnn.evaluate.comparison import compare_finetuned
-from nbsnn.recipe import recipe_from_dict
 from nbsnn.settings import convert
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import Header
@@ -45,8 +44,7 @@ class _Output:
 
     def save(self, network: SpikingNetwork, metrics: dict[str, Any]) -> None:
         if self.path:
-            recipe = recipe_from_dict(self.source["recipe"]) if self.source["recipe"] else None
-            save_checkpoint(self.path, network, recipe=recipe, seed=self.seed, metrics=metrics)
+            save_checkpoint(self.path, network, recipe=recipe_of(self.source), seed=self.seed, metrics=metrics)
 
     def on_change(self, change: Change, network: SpikingNetwork) -> None:
         console.note(console.change_line(change))
@@ -72,8 +70,9 @@ def finetune_(
         typer.Option("--weights/--no-weights", help="Train weights too, or norms and biases alone (end-to-end's own)."),
     ] = None,
     distillation: Annotated[
-        float, typer.Option("--distillation", help="End to end: the teacher's share of the loss; labels have the rest.")
-    ] = FinetuneSpec.distillation,
+        float | None,
+        typer.Option("--distillation", help="End to end: the teacher's share of the loss, 0.5; labels have the rest."),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Images at a time.")] = 50,
     seed: Annotated[int, typer.Option("--seed", help="Of order and augmentation.")] = 0,
     limit_train: Annotated[int, typer.Option("--limit-train", min=0, help="Learn from the first so many; 0 is all.")] = 0,
@@ -107,7 +106,12 @@ def finetune_(
         source = replace(source, validation=DATA_SETS[source.name] or held_out)
     splits = load_splits(header, source)
     train, judge = splits.train.some(limit_train), splits.validation.some(held_out)
-    known = {"checkpoint": str(checkpoint), "settings": asdict(spec), "train_images": len(train), "held_out_images": len(judge)}
+    known = {
+        "checkpoint": str(checkpoint),
+        "settings": spec.to_dict(),
+        "train_images": len(train),
+        "held_out_images": len(judge),
+    }
     output = _Output(out, header, seed, known)
     with console.image_progress(images_to_see(model, train, judge, spec), f"{method} fine-tuning") as tell:
         result = finetune(model, train, judge, spec, progress=tell, on_change=output.on_change)

@@ -105,9 +105,11 @@ def bench(
 def only_quantized(model: nn.Module | IntegerNetwork, checkpoint: Path, verb: str) -> nn.Module:
     """The network, if it is a quantized one."""
     if isinstance(model, IntegerNetwork):
-        raise ConfigError(f"{checkpoint} holds an integer network; {verb} takes a quantized one")
-    if form_of(model) != "quantized":
-        raise ConfigError(f"{checkpoint} holds a {form_of(model)} network; {verb} takes a quantized one")
+        raise ConfigError(f"{checkpoint} holds an integer network; {verb} takes a quantized one: name what it was lowered from")
+    form = form_of(model)
+    if form != "quantized":
+        remedy = "quantize it with nbsnn train --init first" if form == "float" else "name the one that it was made from"
+        raise ConfigError(f"{checkpoint} holds a {form} network; {verb} takes a quantized one: {remedy}")
     return model
 
 
@@ -128,6 +130,8 @@ def choose_engine(
     """The network as `--engine` and its companions want it, and its form in words."""
     if engine != "spikes" and (neuron or schedule):
         raise ConfigError("--neuron and --schedule say how spikes run: add --engine spikes")
+    if engine is None and backend != "auto" and not isinstance(model, IntegerNetwork):
+        raise ConfigError(f"--backend {backend} says what runs an integer network: add --engine counts or spikes")
     if engine is None and not isinstance(model, IntegerNetwork):
         return model, form_of(model)
     if not isinstance(model, IntegerNetwork):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nbsnn import console, pipeline
-from nbsnn.checkpoint import save_checkpoint
+from nbsnn.checkpoint import recipe_of, save_checkpoint
 from nbsnn.cli.app import (
     BackendOption,
     Checkpoint,
@@ -32,7 +32,7 @@ from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.evaluate.classify import classify as classify_images
 from nbsnn.evaluate.comparison import compare
 from nbsnn.evaluate.comparison import convert as convert_with
-from nbsnn.recipe import ModelSpec, recipe_from_dict
+from nbsnn.recipe import ModelSpec
 from nbsnn.spiking.convert import VALID_PAIRS, check_pair
 
 
@@ -107,8 +107,8 @@ def convert(
         results = list(compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))
     if out and schedule:
         spiking = convert_with(model, images, neuron=neuron, schedule=schedule)
-        recipe = recipe_from_dict(header["recipe"]) if header["recipe"] else None
-        save_checkpoint(out, spiking, recipe=recipe, metrics={"top1": results[0].spiking_top1, "source": str(checkpoint)})
+        metrics = {"top1": results[0].spiking_top1, "source": str(checkpoint)}
+        save_checkpoint(out, spiking, recipe=recipe_of(header), metrics=metrics)
         console.note(f"wrote {out}")
     if json_:
         console.show_json({"checkpoint": str(checkpoint), "results": [r.to_dict() for r in results]})
@@ -134,10 +134,11 @@ def classify(
     """
     model, header = load(checkpoint, "cpu")
     quantized = only_quantized(model, checkpoint, "classify")
-    if header["recipe"] is None or header["model"] is None:
+    recipe = recipe_of(header)
+    if recipe is None or header["model"] is None:
         raise ConfigError(f"{checkpoint} does not say what it was trained on; classify takes networks of nbsnn train")
-    data, spec = recipe_from_dict(header["recipe"]).data, ModelSpec(**header["model"])
-    images = load_photographs(data, photographs, size=spec.image_size, classes=spec.num_classes)
+    spec = ModelSpec(**header["model"])
+    images = load_photographs(recipe.data, photographs, size=spec.image_size, classes=spec.num_classes)
     guesses = classify_images(pipeline.integer_form(quantized, images), images)
     if json_:
         console.show_json({str(p): [asdict(guess) for guess in best] for p, best in zip(photographs, guesses, strict=True)})

@@ -4,7 +4,7 @@ Three methods, each kept only where the spiking accuracy on held-out training im
 
 * "layerwise", as published with NB-SNN (Hu et al., 2023): unit by unit, from the second to the last but one, the spiking
   rate is brought closer to the activation of the teacher, the quantized network that it all started from.
-* "end-to-end": all units at once, towards the teacher's logits; norms and biases alone unless told otherwise.
+* "end-to-end": all units at once, towards the labels and the teacher's logits; norms and biases alone unless told otherwise.
 * "calibrate": no training; biases are shifted so that rates come closest to the teacher's activations.
 """
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbsnn.data.images import Batches, LabelledImages
-from nbsnn.errors import ConfigError, ConversionError
+from nbsnn.errors import ConfigError
 from nbsnn.evaluate.accuracy import evaluate
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
@@ -73,14 +73,17 @@ def finetune(
     Returns:
         The spiking network with the changes that were kept.
     Raises:
-        ConfigError: no images; the network is not quantized, or is packed and its weights are to be trained.
-        ConversionError: it has no spiking form, or a unit has no parameter that the method may train.
+        ConfigError: too few images; the network is not quantized, is packed and its weights are to be trained, or has a unit
+            without a parameter that may be trained.
+        ConversionError: it has no spiking form.
         DivergedError: the learning rate is too high.
     """
     spec = spec or FinetuneSpec()
     check_source(quantized, spec)
     if not len(train) or not len(held_out):
         raise ConfigError(f"finetune: {len(train)} images to learn from and {len(held_out)} held out; both must be given")
+    if spec.method != "calibrate" and len(train) < 2:
+        raise ConfigError("finetune: 1 image to learn from; batches of two or more are needed")
     start = time.perf_counter()
     run = _Run(quantized, train, held_out, spec, progress or (lambda _what, _count: None), on_change)
     reference = evaluate(run.teacher, Batches(run.held_out, _CHECK_BATCH)).top1
@@ -108,13 +111,15 @@ def finetuned_metrics(figures: Mapping[str, Any]) -> dict[str, Any]:
     """What a fine-tuned checkpoint says of itself: `top1` is of its spiking form, and `teacher_top1` of its source.
 
     Args:
-        figures: with the keys checkpoint, settings, train_images, test (a table of accuracies; None as long as unknown).
+        figures: with the keys checkpoint, settings (`FinetuneSpec.to_dict`), train_images, test (a table of accuracies; None
+            as long as unknown).
     """
-    test = figures["test"] or {}
+    test, settings, images = figures["test"] or {}, figures["settings"], figures["train_images"]
+    calibrated = settings["method"] == "calibrate"
     return {
-        "finetuned_for": f"{figures['settings']['neuron']} fixed", "method": figures["settings"]["method"],
+        "finetuned_for": f"{settings['neuron']} fixed", "method": settings["method"], "weights_trained": settings["weights"],
         "top1": test.get("after_top1"), "top1_before": test.get("before_top1"), "teacher_top1": test.get("quantized_top1"),
-        "train_images": figures["train_images"], "source": figures["checkpoint"],
+        "train_images": min(images, settings["calibration_images"]) if calibrated else images, "source": figures["checkpoint"],
     }  # fmt: skip
 
 
@@ -137,18 +142,24 @@ class _Run:
         example = self.prepare(self.train.normalized(self.train.pixels(slice(0, 1))))
         self.pair = SpikingProxy(self.quantized, example, neuron=self.spec.neuron)
         self.units = find_units(self.pair, example)
-        if not self.spec.trains_weights:
+        if not self.spec.trains_weights and self.spec.method != "calibrate":
             self.pair.freeze_weights_()
+            self.check_units()
+
+    def check_units(self) -> None:
+        """Refuse, before anything is trained, what has nothing to train but frozen weights."""
+        named = {unit.name: list(unit.parameters.values()) for unit in self.units[1:] if unit.name}
+        groups = named if self.spec.method == "layerwise" else {"the network": self.pair.proxy.parameters()}
+        for name, parameters in groups.items():
+            if not any(p.requires_grad for p in parameters):
+                raise ConfigError(f"{name} has no norm and no bias to train; train weights too (--weights, weights=True)")
 
     def prepare(self, images: Tensor) -> Tensor:
         return images.to(self.like).contiguous(memory_format=torch.channels_last)
 
-    def batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int) -> Batches:
         spec = self.spec
-        for images, labels in Batches(
-            self.train, spec.batch_size, shuffle=True, augment=spec.augment, seed=spec.seed, epoch=epoch
-        ):
-            yield self.prepare(images), labels
+        return Batches(self.train, spec.batch_size, shuffle=True, augment=spec.augment, seed=spec.seed, epoch=epoch)
 
     def check(self, what: str) -> float:
         loader = Batches(self.held_out, _CHECK_BATCH)
@@ -173,10 +184,8 @@ class _Run:
     def snapshot(self) -> dict[str, Tensor]:
         return {key: tensor.clone() for key, tensor in self.pair.proxy.state_dict().items()}
 
-    def optimizer(self, parameters: Iterable[nn.Parameter], what: str) -> torch.optim.SGD:
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
         spec, chosen = self.spec, [p for p in parameters if p.requires_grad]
-        if not chosen:
-            raise ConversionError(f"{what} has no norm and no bias to train; train its weights too (--weights, weights=True)")
         return torch.optim.SGD(chosen, lr=spec.rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
 
     # ------------------------------------------------------------------------------------------------ the methods
@@ -193,9 +202,10 @@ class _Run:
         modules = dict(self.teacher.named_modules())
         for index, unit in enumerate(unit for unit in self.units[1:] if unit.name):  # the head has no spikes to match
             start, before = time.perf_counter(), self.snapshot()
-            optimizer, losses = self.optimizer(unit.parameters.values(), unit.name), []
+            optimizer, losses = self.optimizer(unit.parameters.values()), []
             for epoch in range(self.spec.epochs):
-                for images, _ in self.batches(index * self.spec.epochs + epoch):
+                for pixels, _ in self.batches(index * self.spec.epochs + epoch):
+                    images = self.prepare(pixels)
                     with torch.no_grad():
                         target = activation_of(self.teacher, modules[unit.name], images)
                     loss = F.mse_loss(self.pair.activation(images, unit.name), target)
@@ -206,24 +216,29 @@ class _Run:
         if self.spec.calibrate_first:
             self.calibrate_()
         spec, step = self.spec, 0
-        optimizer = self.optimizer(self.pair.proxy.parameters(), "the network")
-        total = spec.epochs * math.ceil(len(self.train) / spec.batch_size)
+        optimizer = self.optimizer(self.pair.proxy.parameters())
+        total = spec.epochs * len(self.batches(0))
         best = self.snapshot()
         for epoch in range(spec.epochs):
             start, losses, name = time.perf_counter(), [], f"epoch {epoch + 1}"
-            for images, labels in self.batches(epoch):
+            for pixels, labels in self.batches(epoch):
+                images = self.prepare(pixels)
                 for group in optimizer.param_groups:
                     group["lr"] = spec.rate * 0.5 * (1 + math.cos(math.pi * step / total))
-                with torch.no_grad():
-                    answer = self.teacher(images)
-                loss = distillation_loss(
-                    self.pair(images), answer, labels, share=spec.distillation, temperature=spec.temperature
-                )
+                loss = self.loss(self.pair(images), images, labels)
                 losses.append(self.step_(optimizer, loss, len(images), name))
                 step += 1
             now = self.snapshot()
             best = now if self.judge_(name, now, _mean(losses), start) else best  # training goes on from here either way
         self.pair.proxy.load_state_dict(best)
+
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """End to end, of a batch."""
+        if not self.spec.share:
+            return F.cross_entropy(logits, labels)
+        with torch.no_grad():
+            answer = self.teacher(images)
+        return distillation_loss(logits, answer, labels, share=self.spec.share, temperature=self.spec.temperature)
 
     def step_(self, optimizer: torch.optim.SGD, loss: Tensor, images: int, what: str) -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -231,9 +246,7 @@ class _Run:
         optimizer.step()
         keep_positive_(self.pair.proxy)
         if not all(bool(p.isfinite().all()) for p in self.pair.proxy.parameters()):
-            raise DivergedError(
-                f"the weights are no longer finite at {what} of {self.spec.method}; lower lr={self.spec.rate:g}"
-            )
+            raise DivergedError(f"parameters are no longer finite at {what} of {self.spec.method}; lower lr={self.spec.rate:g}")
         self.progress(what, images)
         return float(loss.detach())
 

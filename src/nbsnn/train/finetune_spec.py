@@ -1,7 +1,7 @@
 """What decides a fine-tuning, which networks it takes, and the record of one change that it tried."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -16,6 +16,7 @@ Method = Literal["layerwise", "end-to-end", "calibrate"]
 START = "start"  # name of the record that comes first: of the network as it was, before any change
 
 _RATES = {"layerwise": 1e-3, "end-to-end": 3e-3, "calibrate": 0.0}
+_TEACHERS_SHARE = 0.5  # of the loss end to end
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,11 @@ class FinetuneSpec:
     """How to fine-tune. The optimizer is SGD; the published settings are the defaults of "layerwise".
 
     `epochs` are per unit, or of the whole network end to end. `lr=0` takes the method's own rate. `weights=False` trains
-    norms and biases alone: quantized weights move in jumps, which norms with frozen statistics do not make up for, and at 2
-    bits they ruin the network. `None` is the method's own: layer by layer weights are trained, as published; end to end not.
-    End to end, the loss is (1 − `distillation`)·cross entropy + `distillation`·τ²·KL(teacher ‖ network) at temperature τ, the
-    rate falls along a cosine, and `calibrate_first` starts from the calibrated network. `force` keeps every change.
+    norms and biases alone: quantized weights move in jumps, which norms with frozen statistics do not make up for. `None` is
+    the method's own: layer by layer weights are trained, as published; end to end they are not. End to end, the loss is
+    (1 − `distillation`)·cross entropy + `distillation`·τ²·KL(teacher ‖ network) at temperature τ, half and half unless given,
+    the rate falls along a cosine, and `calibrate_first` starts from the calibrated network. `force` keeps every change.
+    A setting that the method has no use for is refused.
     """
 
     method: Method = "layerwise"
@@ -38,7 +40,7 @@ class FinetuneSpec:
     weight_decay: float = 5e-4
     batch_size: int = 50
     augment: bool = True
-    distillation: float = 0.5
+    distillation: float | None = None
     temperature: float = 2.0
     calibrate_first: bool = False
     calibration_images: int = 256
@@ -53,12 +55,22 @@ class FinetuneSpec:
             "epochs": (self.epochs >= 1, "1 or more"), "lr": (self.lr >= 0, "0 (the method's own) or a positive rate"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"), "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more images"), "seed": (self.seed >= 0, "0 or more"),
-            "distillation": (0 <= self.distillation <= 1, "in [0, 1]"), "temperature": (self.temperature > 0, "positive"),
+            "distillation": (0 <= self.share <= 1, "in [0, 1]"), "temperature": (self.temperature > 0, "positive"),
             "calibration_images": (self.calibration_images >= 1, "1 or more"),
         }  # fmt: skip
-        for key, (good, wanted) in checks.items():
+        for key, (good, wanted) in (checks | self._unused()).items():
             if not good:
                 raise ConfigError(f"{key}={getattr(self, key)}: must be {wanted}")
+
+    def _unused(self) -> dict[str, tuple[bool, str]]:
+        """Like the checks, of settings that have no meaning for the method."""
+        wanted = f"left out with method={self.method}, which has no use for it"
+        none = {}
+        if self.method != "end-to-end":
+            none = {"calibrate_first": not self.calibrate_first, "distillation": self.distillation is None}
+        if self.method == "calibrate":
+            none |= {"lr": self.lr <= 0, "weights": self.weights is None, "epochs": self.epochs <= 1}
+        return {key: (False, wanted) for key, left_out in none.items() if not left_out}
 
     @property
     def rate(self) -> float:
@@ -69,6 +81,16 @@ class FinetuneSpec:
     def trains_weights(self) -> bool:
         """Whether weights are trained, and not norms and biases alone."""
         return self.weights if self.weights is not None else self.method == "layerwise"
+
+    @property
+    def share(self) -> float:
+        """The teacher's share of the loss end to end."""
+        return _TEACHERS_SHARE if self.distillation is None else self.distillation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for records, with the method's own where nothing was given."""
+        own: dict[str, Any] = {"lr": self.rate, "weights": self.trains_weights}
+        return asdict(self) | own | ({"distillation": self.share} if self.method == "end-to-end" else {})
 
 
 def check_source(network: nn.Module, spec: FinetuneSpec) -> None:

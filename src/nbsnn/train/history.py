@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nbsnn.checkpoint import recipe_of
 from nbsnn.errors import CheckpointError
-from nbsnn.recipe import Recipe, recipe_from_dict
+from nbsnn.recipe import Recipe
 from nbsnn.tensorfile import read_tensors, write_text
 from nbsnn.train.observer import Epoch
 from nbsnn.train.state import BEST_FILE, LAST_FILE, STATE_FILE
@@ -46,7 +47,7 @@ def finished_phase(recipe: Recipe, bits: int, out: Path, start: str | None = Non
     if (out / STATE_FILE).exists() or not last.is_file():
         return None
     header, _ = read_tensors(last)
-    its = recipe_from_dict(header["recipe"]) if header["recipe"] else None
+    its = recipe_of(header)
     if its is None or str(bits) not in its.phase or its.until(bits).hash != recipe.until(bits).hash:
         return None
     if header["metrics"].get("epoch") != recipe.phase[str(bits)].epochs:

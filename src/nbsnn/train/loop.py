@@ -44,7 +44,7 @@ def fit(
             weights are averaged.
         splits: images; the validation ones choose the best epoch.
         recipe: batches, optimizer and seed.
-        phase: epochs, learning rate, weight decay.
+        phase: epochs, learning rate, weight decay, distillation, averaging.
         out: folder for `best` and `last` checkpoints, `log.csv`, `log.jsonl`, and `training.safetensors` until the end.
         title: for the observer.
         execution: compiled or eager, recorded or not, and the type of the forward pass; eager float32 unless given.

@@ -1,4 +1,4 @@
-"""What a killed run goes on from: weights, buffers, momenta, and where in the phase it stood.
+"""What a killed run goes on from: weights and their average, buffers, momenta, and where in the phase it stood.
 
 Order and augmentation of the batches follow from (seed, epoch, batch) alone, so no generator's state is part of it.
 """
