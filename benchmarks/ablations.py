@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py --bits 32 --variants "" phase.32.average=0.999 data.padding=mirror
     python benchmarks/ablations.py --bits 2 --start runs/r20/3bit/best.safetensors --teacher runs/r20/32bit/best.safetensors \\
-        --variants "" phase.2.distill=0 phase.2.average=0
+        --variants "" phase.2.distill=0 phase.2.average=0.998
 
 All variants of a phase see the same batches and start from the same network, for the same number of epochs. A variant is its
 settings, with spaces between them; "" is the recipe as it stands. A row is written as soon as it is measured; one that stands

@@ -78,7 +78,7 @@ def test_the_hash_depends_on_what_decides_the_result_alone():
 def test_hashes_of_earlier_versions_stand():
     """As docs/results.md has them; what came later counts only where it is used."""
     cut = ["phase.32.epochs=20", "phase.4.epochs=6", "phase.3.epochs=6", "phase.2.epochs=4", "phase.all.distill=0"]
-    cut += ["optim.norm_batches=0", "phase.2.refit_scales=false", "phase.2.lr=0.04", "phase.2.average=0"]
+    cut += ["optim.norm_batches=0", "phase.2.refit_scales=false", "phase.2.lr=0.04"]
     recipe = load_recipe("cifar10/resnet20:fast", cut)
     assert recipe.hash == "9579b6401c31"
     assert str(recipe.phase["4"]) == "Phase(epochs=6, lr=0.04, weight_decay=0.0001)"
