@@ -25,15 +25,15 @@ from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.images import Splits, evaluation_batches
 from nbsnn.errors import ConfigError
-from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.quant.quantize import quantize, read_plan
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.execution import pick_execution
-from nbsnn.train.loop import fit
-from nbsnn.train.progressive import next_form
-from nbsnn.train.state import sole_writer
+from nbsnn.training.execution import pick_execution
+from nbsnn.training.loop import fit
+from nbsnn.training.progressive import next_form
+from nbsnn.training.state import sole_writer
 from nbsnn.training_console import TrainingConsole
 
 

@@ -24,12 +24,12 @@ from nbsnn import console
 from nbsnn.checkpoint import rebuild
 from nbsnn.data import load_data
 from nbsnn.data.images import Batches, ImageSet, Splits
-from nbsnn.evaluate.comparison import convert
+from nbsnn.evaluation.comparison import convert
 from nbsnn.recipe import DataSpec
 from nbsnn.spiking import neuron
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.finetune import finetune, images_to_see
-from nbsnn.train.finetune_spec import FinetuneSpec
+from nbsnn.training.finetune import finetune, images_to_see
+from nbsnn.training.finetune_spec import FinetuneSpec
 
 BATCH = 50  # images
 

@@ -32,7 +32,7 @@ import nbsnn
 from nbsnn.data.sample import load_sample
 from nbsnn.integer import native
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.train.execution import has_bf16
+from nbsnn.training.execution import has_bf16
 from nbsnn.zoo import PREFIX, list_zoo
 
 NETS = ("cifar10/alexnet", "cifar10/vgg11", "cifar10/resnet20", "cifar10/resnet18")

@@ -30,11 +30,11 @@ import nbsnn
 from nbsnn.data.images import ImageSet, Splits, crop_and_flip
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
-from nbsnn.train.execution import Execution
-from nbsnn.train.loop import fit
-from nbsnn.train.loss import Loss
-from nbsnn.train.observer import Epoch, Observer
-from nbsnn.train.step import Step
+from nbsnn.training.execution import Execution
+from nbsnn.training.loop import fit
+from nbsnn.training.loss import Loss
+from nbsnn.training.observer import Epoch, Observer
+from nbsnn.training.step import Step
 
 STEPS = {"cpu": 1, "cuda": 60}  # timed together: kernels of a GPU take less time than it takes to ask for it
 WARM_UP = 5  # a graph is recorded on the fourth step

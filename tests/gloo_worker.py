@@ -12,11 +12,11 @@ from nets import digits_net
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits, evaluation_batches
 from nbsnn.distributed import process_group, world
-from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.errors import Interrupted
+from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.recipe import Phase
 from nbsnn.recipes import load_recipe
-from nbsnn.train.loop import fit
-from nbsnn.train.observer import Interrupted
+from nbsnn.training.loop import fit
 from nbsnn.training_console import TrainingConsole
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=40", "optim.freeze_norms=true"])

@@ -1,6 +1,6 @@
 """Observers of a training run that act on it."""
 
-from nbsnn.train.observer import Observer
+from nbsnn.training.observer import Observer
 
 
 class StopAfter(Observer):

@@ -8,13 +8,13 @@ from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits, evaluation_batches
 from nbsnn.errors import ConfigError
-from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.recipe import Phase, recipe_from_dict
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.average import WeightAverage
-from nbsnn.train.loop import fit
-from nbsnn.train.observer import Observer
+from nbsnn.training.average import WeightAverage
+from nbsnn.training.loop import fit
+from nbsnn.training.observer import Observer
 
 
 class Follower(Observer):

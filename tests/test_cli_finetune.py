@@ -19,8 +19,8 @@ from nbsnn.data.digits import load_digits
 from nbsnn.errors import ConfigError
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.finetune import FinetuneResult
-from nbsnn.train.finetune_spec import START, Change, FinetuneSpec
+from nbsnn.training.finetune import FinetuneResult
+from nbsnn.training.finetune_spec import START, Change, FinetuneSpec
 
 FEW = ["--limit-train", "40", "--held-out", "20", "--limit", "20"]
 

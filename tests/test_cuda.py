@@ -10,18 +10,18 @@ from observers import StopAfter
 from nbsnn import pipeline
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits, crop_and_flip
-from nbsnn.evaluate.fidelity import measure_fidelity
+from nbsnn.errors import Interrupted
+from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.models import build_model
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
 from nbsnn.surgery import evaluation_mode
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.execution import Execution, pick_execution
-from nbsnn.train.loop import fit
-from nbsnn.train.loss import Loss
-from nbsnn.train.observer import Interrupted
-from nbsnn.train.step import Step
+from nbsnn.training.execution import Execution, pick_execution
+from nbsnn.training.loop import fit
+from nbsnn.training.loss import Loss
+from nbsnn.training.step import Step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 SETTINGS = ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"]

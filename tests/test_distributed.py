@@ -19,7 +19,7 @@ from nbsnn.data.images import Batches
 from nbsnn.distributed import World, process_group, world
 from nbsnn.errors import ConfigError
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.loop import fit
+from nbsnn.training.loop import fit
 
 TESTS = Path(__file__).parent
 

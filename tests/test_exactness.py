@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nets import JUNCTIONS, random_quantized, small_quantized
 from torch import nn
 
-from nbsnn.evaluate.fidelity import measure_fidelity
+from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.neuron import IFNeuron, tie_tolerance

@@ -14,9 +14,9 @@ from nbsnn.distributed import World
 from nbsnn.errors import ConfigError
 from nbsnn.recipe import Phase
 from nbsnn.recipes import load_recipe
-from nbsnn.train import execution
-from nbsnn.train.execution import Execution, pick_execution
-from nbsnn.train.loop import fit
+from nbsnn.training import execution
+from nbsnn.training.execution import Execution, pick_execution
+from nbsnn.training.loop import fit
 
 CPU = torch.device("cpu")
 

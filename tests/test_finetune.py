@@ -11,17 +11,16 @@ from torch import nn
 import nbsnn
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Batches
-from nbsnn.errors import ConfigError, ConversionError
+from nbsnn.errors import ConfigError, ConversionError, DivergedError
 from nbsnn.export.packed import save_packed
 from nbsnn.models.resnet import BasicBlock
 from nbsnn.models.units import ConvNormAct
 from nbsnn.spiking.functional import integrate_and_fire
-from nbsnn.train.bias_shift import least_error_shift, shift_biases_
-from nbsnn.train.finetune import finetune, images_to_see
-from nbsnn.train.finetune_spec import FinetuneSpec
-from nbsnn.train.loss import distillation_loss
-from nbsnn.train.observer import DivergedError
-from nbsnn.train.proxy import SpikingProxy, find_units
+from nbsnn.training.bias_shift import least_error_shift, shift_biases_
+from nbsnn.training.finetune import finetune, images_to_see
+from nbsnn.training.finetune_spec import FinetuneSpec
+from nbsnn.training.loss import distillation_loss
+from nbsnn.training.proxy import SpikingProxy, find_units
 
 METHODS = ("layerwise", "end-to-end", "calibrate")
 

@@ -13,14 +13,13 @@ from nbsnn import pipeline
 from nbsnn.cli import main
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
-from nbsnn.errors import CheckpointError, ConfigError
+from nbsnn.errors import CheckpointError, ConfigError, Interrupted
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.execution import Execution
-from nbsnn.train.loop import fit
-from nbsnn.train.loss import Loss, check_teacher
-from nbsnn.train.observer import Interrupted
+from nbsnn.training.execution import Execution
+from nbsnn.training.loop import fit
+from nbsnn.training.loss import Loss, check_teacher
 
 CPU = torch.device("cpu")
 LOGITS, LABELS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]]), torch.tensor([0, 1])

@@ -12,7 +12,7 @@ from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.surgery import estimate_norms_
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.loop import fit
+from nbsnn.training.loop import fit
 
 
 def batches():

@@ -11,8 +11,8 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
-from nbsnn.train.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
-from nbsnn.train.progressive import next_form
+from nbsnn.training.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_
+from nbsnn.training.progressive import next_form
 
 RECIPE = load_recipe("digits/resnet20")
 PHASE = Phase(2, lr=0.04, weight_decay=1e-4)

@@ -19,8 +19,8 @@ from nbsnn.errors import CheckpointError
 from nbsnn.recipe import Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train.loop import fit
-from nbsnn.train.observer import Observer
+from nbsnn.training.loop import fit
+from nbsnn.training.observer import Observer
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32"])
 

@@ -12,17 +12,17 @@ from observers import StopAfter
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
-from nbsnn.errors import CheckpointError
+from nbsnn.errors import CheckpointError, DivergedError, Interrupted
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import Phase, QuantSpec
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.train import run, state
-from nbsnn.train.execution import Execution
-from nbsnn.train.history import finished_phase, write_history
-from nbsnn.train.loop import fit
-from nbsnn.train.observer import DivergedError, Interrupted, Observer
-from nbsnn.train.state import sole_writer
+from nbsnn.training import run, state
+from nbsnn.training.execution import Execution
+from nbsnn.training.history import finished_phase, write_history
+from nbsnn.training.loop import fit
+from nbsnn.training.observer import Observer
+from nbsnn.training.state import sole_writer
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"])
 STILL = load_recipe("digits/resnet20", ["data.batch_size=32"])

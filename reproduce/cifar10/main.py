@@ -12,13 +12,13 @@ import options
 from nbsnn import pipeline
 from nbsnn.console import exit_code, note
 from nbsnn.data.images import evaluation_batches
-from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.export.reference import load_start
 from nbsnn.tensorfile import is_ours, read_tensors
-from nbsnn.train.execution import pick_execution
-from nbsnn.train.loop import fit
-from nbsnn.train.progressive import next_form
-from nbsnn.train.state import identity
+from nbsnn.training.execution import pick_execution
+from nbsnn.training.loop import fit
+from nbsnn.training.progressive import next_form
+from nbsnn.training.state import identity
 from nbsnn.training_console import TrainingConsole
 
 

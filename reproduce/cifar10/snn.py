@@ -10,7 +10,7 @@ import sys
 import options
 
 from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table
-from nbsnn.evaluate.comparison import FIDELITY_IMAGES, compare
+from nbsnn.evaluation.comparison import FIDELITY_IMAGES, compare
 from nbsnn.export.reference import load_quantized_start
 from nbsnn.spiking.convert import check_pair
 

@@ -18,13 +18,13 @@ from nbsnn.checkpoint import form_of, save_checkpoint
 from nbsnn.console import change_line, exit_code, image_progress, note, show_finetuning
 from nbsnn.data.images import Batches
 from nbsnn.errors import ConfigError
-from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.evaluate.comparison import compare_finetuned
+from nbsnn.evaluation.accuracy import evaluate
+from nbsnn.evaluation.comparison import compare_finetuned
 from nbsnn.export.reference import load_quantized_start, load_start
 from nbsnn.recipe import Recipe
 from nbsnn.spiking.network import SpikingNetwork
-from nbsnn.train.finetune import finetune, finetuned_metrics, images_to_see
-from nbsnn.train.finetune_spec import Change, FinetuneSpec
+from nbsnn.training.finetune import finetune, finetuned_metrics, images_to_see
+from nbsnn.training.finetune_spec import Change, FinetuneSpec
 
 
 class _Files:

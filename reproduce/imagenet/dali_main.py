@@ -16,14 +16,14 @@ from nbsnn.console import exit_code, note, show_mapping, speak_on_main_only
 from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
 from nbsnn.distributed import process_group, world
 from nbsnn.errors import CheckpointError, MissingDependencyError
-from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.export.reference import load_start
 from nbsnn.recipe import Recipe
 from nbsnn.tensorfile import is_ours, read_tensors
-from nbsnn.train.execution import pick_execution
-from nbsnn.train.loop import fit
-from nbsnn.train.progressive import next_form
-from nbsnn.train.state import identity
+from nbsnn.training.execution import pick_execution
+from nbsnn.training.loop import fit
+from nbsnn.training.progressive import next_form
+from nbsnn.training.state import identity
 from nbsnn.training_console import TrainingConsole
 
 

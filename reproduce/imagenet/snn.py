@@ -11,7 +11,7 @@ import options
 
 from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table, speak_on_main_only
 from nbsnn.distributed import process_group
-from nbsnn.evaluate.comparison import compare
+from nbsnn.evaluation.comparison import compare
 from nbsnn.export.reference import load_quantized_start
 from nbsnn.spiking.convert import check_pair
 

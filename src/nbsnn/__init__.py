@@ -4,42 +4,59 @@ float ──quantize──▶ quantized ──to_spiking──▶ spiking
                         └───────lower──────▶ integer network
 """
 
+from importlib.metadata import version as _version
+
 from nbsnn.checkpoint import load_checkpoint, save_checkpoint
+from nbsnn.data import load_data
+from nbsnn.data.images import Batches, ImageSet, LabelledImages, Splits
 from nbsnn.errors import (
     CheckpointError,
     ConfigError,
     ConversionError,
     DataError,
+    DivergedError,
+    Interrupted,
+    LostPeerError,
     LoweringError,
     MissingDependencyError,
     NbsnnError,
     QuantizationError,
 )
-from nbsnn.evaluate.accuracy import Report, evaluate
-from nbsnn.evaluate.fidelity import Fidelity, LayerFidelity, measure_fidelity, measure_integer_fidelity
+from nbsnn.evaluation.accuracy import Report, evaluate
+from nbsnn.evaluation.fidelity import Fidelity, LayerFidelity, measure_fidelity, measure_integer_fidelity
+from nbsnn.export.packed import save_packed
 from nbsnn.export.reference import load_reference_checkpoint
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model, list_models
+from nbsnn.pipeline import train
 from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.recipe import QuantSpec, Recipe
 from nbsnn.recipes import list_recipes, load_recipe
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.surgery import tap
-from nbsnn.train.finetune import FinetuneResult, finetune
-from nbsnn.train.finetune_spec import FinetuneSpec
+from nbsnn.training.finetune import FinetuneResult, finetune
+from nbsnn.training.finetune_spec import FinetuneSpec
+
+__version__ = _version("nbsnn")
 
 __all__ = [
+    "Batches",
     "CheckpointError",
     "ConfigError",
     "ConversionError",
     "DataError",
+    "DivergedError",
     "Fidelity",
     "FinetuneResult",
     "FinetuneSpec",
+    "ImageSet",
     "IntegerNetwork",
+    "Interrupted",
+    "LabelledImages",
     "LayerFidelity",
+    "LostPeerError",
     "LoweringError",
     "MissingDependencyError",
     "NbsnnError",
@@ -48,12 +65,15 @@ __all__ = [
     "Recipe",
     "Report",
     "SpikingNetwork",
+    "Splits",
+    "__version__",
     "build_model",
     "evaluate",
     "finetune",
     "list_models",
     "list_recipes",
     "load_checkpoint",
+    "load_data",
     "load_recipe",
     "load_reference_checkpoint",
     "lower",
@@ -61,7 +81,9 @@ __all__ = [
     "measure_integer_fidelity",
     "quantize",
     "save_checkpoint",
+    "save_packed",
     "set_bits_",
     "tap",
     "to_spiking",
+    "train",
 ]

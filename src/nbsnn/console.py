@@ -23,16 +23,15 @@ from rich.progress import (
 from rich.table import Table
 
 from nbsnn.distributed import World, rank_in_environment
-from nbsnn.errors import NbsnnError
-from nbsnn.evaluate.comparison import Comparison, Finetuned
-from nbsnn.evaluate.fidelity import Fidelity
+from nbsnn.errors import Interrupted, NbsnnError
+from nbsnn.evaluation.comparison import Comparison, Finetuned
+from nbsnn.evaluation.fidelity import Fidelity
 from nbsnn.export.torchvision import MappedTensor
 from nbsnn.pipeline import PhaseResult
 from nbsnn.report import COLUMNS as REPORT_COLUMNS
 from nbsnn.report import table as report_table
-from nbsnn.train.finetune import FinetuneResult
-from nbsnn.train.finetune_spec import Change
-from nbsnn.train.observer import Interrupted
+from nbsnn.training.finetune import FinetuneResult
+from nbsnn.training.finetune_spec import Change
 
 out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)

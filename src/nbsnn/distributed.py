@@ -15,14 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nbsnn.errors import ConfigError, NbsnnError
+from nbsnn.errors import ConfigError, LostPeerError, NbsnnError
 
 # How gloo and NCCL begin to say that a peer is gone.
 _LOST = ("gloo", "Connection closed by peer", "NCCL", "ProcessGroup")
-
-
-class LostPeerError(NbsnnError, RuntimeError):
-    """Another process of the group ended."""
 
 
 @dataclass(frozen=True)

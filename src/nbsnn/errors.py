@@ -7,7 +7,9 @@ NbsnnError
 ├── LoweringError          a quantized network has no integer form, or an image does not fit an integer network
 ├── CheckpointError        a file is missing, damaged, or of another network
 ├── DataError              a data set is missing or damaged
-├── LostPeerError          (nbsnn.distributed) another process of the group ended
+├── DivergedError          training left the finite numbers
+├── LostPeerError          another process of the group ended
+├── Interrupted            training was asked to stop; its state is saved
 └── MissingDependencyError an optional package is not installed
 """
 
@@ -41,6 +43,18 @@ class CheckpointError(NbsnnError, RuntimeError):
 
 class DataError(NbsnnError, RuntimeError):
     """A data set is missing or damaged."""
+
+
+class DivergedError(NbsnnError, ArithmeticError):
+    """The loss or a parameter is no longer a finite number."""
+
+
+class LostPeerError(NbsnnError, RuntimeError):
+    """Another process of the group ended."""
+
+
+class Interrupted(NbsnnError):
+    """Training was asked to stop; its state is saved."""
 
 
 class MissingDependencyError(NbsnnError, ImportError):

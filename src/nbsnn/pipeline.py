@@ -16,7 +16,7 @@ from nbsnn.data.cifar10 import Progress
 from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
 from nbsnn.distributed import is_revived, local_rank, started_by_torchrun, world
 from nbsnn.errors import CheckpointError, ConfigError
-from nbsnn.evaluate.accuracy import Report, evaluate
+from nbsnn.evaluation.accuracy import Report, evaluate
 from nbsnn.export.torchvision import MappedTensor, from_torchvision, torchvision_state
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
@@ -26,13 +26,13 @@ from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import read_torch_state
-from nbsnn.train.execution import pick_execution
-from nbsnn.train.history import FitResult, finished_phase
-from nbsnn.train.loop import SAVE_EVERY, fit
-from nbsnn.train.loss import check_teacher
-from nbsnn.train.observer import Observer
-from nbsnn.train.progressive import CALIBRATION_IMAGES, next_form
-from nbsnn.train.state import has_state, identity
+from nbsnn.training.execution import pick_execution
+from nbsnn.training.history import FitResult, finished_phase
+from nbsnn.training.loop import SAVE_EVERY, fit
+from nbsnn.training.loss import check_teacher
+from nbsnn.training.observer import Observer
+from nbsnn.training.progressive import CALIBRATION_IMAGES, next_form
+from nbsnn.training.state import has_state, identity
 
 logger = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ from torch import nn
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data.images import LabelledImages, evaluation_batches
 from nbsnn.errors import CheckpointError
-from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.evaluate.comparison import FIDELITY_IMAGES, convert
-from nbsnn.evaluate.fidelity import measure_fidelity
+from nbsnn.evaluation.accuracy import evaluate
+from nbsnn.evaluation.comparison import FIDELITY_IMAGES, convert
+from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.pipeline import phase_folder
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS
 from nbsnn.summary import system_facts
-from nbsnn.train.history import finished_phase
+from nbsnn.training.history import finished_phase
 
 Progress = Callable[[str, int], None]
 

@@ -5,8 +5,8 @@ from types import FrameType
 from typing import Any
 
 from nbsnn.console import figures_bar, note
-from nbsnn.train.execution import Execution
-from nbsnn.train.observer import Epoch, Observer
+from nbsnn.training.execution import Execution
+from nbsnn.training.observer import Epoch, Observer
 
 
 class TrainingConsole(Observer):

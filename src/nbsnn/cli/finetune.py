@@ -23,12 +23,12 @@ from nbsnn.cli.app import (
 from nbsnn.cli.integer import only_quantized
 from nbsnn.data import DATA_SETS
 from nbsnn.errors import ConfigError
-from nbsnn.evaluate.comparison import compare_finetuned
+from nbsnn.evaluation.comparison import compare_finetuned
 from nbsnn.settings import convert
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import Header
-from nbsnn.train.finetune import finetune, finetuned_metrics, images_to_see
-from nbsnn.train.finetune_spec import START, Change, FinetuneSpec, check_source
+from nbsnn.training.finetune import finetune, finetuned_metrics, images_to_see
+from nbsnn.training.finetune_spec import START, Change, FinetuneSpec, check_source
 
 _HELD_OUT = 1000  # images unless told otherwise: each change is judged on them
 

@@ -12,9 +12,9 @@ from nbsnn.checkpoint import form_of
 from nbsnn.cli.app import Checkpoint, DataOption, JsonOption, RootOption, SplitOption, app, images_for, load
 from nbsnn.data.images import LabelledImages
 from nbsnn.errors import ConfigError
-from nbsnn.evaluate.bench import CONTENDERS, Bench
-from nbsnn.evaluate.bench import bench as run_bench
-from nbsnn.evaluate.fidelity import measure_integer_fidelity
+from nbsnn.evaluation.bench import CONTENDERS, Bench
+from nbsnn.evaluation.bench import bench as run_bench
+from nbsnn.evaluation.fidelity import measure_integer_fidelity
 from nbsnn.integer.engines import backend_facts
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from

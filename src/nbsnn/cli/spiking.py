@@ -28,10 +28,10 @@ from nbsnn.data import load_photographs
 from nbsnn.data.images import Batches
 from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
-from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.evaluate.classify import classify as classify_images
-from nbsnn.evaluate.comparison import compare
-from nbsnn.evaluate.comparison import convert as convert_with
+from nbsnn.evaluation.accuracy import evaluate
+from nbsnn.evaluation.classify import classify as classify_images
+from nbsnn.evaluation.comparison import compare
+from nbsnn.evaluation.comparison import convert as convert_with
 from nbsnn.recipe import ModelSpec
 from nbsnn.spiking.convert import VALID_PAIRS, check_pair
 

@@ -16,14 +16,14 @@ from nbsnn.data.photos import PhotoSet
 from nbsnn.data.sample import load_sample
 from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
-from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.evaluate.comparison import Comparison, compare
+from nbsnn.evaluation.accuracy import evaluate
+from nbsnn.evaluation.comparison import Comparison, compare
 from nbsnn.recipes import load_recipe
 from nbsnn.report import images_looked_at
 from nbsnn.report import report as measure_run
 from nbsnn.spiking.convert import VALID_PAIRS
 from nbsnn.tensorfile import write_text
-from nbsnn.train.loop import SAVE_EVERY
+from nbsnn.training.loop import SAVE_EVERY
 from nbsnn.training_console import TrainingConsole
 from nbsnn.zoo import PREFIX, list_zoo
 

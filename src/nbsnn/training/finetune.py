@@ -19,16 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbsnn.data.images import Batches, LabelledImages
-from nbsnn.errors import ConfigError
-from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.errors import ConfigError, DivergedError
+from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
-from nbsnn.train.bias_shift import shift_biases_
-from nbsnn.train.finetune_spec import START, Change, FinetuneSpec, check_source
-from nbsnn.train.loss import distillation_loss
-from nbsnn.train.observer import DivergedError
-from nbsnn.train.optim import keep_positive_
-from nbsnn.train.proxy import SpikingProxy, activation_of, channels_last_copy, find_units
+from nbsnn.training.bias_shift import shift_biases_
+from nbsnn.training.finetune_spec import START, Change, FinetuneSpec, check_source
+from nbsnn.training.loss import distillation_loss
+from nbsnn.training.optim import keep_positive_
+from nbsnn.training.proxy import SpikingProxy, activation_of, channels_last_copy, find_units
 
 _CHECK_BATCH = 50  # images
 

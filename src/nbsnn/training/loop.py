@@ -10,11 +10,11 @@ from nbsnn.distributed import is_revived, max_over_ranks, wait_for_all, world
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.tensorfile import remove_leftovers
-from nbsnn.train.execution import Execution, one_order_of_sums
-from nbsnn.train.history import FitResult, read_history
-from nbsnn.train.observer import Epoch, Observer
-from nbsnn.train.run import Run
-from nbsnn.train.state import BEST_FILE, LAST_FILE, TrainingState, sole_writer
+from nbsnn.training.execution import Execution, one_order_of_sums
+from nbsnn.training.history import FitResult, read_history
+from nbsnn.training.observer import Epoch, Observer
+from nbsnn.training.run import Run
+from nbsnn.training.state import BEST_FILE, LAST_FILE, TrainingState, sole_writer
 
 SAVE_EVERY = 60.0  # seconds between training states within an epoch
 
@@ -53,7 +53,7 @@ def fit(
         first_epoch: epochs that count as done when the phase starts anew; those of them that `out` has a log of stay in it.
         overwrite: start anew where `out` holds results already.
         teacher: a float network that teaches this one, if the phase distils.
-        start: what the run began with, if not with fresh weights (`nbsnn.train.state.identity`); a run that began with
+        start: what the run began with, if not with fresh weights (`nbsnn.training.state.identity`); a run that began with
             something else is not gone on with.
     Raises:
         Interrupted: the observer asked to stop; call again to go on.

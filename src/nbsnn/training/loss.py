@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nbsnn.errors import ConfigError
 from nbsnn.recipe import FLOAT_BITS, OptimSpec, Phase, Recipe
 from nbsnn.tensorfile import content_hash
-from nbsnn.train.execution import Execution
+from nbsnn.training.execution import Execution
 
 
 def distillation_loss(

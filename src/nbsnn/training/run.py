@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from nbsnn.checkpoint import save_checkpoint
 from nbsnn.data.images import Batches, Splits, evaluation_batches
 from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
-from nbsnn.errors import ConfigError
-from nbsnn.evaluate.accuracy import evaluate
+from nbsnn.errors import ConfigError, DivergedError, Interrupted
+from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.models.norms import freeze_norms_
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.surgery import estimate_norms_
-from nbsnn.train.execution import Execution
-from nbsnn.train.history import write_history
-from nbsnn.train.loss import Loss
-from nbsnn.train.observer import DivergedError, Epoch, Interrupted, Observer
-from nbsnn.train.optim import learning_rate
-from nbsnn.train.state import STATE_FILE, TrainingState, restore_state_, save_state
-from nbsnn.train.step import Step
+from nbsnn.training.execution import Execution
+from nbsnn.training.history import write_history
+from nbsnn.training.loss import Loss
+from nbsnn.training.observer import Epoch, Observer
+from nbsnn.training.optim import learning_rate
+from nbsnn.training.state import STATE_FILE, TrainingState, restore_state_, save_state
+from nbsnn.training.step import Step
 
 
 def _steps_at_once(device: torch.device) -> int:

@@ -2,16 +2,7 @@
 
 from dataclasses import dataclass
 
-from nbsnn.errors import NbsnnError
-from nbsnn.train.execution import Execution
-
-
-class Interrupted(NbsnnError):
-    """The run was asked to stop; its training state is saved."""
-
-
-class DivergedError(NbsnnError, ArithmeticError):
-    """The loss is no longer a finite number."""
+from nbsnn.training.execution import Execution
 
 
 @dataclass(frozen=True)

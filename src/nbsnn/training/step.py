@@ -17,10 +17,10 @@ from nbsnn.distributed import world
 from nbsnn.errors import ConfigError
 from nbsnn.quant.layers import forget_quantized_weights_
 from nbsnn.recipe import OptimSpec, Phase
-from nbsnn.train.average import WeightAverage
-from nbsnn.train.execution import Execution
-from nbsnn.train.loss import Loss
-from nbsnn.train.optim import keep_positive_, make_optimizer, set_learning_rate_
+from nbsnn.training.average import WeightAverage
+from nbsnn.training.execution import Execution
+from nbsnn.training.loss import Loss
+from nbsnn.training.optim import keep_positive_, make_optimizer, set_learning_rate_
 
 _WARM_UP = 3  # steps before recording: libraries choose their kernels, and compilers compile, while they run
 

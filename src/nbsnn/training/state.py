@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nbsnn.distributed import world
 from nbsnn.errors import CheckpointError
 from nbsnn.tensorfile import content_hash, read_tensors, write_tensors
-from nbsnn.train.average import WeightAverage
+from nbsnn.training.average import WeightAverage
 
 try:
     import fcntl

@@ -12,8 +12,8 @@ from nbsnn.checkpoint import recipe_of
 from nbsnn.errors import CheckpointError
 from nbsnn.recipe import Recipe
 from nbsnn.tensorfile import read_tensors, write_text
-from nbsnn.train.observer import Epoch
-from nbsnn.train.state import BEST_FILE, LAST_FILE, STATE_FILE
+from nbsnn.training.observer import Epoch
+from nbsnn.training.state import BEST_FILE, LAST_FILE, STATE_FILE
 
 _LINES = "log.jsonl"
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from nbsnn.data.images import LabelledImages, evaluation_batches
 from nbsnn.distributed import world
-from nbsnn.evaluate.accuracy import evaluate
-from nbsnn.evaluate.fidelity import Fidelity, measure_fidelity, same_ties
+from nbsnn.evaluation.accuracy import evaluate
+from nbsnn.evaluation.fidelity import Fidelity, measure_fidelity, same_ties
 from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nbsnn.errors import ConversionError
 from nbsnn.spiking.functional import integrate_and_fire, unfold
 from nbsnn.surgery import tap
-from nbsnn.train.proxy import SpikingProxy, Unit
+from nbsnn.training.proxy import SpikingProxy, Unit
 
 _COARSE = (0.0, 0.03, -0.03, 0.06, -0.06, 0.1, -0.1, 0.15, -0.15, 0.2, -0.2, 0.3, 0.4)  # counts over the whole window
 _FINE = (0.0, 0.01, -0.01, 0.02, -0.02)  # around the best of them
