@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chart import line_chart
+from chart import Series, fingerprint, line_chart
 from sections import CHART, SECTIONS, described, markdown
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,8 +49,8 @@ def _ratio(row: dict[str, Any], name: str) -> str:
     return f"{row['figures'][name]['ratio']:.2f}" if name in row["figures"] else "-"
 
 
-def chart(figures: dict[str, Any]) -> str:
-    """The sweep of an inference file as SVG."""
+def sweep_series(figures: dict[str, Any]) -> Series:
+    """What the chart of an inference file's sweep shows: name of a line → (activity in percent, ms an image)."""
     series = {
         f"T = {sweep['timesteps']}, {kind}": [
             (point["activity_percent"], 1e3 * point[f"{kind}_seconds_per_image"]) for point in sweep["points"]
@@ -58,23 +58,36 @@ def chart(figures: dict[str, Any]) -> str:
         for sweep in figures["sweep"]
         for kind in ("events", "planes")
     }
-    net, points = figures["sweep"][0]["net"], figures["sweep"][0]["points"]
+    points = figures["sweep"][0]["points"]
     series["dense int8, one pass"] = [(p["activity_percent"], 1e3 * p["int8_seconds_per_image"]) for p in points]
-    return line_chart(f"{net}, unsigned spikes", "neurons that fire in a step, %", "ms an image", series)
+    return series
+
+
+def read_results() -> list[dict[str, Any]]:
+    """All files of figures."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
 
 
 def pages() -> dict[Path, str]:
-    """The page, and the chart where there is one: path → text."""
-    files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    """The pages of text: path → text."""
+    files = read_results()
     sections = [section(f) for kind, section in SECTIONS.items() for f in files if f.get("kind") == kind]
     texts = {PAGE: "\n".join([HEAD, *sections])}
     inference = [f for f in files if f.get("kind") == "inference"]
     if inference:
         texts[ENGINE] = engine_page(inference)
-    for figures in inference:
-        if figures["sweep"]:
-            texts[PAGE.with_name(CHART)] = chart(figures)
     return texts
+
+
+def sweep_figures() -> dict[str, Any]:
+    """The inference figures that the chart shows."""
+    return next(f for f in read_results() if f.get("kind") == "inference" and f["sweep"])
+
+
+def chart_is_current() -> bool:
+    """Whether the chart shows the figures of today."""
+    path = PAGE.with_name(CHART)
+    return path.is_file() and fingerprint(sweep_series(sweep_figures())) in path.read_text()
 
 
 def main() -> None:
@@ -87,6 +100,13 @@ def main() -> None:
             path.write_text(text)
         elif not path.is_file() or path.read_text() != text:
             sys.exit(f"{path.name} is not up to date; run python benchmarks/tables.py")
+    if not chart_is_current():
+        if args.check:
+            sys.exit(f"{CHART} is not up to date; run python benchmarks/tables.py")
+        figures = sweep_figures()
+        title = f"{figures['sweep'][0]['net']}, unsigned spikes"
+        drawn = line_chart(title, "neurons that fire in a step, %", "ms an image", sweep_series(figures))
+        PAGE.with_name(CHART).write_text(drawn)
 
 
 if __name__ == "__main__":
