@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import nbsnn
-from nbsnn.cli import main, training
+from nbsnn.cli import demo, main
 from nbsnn.zoo import PREFIX, list_zoo
 
 SHORT = ["--set", "phase.all.epochs=1", "--set", "data.batch_size=128"]
@@ -164,7 +164,7 @@ def test_demo_prints_every_neuron_and_schedule(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_demo_ends_with_the_bundled_networks(capsys: pytest.CaptureFixture[str]) -> None:
-    training._show_zoo()
+    demo._show_zoo()
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "zoo:" in line]
     assert [line[0] for line in lines] == [PREFIX + name for name in list_zoo()]
     assert all(float(top1) > 75 for line in lines for top1 in line[1:3])

@@ -27,6 +27,7 @@ from nbsnn.errors import Interrupted, NbsnnError
 from nbsnn.evaluation.comparison import Comparison, Finetuned
 from nbsnn.evaluation.fidelity import Fidelity
 from nbsnn.export.torchvision import MappedTensor
+from nbsnn.integer.network import IntegerNetwork
 from nbsnn.pipeline import PhaseResult
 from nbsnn.report import COLUMNS as REPORT_COLUMNS
 from nbsnn.report import table as report_table
@@ -183,6 +184,23 @@ def show_layers(fidelity: Fidelity) -> None:
         ("layer", "neurons", "differing", "off %", "largest difference"),
         rows,
     )
+
+
+def show_units(title: str, network: IntegerNetwork) -> None:
+    """The units of an integer network, and what was noted when it was lowered."""
+    rows = []
+    for row in network.report():
+        bound = "-" if row.bound_bits is None else f"2^{row.bound_bits:.1f} of {52 if row.wide else 31}"
+        shape = "×".join(map(str, row.shape))
+        rows.append((row.name, shape, row.weights, or_dash(row.fraction_bits), or_dash(row.smallest_multiplier), bound))
+    show_table(title, ("unit", "shape", "weights", "F", "min |M|", "largest sum"), rows)
+    for remark in network.program.notes:
+        out.print(remark, highlight=False)
+
+
+def or_dash(value: float | None, form: str = "") -> str:
+    """A number in a format, or a dash for none."""
+    return "-" if value is None else format(value, form)
 
 
 def change_line(change: Change) -> str:

@@ -1,10 +1,24 @@
-"""The command line: each verb parses, calls one library function, and prints."""
+"""The command line: each verb is the file of its name, which reads options, calls the library, and prints the result."""
 
 import sys
 from collections.abc import Sequence
 
 from nbsnn import console
-from nbsnn.cli import files, finetune, integer, spiking, training  # noqa: F401  (their verbs)
+from nbsnn.cli import (  # noqa: F401  (each registers its verb; help lists them in this order)
+    bench,
+    classify,
+    convert,
+    demo,
+    eval,
+    finetune,
+    info,
+    lower,
+    pack,
+    recipes,
+    report,
+    train,
+    zoo,
+)  # isort: skip
 from nbsnn.cli.app import app
 
 __all__ = ["app", "main"]

@@ -8,19 +8,9 @@ import typer
 
 from nbsnn import console
 from nbsnn.checkpoint import recipe_of, save_checkpoint
-from nbsnn.cli.app import (
-    Checkpoint,
-    DataOption,
-    DeviceOption,
-    JsonOption,
-    LimitOption,
-    RootOption,
-    app,
-    data_spec,
-    load,
-    load_splits,
-)
-from nbsnn.cli.integer import only_quantized
+from nbsnn.cli.app import app
+from nbsnn.cli.networks import data_spec, load, load_splits, only_quantized
+from nbsnn.cli.options import Checkpoint, DataOption, DeviceOption, JsonOption, LimitOption, RootOption
 from nbsnn.data import DATA_SETS
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare_finetuned

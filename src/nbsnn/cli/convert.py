@@ -1,0 +1,71 @@
+"""`nbsnn convert`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nbsnn import console
+from nbsnn.checkpoint import recipe_of, save_checkpoint
+from nbsnn.cli.app import app
+from nbsnn.cli.networks import images_for, load, only_quantized
+from nbsnn.cli.options import (
+    Checkpoint,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    NeuronOption,
+    RootOption,
+    ScheduleOption,
+    SplitOption,
+)
+from nbsnn.errors import ConfigError
+from nbsnn.evaluation.comparison import compare
+from nbsnn.evaluation.comparison import convert as convert_with
+from nbsnn.spiking.convert import VALID_PAIRS, check_pair
+
+
+@app.command()
+def convert(
+    checkpoint: Checkpoint,
+    neuron: NeuronOption = None,
+    schedule: ScheduleOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the spiking network here; needs --schedule.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Show every layer's fidelity.")] = False,
+    fidelity_images: Annotated[int, typer.Option("--fidelity-images", min=1, help="Images compared neuron by neuron.")] = 200,
+    data: DataOption = None,
+    root: RootOption = None,
+    split: SplitOption = "test",
+    limit: LimitOption = 0,
+    device: DeviceOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Turn a quantized checkpoint into a spiking network, and say how well and how exactly its spikes follow.
+
+    Without --schedule, every neuron and schedule is compared. Example:
+    nbsnn convert runs/r20/2bit/best.safetensors --schedule settle --out r20-settle.safetensors
+    """
+    if schedule is None and (out or neuron):
+        raise ConfigError("--out and --neuron need a schedule: add --schedule fixed, settle or barrier")
+    pairs = VALID_PAIRS if schedule is None else (check_pair(neuron, schedule),)
+    model, header = load(checkpoint, device)
+    model = only_quantized(model, checkpoint, "convert")
+    images = images_for(header, data, root, split, limit)
+    total = len(pairs) * (len(images) + min(fidelity_images, len(images)))
+    with console.image_progress(total, "converting") as tell:
+        results = list(compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))
+    if out and schedule:
+        spiking = convert_with(model, images, neuron=neuron, schedule=schedule)
+        metrics = {"top1": results[0].spiking_top1, "source": str(checkpoint)}
+        save_checkpoint(out, spiking, recipe=recipe_of(header), metrics=metrics)
+        console.note(f"wrote {out}")
+    if json_:
+        console.show_json({"checkpoint": str(checkpoint), "results": [r.to_dict() for r in results]})
+        return
+    console.show_table(
+        f"{checkpoint}, {len(images)} images", console.COMPARISON_COLUMNS, console.comparison_rows(results, None)
+    )
+    for result in results if layers else ():
+        console.note(f"{result.neuron} {result.schedule}")
+        console.show_layers(result.fidelity)

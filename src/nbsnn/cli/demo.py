@@ -1,0 +1,71 @@
+"""`nbsnn demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nbsnn import console, pipeline
+from nbsnn.checkpoint import load_checkpoint
+from nbsnn.cli.app import app
+from nbsnn.cli.options import JsonOption, LimitOption
+from nbsnn.data import load_data
+from nbsnn.data.images import Batches
+from nbsnn.data.sample import load_sample
+from nbsnn.evaluation.accuracy import evaluate
+from nbsnn.evaluation.comparison import Comparison, compare
+from nbsnn.recipes import load_recipe
+from nbsnn.spiking.convert import VALID_PAIRS
+from nbsnn.training_console import TrainingConsole
+from nbsnn.zoo import PREFIX, list_zoo
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Of weights and order.")] = 0,
+    settings: Annotated[list[str], typer.Option("--set", "-s", help="key=value of the recipe digits/resnet20.")] = [],  # noqa: B006
+    limit: LimitOption = 0,
+    json_: JsonOption = False,
+) -> None:
+    """The whole path on handwritten digits: four phases of training, then every neuron and schedule, in one table.
+
+    It ends with the bundled networks on real images.
+    """
+    plan = load_recipe("digits/resnet20", [*settings, f"seed={seed}"])
+    console.note(f"ResNet-20 on 8×8 digits: float, then 4, 3 and 2 bits → {out}")
+    splits = load_data(plan.data)
+    with TrainingConsole() as observer:
+        phases = list(pipeline.train(plan, out, splits=splits, observer=observer, overwrite=True))
+    test = splits.test.some(limit)
+    float_top1 = next((p.best.top1 for p in phases if p.bits == 32), None)
+    results: list[Comparison] = []
+    quantized = [p for p in phases if p.bits != 32]
+    with console.image_progress(len(quantized) * len(VALID_PAIRS) * 2 * len(test), "converting") as tell:
+        for phase in quantized:
+            model = load_checkpoint(phase.fit.best)
+            results += compare(model, test, fidelity_images=len(test), progress=tell)
+    if json_:
+        console.show_json({"float_top1": float_top1, "results": [r.to_dict() for r in results]})
+        return
+    console.show_table(
+        f"Digits, {len(test)} test images, ResNet-20", console.COMPARISON_COLUMNS, console.comparison_rows(results, float_top1)
+    )
+    console.out.print(
+        "quantized, spiking: top-1 in %.  neurons off: share whose spike count differs from the quantized activation.\n"
+        "fixed stops after T steps, as published; settle and barrier are exact.",
+        highlight=False,
+    )
+    _show_zoo()
+
+
+def _show_zoo() -> None:
+    sample = load_sample().test
+    rows = []
+    for name in list_zoo():
+        network = load_checkpoint(PREFIX + name)
+        integer = pipeline.integer_form(network, sample)
+        reports = [evaluate(form, Batches(sample, 100)) for form in (network, integer)]
+        rows.append((PREFIX + name, *(f"{r.top1:.2f}" for r in reports), *(f"{r.images_per_second:.0f}" for r in reports)))
+    columns = ("network", "quantized", "in integers", "images/s", "images/s, integers")
+    console.show_table(f"Bundled networks, {len(sample)} test images of CIFAR-10 (JPEG q75), top-1 in %", columns, rows)

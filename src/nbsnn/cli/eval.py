@@ -1,0 +1,99 @@
+"""`nbsnn eval`."""
+
+from typing import Annotated
+
+import typer
+from torch import nn
+
+from nbsnn import console, pipeline
+from nbsnn.checkpoint import form_of
+from nbsnn.cli.app import app
+from nbsnn.cli.networks import images_for, load
+from nbsnn.cli.options import (
+    BackendOption,
+    Checkpoint,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    NeuronOption,
+    RootOption,
+    ScheduleOption,
+    SplitOption,
+)
+from nbsnn.data.images import Batches, LabelledImages
+from nbsnn.distributed import process_group
+from nbsnn.errors import ConfigError
+from nbsnn.evaluation.accuracy import evaluate
+from nbsnn.integer.network import IntegerNetwork
+from nbsnn.tensorfile import Header
+
+
+@app.command("eval")
+def eval_(
+    checkpoint: Checkpoint,
+    data: DataOption = None,
+    root: RootOption = None,
+    split: SplitOption = "test",
+    limit: LimitOption = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at a time.")] = 100,
+    device: DeviceOption = "auto",
+    engine: Annotated[str | None, typer.Option("--engine", help="Run in integers: counts, or spikes step by step.")] = None,
+    neuron: NeuronOption = None,
+    schedule: ScheduleOption = None,
+    backend: BackendOption = "auto",
+    json_: JsonOption = False,
+) -> None:
+    """Accuracy of a checkpoint of any form, and, where there is time, the steps that it took.
+
+    Started by torchrun, several processes share the images.
+
+    Example: nbsnn eval runs/r20/2bit/best.safetensors --root data --engine spikes --schedule settle
+    """
+    chosen = pipeline.pick_device(device)
+    with process_group(chosen) as group:
+        console.speak_on_main_only(group)
+        model, header = load(checkpoint, device)
+        images = images_for(header, data, root, split, limit).to(chosen)
+        model, form = choose_engine(model, header, images, engine, neuron, schedule, backend)
+        with console.image_progress(len(images) // group.size, f"{form} network") as tell:
+            loader = Batches(images, batch_size, world=group)
+            report = evaluate(model, loader, progress=lambda count: tell("", count))
+    if json_:
+        console.show_json(report.to_dict() | {"form": form, "checkpoint": str(checkpoint)})
+        return
+    steps = "-" if report.steps is None else f"{report.steps:.1f} (max {report.max_steps})"
+    columns = ("form", "images", "top-1 %", "top-5 %", "steps", "seconds", "images/s")
+    row = (form, str(report.images), f"{report.top1:.2f}", f"{report.top5:.2f}", steps,
+           f"{report.seconds:.1f}", f"{report.images_per_second:.0f}")  # fmt: skip
+    console.show_table(str(checkpoint), columns, [row])
+
+
+def choose_engine(
+    model: nn.Module | IntegerNetwork,
+    header: Header,
+    images: LabelledImages,
+    engine: str | None,
+    neuron: str | None,
+    schedule: str | None,
+    backend: str,
+) -> tuple[nn.Module | IntegerNetwork, str]:
+    """The network as `--engine` and its companions want it, and its form in words."""
+    if engine != "spikes" and (neuron or schedule):
+        raise ConfigError("--neuron and --schedule say how spikes run: add --engine spikes")
+    if engine is None and backend != "auto" and not isinstance(model, IntegerNetwork):
+        raise ConfigError(f"--backend {backend} says what runs an integer network: add --engine counts or spikes")
+    if engine is None and not isinstance(model, IntegerNetwork):
+        return model, form_of(model)
+    if not isinstance(model, IntegerNetwork):
+        if form_of(model) != "quantized":
+            raise ConfigError(f"--engine runs integer and quantized networks, and this is a {form_of(model)} one")
+        device = next(model.parameters()).device
+        model = pipeline.integer_form(model, images).to(device)
+    options = {"engine": engine or "counts", "backend": backend}
+    if engine == "spikes":
+        options |= {"schedule": schedule or "fixed"} | ({"neuron": neuron} if neuron else {})
+    network = model.using(**options)
+    used = network.backend
+    words = [engine or "counts", *(word for word in (neuron, options.get("schedule")) if word), used]
+    return network, f"integer, {' '.join(words)}"

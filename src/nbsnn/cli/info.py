@@ -1,0 +1,70 @@
+"""`nbsnn info`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import Tensor
+
+from nbsnn import console
+from nbsnn.cli.app import app
+from nbsnn.cli.options import JsonOption
+from nbsnn.errors import ConfigError
+from nbsnn.integer.network import IntegerNetwork
+from nbsnn.integer.storage import program_from
+from nbsnn.summary import summarize, system_facts
+from nbsnn.tensorfile import Header, read_tensors
+
+
+@app.command()
+def info(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint that nbsnn wrote.", metavar="[CHECKPOINT]")] = None,
+    system: Annotated[bool, typer.Option("--system", help="Describe this machine and the versions instead.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Form, bits, layers and sizes of a checkpoint; or, with --system, what nbsnn runs on."""
+    if system or checkpoint is None:
+        if not system:
+            raise ConfigError("info: name a checkpoint, or ask for --system")
+        facts = system_facts()
+        if json_:
+            console.show_json(facts)
+        else:
+            console.show_table("System", ("what", "value"), ((key, str(value)) for key, value in facts.items()))
+        return
+    header, tensors = read_tensors(checkpoint)
+    if header["form"] == "integer":
+        show_integer(checkpoint, header, tensors, json_=json_)
+        return
+    size, parameters, layers = summarize(header, tensors)
+    if json_:
+        console.show_json(header | {"parameters": parameters, "bytes": size})
+        return
+    model = header["model"]["name"] if header["model"] else "own network"
+    spiking = header["spiking"]
+    extra = f", {spiking['neuron']} neurons, {spiking['schedule']} schedule, T = {spiking['timesteps']}" if spiking else ""
+    console.out.print(f"{model}, {header['form']} form{extra}: {parameters:,} parameters, {size / 1e6:.2f} MB", highlight=False)
+    versions = ", ".join(f"{key} {value}" for key, value in header["versions"].items())
+    console.out.print(
+        f"recipe {header['recipe_hash']}, seed {header['seed']}, {header['metrics']}, {versions}", highlight=False
+    )
+    console.show_table("Layers", ("layer", "weight", "bits", "detail"), layers)
+
+
+def show_integer(path: Path, header: Header, tensors: Mapping[str, Tensor], *, json_: bool) -> None:
+    """What `nbsnn info` says of a file that holds an integer network."""
+    network = IntegerNetwork(program_from(header, tensors, source=str(path)))
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    if json_:
+        rows = [row.to_dict() for row in network.report()]
+        kept = {key: header[key] for key in ("format", "form", "content_hash", "model", "versions")}
+        console.show_json(kept | {"timesteps": network.timesteps, "bytes": size, "units": rows,
+                                   "notes": list(network.program.notes)})  # fmt: skip
+        return
+    name = (header["model"] or {}).get("name", "own network")
+    console.out.print(
+        f"{name}, integer form, T = {network.timesteps}: {size / 1e6:.2f} MB, hash {header['content_hash'][:12]}",
+        highlight=False,
+    )
+    console.show_units("Units", network)

@@ -1,0 +1,63 @@
+"""`nbsnn lower`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nbsnn import console, pipeline
+from nbsnn.cli.app import app
+from nbsnn.cli.networks import images_for, load, only_quantized
+from nbsnn.cli.options import Checkpoint, DataOption, JsonOption, RootOption, SplitOption
+from nbsnn.evaluation.fidelity import measure_integer_fidelity
+from nbsnn.tensorfile import Header
+
+FloatBits = Annotated[int, typer.Option("--float-weight-bits", help="8 or 16, for weights that are not quantized.")]
+
+
+@app.command()
+def lower(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Write the integer network here, as .safetensors.")],
+    float_weight_bits: FloatBits = 8,
+    fidelity_images: Annotated[int, typer.Option("--fidelity-images", min=0, help="Images whose counts are compared.")] = 100,
+    data: DataOption = None,
+    root: RootOption = None,
+    split: SplitOption = "test",
+    json_: JsonOption = False,
+) -> None:
+    """Turn a quantized checkpoint into an integer network: the same bits on every machine, and what a chip would run.
+
+    Example: nbsnn lower runs/r20/2bit/best.safetensors --out r20-int.safetensors
+    """
+    model, header = load(checkpoint, "cpu")
+    quantized = only_quantized(model, checkpoint, "lower")
+    images = images_for(header, data, root, split, fidelity_images or 1)
+    network = pipeline.integer_form(
+        quantized, images, float_weight_bits=float_weight_bits, origin=origin_of(header, checkpoint)
+    )
+    network.save(out)
+    console.note(f"wrote {out}")
+    fidelity = None
+    if fidelity_images:
+        with console.image_progress(len(images), "comparing counts") as tell:
+            fidelity = measure_integer_fidelity(
+                quantized, network, images.normalized(), labels=images.labels, progress=lambda count: tell("", count)
+            )
+    if json_:
+        rows = [row.to_dict() for row in network.report()]
+        console.show_json({"file": str(out), "timesteps": network.timesteps, "units": rows,
+                           "notes": list(network.program.notes), "fidelity": fidelity and fidelity.to_dict()})  # fmt: skip
+        return
+    console.show_units(str(out), network)
+    if fidelity:
+        console.out.print(
+            f"counts that differ from the simulated quantized network: {fidelity.off:.4f} % on {fidelity.images} images; "
+            f"same class for {fidelity.agreement:.1f} %",
+            highlight=False,
+        )
+
+
+def origin_of(header: Header, checkpoint: Path) -> dict[str, object]:
+    """What an integer network's file says of its source."""
+    return {"model": header["model"], "recipe": header["recipe"], "metrics": header["metrics"], "source": checkpoint.name}

@@ -1,0 +1,102 @@
+"""What verbs run on: a checkpoint's network, in the form that the verb takes, and the images that go with it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from nbsnn import console, pipeline
+from nbsnn.checkpoint import form_of, rebuild, recipe_of
+from nbsnn.data import DATA_SETS, load_data
+from nbsnn.data.images import LabelledImages, Splits
+from nbsnn.errors import ConfigError, unknown
+from nbsnn.integer.network import IntegerNetwork
+from nbsnn.integer.storage import program_from
+from nbsnn.recipe import DataSpec, ModelSpec
+from nbsnn.tensorfile import Header, read_tensors
+
+
+def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Header]:
+    """A network of any form on a device, and the header of its file."""
+    chosen = pipeline.pick_device(device)
+    header, state = read_tensors(checkpoint)
+    if header["form"] == "integer":
+        return IntegerNetwork(program_from(header, state, source=str(checkpoint))).to(chosen), header
+    return rebuild(header, state, source=str(checkpoint)).to(chosen), header
+
+
+def data_spec(header: Header, data: str | None, root: Path | None) -> DataSpec:
+    """The data set that the options name, or else the checkpoint's own."""
+    recipe = recipe_of(header)
+    spec = recipe.data if recipe else None
+    name = data or (spec.name if spec else None)
+    if name is None:
+        raise ConfigError("the checkpoint names no data set; say --data cifar10, digits, imagenet or sample")
+    if name not in DATA_SETS:
+        raise ConfigError(unknown("data set", name, DATA_SETS))
+    if spec is None or spec.name != name:
+        spec = DataSpec(name, validation=DATA_SETS[name])
+    return replace(spec, root=str(root or spec.root))
+
+
+def load_splits(header: Header, spec: DataSpec) -> Splits:
+    """The data set, if its images fit the network."""
+    with console.download_progress() as progress:
+        splits = load_data(spec, size=(header["model"] or {}).get("image_size"), progress=progress)
+    if header["model"]:
+        pipeline.check_fit(ModelSpec(**header["model"]), splits.test, spec.name)
+    return splits
+
+
+def images_for(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> LabelledImages:
+    """The images that the options name, or else those that the checkpoint was trained on."""
+    if split not in ("test", "validation", "train"):
+        raise ConfigError(unknown("split", split, ("test", "validation", "train")))
+    images: LabelledImages = getattr(load_splits(header, data_spec(header, data, root)), split)
+    return images.some(limit)
+
+
+def only_quantized(model: nn.Module | IntegerNetwork, checkpoint: Path, verb: str) -> nn.Module:
+    """The network, if it is a quantized one."""
+    if isinstance(model, IntegerNetwork):
+        raise ConfigError(f"{checkpoint} holds an integer network; {verb} takes a quantized one: name what it was lowered from")
+    form = form_of(model)
+    if form != "quantized":
+        remedy = "quantize it with nbsnn train --init first" if form == "float" else "name the one that it was made from"
+        raise ConfigError(f"{checkpoint} holds a {form} network; {verb} takes a quantized one: {remedy}")
+    return model
+
+
+def origin_of(header: Header, checkpoint: Path) -> dict[str, object]:
+    """What an integer network's file says of its source."""
+    return {"model": header["model"], "recipe": header["recipe"], "metrics": header["metrics"], "source": checkpoint.name}
+
+
+def choose_engine(
+    model: nn.Module | IntegerNetwork,
+    header: Header,
+    images: LabelledImages,
+    engine: str | None,
+    neuron: str | None,
+    schedule: str | None,
+    backend: str,
+) -> tuple[nn.Module | IntegerNetwork, str]:
+    """The network as `--engine` and its companions want it, and its form in words."""
+    if engine != "spikes" and (neuron or schedule):
+        raise ConfigError("--neuron and --schedule say how spikes run: add --engine spikes")
+    if engine is None and backend != "auto" and not isinstance(model, IntegerNetwork):
+        raise ConfigError(f"--backend {backend} says what runs an integer network: add --engine counts or spikes")
+    if engine is None and not isinstance(model, IntegerNetwork):
+        return model, form_of(model)
+    if not isinstance(model, IntegerNetwork):
+        if form_of(model) != "quantized":
+            raise ConfigError(f"--engine runs integer and quantized networks, and this is a {form_of(model)} one")
+        device = next(model.parameters()).device
+        model = pipeline.integer_form(model, images).to(device)
+    options = {"engine": engine or "counts", "backend": backend}
+    if engine == "spikes":
+        options |= {"schedule": schedule or "fixed"} | ({"neuron": neuron} if neuron else {})
+    network = model.using(**options)
+    used = network.backend
+    words = [engine or "counts", *(word for word in (neuron, options.get("schedule")) if word), used]
+    return network, f"integer, {' '.join(words)}"

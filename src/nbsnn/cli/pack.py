@@ -1,0 +1,35 @@
+"""`nbsnn pack`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nbsnn import console
+from nbsnn.checkpoint import rebuild
+from nbsnn.cli.app import app
+from nbsnn.cli.options import Checkpoint, JsonOption
+from nbsnn.export.packed import save_packed
+from nbsnn.tensorfile import read_tensors
+from nbsnn.zoo import locate
+
+
+@app.command()
+def pack(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The packed file, .safetensors.")],
+    json_: JsonOption = False,
+) -> None:
+    """Write a quantized network as bit-packed integer weights, norms and thresholds, with its provenance and a hash.
+
+    Its logits are equal bit for bit. Other verbs take it as they take a checkpoint, but its weights
+    are not trained any more. Example:
+    nbsnn pack runs/r20/2bit/best.safetensors --out resnet20-w2a2.safetensors
+    """
+    header, tensors = read_tensors(checkpoint)
+    size = save_packed(out, rebuild(header, tensors, source=str(checkpoint)), origin=header)
+    before = locate(checkpoint).stat().st_size
+    if json_:
+        console.show_json({"packed": str(out), "bytes": size, "checkpoint_bytes": before})
+        return
+    console.out.print(f"{out}: {size / 1e3:.0f} kB, {before / size:.1f} times smaller than the checkpoint", highlight=False)
