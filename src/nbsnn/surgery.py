@@ -1,5 +1,6 @@
-"""Swap modules by name, watch what flows through them, and let norms take their statistics from it."""
+"""Unwrap, copy and swap modules, watch what flows through them, and let norms take their statistics from it."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+# torch's classes that hold one network and call it, by name so that none need be imported: class → its only child.
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel, FSDP, torch.compile and the like, however deep; else `module`.
+
+    Wrappers further down the tree stay; see `copied`.
+    """
+    while (inner := _wrapped(module)) is not None:
+        module = inner
+    return module
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy without wrappers, at the root or anywhere in the tree, so that names in it are those of the bare network.
+
+    Tensors that hang on a graph, such as the weight that a hook of `weight_norm` computed last, are copied without it.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        memo |= {id(t): t.detach().clone() for t in vars(part).values() if isinstance(t, Tensor) and t.grad_fn is not None}
+    for part in reversed(list(module.modules())):  # from the inside out: what a wrapper holds is copied before its holder
+        if (inner := _wrapped(part)) is not None:
+            memo[id(part)] = copy.deepcopy(inner, memo)
+    return copy.deepcopy(module, memo)
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    for cls in type(module).__mro__:
+        if cls.__module__.startswith("torch.") and cls.__name__ in _WRAPPERS:
+            inner = getattr(module, _WRAPPERS[cls.__name__], None)
+            return inner if isinstance(inner, nn.Module) else None
+    return None
 
 
 def replace_modules_(root: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
