@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test check sanitize clean
 
 demo: $(STAMP)  ## the whole path on bundled data: float → 4, 3, 2 bits → spikes
 	$(BIN)/nbsnn demo
@@ -16,6 +16,10 @@ check: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+
+SECONDS ?= 60
+sanitize: $(STAMP)  ## the native kernel under AddressSanitizer, UBSan and ThreadSanitizer; needs g++
+	$(BIN)/python tests/fuzz/sanitizers.py --seconds $(SECONDS)
 
 # The C++ is here because an editable install builds the native engine once, into src; a pull may bring a newer one.
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard src/nbsnn/integer/native/*)
