@@ -199,7 +199,7 @@ def test_anything_but_one_tensor_of_logits_is_refused():
     assert refusal(net) == "the network returns a tuple; return the logits alone, as one tensor"
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 6, 6), (2, 6, 6), (1, 2, 9, 9), (1, 2)])
+@pytest.mark.parametrize("shape", [(1, 3, 6, 6), (1, 2, 9, 9)])
 def test_an_example_of_the_wrong_shape_is_refused(shape):
     said = refusal(quantized_probe(), example=torch.zeros(shape))
     assert said.startswith(f"the example of shape {list(shape[1:])} does not run at ")

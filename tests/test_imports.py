@@ -13,7 +13,7 @@ ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
     ["settings", "zoo"],
-    ["recipe", "surgery", "tensorfile", "distributed", "quant.functional", "spiking.functional"],
+    ["recipe", "surgery", "inputs", "tensorfile", "distributed", "quant.functional", "spiking.functional"],
     ["recipes", "models", "quant", "data"],
     ["spiking"],
     ["integer"],

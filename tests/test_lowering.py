@@ -115,7 +115,7 @@ def test_settings_are_checked():
         nbsnn.lower(net, IMAGE, float_weight_bits=4)
     with pytest.raises(nbsnn.ConfigError, match=r"mean and std go together"):
         nbsnn.lower(net, IMAGE, mean=(0.5, 0.5))
-    with pytest.raises(nbsnn.ConfigError, match=r"mean and std have 1 and 1 entries; images have 2 channels"):
+    with pytest.raises(nbsnn.ConfigError, match=r"mean=\(0.5,\): give 2 numbers, one for each channel"):
         nbsnn.lower(net, IMAGE, mean=(0.5,), std=(1.0,))
 
 
@@ -157,11 +157,11 @@ def test_images_may_lie_in_memory_as_they_like(dtype, backend):
     ("images", "message"),
     [
         (torch.zeros(2, 2, 5, 6), r"images of shape \[2, 2, 5, 6\]; the network takes \[B, 2, 6, 6\]"),
-        (torch.zeros(0, 2, 6, 6), r"images of shape \[0, 2, 6, 6\]"),
+        (torch.zeros(0, 2, 6, 6), r"images has shape \[0, 2, 6, 6\]; give one image or more"),
         (torch.full((1, 2, 6, 6), 9.0), r"images reach beyond \[-8, 8\]; normalise them"),
-        (torch.full((1, 2, 6, 6), float("nan")), r"images reach beyond"),
+        (torch.full((1, 2, 6, 6), float("nan")), r"images: 72 of 72 values are not finite"),
         (torch.zeros(1, 2, 6, 6, dtype=torch.uint8), r"8-bit images, but the network knows no mean and std"),
-        (torch.zeros(1, 2, 6, 6, dtype=torch.int64), r"images of type torch.int64"),
+        (torch.zeros(1, 2, 6, 6, dtype=torch.int64), r"images has type torch.int64; give floats"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(images, message):

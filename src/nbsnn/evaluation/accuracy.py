@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nbsnn.distributed import max_over_ranks, sum_over_ranks
 from nbsnn.errors import DataError
+from nbsnn.inputs import as_batches, as_labels
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.surgery import evaluation_mode
@@ -51,6 +52,9 @@ def evaluate(
         model: float, quantized, spiking, or an integer network (`network.using(engine="spikes", ...)` chooses how it runs).
         loader: batches (images [B, C, H, W], labels [B]).
         progress: called with the number of images of each batch.
+    Raises:
+        ConfigError: not batches of images and labels, or a label that the network has no class for.
+        DataError: no batch at all.
     """
     from torchmetrics.classification import MulticlassAccuracy  # here: it takes as long to import as all of nbsnn
 
@@ -60,10 +64,10 @@ def evaluate(
     steps: list[Tensor] = []
     images_seen, start = 0, time.perf_counter()
     with nullcontext() if isinstance(model, IntegerNetwork) else evaluation_mode(model):
-        for images, labels in loader:
+        for images, given in as_batches(loader, network=None if isinstance(model, IntegerNetwork) else model):
             logits = model(images if parameter is None else images.to(parameter))
             device = logits.device
-            labels = labels.to(device)
+            labels = as_labels(given, "labels of the loader", count=len(images), classes=logits.shape[1]).to(device)
             if top1 is None or top5 is None:
                 classes = logits.shape[1]
                 top1 = MulticlassAccuracy(classes, average="micro", validate_args=False).to(device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.data.images import fewer_if_larger
+from nbsnn.inputs import as_images, as_labels
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.quant.layers import QuantReLU, at_least
 from nbsnn.spiking.functional import unfold
@@ -89,6 +90,7 @@ def measure_fidelity(
         labels: [N], for the accuracies.
         progress: called with the number of images of each batch.
     """
+    images, labels = _checked(images, labels, quantized)
     parameter = next(quantized.parameters())
     acts = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
     neurons = {name: m for name, m in spiking.network.named_modules() if isinstance(m, IFNeuron)}
@@ -131,6 +133,7 @@ def measure_integer_fidelity(
     They differ where rounding turns a tie or a near tie, and where float weights were rounded. Arguments and result as in
     `measure_fidelity`; `steps` is T.
     """
+    images, labels = _checked(images, labels, quantized)
     parameter = next(quantized.parameters())
     acts = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
     tally = {unit.name: [0, 0, 0] for unit in network.program.units}
@@ -146,6 +149,11 @@ def measure_integer_fidelity(
         if progress:
             progress(len(chunk))
     return _fidelity(tally, expected, actual, torch.full((len(images),), network.timesteps), labels)
+
+
+def _checked(images: Tensor, labels: Tensor | None, quantized: nn.Module) -> tuple[Tensor, Tensor | None]:
+    checked = as_images(images, network=quantized, finite=True)
+    return checked, None if labels is None else as_labels(labels, count=len(checked))
 
 
 def _note(entry: list[int], difference: Tensor) -> None:

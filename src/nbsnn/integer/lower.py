@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError, LoweringError
+from nbsnn.inputs import as_images, check_normalization, to_network
 from nbsnn.integer.description import describe_units
 from nbsnn.integer.fixedpoint import Setting, integer_head, integer_unit
 from nbsnn.integer.network import IntegerNetwork
@@ -45,9 +46,10 @@ def lower(
     """
     if float_weight_bits not in (8, 16):
         raise ConfigError(f"float_weight_bits={float_weight_bits}: choose 8 or 16")
+    example = as_images(example, "example", network=quantized, finite=True, error=LoweringError)
     if not read_plan(quantized):
         raise LoweringError("the network is not quantized; call nbsnn.quantize first")
-    first = example[:1].detach()
+    first = to_network(example[:1].detach(), quantized)
     to_spiking(quantized, first, schedule="settle")  # the audit's verdict; its result is not needed
     with evaluation_mode(quantized):
         seen = trace(quantized, first)
@@ -77,8 +79,7 @@ def _pixels(shape: tuple[int, ...], mean: Sequence[float] | None, std: Sequence[
             raise ConfigError("mean and std go together; give both, or neither for float images only")
         extreme = int(IMAGE_RANGE * scale)
         return Pixels(shape, PIXEL_BITS, -extreme, extreme)
-    if not len(mean) == len(std) == shape[0]:
-        raise ConfigError(f"mean and std have {len(mean)} and {len(std)} entries; images have {shape[0]} channels")
+    check_normalization(mean, std, shape[0])
     table = pixel_table(mean, std, PIXEL_BITS)
     return Pixels(shape, PIXEL_BITS, min(int(table.min()), 0), max(int(table.max()), 0), table)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nbsnn.errors import ConfigError, LoweringError, unknown
+from nbsnn.inputs import as_images
 from nbsnn.integer.description import UnitRow, describe_units
 from nbsnn.integer.engines import Backend, Code, choose
 from nbsnn.integer.program import Head, Outcome, Pixels, Program
@@ -121,6 +122,7 @@ class IntegerNetwork:
         chosen_neuron, chosen_schedule = check_pair(neuron, schedule)
         if engine == "spikes" and schedule == "fixed":
             self._check_levels()
+        images = as_images(images, ranks=(len(self.program.pixels.shape) + 1,), pixels=True, error=LoweringError)
         code = choose(self.program, backend, self.device)
         outcomes = []
         with torch.no_grad():
@@ -192,7 +194,7 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
     Raises:
         LoweringError: wrong shape, out of range, or bytes where the network knows no mean and std.
     """
-    if images.dim() != 4 or tuple(images.shape[1:]) != pixels.shape or not len(images):
+    if tuple(images.shape[1:]) != pixels.shape:
         raise LoweringError(f"images of shape {list(images.shape)}; the network takes [B, {', '.join(map(str, pixels.shape))}]")
     if images.dtype == torch.uint8:
         if pixels.table is None:
@@ -200,10 +202,9 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
         channel = torch.arange(len(pixels.table), device=images.device).view(-1, 1, 1)
         looked_up: Tensor = pixels.table[channel, images.to(torch.int64)]
         return looked_up.contiguous()  # it lies as the images did, which may be channels last
-    if not images.is_floating_point():
-        raise LoweringError(f"images of type {images.dtype}; give normalised floats or uint8")
     whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()
     if not bool(((whole >= pixels.low) & (whole <= pixels.high)).all()):
+        as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)
         low, high = (edge / 2**pixels.fraction_bits for edge in (pixels.low, pixels.high))
         raise LoweringError(f"images reach beyond [{low:.3g}, {high:.3g}]; normalise them as the example for nbsnn.lower was")
     return whole.to(torch.int32).contiguous()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import QuantizationError, unknown
+from nbsnn.inputs import as_images, to_network
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
 from nbsnn.quant.functional import EdgeRange
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
@@ -106,6 +107,8 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None)
     Raises:
         QuantizationError: nothing to quantize, quantized before, or a layer without a quantized form.
     """
+    if images is not None:
+        images = as_images(images, network=model, least=2, finite=True, error=QuantizationError)
     if read_plan(model):
         raise QuantizationError("the network is quantized already; change its bits with nbsnn.set_bits_")
     plan = plan_formats(model, spec)
@@ -116,9 +119,7 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None)
         )
     quantized = apply_plan_(copy.deepcopy(model), plan)
     if images is not None:
-        if images.dim() != 4 or len(images) < 2:
-            raise QuantizationError(f"images has shape {list(images.shape)}; give at least 2 images, [B, C, H, W]")
-        calibrate_(quantized, images)
+        calibrate_(quantized, to_network(images, quantized))
     return quantized
 
 

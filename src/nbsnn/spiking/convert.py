@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError, unknown
+from nbsnn.inputs import as_images, to_network
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.audit import audit
 from nbsnn.spiking.functional import fold
@@ -53,9 +54,11 @@ def to_spiking(quantized: nn.Module, example: Tensor, *, neuron: str | None = No
         ConversionError: the network does something that spikes cannot follow; the message names the layer and the remedy.
     """
     chosen, plan = check_pair(neuron, schedule)
+    example = as_images(example, "example", network=quantized, finite=True, error=ConversionError)
     if isinstance(quantized, SpikingNetwork):
         raise ConversionError("the network is spiking already; convert the quantized network that it was made from")
     timesteps = _timesteps(quantized, plan)
+    example = to_network(example, quantized)
     clock = Clock(timesteps)
     network = copy.deepcopy(quantized)
     acts = [m for m in network.modules() if isinstance(m, QuantReLU)]

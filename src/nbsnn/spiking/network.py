@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError
+from nbsnn.inputs import as_images, to_network
 from nbsnn.spiking.functional import fold, unfold
 from nbsnn.spiking.neuron import Clock, IFNeuron, Neuron, Schedule
 
@@ -48,6 +49,7 @@ class SpikingNetwork(nn.Module):
         return self._clock.timesteps
 
     def forward(self, images: Tensor) -> Tensor:
+        images = to_network(as_images(images, ranks=(len(self.image_shape) + 1,)), self.network)
         try:
             total = self._settle(images) if self.schedule == "settle" else self._drive(images)
         finally:

@@ -1,0 +1,159 @@
+"""What is passed in as images: checked in one place, so that every function takes the same and refuses in the same words."""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.errors import ConfigError, NbsnnError
+
+_SHAPES = {2: "[B, F]", 3: "[B, C, L]", 4: "[B, C, H, W]"}
+_PLANE_LAYERS = (
+    nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d
+)  # fmt: skip
+
+
+def as_images(
+    value: object,
+    name: str = "images",
+    *,
+    network: nn.Module | None = None,
+    ranks: Collection[int] | None = None,
+    least: int = 1,
+    pixels: bool = False,
+    finite: bool = False,
+    error: type[NbsnnError] = ConfigError,
+) -> Tensor:
+    """A batch of images as a network takes it, or one line that says what was given and what to give.
+
+    Args:
+        value: what the caller was given; a tensor of floats is right.
+        name: of the argument, for the message.
+        network: that will take them.
+        ranks: numbers of axes that are allowed; unless given, those that `network` takes: 4 where it has a layer for planes,
+            such as Conv2d, else 2, 3 or 4 ([B, F], [B, C, L], [B, C, H, W]).
+        least: images.
+        pixels: 8-bit pixels (uint8) are right too, and stay as they are.
+        finite: refuse NaN and infinity.
+        error: class of what is raised.
+    Returns:
+        `value` itself; `to_network` moves it where the network is.
+    """
+    allowed = (4,) if ranks is None and network is None else ranks or _ranks_of(network)
+    shapes = " or ".join(_SHAPES[rank] for rank in sorted(allowed, reverse=True))
+    if not isinstance(value, Tensor):
+        raise error(f"{name} is {_kind(value)}; give a tensor {shapes}{_remedy(value, name)}")
+    if value.layout is not torch.strided:
+        raise error(f"{name} is a tensor of layout {value.layout}; give a dense one: {name}.to_dense()")
+    if value.dtype == torch.uint8 and not pixels:
+        raise error(f"{name} has 8-bit pixels; give floats, normalized as in training: ({name} / 255 - mean) / std")
+    if not value.is_floating_point() and value.dtype != torch.uint8:
+        also = ", or 8-bit pixels (torch.uint8)" if pixels else ""
+        raise error(f"{name} has type {value.dtype}; give floats, normalized as in training{also}")
+    if value.dim() not in allowed:
+        single = value.dim() == 3 and 4 in allowed
+        remedy = f"one image as {name}[None], grey ones as {name}[:, None]" if single else f"reshape {name} to that"
+        raise error(f"{name} has shape {list(value.shape)}; give a batch {shapes}: {remedy}")
+    if len(value) < least or not value.numel():
+        wanted = f"at least {least} images" if least > 1 else "one image or more"
+        raise error(f"{name} has shape {list(value.shape)}; give {wanted}, {shapes}")
+    if finite and not bool(value.isfinite().all()):
+        bad = int((~value.isfinite()).sum())
+        raise error(f"{name}: {bad:,} of {value.numel():,} values are not finite; find them with {name}.isfinite()")
+    return value
+
+
+def to_network(images: Tensor, network: nn.Module) -> Tensor:
+    """Images on the device of a network and in its floating-point type, as its parameters have them."""
+    parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
+    return images if parameter is None else images.to(parameter.device, parameter.dtype)
+
+
+def check_normalization(mean: object, std: object, channels: int, *, error: type[NbsnnError] = ConfigError) -> None:
+    """Refuse a mean or a standard deviation that is not one finite number for each channel, the latter positive."""
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != channels:
+            raise error(f"{name}={values!r}: give {channels} numbers, one for each channel, of pixels scaled to 0..1")
+        for value in values:
+            fine = isinstance(value, (int, float)) and math.isfinite(value) and (name == "mean" or value > 0)
+            if not fine or isinstance(value, bool):
+                wanted = "finite numbers" if name == "mean" else "positive finite numbers"
+                raise error(f"{name} holds {value!r}; give {wanted}, of pixels scaled to 0..1")
+
+
+def as_labels(
+    value: object, name: str = "labels", *, count: int, classes: int | None = None, error: type[NbsnnError] = ConfigError
+) -> Tensor:
+    """Labels [count] of whole numbers from 0, below `classes` if given, or one line that says what to give."""
+    if not isinstance(value, Tensor):
+        raise error(f"{name} is {_kind(value)}; give a tensor [{count}] of class numbers: torch.as_tensor({name})")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        one_hot = f": {name}.argmax(1) if they are one-hot" if value.dim() == 2 else ""
+        raise error(f"{name} has type {value.dtype}; give class numbers, torch.int64{one_hot}")
+    if value.shape != (count,):
+        raise error(f"{name} has shape {list(value.shape)} for {count} images; give one class number for each, [{count}]")
+    low, high = (int(edge) for edge in value.aminmax()) if count else (0, 0)
+    if low < 0 or (classes is not None and high >= classes):
+        wrong = low if low < 0 else high
+        known = f"0 to {classes - 1}" if classes is not None else "from 0 on"
+        at = int((value == wrong).nonzero()[0])
+        raise error(f"{name}[{at}] is {wrong}; give class numbers {known}")
+    return value
+
+
+def as_batches(loader: object, name: str = "loader", *, network: nn.Module | None = None) -> Iterator[tuple[Tensor, object]]:
+    """Batches (images, labels) of a loader, the images checked by `as_images`; without a network, 8-bit pixels pass too.
+
+    Raises:
+        ConfigError: not batches of images and labels; says what was given and what to give.
+    """
+    wanted = f"give batches (images, labels): a DataLoader, a list of pairs, or nbsnn.Batches({name}, 100) of an image set"
+    if isinstance(loader, (Tensor, Mapping, str)) or not isinstance(loader, Iterable):
+        raise ConfigError(f"{name} is {_kind(loader)}; {wanted}")
+    for batch in loader:
+        if isinstance(loader, tuple) and isinstance(batch, Tensor):
+            raise ConfigError(f"{name} is one batch, a tuple of tensors; give a list of batches: [{name}]")
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ConfigError(f"a batch of {name} is {_kind(batch)}; {wanted}")
+        pixels = network is None
+        yield as_images(batch[0], "images", network=network, ranks=_SHAPES if pixels else None, pixels=pixels), batch[1]
+
+
+def _ranks_of(network: nn.Module | None) -> Collection[int]:
+    flat = network is not None and not any(isinstance(module, _PLANE_LAYERS) for module in network.modules())
+    return _SHAPES if flat else (4,)
+
+
+def _kind(value: object) -> str:
+    """What a value is, with an article: "a list of 3 Tensors"."""
+    name = type(value).__name__
+    article = "an" if name[:1] in "AEIOaeio" else "a"
+    if type(value).__module__ == "numpy":
+        return f"a numpy array of {getattr(value, 'dtype', name)}"
+    if isinstance(value, (list, tuple)) and value:
+        return f"{article} {name} of {len(value)} {type(value[0]).__name__}s"
+    return "None" if value is None else f"{article} {name}"
+
+
+def _remedy(value: Any, name: str) -> str:
+    """How to get a tensor of images out of something else, as code behind a colon; empty where there is no telling."""
+    if type(value).__module__ == "numpy":
+        return f": torch.from_numpy({name})"
+    if hasattr(value, "normalized"):  # an image set
+        return f": {name}.normalized()"
+    if isinstance(value, (list, tuple)) and value:
+        first, second = value[0], value[1] if len(value) > 1 else None
+        if isinstance(first, (list, tuple)) and first and isinstance(first[0], Tensor):
+            return f": torch.cat([batch[0] for batch in {name}])"
+        if isinstance(first, Tensor):
+            if isinstance(second, Tensor) and second.dim() == 1 < first.dim():
+                return f": {name}[0]"  # a batch with its labels
+            return f": torch.{'stack' if first.dim() in (1, 3) else 'cat'}({name})"
+        if type(first).__module__ == "numpy":
+            return f": torch.stack([torch.from_numpy(image) for image in {name}])"
+        return f": torch.tensor({name})" if isinstance(first, (list, tuple, float, int)) else ""
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping, list, tuple)):  # a DataLoader
+        return f": next(iter({name}))[0]"
+    return ""

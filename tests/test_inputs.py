@@ -1,0 +1,185 @@
+"""What may be passed in as images, labels and loaders: it works, or one line says what to give, and doing that works."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import nbsnn
+from nbsnn.errors import ConfigError, LoweringError, NbsnnError, QuantizationError
+from nbsnn.inputs import as_images
+
+MEAN, STD = (0.5, 0.5), (0.1, 0.1)  # normalised pixels reach from -5 to 5
+
+
+@pytest.fixture(scope="module")
+def forms():
+    """A small network: float, quantized, spiking, integer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )  # fmt: skip
+    images = torch.randn(8, 2, 6, 6)
+    quantized = nbsnn.quantize(net, nbsnn.QuantSpec(2, 2), images=images).eval()
+    return {
+        "float": net.eval(),
+        "quantized": quantized,
+        "spiking": nbsnn.to_spiking(quantized, images),
+        "integer": nbsnn.lower(quantized, images, mean=MEAN, std=STD),
+    }
+
+
+TAKERS = {
+    "quantize": lambda f, x: nbsnn.quantize(f["float"], nbsnn.QuantSpec(2, 2), images=x),
+    "to_spiking": lambda f, x: nbsnn.to_spiking(f["quantized"], x),
+    "lower": lambda f, x: nbsnn.lower(f["quantized"], x),
+    "a spiking network": lambda f, x: f["spiking"](x),
+    "an integer network": lambda f, x: f["integer"].run(x),
+    "counts": lambda f, x: f["integer"].counts(x),
+    "measure_fidelity": lambda f, x: nbsnn.measure_fidelity(f["quantized"], f["spiking"], x),
+    "measure_integer_fidelity": lambda f, x: nbsnn.measure_integer_fidelity(f["quantized"], f["integer"], x),
+}
+FLOATS = torch.randn(6, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+BYTES = torch.randint(0, 256, (6, 2, 6, 6), dtype=torch.uint8)
+LABELS = torch.arange(6) % 3
+SET = nbsnn.ImageSet(BYTES, LABELS, MEAN, STD, ("a", "b", "c"))
+WRONG = {
+    "a DataLoader": DataLoader(TensorDataset(FLOATS, LABELS), 3),
+    "a list of batches with labels": [(FLOATS[:3], LABELS[:3]), (FLOATS[3:], LABELS[3:])],
+    "one batch with labels": (FLOATS, LABELS),
+    "a list of images": list(FLOATS),
+    "a list of batches": [FLOATS[:3], FLOATS[3:]],
+    "Batches": nbsnn.Batches(SET, 3),
+    "an image set": SET,
+    "an array": FLOATS.numpy(),
+    "an array of doubles": FLOATS.double().numpy(),
+    "a list of arrays": list(FLOATS.numpy()),
+    "nested lists": FLOATS.tolist(),
+    "one image": FLOATS[0],
+    "sparse": FLOATS.to_sparse(),
+}
+
+
+def follow(line, images):
+    """What the remedy of a refusal gives: the code behind the last colon, with `images` for the argument."""
+    code = line.rpartition(": ")[2].split(", grey")[0].removeprefix("one image as ")
+    return eval(code, {"torch": torch, "images": images, "example": images, "mean": 0.5, "std": 0.1})
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("taker", TAKERS)
+def test_what_is_not_a_batch_is_refused_and_the_remedy_works(forms, taker, wrong):
+    given = WRONG[wrong]
+    with pytest.raises(NbsnnError, match=r"^(images|example) (is an? |has shape )") as caught:
+        TAKERS[taker](forms, given)
+    assert "\n" not in str(caught.value)
+    good = follow(str(caught.value), given)
+    if taker == "quantize" and len(good) < 2:
+        good = torch.cat([good, -good])
+    TAKERS[taker](forms, good)
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+def test_other_types_of_tensor_work_or_are_refused_by_name(forms, taker):
+    for fine in (FLOATS.double(), FLOATS.half(), FLOATS.clone().requires_grad_(), FLOATS.to(memory_format=torch.channels_last)):
+        TAKERS[taker](forms, fine)
+    if "integer network" in taker or taker == "counts":
+        TAKERS[taker](forms, BYTES)
+    else:
+        with pytest.raises(NbsnnError, match=r"has 8-bit pixels; give floats, normalized as in training: ") as caught:
+            TAKERS[taker](forms, BYTES)
+        TAKERS[taker](forms, follow(str(caught.value), BYTES))
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(NbsnnError, match=rf"has type {dtype}; give floats, normalized as in training"):
+            TAKERS[taker](forms, FLOATS.to(dtype))
+    for empty in (FLOATS[:0], FLOATS[..., :0]):
+        with pytest.raises(NbsnnError, match=r"has shape \[.*\b0.*\]; give "):
+            TAKERS[taker](forms, empty)
+    for nothing in (None, "cat.png", {"images": FLOATS}, 3):
+        if taker != "quantize" or nothing is not None:  # which calibrates with nothing then
+            with pytest.raises(NbsnnError, match=r"^(images|example) is .*; give a tensor \[B, C, H, W\]$"):
+                TAKERS[taker](forms, nothing)
+
+
+@pytest.mark.parametrize("taker", [name for name in TAKERS if name != "a spiking network"])
+def test_values_that_are_not_finite_are_counted(forms, taker):
+    images = FLOATS.clone()
+    images[0, 1, 2, 3], images[0, 0, 0, 0] = torch.nan, torch.inf
+    with pytest.raises(NbsnnError, match=r"^\w+: 2 of 432 values are not finite; find them with \w+\.isfinite\(\)$"):
+        TAKERS[taker](forms, images)
+
+
+def test_the_refusal_has_the_class_that_the_function_documents(forms):
+    with pytest.raises(QuantizationError, match=r"^images has shape \[1, 2, 6, 6\]; give at least 2 images, \[B, C, H, W\]$"):
+        TAKERS["quantize"](forms, FLOATS[:1])
+    with pytest.raises(
+        LoweringError, match=r"^images is a list of 6 Tensors; give a tensor \[B, C, H, W\]: torch.stack\(images\)$"
+    ):
+        TAKERS["an integer network"](forms, list(FLOATS))
+
+
+def test_a_network_without_layers_for_planes_takes_vectors():
+    net = nn.Sequential(nn.Linear(5, 3))
+    assert as_images(torch.zeros(2, 5), network=net).shape == (2, 5)
+    with pytest.raises(ConfigError, match=r"^images has shape \[5\]; give a batch \[B, C, H, W\] or \[B, C, L\] or \[B, F\]: "):
+        as_images(torch.zeros(5), network=net)
+
+
+# -------------------------------------------------------------------------------------------------------------- loaders
+
+
+@pytest.mark.parametrize("form", ["float", "quantized", "spiking", "integer"])
+def test_evaluate_takes_any_batches_of_images_and_labels(forms, form):
+    pairs = [(FLOATS[:4], LABELS[:4]), (FLOATS[4:].double(), LABELS[4:].to(torch.uint8))]
+    for loader in (pairs, tuple(pairs), iter(pairs), DataLoader(TensorDataset(FLOATS, LABELS), 4), nbsnn.Batches(SET, 4)):
+        assert nbsnn.evaluate(forms[form], loader).images == 6
+    if form == "integer":
+        assert nbsnn.evaluate(forms[form], [(BYTES, LABELS)]).images == 6
+
+
+LOADERS = {
+    "images alone": (FLOATS, "loader is a Tensor; give batches (images, labels): a DataLoader, a list of pairs, or "),
+    "one batch": ((FLOATS, LABELS), "loader is one batch, a tuple of tensors; give a list of batches: [loader]"),
+    "an image set": (SET, "loader is an ImageSet; give batches .* or nbsnn.Batches(loader, 100) of an image set"),
+    "a data set of torch": (TensorDataset(FLOATS, LABELS), "loader is a TensorDataset; give batches (images, labels)"),
+    "batches without labels": ([FLOATS], "a batch of loader is a Tensor; give batches (images, labels)"),
+    "batches of three": ([(FLOATS, LABELS, LABELS)], "a batch of loader is a tuple of 3 Tensors; give batches"),
+    "batches as dictionaries": ([{"image": FLOATS}], "a batch of loader is a dict; give batches (images, labels)"),
+    "pixels": ([(BYTES, LABELS)], "images has 8-bit pixels; give floats, normalized as in training"),
+    "arrays": ([(FLOATS.numpy(), LABELS)], "images is a numpy array of float32; give a tensor [B, C, H, W]"),
+    "labels in a list": ([(FLOATS, LABELS.tolist())], "labels of the loader is a list of 6 ints; give a tensor [6]"),
+    "one-hot labels": ([(FLOATS, torch.eye(3)[LABELS])], "labels of the loader has type torch.float32; give class numbers"),
+    "labels of another batch": ([(FLOATS, LABELS[:5])], "labels of the loader has shape [5] for 6 images; give one class"),
+    "a label of 99": (
+        [(FLOATS, torch.tensor([0, 1, 99, 0, 1, 2]))],
+        "labels of the loader[2] is 99; give class numbers 0 to 2",
+    ),
+    "a label of -1": ([(FLOATS, LABELS - 1)], "labels of the loader[0] is -1; give class numbers 0 to 2"),
+    "None": (None, "loader is None; give batches (images, labels)"),
+}
+
+
+@pytest.mark.parametrize("case", LOADERS)
+def test_what_evaluate_cannot_take_is_named(forms, case):
+    loader, line = LOADERS[case]
+    pattern = re.escape(line).replace(r"\.\*", ".*")
+    with pytest.raises(ConfigError, match=f"^{pattern}") as caught:
+        nbsnn.evaluate(forms["quantized"], loader)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_for_fidelity_are_checked_before_any_work(forms):
+    with pytest.raises(ConfigError, match=r"^labels has shape \[5\] for 6 images; give one class number for each, \[6\]$"):
+        nbsnn.measure_fidelity(forms["quantized"], forms["spiking"], FLOATS, labels=LABELS[:5])
+    with pytest.raises(ConfigError, match=r"^labels is a list of 6 ints; .*: torch\.as_tensor\(labels\)$"):
+        nbsnn.measure_integer_fidelity(forms["quantized"], forms["integer"], FLOATS, labels=LABELS.tolist())
+
+
+@pytest.mark.parametrize("mean", [(0.5,), (0.5, float("nan")), (0.5, "0.5"), 0.5, (0.5, True)])
+def test_lower_refuses_a_mean_that_does_not_fit(forms, mean):
+    with pytest.raises(ConfigError, match=r"^mean(=.*: give 2 numbers, one for each channel| holds .*; give finite numbers)"):
+        nbsnn.lower(forms["quantized"], FLOATS, mean=mean, std=STD)
+    with pytest.raises(ConfigError, match=r"^std holds 0.0; give positive finite numbers, of pixels scaled to 0..1$"):
+        nbsnn.lower(forms["quantized"], FLOATS, mean=MEAN, std=(0.1, 0.0))
