@@ -7,6 +7,7 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
+from forging import forge
 from nets import SmallNet, random_quantized, small_quantized
 from torch import nn
 
@@ -201,7 +202,7 @@ def test_a_file_without_our_header_points_to_the_reference_loader(tmp_path):
 
 def test_a_newer_format_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
-    write_tensors(path, {"w": torch.ones(1)}, {"format": FORMAT_VERSION + 1})
+    forge(path, {"format": FORMAT_VERSION + 1, "colour": "unknown today"}, {"w": torch.ones(1)})
     assert refusal(path) == f"{path}: format 2 is newer than this package's 1; upgrade nbsnn"
 
 

@@ -13,7 +13,9 @@ ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
     ["settings", "zoo"],
-    ["recipe", "surgery", "inputs", "tensorfile", "distributed", "quant.functional", "spiking.functional"],
+    ["recipe", "surgery", "inputs", "distributed", "quant.functional", "spiking.functional"],
+    ["schema"],
+    ["tensorfile"],
     ["recipes", "models", "quant", "data"],
     ["spiking"],
     ["integer"],

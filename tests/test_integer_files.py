@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from forging import forge
 from integer_nets import assembled, images_for
 from nets import small_quantized
 from safetensors import safe_open
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 import nbsnn
 from nbsnn.integer.program import Branch, Flatten, SumPool
-from nbsnn.integer.storage import save_program
+from nbsnn.integer.storage import described
 
 
 @pytest.fixture
@@ -118,9 +119,11 @@ def with_heavy_head(program):
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_file_with_a_right_hash_and_wrong_content_is_refused(network, tmp_path, name):
-    save_program(tmp_path / "forged.safetensors", FORGERIES[name](network.program))
-    with pytest.raises(nbsnn.CheckpointError, match=rf"not a valid integer network \({REASONS.get(name, '')}"):
-        nbsnn.IntegerNetwork.load(tmp_path / "forged.safetensors")
+    path = forge(tmp_path / "forged.safetensors", *described(FORGERIES[name](network.program)))
+    with pytest.raises(
+        nbsnn.CheckpointError, match=rf"(in its header, |not a valid integer network \(){REASONS.get(name, '')}"
+    ):
+        nbsnn.IntegerNetwork.load(path)
 
 
 def test_the_forms_are_not_mixed_up(file, tmp_path):

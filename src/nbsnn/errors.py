@@ -15,6 +15,9 @@ NbsnnError
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+_LONGEST = 80  # characters of a value in a message
 
 
 class NbsnnError(Exception):
@@ -64,9 +67,20 @@ class MissingDependencyError(NbsnnError, ImportError):
         super().__init__(f"{purpose} needs the package {package}: pip install 'nbsnn[{extra}]'")
 
 
+def shown(value: Any) -> str:
+    """A value from outside for a message: on one line, printable, cut short."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # a number of too many digits; lists in too many lists
+        return f"a {type(value).__name__} too large to print"
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """A message for an unknown name, with the close matches or, failing those, what is known."""
     names = sorted(known)
+    name = shown(name)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     remedy = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(names)}"
     return f"unknown {kind} {name!r}; {remedy}"

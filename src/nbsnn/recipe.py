@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from nbsnn.errors import ConfigError
+from nbsnn.errors import ConfigError, shown
 from nbsnn.settings import convert
 
 FLOAT_BITS = 32
@@ -21,6 +21,10 @@ _LATER: dict[str, dict[str, Any]] = {
     "data": {"padding": "black"},
     "phase": {"distill": 0.0, "refit_scales": False, "average": 0.0},
 }
+MODEL_LIMITS = {"num_classes": 2**20, "in_channels": 2**12, "image_size": 2**13}  # the largest network of a name
+MOST_EPOCHS = 10**6
+MOST_SEED = 2**63 - 1
+_MANY = 2**31 - 1  # of images, batches and the like
 _BITS = {"weight_bits": (2, 3, 4, 5), "act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,), "phase": (2, 3, 4, 5)}
 
 
@@ -29,7 +33,8 @@ def check_bits(kind: str, bits: Any, *, allow_float: bool = True) -> None:
     allowed = _BITS[kind] + ((FLOAT_BITS,) if allow_float else ())
     if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed):
         also = f" ({FLOAT_BITS} leaves a layer in float)" if allow_float else ""
-        raise ConfigError(f"{kind}={bits!r}: choose one of {', '.join(map(str, allowed))}{also}")
+        given = shown(repr(bits) if isinstance(bits, str) else bits)
+        raise ConfigError(f"{kind}={given}: choose one of {', '.join(map(str, allowed))}{also}")
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,9 @@ class ModelSpec:
     image_size: int = 32
 
     def __post_init__(self) -> None:
-        for kind in ("num_classes", "in_channels", "image_size"):
-            _require(getattr(self, kind) >= 1, f"model.{kind}", getattr(self, kind), "a whole number from 1")
+        for kind, most in MODEL_LIMITS.items():
+            value = getattr(self, kind)
+            _require(1 <= value <= most, f"model.{kind}", value, f"a whole number from 1 to {most}")
 
     def __str__(self) -> str:
         return f"{self.name} ({self.num_classes} classes, {self.in_channels}×{self.image_size}×{self.image_size})"
@@ -91,9 +97,9 @@ class DataSpec:
     on_corrupt: Literal["skip", "refuse"] = "skip"
 
     def __post_init__(self) -> None:
-        _require(self.workers >= 0, "data.workers", self.workers, "0 or more processes")
-        _require(self.batch_size >= 2, "data.batch_size", self.batch_size, "a whole number from 2 (batch norm)")
-        _require(self.validation >= 0, "data.validation", self.validation, "0 or more images")
+        _require(0 <= self.workers <= _MANY, "data.workers", self.workers, "0 or more processes")
+        _require(2 <= self.batch_size <= _MANY, "data.batch_size", self.batch_size, "a whole number from 2 (batch norm)")
+        _require(0 <= self.validation <= _MANY, "data.validation", self.validation, "0 or more images")
 
 
 @dataclass(frozen=True)
@@ -136,11 +142,11 @@ class OptimSpec:
 
     def __post_init__(self) -> None:
         _require(0 < self.temperature < math.inf, "optim.temperature", self.temperature, "a positive number")
-        _require(self.norm_batches >= 0, "optim.norm_batches", self.norm_batches, "0 (off) or a number of batches")
+        _require(0 <= self.norm_batches <= _MANY, "optim.norm_batches", self.norm_batches, "0 (off) or a number of batches")
         frozen = self.freeze_norms and self.norm_batches
         _require(not frozen, "optim.norm_batches", self.norm_batches, "0 where optim.freeze_norms leaves statistics alone")
-        _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "a whole number from 1")
-        _require(self.rate_batch >= 0, "optim.rate_batch", self.rate_batch, "0 (off) or a number of images")
+        _require(1 <= self.accumulate <= _MANY, "optim.accumulate", self.accumulate, "a whole number from 1")
+        _require(0 <= self.rate_batch <= _MANY, "optim.rate_batch", self.rate_batch, "0 (off) or a number of images")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")
         _require(self.momentum > 0 or not self.nesterov, "optim.nesterov", True, "false where optim.momentum is 0")
         _require(0 < self.decay <= 1, "optim.decay", self.decay, "a factor in (0, 1]")
@@ -170,7 +176,7 @@ class Phase:
     average: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "phase.epochs", self.epochs, "a whole number from 1")
+        _require(1 <= self.epochs <= MOST_EPOCHS, "phase.epochs", self.epochs, f"a whole number from 1 to {MOST_EPOCHS}")
         _require(0 < self.lr < math.inf, "phase.lr", self.lr, "a positive rate")
         _require(0 <= self.weight_decay < math.inf, "phase.weight_decay", self.weight_decay, "0 or more")
         _require(0 <= self.distill <= 1, "phase.distill", self.distill, "a share in [0, 1]")
@@ -194,7 +200,7 @@ class Recipe:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(0 <= self.seed <= MOST_SEED, "seed", self.seed, "0 or more, and below 2^63")
         _require(len(self.phase) >= 1, "phase", {}, "at least one [phase.BITS] table")
         for bits in self.phase:
             check_bits("phase", int(bits) if bits.isdigit() else bits)
@@ -243,7 +249,7 @@ def _used(table: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
     if not condition:
-        raise ConfigError(f"{key}={value}: must be {wanted}")
+        raise ConfigError(f"{key}={shown(value)}: must be {wanted}")
 
 
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:

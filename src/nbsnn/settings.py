@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nbsnn.errors import ConfigError, unknown
+from nbsnn.errors import ConfigError, shown, unknown
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def convert(value: Any, kind: Any, key: str) -> Any:
     try:
         if origin is dict:
             return {str(k): convert(v, args[1], f"{key}.{k}") for k, v in value.items()}
-        if origin is tuple:
+        if origin is tuple and not isinstance(value, Mapping):
             items = [part for part in value.split(",") if part] if isinstance(value, str) else value
             return tuple(convert(item, args[0], key) for item in items)
         if origin is Literal and value in args:
@@ -59,15 +59,15 @@ def convert(value: Any, kind: Any, key: str) -> Any:
             return value
     except ConfigError:
         raise
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         pass
     wanted = " or ".join(map(str, args)) if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise ConfigError(f"{key}={value}: must be {wanted}")
+    raise ConfigError(f"{key}={shown(value)}: must be {wanted}")
 
 
 def _table(value: Any, kind: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={value}: must be a table of {', '.join(f.name for f in fields(kind))}")
+        raise ConfigError(f"{key}={shown(value)}: must be a table of {', '.join(f.name for f in fields(kind))}")
     hints = get_type_hints(kind)
     prefix = f"{key}." if key else ""
     for name in value:

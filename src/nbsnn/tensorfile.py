@@ -13,13 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nbsnn.errors import CheckpointError
+from nbsnn.errors import CheckpointError, ConfigError, shown
+from nbsnn.schema import MOST_CHARACTERS, Misfit, check_header, check_name, parse
+from nbsnn.schema import Header as Header
 from nbsnn.zoo import locate
 
 FORMAT_VERSION = 1
 _KEY = "nbsnn"  # of the header, in both kinds of file
-
-Header = dict[str, Any]
+_MOST_TENSORS = 2**16
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -27,10 +28,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
 
     Raises:
         CheckpointError: the folder cannot be written or the disk is full; a file that was there before is intact.
+        ConfigError: a value in the header that no reader would take, such as a metric that is not a finite number.
     """
+    text = _header_text(header, path)
     # Tied parameters share storage, which safetensors refuses: each name gets a copy of its own.
     plain = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-    text = json.dumps(dict(header))
     if _is_torch_name(path):
         _write_atomically(path, lambda part: torch.save({"state_dict": plain, _KEY: text}, part))
     else:
@@ -51,25 +53,73 @@ def read_tensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
         text, state = content.get(_KEY), content.get("state_dict", content)
     else:
         try:
+            _check_length(path)
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(_KEY)
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                names = file.keys()
+                state = {key: file.get_tensor(key) for key in names} if len(names) <= _MOST_TENSORS else dict.fromkeys(names)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); restore it from a copy") from None
     if text is None:
         raise CheckpointError(
             f"{path}: holds no nbsnn header; for a file of the authors' code call nbsnn.load_reference_checkpoint"
         )
-    try:
-        header = json.loads(text)
-        newer = int(header["format"]) > FORMAT_VERSION
-    except (ValueError, TypeError, KeyError):
-        raise CheckpointError(f"{path}: its header is damaged; restore the file from a copy") from None
-    if newer:
-        raise CheckpointError(f"{path}: format {header['format']} is newer than this package's {FORMAT_VERSION}; upgrade nbsnn")
+    header = _parse_header(text, path)
+    _check_tensors(state, path)
     if "content_hash" in header and header["content_hash"] != content_hash(header, state):
         raise CheckpointError(f"{path}: its content does not match its hash; it was altered or damaged, restore it from a copy")
     return header, state
+
+
+def _header_text(header: Mapping[str, Any], path: Path) -> str:
+    try:
+        text = json.dumps(dict(header))
+        check_header(parse(text))
+    except (Misfit, TypeError, ValueError, RecursionError) as error:  # of JSON: no plain value, a table that holds itself
+        raise ConfigError(f"{path} is not written: in its header, {error}; give another value, or leave it out") from None
+    return text
+
+
+def _parse_header(text: Any, path: Path) -> Header:
+    """The header, if it is one of a file that this version can read.
+
+    Raises:
+        CheckpointError: it is of a newer format, or a field is not as `nbsnn.schema` says.
+    """
+    try:
+        if not isinstance(text, str):
+            raise Misfit(f"a {type(text).__name__} is in the place of text")
+        header = parse(text)
+        version = header.get("format")
+        if type(version) is int and version > FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format {version} is newer than this package's {FORMAT_VERSION}; upgrade nbsnn")
+        check_header(header)
+    except Misfit as error:
+        raise CheckpointError(
+            f"{path}: in its header, {error}; restore the file from a copy, or upgrade nbsnn if a newer version wrote it"
+        ) from None
+    return header
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a safetensors file with a header beyond all reason before it is read."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > 2 * MOST_CHARACTERS:
+        raise SafetensorError(f"a header of {length} bytes")
+
+
+def _check_tensors(state: Any, path: Path) -> None:
+    """Refuse what is no dictionary of plain tensors under printable names."""
+    if not isinstance(state, dict) or len(state) > _MOST_TENSORS:
+        raise CheckpointError(f"{path}: holds no dictionary of up to {_MOST_TENSORS} tensors; restore the file from a copy")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise CheckpointError(f"{path}: {shown(name)} is no plain tensor; restore the file from a copy")
+        try:
+            check_name(name, "a tensor's name")
+        except Misfit as error:
+            raise CheckpointError(f"{path}: {error}; restore the file from a copy") from None
 
 
 def content_hash(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -19,13 +19,19 @@ _CLASSES = {cls.__name__: cls for cls in (Program, Pixels, Unit, SumPool, Flatte
 
 def save_program(path: Path, program: Program) -> None:
     """Write a program, whole or not at all."""
+    header, tensors = described(program)
+    write_tensors(path, tensors, header)
+
+
+def described(program: Program) -> tuple[Header, dict[str, Tensor]]:
+    """Header and tensors of a program's file."""
     tensors: dict[str, Tensor] = {}
     header = {
         "format": FORMAT_VERSION, "form": "integer", "program": _encode(program, "program", tensors),
         "model": program.origin.get("model"), "recipe": program.origin.get("recipe"),
         "versions": {"nbsnn": metadata.version("nbsnn"), "torch": torch.__version__},
     }  # fmt: skip
-    write_tensors(path, tensors, header | {"content_hash": content_hash(header, tensors)})
+    return header | {"content_hash": content_hash(header, tensors)}, tensors
 
 
 def load_program(path: Path) -> Program:
