@@ -12,7 +12,7 @@ import nbsnn
 ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
-    ["settings", "zoo"],
+    ["settings", "zoo", "finite"],
     ["recipe", "surgery", "inputs", "distributed", "quant.functional", "spiking.functional"],
     ["schema"],
     ["tensorfile"],

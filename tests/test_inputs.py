@@ -103,11 +103,11 @@ def test_other_types_of_tensor_work_or_are_refused_by_name(forms, taker):
                 TAKERS[taker](forms, nothing)
 
 
-@pytest.mark.parametrize("taker", [name for name in TAKERS if name != "a spiking network"])
+@pytest.mark.parametrize("taker", TAKERS)
 def test_values_that_are_not_finite_are_counted(forms, taker):
     images = FLOATS.clone()
     images[0, 1, 2, 3], images[0, 0, 0, 0] = torch.nan, torch.inf
-    with pytest.raises(NbsnnError, match=r"^\w+: 2 of 432 values are not finite; find them with \w+\.isfinite\(\)$"):
+    with pytest.raises(NbsnnError, match=r"^\w+: 2 of 432 values are not finite .* in 1 of 6 images, first at index 0; leave"):
         TAKERS[taker](forms, images)
 
 

@@ -266,8 +266,10 @@ def test_what_has_no_variance_or_is_no_batch_is_refused_and_leaves_no_trace(batc
 
 
 def test_images_that_are_not_finite_are_refused():
-    with pytest.raises(DataError, match=r"the input of features\.0\.norm is not finite"):
+    with pytest.raises(DataError, match=r"^images: 600 of 600 values are not finite .* in 2 of 2 images"):
         match_norms_(small_net(), [torch.full((2, 3, 10, 10), torch.nan)])
+    with pytest.raises(DataError, match=r"^sums over the input of features\.0\.norm: .* are not finite"):
+        match_norms_(small_net(), [torch.full((2, 3, 10, 10), 3e38)])
 
 
 # ------------------------------------------------------------------------------------------------------ from_torchvision
@@ -379,7 +381,7 @@ def test_a_network_for_other_images_is_refused_with_the_size_to_use():
 def test_values_that_are_not_finite_are_refused(meta_alexnet):
     state = light("alexnet")
     state["classifier.4.bias"] = torch.full((4096,), torch.nan)
-    assert "(not finite: classifier.4.bias)" in refusal(meta_alexnet, state)
+    assert "(not finite: classifier.4.bias, 4096 of 4096 values)" in refusal(meta_alexnet, state)
 
 
 def test_a_network_of_another_architecture_is_refused_and_unchanged(meta_alexnet):

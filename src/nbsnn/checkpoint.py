@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import CheckpointError, QuantizationError
+from nbsnn.finite import check_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
 from nbsnn.quant.packing import unpack_state
@@ -94,7 +95,7 @@ def load_checkpoint(path: str | Path, *, model: nn.Module | None = None) -> nn.M
         path: the file.
         model: the float network, if it is not one of `nbsnn.list_models()`; it is not changed.
     Raises:
-        CheckpointError: missing or damaged file, or tensors that do not fit the network; names the keys.
+        CheckpointError: missing or damaged file, tensors that do not fit the network or are not finite; names the keys.
     """
     header, state = read_tensors(Path(path))
     return rebuild(header, state, source=str(path), model=model)
@@ -125,6 +126,7 @@ def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: 
             raise CheckpointError(f"{source} does not fit the network: {error}") from None
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
     load_state_(net.to(dtype), state, source=source)
+    check_network(net, CheckpointError, source=source)
     net.eval()
     if header["form"] != "spiking":
         return net

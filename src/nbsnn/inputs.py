@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError, NbsnnError
+from nbsnn.finite import check_images
 
 _SHAPES = {2: "[B, F]", 3: "[B, C, L]", 4: "[B, C, H, W]"}
 _PLANE_LAYERS = (
@@ -59,9 +60,8 @@ def as_images(
     if len(value) < least or not value.numel():
         wanted = f"at least {least} images" if least > 1 else "one image or more"
         raise error(f"{name} has shape {list(value.shape)}; give {wanted}, {shapes}")
-    if finite and not bool(value.isfinite().all()):
-        bad = int((~value.isfinite()).sum())
-        raise error(f"{name}: {bad:,} of {value.numel():,} values are not finite; find them with {name}.isfinite()")
+    if finite:
+        check_images(value, error, name=name)
     return value
 
 

@@ -18,6 +18,7 @@ from nbsnn.distributed import is_revived, local_rank, started_by_torchrun, world
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluation.accuracy import Report, evaluate
 from nbsnn.export.torchvision import MappedTensor, from_torchvision, torchvision_state
+from nbsnn.finite import check_network
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
@@ -200,6 +201,8 @@ def train(
 def _check_start(recipe: Recipe, start: nn.Module | None) -> None:
     if isinstance(start, SpikingNetwork):
         raise ConfigError("the start is a spiking network; give the quantized or the float one that it was made from")
+    if start is not None:
+        check_network(start, ConfigError, source="the start")
     spec = getattr(start, "model_spec", None)
     if spec is not None and spec != recipe.model:
         raise ConfigError(

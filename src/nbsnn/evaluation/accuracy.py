@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.distributed import max_over_ranks, sum_over_ranks
-from nbsnn.errors import DataError
-from nbsnn.inputs import as_batches, as_labels
+from nbsnn.errors import ConfigError, DataError
+from nbsnn.finite import check_images, check_logits, check_network
+from nbsnn.inputs import as_batches, as_labels, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.surgery import evaluation_mode
@@ -53,19 +54,25 @@ def evaluate(
         loader: batches (images [B, C, H, W], labels [B]).
         progress: called with the number of images of each batch.
     Raises:
-        ConfigError: not batches of images and labels, or a label that the network has no class for.
-        DataError: no batch at all.
+        ConfigError: not batches of images and labels, a label that the network has no class for, or numbers in the network that
+            are not finite.
+        DataError: images or logits are not finite, or there is no batch at all.
     """
     from torchmetrics.classification import MulticlassAccuracy  # here: it takes as long to import as all of nbsnn
 
-    # An integer network takes images as they are, bytes too.
-    parameter = None if isinstance(model, IntegerNetwork) else next(model.parameters())
-    top1 = top5 = None
+    if not isinstance(model, IntegerNetwork):
+        check_network(model.network if isinstance(model, SpikingNetwork) else model, ConfigError)
+    top1 = top5 = fault = None
     steps: list[Tensor] = []
     images_seen, start = 0, time.perf_counter()
     with nullcontext() if isinstance(model, IntegerNetwork) else evaluation_mode(model):
-        for images, given in as_batches(loader, network=None if isinstance(model, IntegerNetwork) else model):
-            logits = model(images if parameter is None else images.to(parameter))
+        batches = as_batches(loader, network=None if isinstance(model, IntegerNetwork) else model)
+        for number, (images, given) in enumerate(batches, start=1):
+            try:
+                logits = _logits(model, images, f"of batch {number}")
+            except DataError as error:
+                fault = error
+                break
             device = logits.device
             labels = as_labels(given, "labels of the loader", count=len(images), classes=logits.shape[1]).to(device)
             if top1 is None or top5 is None:
@@ -80,7 +87,11 @@ def evaluate(
             if progress:
                 progress(len(images))
     # All processes find out together, or some would wait for the others for ever.
-    total, empty = sum_over_ranks(torch.tensor([images_seen, top1 is None])).tolist()
+    total, empty, broken = sum_over_ranks(torch.tensor([images_seen, top1 is None, fault is not None])).tolist()
+    if fault:
+        raise fault
+    if broken:
+        raise DataError("evaluate: another process met values that are not finite; it says which")
     if empty or top1 is None or top5 is None:
         raise DataError("evaluate: the loader gave no batch; choose a split that holds an image for each process")
     taken = _steps_taken(torch.cat(steps).double()) if steps else None
@@ -92,6 +103,17 @@ def evaluate(
         steps=taken and taken[0],
         max_steps=taken and int(taken[1]),
     )
+
+
+def _logits(model: nn.Module | IntegerNetwork, images: Tensor, batch: str) -> Tensor:
+    """[B, classes]; `batch` is for the message if images or logits are not finite, a DataError."""
+    module = None if isinstance(model, IntegerNetwork) else model
+    if module is not None:  # an integer network takes images as they are, bytes too
+        images = to_network(images, module)
+    check_images(images, DataError, name=f"images {batch}")
+    logits: Tensor = model(images)
+    check_logits(logits, DataError, name=f"logits {batch}", network=module, images=images)
+    return logits
 
 
 def _steps_taken(steps: Tensor) -> tuple[float, float]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from nbsnn.data.images import LabelledImages
+from nbsnn.errors import LoweringError
+from nbsnn.finite import check_logits
 from nbsnn.integer.network import IntegerNetwork
 
 
@@ -22,8 +24,11 @@ def classify(network: IntegerNetwork, photographs: LabelledImages, *, best: int 
         network: lowered with mean and std, so that it takes pixels.
         photographs: 8-bit images in the network's size.
         best: classes for each.
+    Raises:
+        LoweringError: the network takes no pixels of this size, or its logits are not finite.
     """
     logits = network.run(photographs.pixels(), engine="counts").double()
+    check_logits(logits, LoweringError)
     shares = 100 * logits.softmax(1)
     order = logits.argsort(1, descending=True)[:, :best]
     return [

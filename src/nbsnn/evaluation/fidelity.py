@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.data.images import fewer_if_larger
+from nbsnn.errors import ConfigError, DataError
+from nbsnn.finite import check_finite, check_logits, check_network
 from nbsnn.inputs import as_images, as_labels
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.quant.layers import QuantReLU, at_least
@@ -89,8 +91,12 @@ def measure_fidelity(
         images: [N, C, H, W], normalised; they are cast to the network's type, so float64 networks compare in float64.
         labels: [N], for the accuracies.
         progress: called with the number of images of each batch.
+    Raises:
+        ConfigError: no images and labels that the network takes, or numbers in it or in the images that are not finite.
+        DataError: currents or logits are not finite all the same; names the layer.
     """
     images, labels = _checked(images, labels, quantized)
+    check_network(spiking.network, ConfigError, source="the spiking network")
     parameter = next(quantized.parameters())
     acts = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
     neurons = {name: m for name, m in spiking.network.named_modules() if isinstance(m, IFNeuron)}
@@ -113,7 +119,7 @@ def measure_fidelity(
                 continue
             want = (wanted[name][0] * (act.levels / at_least(act.threshold))).round()
             got = (sum(seen[name]) / neurons[name].height()).round()
-            _note(tally[name], (want - got).abs())
+            _note(name, tally[name], (want - got).abs())
         if progress:
             progress(len(chunk))
     return _fidelity(tally, expected, actual, torch.cat(steps), labels)
@@ -130,8 +136,8 @@ def measure_integer_fidelity(
 ) -> Fidelity:
     """Compare every count of the integer network with the activation of the quantized network, simulated in floating point.
 
-    They differ where rounding turns a tie or a near tie, and where float weights were rounded. Arguments and result as in
-    `measure_fidelity`; `steps` is T.
+    They differ where rounding turns a tie or a near tie, and where float weights were rounded. Arguments, result and errors as
+    in `measure_fidelity`; `steps` is T.
     """
     images, labels = _checked(images, labels, quantized)
     parameter = next(quantized.parameters())
@@ -145,18 +151,20 @@ def measure_integer_fidelity(
         actual.append(result.logits.cpu())
         for name, entry in tally.items():
             want = (wanted[name][0] * (acts[name].levels / at_least(acts[name].threshold))).round()
-            _note(entry, (want.cpu() - result.counts[name].cpu()).abs())
+            _note(name, entry, (want.cpu() - result.counts[name].cpu()).abs())
         if progress:
             progress(len(chunk))
     return _fidelity(tally, expected, actual, torch.full((len(images),), network.timesteps), labels)
 
 
 def _checked(images: Tensor, labels: Tensor | None, quantized: nn.Module) -> tuple[Tensor, Tensor | None]:
+    check_network(quantized, ConfigError)
     checked = as_images(images, network=quantized, finite=True)
     return checked, None if labels is None else as_labels(labels, count=len(checked))
 
 
-def _note(entry: list[int], difference: Tensor) -> None:
+def _note(name: str, entry: list[int], difference: Tensor) -> None:
+    check_finite(f"the current of {name}", difference, DataError, remedy="compare in float64, or look for a division by 0")
     entry[0] += difference.numel()
     entry[1] += int((difference > 0).sum())
     entry[2] = max(entry[2], int(difference.max()))
@@ -166,6 +174,8 @@ def _fidelity(
     tally: dict[str, list[int]], expected: list[Tensor], actual: list[Tensor], steps: Tensor, labels: Tensor | None
 ) -> Fidelity:
     """From a tally by layer and the logits of both networks, batch by batch."""
+    for logits, network in ((expected, "quantized"), (actual, "spiking")):
+        check_logits(torch.cat(logits), DataError, name=f"logits of the {network} network")
     first, second = torch.cat(expected).argmax(1), torch.cat(actual).argmax(1)
     return Fidelity(
         layers=tuple(LayerFidelity(name, *entry) for name, entry in tally.items()),

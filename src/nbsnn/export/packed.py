@@ -24,7 +24,7 @@ def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None
         Bytes of the file.
     Raises:
         ConfigError: not a quantized network, or a name that is not `.safetensors`.
-        QuantizationError: it cannot be packed.
+        QuantizationError: it cannot be packed, or holds numbers that are not finite.
     """
     path = Path(path)
     if path.suffix != ".safetensors":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nbsnn.checkpoint import form_of, load_checkpoint
 from nbsnn.errors import CheckpointError, ConfigError
+from nbsnn.finite import check_network
 from nbsnn.models import build_model, canonical_name
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import quantize
@@ -120,6 +121,7 @@ def load_reference_state_(net: nn.Module, state: dict[str, Tensor], *, source: s
     if problems:
         raise CheckpointError(f"{source} does not match the network ({'; '.join(problems)}); check the model and its bits")
     net.load_state_dict({k: v.reshape(own[k].shape) for k, v in renamed.items()})
+    check_network(net, CheckpointError, source=source)
 
 
 def rename_reference_keys(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError, LoweringError
+from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, check_normalization, to_network
 from nbsnn.integer.description import describe_units
 from nbsnn.integer.fixedpoint import Setting, integer_head, integer_unit
@@ -42,13 +43,15 @@ def lower(
         float_weight_bits: 8 or 16, for weights that the quantized network leaves in float; rounded per output channel.
     Raises:
         ConversionError: the network is not one that spikes can follow.
-        LoweringError: a step has no integer form, or sums could overflow; names the layer and the remedy.
+        LoweringError: a step has no integer form, sums could overflow, or numbers are not finite; names the layer and the
+            remedy.
     """
     if float_weight_bits not in (8, 16):
         raise ConfigError(f"float_weight_bits={float_weight_bits}: choose 8 or 16")
     example = as_images(example, "example", network=quantized, finite=True, error=LoweringError)
     if not read_plan(quantized):
         raise LoweringError("the network is not quantized; call nbsnn.quantize first")
+    check_network(quantized, LoweringError)
     first = to_network(example[:1].detach(), quantized)
     to_spiking(quantized, first, schedule="settle")  # the audit's verdict; its result is not needed
     with evaluation_mode(quantized):

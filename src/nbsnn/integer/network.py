@@ -114,7 +114,7 @@ class IntegerNetwork:
             backend: "native" (the C++ kernel, on a CPU), "torch", or "auto": native where it is there.
             keep_counts: return the counts of every neuron.
         Raises:
-            LoweringError: no images, of the wrong shape, or outside the range that the network was lowered for.
+            LoweringError: no images, of the wrong shape, not finite, or outside the range that the network was lowered for.
             ConfigError, ConversionError: unknown engine, backend, schedule or neuron.
         """
         if engine not in get_args(Engine):
@@ -192,7 +192,7 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
     Args:
         images: [B, C, H, W] uint8, or normalised floats, which are rounded; in any memory format.
     Raises:
-        LoweringError: wrong shape, out of range, or bytes where the network knows no mean and std.
+        LoweringError: wrong shape, out of range, not finite, or bytes where the network knows no mean and std.
     """
     if tuple(images.shape[1:]) != pixels.shape:
         raise LoweringError(f"images of shape {list(images.shape)}; the network takes [B, {', '.join(map(str, pixels.shape))}]")

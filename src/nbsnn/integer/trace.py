@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nbsnn.errors import LoweringError
+from nbsnn.finite import check_finite
 from nbsnn.integer.affine import Affine, NoForm, Values, plain
 from nbsnn.integer.calls import Context
 from nbsnn.integer.program import IMAGE
@@ -126,6 +127,7 @@ class _Tracer(TorchFunctionMode):
 
     def check(self, name: str, affine: Affine, actual: Tensor) -> None:
         """Compare what was written down with the tensor that arrived."""
+        check_finite(f"the current of {name}", actual, LoweringError, remedy="look for a division by 0 before it")
         expected = evaluate_affine(affine, self.values, self.numbers)
         error = float((expected - actual.double()).abs().max())
         if not error <= _TOLERANCE * max(float(actual.abs().max()), float(expected.abs().max()), 1e-6):

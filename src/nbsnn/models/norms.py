@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbsnn.errors import ConfigError, DataError
+from nbsnn.finite import check_finite, check_images
 from nbsnn.surgery import evaluation_mode
 
 
@@ -23,7 +24,7 @@ def match_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
         batches: [B, C, H, W] normalised images, in all a few hundred; each batch is looked at once.
     Raises:
         ConfigError: what is no batch of images, or fewer than two images.
-        DataError: the input of a norm is not finite.
+        DataError: images, or the input of a norm, are not finite.
     """
     norms = {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
     sums: dict[nn.Module, Tensor] = {}  # [3, C] float64: how many values, their sum, their squares' sum
@@ -40,6 +41,7 @@ def match_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
             for batch in batches:
                 if not isinstance(batch, Tensor) or batch.dim() != 4:
                     raise ConfigError("match_norms_ takes batches of images [B, C, H, W]; pass [images], without the labels")
+                check_images(batch, DataError)
                 count += len(batch)
                 net(batch.to(device))
     finally:
@@ -47,9 +49,8 @@ def match_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
             handle.remove()
     if count < 2:
         raise ConfigError(f"match_norms_ got {count} image(s), too few for a variance; give it two or more, better hundreds")
-    broken = [name for name, norm in norms.items() if not sums[norm].isfinite().all()]
-    if broken:
-        raise DataError(f"the input of {broken[0]} is not finite; check the images and the weights")
+    for name, norm in norms.items():
+        check_finite(f"sums over the input of {name}", sums[norm], DataError, remedy="check the weights before it")
     for norm in norms.values():
         _set_statistics_(norm, *sums[norm])
 

@@ -6,6 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from nbsnn.errors import QuantizationError
+from nbsnn.finite import check_finite, check_network
 from nbsnn.quant.functional import apot_weight, quantize_activation
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.surgery import estimate_norms_, evaluation_mode
@@ -63,7 +65,12 @@ def least_error_scale(weight: Tensor, bits: int) -> Tensor:
 
 @torch.no_grad()
 def refit_scales_(quantized: nn.Module) -> None:
-    """Set every weight scale anew, at its least error: one that was learned at more bits is too large for fewer."""
+    """Set every weight scale anew, at its least error: one that was learned at more bits is too large for fewer.
+
+    Raises:
+        QuantizationError: a weight is not finite.
+    """
+    check_network(quantized, QuantizationError)
     for module in quantized.modules():
         if isinstance(module, WeightQuantizer) and module.weight_scale is not None and not module.fixed:
             module.weight_scale.copy_(least_error_scale(module.weight, module.weight_bits))
@@ -79,12 +86,16 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
     Args:
         quantized: changed in place; its training mode is left as it was.
         images: [B, C, H, W]; the first chunk of about 128 sets the thresholds, all of them the statistics.
+    Raises:
+        QuantizationError: currents are not finite, although weights and images are; names the activation.
     """
     # Chunks of like size: a last one of a single image would have no variance.
     chunks = torch.tensor_split(images, max(1, round(len(images) / _CHUNK)))
+    acts = {module: name for name, module in quantized.named_modules() if isinstance(module, QuantReLU)}
 
     def start_threshold(act: nn.Module, args: tuple[Tensor]) -> None:
         assert isinstance(act, QuantReLU)
+        check_finite(f"the current of {acts[act]}", args[0], QuantizationError, remedy="normalise the images")
         act.threshold.copy_(least_error_threshold(args[0], act.bits))
 
     def the_first_starts_thresholds() -> Iterator[Tensor]:
@@ -93,7 +104,7 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
             while handles:
                 handles.pop().remove()
 
-    handles = [m.register_forward_pre_hook(start_threshold) for m in quantized.modules() if isinstance(m, QuantReLU)]
+    handles = [act.register_forward_pre_hook(start_threshold) for act in acts]
     try:
         if any(isinstance(m, WeightQuantizer) for m in quantized.modules()):
             estimate_norms_(quantized, the_first_starts_thresholds())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import QuantizationError
+from nbsnn.finite import check_finite, check_network
 from nbsnn.quant.functional import apot_levels, apot_numerators, edge_step
 from nbsnn.quant.layers import WeightQuantizer, at_least
 
@@ -40,8 +41,9 @@ def pack_state(quantized: nn.Module) -> dict[str, Tensor]:
     """The state of a quantized network with codes in the place of its quantized weights.
 
     Raises:
-        QuantizationError: the network is packed already, or an edge weight has no 8-bit code.
+        QuantizationError: the network is packed already, or an edge weight has no 8-bit code, or numbers are not finite.
     """
+    check_network(quantized, QuantizationError)
     state = dict(quantized.state_dict())
     for name, layer in quantized.named_modules():
         if not isinstance(layer, WeightQuantizer):
@@ -51,6 +53,7 @@ def pack_state(quantized: nn.Module) -> dict[str, Tensor]:
         del state[f"{name}.weight"]
         with torch.no_grad():
             values = layer.quantized_weight()
+        check_finite(f"the quantized {name}.weight", values, QuantizationError)
         if layer.weight_scale is not None:
             numerators = torch.tensor(apot_numerators(layer.weight_bits))
             whole = (values.abs() / at_least(layer.weight_scale.detach()) * numerators[-1]).round().long()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import QuantizationError, unknown
+from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
 from nbsnn.quant.functional import EdgeRange
@@ -105,7 +106,8 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None)
             norm statistics are estimated anew; without them thresholds suit unit-variance currents and statistics
             wait for training.
     Raises:
-        QuantizationError: nothing to quantize, quantized before, or a layer without a quantized form.
+        QuantizationError: nothing to quantize, quantized before, a layer without a quantized form, or numbers that are not
+            finite in the network, in the images, or on the way from one to the other.
     """
     if images is not None:
         images = as_images(images, network=model, least=2, finite=True, error=QuantizationError)
@@ -117,6 +119,7 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None)
             f"nothing to quantize with weight_bits={spec.weight_bits}, act_bits={spec.act_bits}: the network has no "
             "Conv2d, Linear or nn.ReLU module that these bits apply to"
         )
+    check_network(model, QuantizationError)
     quantized = apply_plan_(copy.deepcopy(model), plan)
     if images is not None:
         calibrate_(quantized, to_network(images, quantized))
@@ -133,9 +136,12 @@ def set_bits_(
         weight_bits: 2 to 5, or None to leave as they are.
         act_bits: 2 to 8, or None.
         only: name patterns of the layers to change, such as "stage1.*".
+    Raises:
+        QuantizationError: no such layer, fixed weights, or numbers that are not finite.
     """
     check_bits("weight_bits", weight_bits, allow_float=False)
     check_bits("act_bits", act_bits, allow_float=False)
+    check_network(quantized, QuantizationError)
     patterns = tuple(only)
     named = [(n, m) for n, m in quantized.named_modules() if any(fnmatch(n, p) for p in patterns)]
     weights = [m for _, m in named if isinstance(m, WeightQuantizer) and m.edge_range is None]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError, unknown
+from nbsnn.finite import check_logits, check_network
 from nbsnn.inputs import as_images, to_network
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.audit import audit
@@ -51,13 +52,15 @@ def to_spiking(quantized: nn.Module, example: Tensor, *, neuron: str | None = No
         schedule: "fixed" (the published one: T = 2^b − 1 steps and stop, not exact), "settle" (signed; steps on until no neuron
             can fire: exact) or "barrier" (unsigned; layer after layer: exact, fewest spikes).
     Raises:
-        ConversionError: the network does something that spikes cannot follow; the message names the layer and the remedy.
+        ConversionError: the network does something that spikes cannot follow, or holds numbers that are not finite; the
+            message names the layer and the remedy.
     """
     chosen, plan = check_pair(neuron, schedule)
     example = as_images(example, "example", network=quantized, finite=True, error=ConversionError)
     if isinstance(quantized, SpikingNetwork):
         raise ConversionError("the network is spiking already; convert the quantized network that it was made from")
     timesteps = _timesteps(quantized, plan)
+    check_network(quantized, ConversionError)
     example = to_network(example, quantized)
     clock = Clock(timesteps)
     network = copy.deepcopy(quantized)
@@ -83,6 +86,7 @@ def _check_images_stay_apart(quantized: nn.Module, image: Tensor) -> None:
         except (RuntimeError, IndexError) as error:
             reason = str(error).splitlines()[0]
             raise ConversionError(f"the network does not run on a batch of 2 images ({reason}); keep axis 0 free") from error
+        check_logits(first, ConversionError, network=quantized, images=torch.cat([image, -image]))
     if not torch.allclose(first[0], second[0], rtol=1e-4, atol=1e-4):
         raise ConversionError(
             "the result for an image depends on the other images of its batch; keep axis 0 first and untouched "

@@ -49,7 +49,8 @@ class SpikingNetwork(nn.Module):
         return self._clock.timesteps
 
     def forward(self, images: Tensor) -> Tensor:
-        images = to_network(as_images(images, ranks=(len(self.image_shape) + 1,)), self.network)
+        finite = not self.training and not torch.compiler.is_compiling()  # NaN never fires, and would pass for black
+        images = to_network(as_images(images, ranks=(len(self.image_shape) + 1,), finite=finite), self.network)
         try:
             total = self._settle(images) if self.schedule == "settle" else self._drive(images)
         finally:

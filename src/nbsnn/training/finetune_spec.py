@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from nbsnn.errors import ConfigError, unknown
+from nbsnn.finite import check_network
 from nbsnn.quant.layers import WeightQuantizer
 from nbsnn.quant.quantize import read_plan
 from nbsnn.spiking.convert import check_pair
@@ -97,10 +98,12 @@ def check_source(network: nn.Module, spec: FinetuneSpec) -> None:
     """Refuse a network that cannot be fine-tuned as `spec` says.
 
     Raises:
-        ConfigError: it is not a quantized one; or it is a packed one, whose weights are fixed, and they are to be trained.
+        ConfigError: it is not a quantized one; it holds numbers that are not finite; or it is a packed one, whose weights are
+            fixed, and they are to be trained.
     """
     if isinstance(network, SpikingNetwork) or not read_plan(network):
         raise ConfigError("finetune takes a quantized network, which is the teacher; call nbsnn.quantize and train it first")
+    check_network(network, ConfigError)
     # Norms and biases would still be trained, and nothing would tell that the weights were not.
     if spec.trains_weights and any(m.fixed for m in network.modules() if isinstance(m, WeightQuantizer)):
         raise ConfigError(

@@ -8,6 +8,7 @@ from torch import nn
 from nbsnn.data.images import Splits
 from nbsnn.distributed import is_revived, max_over_ranks, wait_for_all, world
 from nbsnn.errors import CheckpointError, ConfigError
+from nbsnn.finite import check_network
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.tensorfile import remove_leftovers
 from nbsnn.training.execution import Execution, one_order_of_sums
@@ -57,9 +58,11 @@ def fit(
             something else is not gone on with.
     Raises:
         Interrupted: the observer asked to stop; call again to go on.
+        ConfigError: the network holds numbers that are not finite, or settings do not fit it.
         CheckpointError: the folder cannot be written, holds results of another recipe, or another process trains there.
     """
     observer = observer or Observer()
+    check_network(model, ConfigError, source="the network to train")
     _check_shares(recipe.data.batch_size, recipe.optim.accumulate)
     if first_epoch >= phase.epochs:
         raise ConfigError(f"first_epoch={first_epoch}: the phase has {phase.epochs} epochs; give it more (--epochs)")

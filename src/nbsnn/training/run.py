@@ -15,6 +15,7 @@ from nbsnn.data.images import Batches, Splits, evaluation_batches
 from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
 from nbsnn.errors import ConfigError, DivergedError, Interrupted
 from nbsnn.evaluation.accuracy import evaluate
+from nbsnn.finite import check_network
 from nbsnn.models.norms import freeze_norms_
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.surgery import estimate_norms_
@@ -105,6 +106,7 @@ class Run:
         with average.in_place() if average else nullcontext():
             self._estimate_norms_()
             share_buffers_(self.model)
+            self._check_finite()
             top1 = evaluate(self.model, evaluation_batches(self.validation, world=self.world)).top1
             rate = self._rate(self.steps - 1)
             row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, (state.seen - seen) / max(seconds, 1e-9))
@@ -112,6 +114,14 @@ class Run:
         self.save_()
         self.write_log()
         self.observer.on_epoch(row)
+
+    def _check_finite(self) -> None:
+        """The epoch's last step may have spoilt what no loss has seen yet; such a network is neither judged nor saved."""
+        check_network(self.model, DivergedError, source=f"epoch {self.state.epoch + 1}", remedy=self._lower_rate)
+
+    @property
+    def _lower_rate(self) -> str:
+        return f"lower phase.BITS.lr={self.phase.lr:g} (--lr), or set optim.clip_norm=1"
 
     def _estimate_norms_(self) -> None:
         """Norm statistics from some batches of an epoch that is not trained on."""
@@ -142,10 +152,7 @@ class Run:
         for loss, correct, count, _ in rows:
             value = loss / count
             if not math.isfinite(value):
-                raise DivergedError(
-                    f"the loss is {value} in epoch {state.epoch + 1} at step {state.step}; lower "
-                    f"phase.BITS.lr={self.phase.lr:g} (--lr), or set optim.clip_norm=1"
-                )
+                raise DivergedError(f"the loss is {value} in epoch {state.epoch + 1} at step {state.step}; {self._lower_rate}")
             state.count(value, int(correct), int(count))
             self.observer.on_step(state.epoch, state.step, *state.running, int(count))
         return any(stops for _, _, _, stops in rows)
