@@ -244,4 +244,4 @@ def test_what_is_not_an_image_is_refused(tmp_path, capsys):
     assert main(["classify", "zoo:cifar10/resnet20-w2a2", str(tmp_path / "a.png")]) == 2
     assert "a.png: not an image that can be read" in " ".join(capsys.readouterr().err.split())
     assert main(["classify", "zoo:cifar10/resnet20-w2a2", str(tmp_path / "b.png")]) == 2
-    assert "b.png: no such image file" in " ".join(capsys.readouterr().err.split())
+    assert "b.png: not an image that can be read (No such file or directory)" in " ".join(capsys.readouterr().err.split())

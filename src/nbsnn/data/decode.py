@@ -2,6 +2,7 @@
 
 import math
 import random
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbsnn.errors import DataError, MissingDependencyError
+from nbsnn.data.files import printable, why_no_file
+from nbsnn.errors import ConfigError, DataError, MissingDependencyError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 RESIZE = 256 / 224  # the shorter side of a photograph before its middle is cropped, over the crop's (Krizhevsky et al., 2012)
 CROP_AREA, CROP_RATIO = (0.1, 1.0), (0.8, 1.25)  # of random crops: share of the photograph, width over height
 _ATTEMPTS = 10
+_ORIENTATION = 0x0112  # EXIF's tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF's
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
 def require_pillow() -> None:
@@ -27,20 +32,80 @@ def require_pillow() -> None:
 
 
 def open_picture(file: IO[bytes] | Path, name: str) -> "Picture":
-    """A decoded RGB picture, turned as its EXIF data says.
+    """A decoded RGB picture as a viewer shows it: turned as its EXIF data says, the first frame of several.
 
     Raises:
-        DataError: not an image, or a damaged one.
+        DataError: not an image, a damaged one, one with more pixels than Pillow takes for safe, or one that has no one
+            appearance.
     """
     require_pillow()
-    from PIL import Image, ImageFile, ImageOps
+    from PIL import Image, ImageFile
 
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES  # else a cut file would be grey below the cut, in silence
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ConfigError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which shows cut files as grey; set it to False")
     try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        reason = why_no_file(file) if isinstance(file, Path) else None
+        if reason:
+            raise DataError(reason)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, which is not shown
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                image.load()
+                return _turned(as_shown(image), image)
     except Exception as error:  # a reader fed with garbage raises anything
-        raise DataError(f"{name}: not an image that can be read ({' '.join(str(error).split())})") from None
+        raise DataError(f"{printable(name)}: not an image that can be read ({' '.join(str(error).split())})") from None
+
+
+def _turned(picture: "Picture", source: "Picture") -> "Picture":
+    """The picture turned or mirrored as the EXIF data of its source says; data that cannot be read say nothing."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = source.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        orientation = 1
+    turns = (
+        Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE,
+        Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90,
+    )  # fmt: skip
+    return picture.transpose(turns[orientation - 2]) if orientation in range(2, 9) else picture
+
+
+def as_shown(image: "Picture") -> "Picture":
+    """A loaded picture of any of Pillow's modes in RGB: transparent places white, 16 bits scaled to 8.
+
+    Raises:
+        DataError: the mode has no range that is black to white: 32-bit whole numbers (I) and floats (F).
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return _from_16_bits(image)
+    if image.mode in ("I", "F"):
+        raise DataError(f"pixels of mode {image.mode}, of which no value is known to be white; save it with 8 or 16 bits")
+    if image.mode in _PREMULTIPLIED:
+        image = image.convert(_PREMULTIPLIED[image.mode])
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    color = image.info.get("transparency")
+    if isinstance(color, tuple) and max(color) > 255:
+        raise DataError("16-bit colours of which one is transparent; save it with 8 bits")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+
+
+def _from_16_bits(image: "Picture") -> "Picture":
+    """Grey values from 0 to 2¹⁶ − 1, or as many bits as a TIFF file says, in RGB."""
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.int64)
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    white = 2 ** int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 1
+    grey = (values * 255 + white // 2) // white
+    grey[values == image.info.get("transparency", -1)] = 255
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def to_tensor(picture: "Picture") -> Tensor:
@@ -55,8 +120,6 @@ def whole(file: IO[bytes] | Path, name: str) -> Tensor:
 
 def square(path: Path, *, size: int) -> Tensor:
     """The largest square in the middle of an image file, resized (bicubic): [3, size, size] uint8."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such image file")
     from PIL import Image, ImageOps
 
     return to_tensor(ImageOps.fit(open_picture(path, str(path)), (size, size), Image.Resampling.BICUBIC))
