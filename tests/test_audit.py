@@ -18,6 +18,7 @@ UNKNOWN = (
     "constants, convolutions, linear layers, average pools, reshapes"
 )
 PRODUCT = "() of two currents at {place}; multiply or divide currents by constants or parameters only"
+WRITE = "; compute it from the image in forward, without NumPy, TorchScript or a torch.autograd.Function"
 NORM = "() depends on the data of each step at {place}; use batch norm, which folds into the weights"
 
 FUNCTIONS = {
@@ -134,7 +135,9 @@ def test_a_network_tied_to_one_batch_size_is_refused():
     assert said.endswith("; keep axis 0 free")
 
 
-NOT_QUANTIZED = "nn.{kind} is an activation that is not quantized at module; use nn.ReLU instead of nn.{kind}, and quantize it"
+NOT_QUANTIZED = (
+    "nn.{kind} is an activation that is not quantized at module; use nn.ReLU instead of nn.{kind}, and quantize that network"
+)
 MODULES = {
     "nn.MaxPool2d": (lambda: nn.MaxPool2d(2), MAX_POOL),
     "nn.AdaptiveMaxPool2d": (lambda: nn.AdaptiveMaxPool2d(2), MAX_POOL),
@@ -148,8 +151,7 @@ MODULES = {
     "nn.ReLU6": (nn.ReLU6, NOT_QUANTIZED.format(kind="ReLU6")),
     "batch norm without running statistics": (
         lambda: nn.BatchNorm2d(4, track_running_stats=False),
-        "batch norm uses the statistics of the batch at {place}; call model.eval() before to_spiking, and keep "
-        "track_running_stats=True",
+        "batch norm uses the statistics of the batch at {place}; build it with track_running_stats=True",
     ),
 }
 
@@ -170,12 +172,15 @@ def test_dropout_and_batch_norm_in_training_mode_are_refused():
     net.module.train()
     assert refusal(net) == "dropout is in training mode at module; call model.eval() before to_spiking"
     net = quantized_probe().train()
-    assert refusal(net) == MODULES["batch norm without running statistics"][1].format(place="norm")
+    assert refusal(net) == "batch norm uses the statistics of the batch at norm; call model.eval() before to_spiking"
 
 
 def test_an_activation_left_in_float_is_refused():
     net = quantized_probe(spec=QuantSpec(2, 2, skip=("act2",)))
-    message = "nn.ReLU is an activation that is not quantized at act2; quantize it with nbsnn.quantize and act_bits < 32"
+    message = (
+        "nn.ReLU is an activation that is not quantized at act2; quantize the float network with act_bits < 32, and do not "
+        "skip this layer"
+    )
     assert refusal(net) == message
     message = "the network has no quantized activation; call nbsnn.quantize on the float network first"
     assert refusal(quantized_probe(spec=QuantSpec(2, 32))) == message
@@ -188,9 +193,9 @@ def test_an_activation_called_twice_is_refused():
 
 
 def test_what_the_audit_cannot_see_is_refused():
-    message = "the current of act2 does not descend from the image by torch functions the audit can see"
+    message = "the current of act2 does not descend from the image by torch functions the audit can see" + WRITE
     assert refusal(quantized_probe(lambda net, x: torch.ones(len(x), 4, 6, 6))) == message
-    message = "the network's output does not descend from the image by torch functions the audit can see"
+    message = "the network's output does not descend from the image by torch functions the audit can see" + WRITE
     assert refusal(quantized_probe(tail=lambda net, x: torch.zeros(len(x), 3))) == message
 
 

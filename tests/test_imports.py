@@ -13,7 +13,7 @@ ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
     ["settings", "zoo", "finite"],
-    ["recipe", "surgery", "inputs", "distributed", "quant.functional", "spiking.functional"],
+    ["recipe", "surgery", "tracing", "inputs", "distributed", "quant.functional", "spiking.functional"],
     ["schema"],
     ["tensorfile"],
     ["recipes", "models", "quant", "data"],

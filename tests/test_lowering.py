@@ -19,7 +19,7 @@ from nbsnn.integer.program import IMAGE as PIXELS
 from nbsnn.integer.program import Branch, Head, Pixels, Program, Unit
 from nbsnn.spiking.functional import integrate_and_fire
 
-OWN = "the network’s own forward"
+OWN = "the network's own forward"
 BACKENDS = ["torch", *(["native"] if why_not() is None else [])]
 
 

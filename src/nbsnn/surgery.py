@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 # torch's classes that hold one network and call it, by name so that none need be imported: class → its only child.
 _WRAPPERS = {
@@ -44,6 +47,49 @@ def copied(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
+@torch.no_grad()
+def fold_computed_weights_(net: nn.Module) -> list[str]:
+    """Turn parameters that are computed on every call (weight norm, spectral norm, pruning, parametrizations) into plain ones.
+
+    Returns:
+        Names of these parameters, which hold what the network computed in evaluation.
+    """
+    folded = []
+    with evaluation_mode(net):  # in training spectral norm takes another step of its power iteration
+        for name, module in list(net.named_modules()):
+            prefix = f"{name}." if name else ""
+            folded += [prefix + tensor for tensor in _fold_parametrizations_(module)]
+            for hook in list(module._forward_pre_hooks.values()):
+                if isinstance(hook, WeightNorm):
+                    folded.append(prefix + hook.name)
+                    remove_weight_norm(module, hook.name)
+                elif isinstance(hook, SpectralNorm):
+                    folded.append(prefix + hook.name)
+                    remove_spectral_norm(module, hook.name)
+                elif isinstance(hook, prune.BasePruningMethod):
+                    folded.append(prefix + str(hook._tensor_name))
+                    prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+    return folded
+
+
+def _fold_parametrizations_(module: nn.Module) -> list[str]:
+    """Not by `remove_parametrizations`: that takes the property off the class, which copies of a module have in common."""
+    if not parametrize.is_parametrized(module):
+        return []
+    lists = module.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    values = {tensor: (getattr(module, tensor), any(p.requires_grad for p in lists[tensor].parameters())) for tensor in lists}
+    buffers = {tensor for tensor in lists if not list(lists[tensor].parameters())}
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for tensor, (value, trained) in values.items():
+        if tensor in buffers:
+            module.register_buffer(tensor, value.clone())
+        else:
+            module.register_parameter(tensor, nn.Parameter(value.clone(), requires_grad=trained))
+    return list(values)
+
+
 def _wrapped(module: nn.Module) -> nn.Module | None:
     for cls in type(module).__mro__:
         if cls.__module__.startswith("torch.") and cls.__name__ in _WRAPPERS:
@@ -52,8 +98,20 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     return None
 
 
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
+)  # fmt: skip
+
+
 def replace_modules_(root: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put `replacements[m]` wherever a module m stands in the tree, under every name it has; returns the root."""
+    """Put `replacements[m]` wherever a module m stands in the tree, under every name it has; returns the root.
+
+    Hooks on m go with it: those that change what it returns are part of the network.
+    """
+    for old, new in replacements.items():
+        for hooks in _HOOKS:
+            setattr(new, hooks, getattr(old, hooks))
     for parent in list(root.modules()):
         for name, child in list(parent.named_children()):
             if child in replacements:

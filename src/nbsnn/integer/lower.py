@@ -14,9 +14,8 @@ from nbsnn.integer.fixedpoint import Setting, integer_head, integer_unit
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.program import IMAGE, Node, Pixels, Program, constant_values, step_sizes
 from nbsnn.integer.trace import trace
+from nbsnn.quant.audit import audit
 from nbsnn.quant.quantize import read_plan
-from nbsnn.spiking.convert import to_spiking
-from nbsnn.surgery import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +52,8 @@ def lower(
         raise LoweringError("the network is not quantized; call nbsnn.quantize first")
     check_network(quantized, LoweringError)
     first = to_network(example[:1].detach(), quantized)
-    to_spiking(quantized, first, schedule="settle")  # the audit's verdict; its result is not needed
-    with evaluation_mode(quantized):
-        seen = trace(quantized, first)
+    audit(quantized, first)
+    seen = trace(quantized, first)
     timesteps = max(firing.levels for firing in seen.firings)
     pixels = _pixels(tuple(first.shape[1:]), mean, std)
     setting = Setting(

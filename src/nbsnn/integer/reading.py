@@ -11,7 +11,7 @@ from nbsnn.integer.affine import Affine, NoForm, Synapse, added, convolved, scal
 from nbsnn.integer.calls import Context, Reader, arguments, pair, shape_of
 from nbsnn.quant.functional import apot_numerators, edge_step
 from nbsnn.quant.layers import WeightQuantizer, at_least
-from nbsnn.spiking.audit import DROPOUT
+from nbsnn.quant.operations import DROPOUT
 
 _WHOLE = 1e-3  # how far from a whole number single precision may carry a quantized weight over its step
 

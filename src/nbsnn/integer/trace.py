@@ -1,18 +1,15 @@
 """Follow an example through a quantized network and write down, for each activation, the affine function that feeds it.
 
-Like the audit of a conversion this watches torch functions on tensors that descend from the image, so that it sees through
-any `forward`. What it writes down is compared with the tensor that really arrives: a step read wrongly cannot pass.
+It follows data, as the audit before it does, and so sees through any `forward`. What it writes down is compared with the tensor
+that really arrives: a step read wrongly cannot pass.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from nbsnn.errors import LoweringError
 from nbsnn.finite import check_finite
@@ -21,7 +18,7 @@ from nbsnn.integer.calls import Context
 from nbsnn.integer.program import IMAGE
 from nbsnn.integer.reading import READERS
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer, at_least
-from nbsnn.spiking.audit import CONSTANTS, METADATA, function_name, tensors_in
+from nbsnn.tracing import Tracer, tensors_in
 
 _TOLERANCE = 1e-3  # of the largest current: far above rounding in single precision, far below a step read wrongly
 
@@ -45,70 +42,43 @@ class Trace:
     output: Affine
 
 
-@torch.no_grad()
 def trace(quantized: nn.Module, example: Tensor) -> Trace:
-    """Run `quantized` on `example` [1, C, H, W] and write down what happens.
+    """Run `quantized`, which passed the audit, on `example` [1, C, H, W] and write down what happens.
 
     Raises:
         LoweringError: a step without integer form; names the layer and the remedy.
     """
-    run = _Tracer(example)
-    handles = [hook for name, module in quantized.named_modules() for hook in run.watch(name, module)]
-    try:
-        with run:
-            output = quantized(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run = _Recorder(example)
+    output = run.follow(quantized, example.clone(), plain(IMAGE, tuple(example.shape[1:]), 1.0), error=LoweringError)
     affine: Affine = run.known[output]
     run.check("the output", affine, output)
     return Trace(tuple(run.firings), run.values, affine)
 
 
-class _Tracer(TorchFunctionMode):
+class _Recorder(Tracer):
+    opaque = (QuantReLU,)
+
     def __init__(self, example: Tensor) -> None:
         super().__init__()
-        shape = tuple(example.shape[1:])
-        self.values = Values({IMAGE: shape})
+        self.values = Values({IMAGE: tuple(example.shape[1:])})
         self.numbers = {IMAGE: example.double().clone()}  # of values, for the comparison
-        self.known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self.known[example] = plain(IMAGE, shape, 1.0)
         self.firings: list[Firing] = []
-        self.path: list[tuple[str, nn.Module]] = []
 
-    def watch(self, name: str, module: nn.Module) -> Iterable[Any]:
-        """Hooks that follow the path of modules and note activations."""
-
-        def enter(_: nn.Module, args: Any) -> None:
-            self.path.append((name, module))
-
-        def leave(_: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(module, QuantReLU):
-                self._note(name, module, args[0], output)
-            self.path.pop()
-
-        return module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
-
-    def _note(self, name: str, act: QuantReLU, current: Tensor, output: Tensor) -> None:
-        affine: Affine = self.known[current]
-        self.check(name, affine, current)
-        threshold = float(at_least(act.threshold))
-        self.firings.append(Firing(name, act.levels, threshold, affine))
+    def left(self, name: str, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        if not isinstance(module, QuantReLU):
+            return
+        affine: Affine = self.known[inputs[0]]
+        self.check(name, affine, inputs[0])
+        threshold = float(at_least(module.threshold))
+        self.firings.append(Firing(name, module.levels, threshold, affine))
         self.values.shapes[name] = affine.shape
-        self.numbers[name] = (output.double() * (act.levels / threshold)).round()
-        self.known[output] = plain(name, affine.shape, threshold / act.levels)
+        self.numbers[name] = (output.double() * (module.levels / threshold)).round()
+        self.known[output] = plain(name, affine.shape, threshold / module.levels)
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        inside = self.path[-1] if self.path else ("", None)
-        sources = [t for t in tensors_in((args, kwargs)) if t in self.known]
-        name = function_name(func)
-        bookkeeping = name in CONSTANTS or name in METADATA or (func.__name__ == "__get__" and name != "data")
-        if not sources or bookkeeping or isinstance(inside[1], QuantReLU):
-            return func(*args, **kwargs)
+    def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
         result = func(*args, **kwargs)
-        layer = inside[1] if isinstance(inside[1], WeightQuantizer) else None
-        context = Context(self.known, self.values, inside[0] or "the network", layer, result)
+        layer = self.innermost if isinstance(self.innermost, WeightQuantizer) else None
+        context = Context(self.known, self.values, self.place, layer, result)
         try:
             if name not in READERS:
                 raise NoForm(
@@ -119,7 +89,7 @@ class _Tracer(TorchFunctionMode):
             affine = READERS[name](context, func, args, kwargs)
         except NoForm as error:
             what, remedy = error.args
-            raise LoweringError(f"{what} at {inside[0] or 'the network’s own forward'}; {remedy}") from None
+            raise LoweringError(f"{what} at {self.place}; {remedy}") from None
         outputs = list(tensors_in(result))
         for output, form in zip(outputs, affine if isinstance(affine, list) else [affine], strict=True):
             self.known[output] = form

@@ -141,12 +141,13 @@ class QuantReLU(nn.Module):
     """ReLU clipped at a learnable threshold θ and rounded to 2^b − 1 steps.
 
     `tie_tolerance` (in steps, 0 at first) is set while this net is compared with an exact spiking one; see
-    `nbsnn.measure_fidelity`.
+    `nbsnn.measure_fidelity`. `inplace` says that the ReLU in its place overwrote its input; this one does not.
     """
 
-    def __init__(self, bits: int, threshold: float | Tensor) -> None:
+    def __init__(self, bits: int, threshold: float | Tensor, *, inplace: bool = False) -> None:
         super().__init__()
         self.bits = bits
+        self.inplace = inplace
         self.threshold = nn.Parameter(torch.as_tensor(threshold, dtype=torch.get_default_dtype()).detach().clone())
         self.tie_tolerance = 0.0
 

@@ -75,7 +75,7 @@ def apply_plan_(model: nn.Module, plan: Mapping[str, LayerFormat]) -> nn.Module:
         elif isinstance(module, nn.Linear):
             replacements[module] = QuantLinear.from_float(module, **asdict(fmt))
         elif isinstance(module, nn.ReLU):
-            act = QuantReLU(fmt.bits, half_normal_threshold(fmt.bits))
+            act = QuantReLU(fmt.bits, half_normal_threshold(fmt.bits), inplace=module.inplace)
             parameter = next(model.parameters(), act.threshold)
             act = act.to(parameter)
             replacements[module] = act.train(module.training)

@@ -1,20 +1,18 @@
-"""From a quantized network to a spiking one: swap the activations, audit the rest."""
+"""From a quantized network to a spiking one: swap the activations, after an audit of the rest."""
 
-import copy
 from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError, unknown
-from nbsnn.finite import check_logits, check_network
+from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
+from nbsnn.quant.audit import audit
 from nbsnn.quant.layers import QuantReLU
-from nbsnn.spiking.audit import audit
-from nbsnn.spiking.functional import fold
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import Clock, IFNeuron, Neuron, Schedule
-from nbsnn.surgery import evaluation_mode, replace_modules_
+from nbsnn.surgery import copied, replace_modules_
 
 VALID_PAIRS: tuple[tuple[Neuron, Schedule], ...] = (
     ("unsigned", "fixed"),
@@ -63,35 +61,11 @@ def to_spiking(quantized: nn.Module, example: Tensor, *, neuron: str | None = No
     check_network(quantized, ConversionError)
     example = to_network(example, quantized)
     clock = Clock(timesteps)
-    network = copy.deepcopy(quantized)
+    network = copied(quantized)
+    depth = audit(network, example).depth
     acts = [m for m in network.modules() if isinstance(m, QuantReLU)]
     network = replace_modules_(network, {act: IFNeuron(act, clock, neuron=chosen, schedule=plan) for act in acts})
-    depth = audit(network, fold(example.unsqueeze(0).expand(timesteps, *example.shape)))
-    _check_images_stay_apart(quantized, example[:1])
-    for module in network.modules():
-        if isinstance(module, IFNeuron):
-            module.reset()
     return SpikingNetwork(network, clock, neuron=chosen, schedule=plan, depth=depth, image_shape=tuple(example.shape[1:]))
-
-
-@torch.no_grad()
-def _check_images_stay_apart(quantized: nn.Module, image: Tensor) -> None:
-    """Refuse a network that lets the images of a batch see each other: with time folded into the batch, steps would mix.
-
-    The audit knows most such operations by name; a constant matrix over the batch axis, or an index into it, only shows here.
-    """
-    with evaluation_mode(quantized):
-        try:
-            first, second = (quantized(torch.cat([image, other])) for other in (-image, torch.zeros_like(image)))
-        except (RuntimeError, IndexError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConversionError(f"the network does not run on a batch of 2 images ({reason}); keep axis 0 free") from error
-        check_logits(first, ConversionError, network=quantized, images=torch.cat([image, -image]))
-    if not torch.allclose(first[0], second[0], rtol=1e-4, atol=1e-4):
-        raise ConversionError(
-            "the result for an image depends on the other images of its batch; keep axis 0 first and untouched "
-            "(no indexing, matrix product or permutation over it)"
-        )
 
 
 def _timesteps(quantized: nn.Module, schedule: Schedule) -> int:

@@ -1,0 +1,184 @@
+"""The audit: a dry run that refuses whatever would make spikes differ from activations in silence.
+
+Between two activations only affine functions may stand: they commute with the average over time. The audit watches every
+torch function on tensors that descend from the image, names the layer of the first one that is not affine, and says what
+to write instead. `to_spiking` and `lower` begin with it, so that both accept the same networks, and so does `quantize` where it
+has images, so that nobody trains what cannot be converted.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.errors import ConversionError
+from nbsnn.finite import check_logits
+from nbsnn.quant.flow import BATCH, Flow
+from nbsnn.quant.layers import QuantReLU
+from nbsnn.quant.operations import (
+    AFFINE,
+    DROPOUT,
+    PRODUCTS,
+    QUOTIENTS,
+    batch_statistics,
+    refused_function,
+)
+from nbsnn.surgery import evaluation_mode
+from nbsnn.tracing import tensors_in
+
+_UNSEEN = (
+    "does not descend from the image by torch functions the audit can see; compute it from the image in forward, without "
+    "NumPy, TorchScript or a torch.autograd.Function"
+)
+
+
+def audit(quantized: nn.Module, example: Tensor) -> Flow:
+    """Run a quantized network on an example [B, ...] and refuse what does not convert.
+
+    Returns:
+        What the run showed; its `depth` is the number of neurons on the longest path from image to head.
+    Raises:
+        ConversionError: names the layer and what to write instead.
+    """
+    run = _Audit(quantized)
+    output = run.run(example, ConversionError)
+    if not isinstance(output, Tensor):
+        raise ConversionError(f"the network returns a {type(output).__name__}; return the logits alone, as one tensor")
+    if output not in run.known:
+        raise ConversionError(f"the network's output {_UNSEEN}")
+    run.check_overwritten([output])
+    _check_images_stay_apart(quantized, example[:1])
+    return run
+
+
+@torch.no_grad()
+def _check_images_stay_apart(quantized: nn.Module, image: Tensor) -> None:
+    """Refuse a network that lets the images of a batch see each other: with time folded into the batch, steps would mix.
+
+    The audit knows most such operations by name; a constant matrix over the batch axis, or an index into it, only shows here.
+    """
+    with evaluation_mode(quantized):
+        try:
+            first, second = (quantized(torch.cat([image, other])) for other in (-image, torch.zeros_like(image)))
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ConversionError(f"the network does not run on a batch of 2 images ({reason}); keep axis 0 free") from error
+        check_logits(first, ConversionError, network=quantized, images=torch.cat([image, -image]))
+    if not torch.allclose(first[0], second[0], rtol=1e-4, atol=1e-4):
+        raise ConversionError(
+            "the result for an image depends on the other images of its batch; keep axis 0 first and untouched "
+            "(no indexing, matrix product or permutation over it)"
+        )
+
+
+class _Audit(Flow):
+    opaque = (QuantReLU,)
+
+    def __init__(self, quantized: nn.Module) -> None:
+        super().__init__(quantized, activations=QuantReLU)
+        # By address of the memory: activation that worked in place in the float network, and its input, which is kept alive.
+        self.overwritten: dict[int, list[tuple[str, Tensor]]] = {}
+
+    def entered(self, name: str, module: nn.Module, inputs: list[Tensor]) -> None:
+        if isinstance(module, QuantReLU):
+            if name in self.seen:
+                raise ConversionError(
+                    f"{name} is called more than once; a neuron stands in one place: give each place an nn.ReLU of its own"
+                )
+            if not any(t in self.known for t in inputs):
+                raise ConversionError(f"the current of {name} {_UNSEEN}")
+            self.check_overwritten(inputs)
+            if module.inplace:
+                self.overwritten.setdefault(inputs[0].untyped_storage().data_ptr(), []).append((name, inputs[0]))
+        super().entered(name, module, inputs)
+
+    def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
+        self._check(func, name, args, kwargs, sources)
+        self.check_overwritten(sources)
+        stride, shape = sources[0].stride(0), list(sources[0].shape)  # before the call: it may work in place
+        result = super().called(func, name, args, kwargs, sources)
+        self._check_batch_axis(name, stride, shape, result, reduced=_reduces_first_axis(name, args, kwargs))
+        return result
+
+    def check_overwritten(self, tensors: list[Tensor]) -> None:
+        """Refuse what a ReLU that worked in place has overwritten: the quantized activation leaves it as it was."""
+        for tensor in tensors:
+            for name, written in self.overwritten.get(tensor.untyped_storage().data_ptr(), ()):
+                if _overlap(tensor, written):
+                    self._refuse(
+                        f"{name} worked in place, and what it overwrote is used", "go on with its result: write x = act(x)"
+                    )
+
+    def _check(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> None:
+        if name in ("T", "mT", "H", "mH"):
+            self._refuse(f".{name} moves the batch axis", "keep the batch axis first; use x.transpose(1, 2) and the like")
+        if name in DROPOUT:
+            if _argument(func, args, kwargs, "training"):
+                self._refuse("dropout is in training mode", "call model.eval() before to_spiking")
+            return
+        if name == "batch_norm":
+            if _argument(func, args, kwargs, "training"):
+                self._refuse(*batch_statistics(self.innermost))
+            return
+        if name not in AFFINE:
+            self._refuse(*refused_function(name, self.innermost))
+        later = tensors_in((args[1:], {k: v for k, v in kwargs.items() if k not in ("input", "self")}))
+        bilinear = name in QUOTIENTS or name.startswith("conv") or name == "linear"
+        if (name in PRODUCTS and len(sources) > 1) or (bilinear and any(t in self.known for t in later)):
+            self._refuse(f"{name}() of two currents", "multiply or divide currents by constants or parameters only")
+        if kwargs.get("rounding_mode") is not None:
+            self._refuse(f"{name}() rounds currents", "leave rounding to the quantized activations")
+        if name == "index_select" and _argument_at(args, kwargs, 1, "dim") in (0, -args[0].dim()):
+            self._refuse("index_select() picks from the batch axis", "keep axis 0 first and untouched")
+        if name == "getitem" and not _keeps_first_axis(args[1]):
+            self._refuse("indexing picks from the batch axis", "index as x[:, ...]")
+
+    def _check_batch_axis(self, name: str, stride: int, shape: list[int], result: Any, *, reduced: bool) -> None:
+        for output in tensors_in(result):
+            if not output.is_floating_point():
+                self._refuse(f"{name}() turns currents into {output.dtype}", "keep them in floating point")
+            moved = name in ("permute", "transpose", "movedim", "swapaxes") and output.stride(0) != stride
+            if output.dim() == 0 or output.shape[0] != BATCH or moved or reduced:
+                self._refuse(
+                    f"{name}() turns shape {shape} into {list(output.shape)}, which does not keep the batch axis",
+                    "keep axis 0 first and untouched, as x.flatten(1) does",
+                )
+
+    def _refuse(self, what: str, remedy: str) -> NoReturn:
+        raise ConversionError(f"{what} at {self.place}; {remedy}")
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Do two tensors in one storage have elements in common?"""
+    size = first.untyped_storage().nbytes() // first.element_size()
+    places = torch.zeros(size, dtype=torch.bool)
+    torch.as_strided(places, first.shape, first.stride(), first.storage_offset()).fill_(True)
+    return bool(torch.as_strided(places, second.shape, second.stride(), second.storage_offset()).any())
+
+
+def _argument(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], name: str) -> Any:
+    try:
+        bound = inspect.signature(func).bind(*args, **kwargs)
+    except ValueError:  # a builtin, such as torch.dropout: its one flag before the last says "training"
+        return any(value is True for value in (*args[:6], kwargs.get("train"), kwargs.get(name)))
+    bound.apply_defaults()
+    return bound.arguments.get(name)
+
+
+def _argument_at(args: Any, kwargs: Mapping[str, Any], position: int, name: str) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name)
+
+
+def _reduces_first_axis(name: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    if name not in ("mean", "sum"):
+        return False
+    axes = _argument_at(args, kwargs, 1, "dim")
+    chosen = axes if isinstance(axes, (tuple, list)) else [axes]
+    return any(axis is None or axis % args[0].dim() == 0 for axis in chosen)
+
+
+def _keeps_first_axis(index: Any) -> bool:
+    first = index[0] if isinstance(index, tuple) else index
+    return first is Ellipsis or first == slice(None)

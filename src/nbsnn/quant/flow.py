@@ -1,0 +1,116 @@
+"""How an image flows through a network: which weight layers see it, which make the output, what is never called.
+
+Nothing is refused here; the audit, which refuses, is built on it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from nbsnn.errors import NbsnnError, QuantizationError
+from nbsnn.quant.operations import WEIGHINGS
+from nbsnn.surgery import evaluation_mode
+from nbsnn.tracing import Tracer, tensors_in
+
+WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+BATCH = 3  # images in a dry run: few, and seldom the length of another axis
+_IMAGE = ""  # stands for the image among the names of layers
+
+
+class Origin(NamedTuple):
+    """Where a current comes from: activations on the longest path from the image, and the weight layers just before it."""
+
+    depth: int
+    layers: frozenset[str]
+
+
+class Flow(Tracer):
+    """One run of a network, and what it showed.
+
+    Attributes:
+        first: weight layers that see the image itself.
+        last: weight layers whose outputs, without another one between, make the network's.
+        seen: names of all modules that were called.
+        loose: place → function, where a parameter is a weight outside a weight layer, as in `F.conv2d(x, self.kernel)`.
+        depth: activations on the longest path from image to output.
+    """
+
+    def __init__(self, network: nn.Module, *, activations: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.first: set[str] = set()
+        self.last: set[str] = set()
+        self.seen: set[str] = set()
+        self.loose: dict[str, str] = {}
+        self.depth = 0
+        self._network, self._activations = network, activations
+        self._parameters: WeakTensorKeyDictionary = WeakTensorKeyDictionary(dict.fromkeys(network.parameters(), True))
+
+    def run(self, images: Tensor, error: type[NbsnnError]) -> Any:
+        """Follow the first of some images [B, ...], a few times over, through the network; returns its output.
+
+        Raises:
+            error: the network does not run on one tensor of such images.
+        """
+        # Memory of its own for each copy: a network may write into its input.
+        image = images[:1].detach().repeat(BATCH, *(1 for _ in images.shape[1:]))
+        output = self.follow(self._network, image, Origin(0, frozenset([_IMAGE])), error=error)
+        for tensor in tensors_in(output):
+            if tensor in self.known:
+                self.last |= self.known[tensor].layers - {_IMAGE}
+                self.depth = max(self.depth, self.known[tensor].depth)
+        return output
+
+    def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
+        weighs = name in WEIGHINGS and not isinstance(self.innermost, WEIGHT_LAYERS)
+        if weighs and any(t in self._parameters for t in tensors_in((args, kwargs))):
+            self.loose.setdefault(self.path[-1][0] if self.path else "", name)
+        result = func(*args, **kwargs)
+        self.note(result, sources)
+        if result is None and isinstance(args[0], Tensor):  # x[...] = y
+            self.note(args[0], sources)
+        return result
+
+    def note(self, result: Any, sources: list[Tensor]) -> None:
+        """Let the tensors of a result come from where all its sources come from."""
+        origins = [self.known[source] for source in sources]
+        joined = Origin(max(o.depth for o in origins), frozenset().union(*(o.layers for o in origins)))
+        for output in tensors_in(result):
+            self.known[output] = joined
+
+    def entered(self, name: str, module: nn.Module, inputs: list[Tensor]) -> None:
+        self.seen.add(name)
+
+    def left(self, name: str, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        sources = [t for t in inputs if t in self.known]
+        if not sources or not isinstance(module, (*WEIGHT_LAYERS, self._activations)):
+            return
+        self.note(output, sources)
+        for tensor in tensors_in(output):
+            depth, layers = self.known[tensor]
+            if isinstance(module, WEIGHT_LAYERS):
+                if _IMAGE in layers:
+                    self.first.add(name)
+                self.known[tensor] = Origin(depth, frozenset([name]))
+            else:
+                self.known[tensor] = Origin(depth + 1, layers)
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        given = list(tensors_in((args, kwargs or {})))
+        if any(t in self._parameters for t in given) and not any(t in self.known for t in given):
+            self._parameters |= dict.fromkeys(tensors_in(result), True)  # made of parameters alone: still a weight
+        return result
+
+
+def follow(network: nn.Module, images: Tensor) -> Flow:
+    """What a dry run of a network on its first image shows, in evaluation mode and whatever it is made of.
+
+    Raises:
+        QuantizationError: the network does not run on one tensor of such images.
+    """
+    flow = Flow(network)
+    with evaluation_mode(network):
+        flow.run(images, QuantizationError)
+    return flow

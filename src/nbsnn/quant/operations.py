@@ -1,0 +1,120 @@
+"""What may stand between two activations: the torch functions that are affine, and what to write in place of the others.
+
+Affine functions commute with the average over time, so that spikes can pass through them. This is a whitelist: what is not
+known here is refused.
+"""
+
+from typing import NamedTuple
+
+from torch import nn
+
+AFFINE = {
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "neg", "mul", "rmul", "imul", "multiply",
+    "div", "truediv", "itruediv", "divide", "matmul", "rmatmul", "bmm", "mm", "einsum",
+    "cat", "concat", "concatenate", "stack", "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze",
+    "permute", "transpose", "movedim", "swapaxes", "contiguous", "clone", "detach", "to", "float", "double", "type",
+    "mean", "sum", "pad", "getitem", "chunk", "split", "narrow", "index_select", "expand", "repeat_interleave",
+    "interpolate", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "data",
+}  # fmt: skip
+DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"}
+PRODUCTS = {"mul", "rmul", "imul", "multiply", "matmul", "rmatmul", "bmm", "mm", "einsum"}
+QUOTIENTS = {"div", "truediv", "itruediv", "divide"}
+WEIGHINGS = {
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
+    "matmul", "rmatmul", "bmm", "mm", "einsum",
+}  # fmt: skip
+
+_RELU = {"relu", "relu6", "leaky_relu", "prelu", "threshold", "elu", "selu", "celu", "rrelu"}
+_CLIP = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "maximum", "minimum"}
+_SMOOTH = {
+    "sigmoid", "tanh", "gelu", "silu", "mish", "softplus", "softsign", "hardsigmoid", "hardswish", "logsigmoid", "exp",
+    "tanhshrink", "softshrink", "hardshrink",
+}  # fmt: skip
+_SOFTMAX = {"softmax", "log_softmax", "softmin"}
+_NORMS = {"layer_norm", "group_norm", "instance_norm", "local_response_norm", "rms_norm", "normalize"}
+_GATES = {"glu", "multi_head_attention_forward", "scaled_dot_product_attention"}
+_RECURRENT = {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}
+
+# torch's modules by the function that they stand for; where that is in AFFINE, a module has no entry.
+_MODULES: dict[str, tuple[type[nn.Module], ...]] = {
+    "relu6": (nn.ReLU6,), "hardtanh": (nn.Hardtanh,), "leaky_relu": (nn.LeakyReLU,), "prelu": (nn.PReLU,),
+    "elu": (nn.ELU,), "selu": (nn.SELU,), "celu": (nn.CELU,), "rrelu": (nn.RReLU,), "threshold": (nn.Threshold,),
+    "sigmoid": (nn.Sigmoid,), "tanh": (nn.Tanh,), "gelu": (nn.GELU,), "silu": (nn.SiLU,), "mish": (nn.Mish,),
+    "softplus": (nn.Softplus,), "softsign": (nn.Softsign,), "hardsigmoid": (nn.Hardsigmoid,), "hardswish": (nn.Hardswish,),
+    "logsigmoid": (nn.LogSigmoid,), "tanhshrink": (nn.Tanhshrink,), "softshrink": (nn.Softshrink,),
+    "hardshrink": (nn.Hardshrink,), "softmax": (nn.Softmax, nn.Softmax2d), "log_softmax": (nn.LogSoftmax,),
+    "softmin": (nn.Softmin,), "layer_norm": (nn.LayerNorm,), "group_norm": (nn.GroupNorm,), "rms_norm": (nn.RMSNorm,),
+    "instance_norm": (nn.modules.instancenorm._InstanceNorm,), "local_response_norm": (nn.LocalResponseNorm, nn.CrossMapLRN2d),
+    "max_pool": (
+        nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d,
+        nn.modules.pooling._MaxUnpoolNd, nn.modules.pooling._LPPoolNd,
+    ),
+    "glu": (nn.GLU,), "multi_head_attention_forward": (nn.MultiheadAttention,),
+    "lstm": (nn.RNNBase, nn.modules.rnn.RNNCellBase), "bilinear": (nn.Bilinear,),
+}  # fmt: skip
+
+
+class Refusal(NamedTuple):
+    """What stands in the way, and what to do about it."""
+
+    what: str
+    remedy: str
+
+
+def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
+    """Why a function that is not affine is refused, and what to write in its place.
+
+    Args:
+        name: of the function, as `tracing.function_name` gives it.
+        module: in which it is called.
+    """
+    inside = type(module).__name__ if module is not None and type(module).__module__.startswith("torch.nn") else ""
+    if name in _RELU | _CLIP and inside == "ReLU":
+        return Refusal(
+            "nn.ReLU is an activation that is not quantized",
+            "quantize the float network with act_bits < 32, and do not skip this layer",
+        )
+    if name in _RELU | _CLIP and inside:
+        return Refusal(
+            f"nn.{inside} is an activation that is not quantized",
+            f"use nn.ReLU instead of nn.{inside}, and quantize that network",
+        )
+    if name in _RELU | _CLIP:
+        return Refusal(f"{name}() is applied to currents outside a module", "write self.act = nn.ReLU() and call it")
+    if "max_pool" in name or name in ("max", "amax", "lp_pool1d", "lp_pool2d", "lp_pool3d"):
+        return Refusal("max pooling does not commute with spikes", "use the convolution's stride, or average pooling")
+    if name in _SMOOTH:
+        return Refusal(f"{name}() is smooth, and neurons count", "use nn.ReLU")
+    if name in _SOFTMAX:
+        return Refusal(f"{name}() is applied to currents", "return the logits, and apply it to the spiking network's result")
+    if name in _NORMS:
+        return Refusal(f"{name}() depends on the data of each step", "use batch norm, which folds into the weights")
+    if name in _GATES | {"bilinear"}:
+        return Refusal(f"{name}() multiplies two currents", "use convolutions or linear layers, whose weights are constant")
+    if name in _RECURRENT:
+        return Refusal(f"{name}() keeps a state of its own", "use convolutions or linear layers over the whole input")
+    return Refusal(
+        f"{name}() is applied to currents and is not known to be affine",
+        "between neurons write only sums, products with constants, convolutions, linear layers, average pools, reshapes",
+    )
+
+
+def refused_module(module: nn.Module) -> Refusal | None:
+    """Why no network with this module of torch's, called on currents, becomes a spiking one; None if nothing is known."""
+    for name, classes in _MODULES.items():
+        if isinstance(module, classes):
+            own = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn"))
+            return refused_function(name, module if type(module) is own else None)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        return batch_statistics(module)
+    return None
+
+
+def batch_statistics(module: nn.Module | None) -> Refusal:
+    """Why batch norm is refused that does not use its running statistics."""
+    what = "batch norm uses the statistics of the batch"
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        return Refusal(what, "build it with track_running_stats=True")
+    return Refusal(what, "call model.eval() before to_spiking")

@@ -1,0 +1,142 @@
+"""Follow what descends from an image through any `forward`: the dry run that the audit and the lowering are built on.
+
+A `TorchFunctionMode` sees every torch function, hooks see every module. So it is data that is followed, not source code, along
+the path that the example takes.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from nbsnn.errors import NbsnnError
+
+_CONSTANTS = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
+_METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "len", "format"}
+_READ_AS_DATA = {"data", "T", "mT", "H", "mH"}  # attributes that are tensors made of the tensor's own values
+
+
+class Tracer(TorchFunctionMode):
+    """One dry run. Subclasses say what is known of the image and what becomes of it.
+
+    Attributes:
+        opaque: module classes inside which functions are not watched; what they return is for `left` to say.
+        known: what is known of each tensor that descends from the image.
+        path: names and modules that are running, the innermost last.
+    """
+
+    opaque: ClassVar[tuple[type[nn.Module], ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.path: list[tuple[str, nn.Module]] = []
+
+    def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
+        """Call a function on `sources`, which are known, and return its result; note what is known of that."""
+        raise NotImplementedError
+
+    def entered(self, name: str, module: nn.Module, inputs: list[Tensor]) -> None:
+        """A module was called on these tensors, after pre-hooks of its own."""
+
+    def left(self, name: str, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        """A module returned, before hooks of its own."""
+
+    @property
+    def place(self) -> str:
+        """The innermost module that is running, in words."""
+        return (self.path[-1][0] if self.path else "") or "the network's own forward"
+
+    @property
+    def innermost(self) -> nn.Module | None:
+        """The innermost module that is running."""
+        return self.path[-1][1] if self.path else None
+
+    def follow(self, network: nn.Module, image: Tensor, value: Any, *, error: type[NbsnnError]) -> Any:
+        """Run `network` on `image`, of which `value` is known, and return its output; hooks are removed again.
+
+        Raises:
+            error: the network takes more than one input, or its own code fails on the image.
+        """
+        check_one_input(network, error)
+        self.known[image] = value
+        handles = [handle for name, module in network.named_modules() for handle in self._watch(name, module)]
+        try:
+            with torch.no_grad(), self:
+                return network(image)
+        except NbsnnError:
+            raise
+        except Exception as caught:
+            reason = (str(caught) or type(caught).__name__).splitlines()[0]
+            raise error(
+                f"the example of shape {list(image.shape[1:])} does not run at {self.place}: {reason}; "
+                "give images on which the network runs"
+            ) from caught
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _watch(self, name: str, module: nn.Module) -> Iterable[Any]:
+        def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
+            self.path.append((name, module))
+            self.entered(name, module, list(tensors_in((args, kwargs))))
+
+        def leave(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self.left(name, module, list(tensors_in((args, kwargs))), output)
+            self.path.pop()
+
+        # The user's own hooks are run around these two, so that what they compute is followed like the rest of `forward`.
+        yield module.register_forward_pre_hook(enter, with_kwargs=True)
+        yield module.register_forward_hook(leave, with_kwargs=True, prepend=True)
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        sources = [t for t in tensors_in((args, kwargs)) if t in self.known]
+        if not sources or isinstance(self.innermost, self.opaque) or _is_bookkeeping(func):
+            return func(*args, **kwargs)
+        return self.called(func, function_name(func), args, kwargs, sources)
+
+
+def check_one_input(network: nn.Module, error: type[NbsnnError]) -> None:
+    """Refuse a network whose `forward` wants more than one input.
+
+    Raises:
+        error: names the inputs.
+    """
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(network.forward).parameters.values()
+    wanted = [p.name for p in parameters if p.default is p.empty and p.kind not in optional]
+    if len(wanted) > 1:
+        raise error(
+            f"the network's forward takes {len(wanted)} inputs ({', '.join(wanted)}), and a spiking network takes one; "
+            "concatenate them along the channels, and split them in forward"
+        )
+
+
+def function_name(func: Callable[..., Any]) -> str:
+    """The plain name of a torch function: "add" for `Tensor.__add__`, "data" for the reading of `.data`."""
+    if func.__name__ == "__get__":
+        return str(getattr(func, "__self__", func).__name__)
+    return func.__name__.strip("_")
+
+
+def _is_bookkeeping(func: Callable[..., Any]) -> bool:
+    """Does the result hold nothing of the tensor's values: a constant like it, its shape, or an attribute?"""
+    name = function_name(func)
+    return name in _CONSTANTS or name in _METADATA or (func.__name__ == "__get__" and name not in _READ_AS_DATA)
+
+
+def tensors_in(tree: Any) -> Iterable[Tensor]:
+    """All tensors in nested lists, tuples and mappings."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from tensors_in(item)
