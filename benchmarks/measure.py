@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from nbsnn.errors import ConfigError
-from nbsnn.tensorfile import Header, write_text
+from nbsnn.files import write_text
+from nbsnn.tensorfile import Header
 
 
 def seconds(run: Callable[[], object], times: int = 1) -> float:

@@ -132,7 +132,7 @@ def test_a_failing_write_leaves_the_old_file_intact(tmp_path, monkeypatch, suffi
 def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        CheckpointError, match=r"^cannot write .*/file/sub/a.safetensors: .*; free some space or choose another folder$"
+        CheckpointError, match=r"^cannot write .*/file/sub/a.safetensors: .*; a file stands where its folder should be, choose"
     ):
         save_checkpoint(tmp_path / "file" / "sub" / "a.safetensors", SmallNet())
 
@@ -220,7 +220,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monk
     (tmp_path / "a.pth.tar").write_bytes(pickle.dumps({"state_dict": Bomb()}, protocol=2))
     torch.save({"state_dict": Bomb()}, tmp_path / "b.pth.tar")
     for name in ("a.pth.tar", "b.pth.tar"):
-        assert "damaged or not a torch file of plain tensors" in refusal(tmp_path / name)
+        assert "holds posix.mkdir, which could execute code when it is read" in refusal(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
 

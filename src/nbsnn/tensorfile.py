@@ -1,10 +1,10 @@
-"""Files of named tensors with a JSON header, written atomically; nothing that could execute code is ever unpickled."""
+"""Files of named tensors with a JSON header and a hash over both, written atomically and checked when they are read."""
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import logging
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +14,121 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nbsnn.errors import CheckpointError, ConfigError, shown
+from nbsnn.files import check_readable, write_atomically
 from nbsnn.schema import MOST_CHARACTERS, Misfit, check_header, check_name, parse
 from nbsnn.schema import Header as Header
+from nbsnn.torchfile import check_seal, read_torch, write_torch
 from nbsnn.zoo import locate
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _KEY = "nbsnn"  # of the header, in both kinds of file
+_HASH = "content_hash"  # in the header
 _MOST_TENSORS = 2**16
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and header to `path`, whole or not at all. `.pth.tar` and `.pt` give a torch file with a `state_dict`.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], *, keep: Path | None = None) -> None:
+    """Write tensors and header with a hash over both, whole or not at all.
 
+    Args:
+        path: `.pth.tar`, `.pth` and `.pt` give a torch file with a `state_dict`, other names a safetensors file.
+        tensors: by name.
+        header: what `nbsnn.schema` allows.
+        keep: where a file that stands at `path` is moved to; it is replaced unless given.
     Raises:
         CheckpointError: the folder cannot be written or the disk is full; a file that was there before is intact.
         ConfigError: a value in the header that no reader would take, such as a metric that is not a finite number.
     """
-    text = _header_text(header, path)
     # Tied parameters share storage, which safetensors refuses: each name gets a copy of its own.
     plain = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-    if _is_torch_name(path):
-        _write_atomically(path, lambda part: torch.save({"state_dict": plain, _KEY: text}, part))
-    else:
-        _write_atomically(path, lambda part: safetensors.torch.save_file(plain, part, {_KEY: text}))
+    text = _header_text(header, plain, path)
+
+    def write(part: Path) -> None:
+        if _is_torch_name(path):
+            write_torch(part, {"state_dict": plain, _KEY: text})
+            return
+        try:
+            safetensors.torch.save_file(plain, part, {_KEY: text})
+        except SafetensorError as error:
+            raise RuntimeError(str(error)) from None
+
+    write_atomically(path, write, keep=keep)
 
 
-def read_tensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
+def read_tensors(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
     """Header and tensors of a file that `write_tensors` wrote, or of a bundled network, "zoo:cifar10/resnet20-w2a2".
 
+    A file of an earlier version may have no hash: it is read, and a warning says so once.
+
     Raises:
-        CheckpointError: missing, truncated, altered (where the header has a hash), of a newer format, or not ours.
+        CheckpointError: missing, truncated, altered, of a newer format, or not ours.
     """
     path = locate(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    if _is_torch_name(path):
-        content = _read_torch(path)
-        text, state = content.get(_KEY), content.get("state_dict", content)
-    else:
-        try:
-            _check_length(path)
-            with safe_open(path, "pt") as file:
-                text = (file.metadata() or {}).get(_KEY)
-                names = file.keys()
-                state = {key: file.get_tensor(key) for key in names} if len(names) <= _MOST_TENSORS else dict.fromkeys(names)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); restore it from a copy") from None
+    check_readable(path)
+    text, state = _read_torch(path) if _is_torch_name(path) else _read_safetensors(path)
     if text is None:
         raise CheckpointError(
             f"{path}: holds no nbsnn header; for a file of the authors' code call nbsnn.load_reference_checkpoint"
         )
     header = _parse_header(text, path)
     _check_tensors(state, path)
-    if "content_hash" in header and header["content_hash"] != content_hash(header, state):
-        raise CheckpointError(f"{path}: its content does not match its hash; it was altered or damaged, restore it from a copy")
+    _check_hash(header, text, state, path)
     return header, state
 
 
-def _header_text(header: Mapping[str, Any], path: Path) -> str:
+def read_header(path: Path) -> Header | None:
+    """The header of a file of ours, not checked against its hash; None for any other file, and for a damaged one."""
     try:
-        text = json.dumps(dict(header))
-        check_header(parse(text))
+        check_readable(path)
+        if _is_torch_name(path):
+            return _parse_header(read_torch(path).get(_KEY), path)
+        _check_length(path)
+        with safe_open(path, "pt") as file:
+            return _parse_header((file.metadata() or {}).get(_KEY), path)
+    except (CheckpointError, SafetensorError, OSError):
+        return None
+
+
+def read_torch_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of any torch file, ours or not; executes nothing."""
+    check_readable(path)
+    text, state = _read_torch(path)
+    if text is not None:
+        _check_tensors(state, path)
+        _check_hash(_parse_header(text, path), text, state, path)
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def is_ours(path: Path) -> bool:
+    """Does the file carry our header? (A safetensors file counts as ours: the authors write none.)"""
+    return not _is_torch_name(path) or not path.is_file() or _KEY in read_torch(path)
+
+
+def content_hash(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the header (but for the hash itself) and all tensors: names, types, shapes, bytes."""
+    rest = {key: value for key, value in header.items() if key != _HASH}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------- headers
+
+
+def _header_text(header: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> str:
+    """The header with its hash as JSON."""
+    try:
+        # Hashed as it will be read: JSON turns tuples into lists.
+        whole = parse(json.dumps({key: value for key, value in header.items() if key != _HASH}))
+        whole[_HASH] = content_hash(whole, tensors)
+        check_header(whole)
     except (Misfit, TypeError, ValueError, RecursionError) as error:  # of JSON: no plain value, a table that holds itself
         raise ConfigError(f"{path} is not written: in its header, {error}; give another value, or leave it out") from None
-    return text
+    return json.dumps(whole)
 
 
 def _parse_header(text: Any, path: Path) -> Header:
@@ -101,6 +152,48 @@ def _parse_header(text: Any, path: Path) -> Header:
     return header
 
 
+def _check_hash(header: Header, text: str, state: Mapping[str, Tensor], path: Path) -> None:
+    if _HASH not in header:
+        _say_that_damage_would_not_show(path)
+        return
+    # Compared as text as well: 1e-05 and 1E-05 are one bit apart, and the same number.
+    if header[_HASH] != content_hash(header, state) or json.dumps(header) != text:
+        raise CheckpointError(f"{path}: its content does not match its hash; it was altered or damaged, restore it from a copy")
+
+
+@cache
+def _say_that_damage_would_not_show(path: Path) -> None:
+    logger.warning("%s: of an earlier version of nbsnn, without a hash of its content; damage to it would not be noticed", path)
+
+
+# ------------------------------------------------------------------------------------------------------------- tensors
+
+
+def _is_torch_name(path: Path) -> bool:
+    return path.name.endswith((".pth.tar", ".pth", ".pt"))
+
+
+def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The header as text, if there is one, and the tensors."""
+    check_seal(path)
+    content = read_torch(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: its state_dict is a {type(state).__name__}, not a dictionary of tensors")
+    return content.get(_KEY), state
+
+
+def _read_safetensors(path: Path) -> tuple[Any, dict[str, Any]]:
+    try:
+        _check_length(path)
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            state = {key: file.get_tensor(key) for key in names} if len(names) <= _MOST_TENSORS else dict.fromkeys(names)
+            return (file.metadata() or {}).get(_KEY), state
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); restore it from a copy") from None
+
+
 def _check_length(path: Path) -> None:
     """Refuse a safetensors file with a header beyond all reason before it is read."""
     with path.open("rb") as file:
@@ -120,73 +213,3 @@ def _check_tensors(state: Any, path: Path) -> None:
             check_name(name, "a tensor's name")
         except Misfit as error:
             raise CheckpointError(f"{path}: {error}; restore the file from a copy") from None
-
-
-def content_hash(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the header (but for the hash itself) and all tensors: names, types, shapes, bytes."""
-    rest = {key: value for key, value in header.items() if key != "content_hash"}
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
-    for key in sorted(tensors):
-        tensor = tensors[key].detach().cpu().contiguous()
-        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def read_torch_state(path: Path) -> dict[str, Tensor]:
-    """The state dict of any torch file, ours or not; executes nothing."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    content = _read_torch(path)
-    state = content.get("state_dict", content)
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def is_ours(path: Path) -> bool:
-    """Does the file carry our header? (A safetensors file counts as ours: the authors write none.)"""
-    return not _is_torch_name(path) or not path.is_file() or _KEY in _read_torch(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    _write_atomically(path, lambda part: part.write_text(text))
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left behind in a folder."""
-    for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
-
-
-def _is_torch_name(path: Path) -> bool:
-    return path.name.endswith((".pth.tar", ".pth", ".pt"))
-
-
-def _read_torch(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a reader fed with garbage raises anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged or not a torch file of plain tensors ({reason})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
-    return content
-
-
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        mode = part.stat().st_mode  # what the user's mask allows; safetensors would make the file private
-        write(part)
-        part.chmod(mode)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(f"cannot write {path}: {reason}; free some space or choose another folder") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -10,10 +10,10 @@ from nbsnn import console
 from nbsnn.cli.app import app
 from nbsnn.cli.options import JsonOption, LimitOption, default_folder
 from nbsnn.data import load_data
+from nbsnn.files import write_text
 from nbsnn.recipes import load_recipe
 from nbsnn.report import images_looked_at
 from nbsnn.report import report as measure_run
-from nbsnn.tensorfile import write_text
 
 
 @app.command()

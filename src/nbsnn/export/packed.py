@@ -8,7 +8,7 @@ from nbsnn.checkpoint import describe, form_of
 from nbsnn.errors import ConfigError
 from nbsnn.quant.packing import CODES, pack_state
 from nbsnn.recipe import recipe_from_dict
-from nbsnn.tensorfile import Header, content_hash, write_tensors
+from nbsnn.tensorfile import Header, write_tensors
 
 _PROVENANCE = ("recipe", "recipe_hash", "seed", "metrics", "versions")
 
@@ -38,7 +38,5 @@ def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None
     for name, layer in header["plan"].items():
         layer["fixed"] = name + CODES in state
     header["packed"] = True
-    # Hashed as it will be read: JSON turns tuples into lists.
-    header["content_hash"] = content_hash(header, state)
     write_tensors(path, state, header)
     return path.stat().st_size

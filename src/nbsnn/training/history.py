@@ -10,8 +10,9 @@ from typing import Any
 
 from nbsnn.checkpoint import recipe_of
 from nbsnn.errors import CheckpointError
+from nbsnn.files import write_text
 from nbsnn.recipe import Recipe
-from nbsnn.tensorfile import read_tensors, write_text
+from nbsnn.tensorfile import read_tensors
 from nbsnn.training.observer import Epoch
 from nbsnn.training.state import BEST_FILE, LAST_FILE, STATE_FILE
 

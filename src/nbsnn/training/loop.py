@@ -8,9 +8,9 @@ from torch import nn
 from nbsnn.data.images import Splits
 from nbsnn.distributed import is_revived, max_over_ranks, wait_for_all, world
 from nbsnn.errors import CheckpointError, ConfigError
+from nbsnn.files import remove_leftovers
 from nbsnn.finite import check_network
 from nbsnn.recipe import Phase, Recipe
-from nbsnn.tensorfile import remove_leftovers
 from nbsnn.training.execution import Execution, one_order_of_sums
 from nbsnn.training.history import FitResult, read_history
 from nbsnn.training.observer import Epoch, Observer

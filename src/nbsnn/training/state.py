@@ -138,7 +138,7 @@ def restore_state_(
     if not path.is_file():
         return None
     header, tensors = read_tensors(path)
-    header.pop("format")
+    header = {key: value for key, value in header.items() if key not in ("format", "content_hash")}
     if header["fingerprint"] != state.fingerprint:
         raise CheckpointError(
             f"{folder} holds an unfinished run of another recipe, or of the same with another start or teacher; "

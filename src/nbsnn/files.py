@@ -1,0 +1,120 @@
+"""Files written whole or not at all, and names that no file can be read from or written to."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nbsnn.errors import CheckpointError
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)  # fmt: skip
+_REMEDIES = {
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EACCES: "choose another folder", errno.EPERM: "choose another folder", errno.EROFS: "choose another folder",
+    errno.ENOTDIR: "a file stands where its folder should be, choose another folder",
+    errno.EEXIST: "a file stands where its folder should be, choose another folder",
+}  # fmt: skip
+_LONGEST_STEM = 180  # bytes of a name that its temporary name repeats; a name has 255 at most
+
+
+def special_kind(path: Path) -> str | None:
+    """What stands at a path, if it is neither a regular file nor nothing: "a folder", "a FIFO", "a device", "a socket"."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+    return next((name for test, name in _KINDS if test(mode)), None)
+
+
+def check_readable(path: Path, what: str = "checkpoint file") -> None:
+    """Fail unless a regular file stands at `path`: reading a FIFO would wait for ever.
+
+    Raises:
+        CheckpointError: nothing is there, or something that is no file.
+    """
+    if kind := special_kind(path):
+        raise CheckpointError(f"{path}: is {kind}, not a {what}; name the file itself")
+    try:
+        path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path}: no such {what}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({_reason(error)}); name another file") from None
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any], *, keep: Path | None = None) -> None:
+    """Write a file under a temporary name beside it, sync it, and rename it; its folder is made if need be.
+
+    A process that is killed at any moment leaves the old file, or the new one, whole.
+
+    Args:
+        path: the file.
+        write: writes the content to the path that it is given.
+        keep: where the file that stands at `path` so far is moved to; it is replaced unless given.
+    Raises:
+        CheckpointError: the folder cannot be written, the disk is full, or no file can have that name.
+    """
+    if kind := special_kind(path):
+        raise CheckpointError(f"cannot write {path}: it is {kind}; choose another name")
+    if "\0" in str(path):
+        raise CheckpointError(f"cannot write {str(path)!r}: no file name holds a NUL; choose another name")
+    stem = os.fsdecode(os.fsencode(path.name)[:_LONGEST_STEM])
+    part = path.with_name(f".{stem}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        mode = part.stat().st_mode  # what the user's mask allows; safetensors would make the file private
+        write(part)
+        part.chmod(mode)
+        _sync(part)
+        if keep is not None:
+            with suppress(FileNotFoundError):
+                os.replace(path, keep)
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"cannot write {path}: {_reason(error)}; {_remedy(error)}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed left behind in a folder."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power failure. Not every file system can; there it is left to the system."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _remedy(error: Exception) -> str:
+    return _REMEDIES.get(getattr(error, "errno", None) or 0, "free some space or choose another folder")

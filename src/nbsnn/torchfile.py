@@ -1,0 +1,116 @@
+"""Torch files: read without executing anything, and written with a seal over every byte of the file.
+
+A torch file is a zip archive of a pickle and of raw tensors, and torch does not look at the archive's checksums. Files
+that we write carry the SHA-256 of all bytes before it as the comment of the archive, where torch and unzip ignore it.
+"""
+
+import hashlib
+import os
+import re
+import warnings
+from argparse import Namespace
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from nbsnn.errors import CheckpointError
+
+_MARK = b"nbsnn sha256 "
+_SEAL = len(_MARK) + 64  # bytes
+_END, _END_SIZE = b"PK\x05\x06", 22  # how the last record of an archive begins; its bytes without the comment
+_LONGEST_NAME = 80  # characters of a type's name in a message
+
+
+def write_torch(path: Path, content: dict[str, Any]) -> None:
+    """`torch.save`, and the seal."""
+    torch.save(content, path)
+    with path.open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(_SEAL.to_bytes(2, "little"))  # the length of the comment ends an archive that has none
+        file.flush()
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(_MARK + digest.encode())
+
+
+def check_seal(path: Path) -> None:
+    """Check the seal of a torch file, if it has one: those of others, and of earlier versions, have none.
+
+    Raises:
+        CheckpointError: its bytes are not those that were sealed.
+    """
+    size = path.stat().st_size
+    if size < _SEAL + _END_SIZE:
+        return
+    with path.open("rb") as file:
+        file.seek(size - _SEAL - _END_SIZE)
+        end, seal = file.read(_END_SIZE), file.read()
+        if not (seal.startswith(_MARK) or end.startswith(_END)):
+            return
+        file.seek(0)
+        digest, left = hashlib.sha256(), size - _SEAL
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    if seal != _MARK + digest.hexdigest().encode():
+        raise CheckpointError(f"{path}: its content does not match its hash; it was altered or damaged, restore it from a copy")
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """The dictionary in a torch file, on the CPU: tensors, plain values, NumPy scalars, paths, and `argparse.Namespace`.
+
+    Raises:
+        CheckpointError: damaged, not a dictionary, or it holds a type whose loading could execute code; names that type.
+    """
+    try:
+        # torch warns of strange protocols before it refuses them.
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a reader fed with garbage raises anything
+        raise CheckpointError(_refusal(path, error)) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    names = _unknown_types(path, error)
+    if names:
+        return (
+            f"{path}: holds {', '.join(names)}, which could execute code when it is read; if you trust its source, load it "
+            "with torch.load(..., weights_only=False) and save its state_dict alone"
+        )
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{path}: damaged or not a torch file of plain tensors ({reason}); restore it from a copy"
+
+
+def _unknown_types(path: Path, error: Exception) -> list[str]:
+    """Types and functions in a file that are not read; the first one for files of torch before 1.6."""
+    found = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
+    if found:
+        try:
+            with torch.serialization.safe_globals(_harmless()):
+                found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or found
+        except Exception:  # an archive of another kind, or a damaged one: what the message names will do
+            pass
+    return [name[:_LONGEST_NAME] for name in found[:3]]
+
+
+@cache
+def _harmless() -> list[tuple[Callable[..., Any], str] | Callable[..., Any]]:
+    """What training scripts keep beside tensors and cannot execute anything: accuracies, and the parsed command line."""
+    scalar: Any = np.float64(0).__reduce__()[0]
+    numbers = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]  # of NumPy 1, of NumPy 2
+    paths: list[tuple[Callable[..., Any], str]] = [
+        (kind, f"{module}.{prefix}{name}")
+        for kind, name in ((PurePosixPath, "PosixPath"), (PureWindowsPath, "WindowsPath"))
+        for module in ("pathlib", "pathlib._local")  # Python 3.13 names the latter
+        for prefix in ("", "Pure")
+    ]
+    return [*numbers, *paths, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefdgFDGSU"}, Namespace]
