@@ -52,7 +52,8 @@ def test_on_a_gpu_steps_are_replayed_in_float32_and_compiled_in_long_phases_only
     gpu = torch.device("cuda")
     monkeypatch.setattr(execution, "find_spec", lambda name: name)
     assert str(pick_execution(gpu, 10**6)) == (
-        "float32, channels last, eager (too short for compiling to pay), replayed as a CUDA graph"
+        "float32 (convolutions in TF32, evaluated in full float32), channels last, eager (too short for compiling to pay), "
+        "replayed as a CUDA graph"
     )
     assert pick_execution(gpu, 10**7).compiled
     assert pick_execution(gpu, 100, precision="bf16").autocast is torch.bfloat16

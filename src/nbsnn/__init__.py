@@ -30,6 +30,7 @@ from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model, list_models
 from nbsnn.pipeline import train
+from nbsnn.precision import full_float32
 from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.recipe import QuantSpec, Recipe
 from nbsnn.recipes import list_recipes, load_recipe
@@ -70,6 +71,7 @@ __all__ = [
     "build_model",
     "evaluate",
     "finetune",
+    "full_float32",
     "list_models",
     "list_recipes",
     "load_checkpoint",

@@ -12,6 +12,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
+from nbsnn.precision import full_float32
+
 # torch's classes that hold one network and call it, by name so that none need be imported: class → its only child.
 _WRAPPERS = {
     "DataParallel": "module",
@@ -132,6 +134,7 @@ def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@full_float32()
 @torch.no_grad()
 def estimate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Let every norm take the statistics of its input over some batches in place of its running averages.

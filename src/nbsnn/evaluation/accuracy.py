@@ -14,6 +14,7 @@ from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_images, check_logits, check_network
 from nbsnn.inputs import as_batches, as_labels, to_network
 from nbsnn.integer.network import IntegerNetwork
+from nbsnn.precision import full_float32
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.surgery import evaluation_mode
 
@@ -38,6 +39,7 @@ class Report:
         return asdict(self) | {"images_per_second": self.images_per_second}
 
 
+@full_float32()
 @torch.inference_mode()
 def evaluate(
     model: nn.Module | IntegerNetwork,
@@ -45,7 +47,7 @@ def evaluate(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Top-1 and top-5 of a network over a loader, in evaluation mode; the mode it was in is restored.
+    """Top-1 and top-5 of a network over a loader, in evaluation mode and full float32; the mode it was in is restored.
 
     Under torchrun each process passes its share of the images, and gets the result over all of them; none may be empty.
 

@@ -13,6 +13,7 @@ from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_logits, check_network
 from nbsnn.inputs import as_images, as_labels
 from nbsnn.integer.network import IntegerNetwork
+from nbsnn.precision import full_float32
 from nbsnn.quant.layers import QuantReLU, at_least
 from nbsnn.spiking.functional import unfold
 from nbsnn.spiking.network import SpikingNetwork
@@ -72,6 +73,7 @@ class Fidelity:
         }  # fmt: skip
 
 
+@full_float32()
 @torch.inference_mode()
 def measure_fidelity(
     quantized: nn.Module,
@@ -125,6 +127,7 @@ def measure_fidelity(
     return _fidelity(tally, expected, actual, torch.cat(steps), labels)
 
 
+@full_float32()
 @torch.inference_mode()
 def measure_integer_fidelity(
     quantized: nn.Module,

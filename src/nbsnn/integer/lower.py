@@ -14,6 +14,7 @@ from nbsnn.integer.fixedpoint import Setting, integer_head, integer_unit
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.program import IMAGE, Node, Pixels, Program, constant_values, step_sizes
 from nbsnn.integer.trace import trace
+from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.quantize import read_plan
 
@@ -24,6 +25,7 @@ IMAGE_RANGE = 8.0  # largest |value| of a normalised image, unless mean and std 
 FEW_BITS = 8  # a smallest multiplier below 2^8 is worth a warning: rounding changes such a gain by up to 0.2 %
 
 
+@full_float32()
 @torch.inference_mode(mode=False)  # called within it, the copy's weights could not be cached
 def lower(
     quantized: nn.Module,

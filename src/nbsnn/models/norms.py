@@ -8,9 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_images
+from nbsnn.precision import full_float32
 from nbsnn.surgery import evaluation_mode
 
 
+@full_float32()
 @torch.no_grad()
 def match_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Give every norm the statistics of its input, without changing what the network computes in evaluation mode.

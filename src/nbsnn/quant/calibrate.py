@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nbsnn.errors import QuantizationError
 from nbsnn.finite import check_finite, check_network
+from nbsnn.precision import full_float32
 from nbsnn.quant.functional import apot_weight, quantize_activation
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.surgery import estimate_norms_, evaluation_mode
@@ -76,6 +77,7 @@ def refit_scales_(quantized: nn.Module) -> None:
             module.weight_scale.copy_(least_error_scale(module.weight, module.weight_bits))
 
 
+@full_float32()
 @torch.no_grad()
 def calibrate_(quantized: nn.Module, images: Tensor) -> None:
     """Start thresholds from data, front to back, each layer seeing its quantized predecessors.

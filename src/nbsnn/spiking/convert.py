@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from nbsnn.errors import ConversionError, unknown
 from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
+from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
@@ -39,6 +40,7 @@ def check_pair(neuron: str | None, schedule: str) -> tuple[Neuron, Schedule]:
     return cast(Neuron, chosen), cast(Schedule, schedule)
 
 
+@full_float32()
 @torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
 def to_spiking(quantized: nn.Module, example: Tensor, *, neuron: str | None = None, schedule: str = "fixed") -> SpikingNetwork:
     """The spiking form of a quantized network, as a new object; the source is untouched.

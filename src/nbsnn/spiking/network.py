@@ -1,5 +1,6 @@
 """A spiking network: the quantized module tree with neurons for activations, and the stepping of time around it."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -7,12 +8,15 @@ from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError
 from nbsnn.inputs import as_images, to_network
+from nbsnn.precision import full_float32
 from nbsnn.spiking.functional import fold, unfold
 from nbsnn.spiking.neuron import Clock, IFNeuron, Neuron, Schedule
 
 
 class SpikingNetwork(nn.Module):
     """Result of `nbsnn.to_spiking`. Called on images [B, C, H, W], it returns logits [B, classes], averaged over T.
+
+    In evaluation mode it computes in full float32 (`nbsnn.full_float32`): TF32 would break what the exact schedules promise.
 
     Attributes:
         network: the module tree; its state dict is the quantized network's, and so is this object's own.
@@ -49,10 +53,12 @@ class SpikingNetwork(nn.Module):
         return self._clock.timesteps
 
     def forward(self, images: Tensor) -> Tensor:
-        finite = not self.training and not torch.compiler.is_compiling()  # NaN never fires, and would pass for black
-        images = to_network(as_images(images, ranks=(len(self.image_shape) + 1,), finite=finite), self.network)
+        evaluated = not self.training and not torch.compiler.is_compiling()
+        # An image of NaN makes no spike, and would pass for a black one.
+        images = to_network(as_images(images, ranks=(len(self.image_shape) + 1,), finite=evaluated), self.network)
         try:
-            total = self._settle(images) if self.schedule == "settle" else self._drive(images)
+            with full_float32() if evaluated else nullcontext():
+                total = self._settle(images) if self.schedule == "settle" else self._drive(images)
         finally:
             for module in self.network.modules():
                 if isinstance(module, IFNeuron):

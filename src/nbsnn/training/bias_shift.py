@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError
+from nbsnn.precision import full_float32
 from nbsnn.spiking.functional import integrate_and_fire, unfold
 from nbsnn.surgery import tap
 from nbsnn.training.proxy import SpikingProxy, Unit
@@ -21,6 +22,7 @@ _FINE = (0.0, 0.01, -0.01, 0.02, -0.02)  # around the best of them
 _BLOCK = 32  # images at a time in the search
 
 
+@full_float32()
 @torch.no_grad()
 def shift_biases_(
     pair: SpikingProxy,

@@ -15,6 +15,7 @@ import torch
 
 from nbsnn.distributed import world
 from nbsnn.errors import ConfigError
+from nbsnn.precision import convolutions_in_tf32
 
 COMPILE_CHOICES = ("auto", "on", "off")
 PRECISION_CHOICES = ("auto", "float32", "bf16")
@@ -26,12 +27,16 @@ _COMPILE_PAYS = {"cpu": 200_000, "cuda": 5_000_000}
 
 @dataclass(frozen=True)
 class Execution:
-    """Settings of a step. The default is plain eager float32. `recorded`: replayed as a CUDA graph."""
+    """Settings of a step. The default is plain eager float32.
+
+    `recorded`: replayed as a CUDA graph. `tf32`: convolutions of float32 are rounded to TF32, in training alone; for the words.
+    """
 
     compiled: bool = False
     autocast: torch.dtype | None = None
     reason: str = "as asked"
     recorded: bool = False
+    tf32: bool = False
 
     def precision(self, device: torch.device) -> AbstractContextManager[object]:
         """The context in which the forward pass runs."""
@@ -39,6 +44,8 @@ class Execution:
 
     def __str__(self) -> str:
         dtype = "float32" if self.autocast is None else f"{str(self.autocast).removeprefix('torch.')} autocast"
+        if self.tf32 or self.autocast:
+            dtype += " (" + ("convolutions in TF32, " if self.tf32 else "") + "evaluated in full float32)"
         graph = ", replayed as a CUDA graph" if self.recorded else ""
         return f"{dtype}, channels last, {'compiled' if self.compiled else 'eager'} ({self.reason}){graph}"
 
@@ -67,7 +74,11 @@ def pick_execution(device: torch.device, images: int, *, compile: str = "auto", 
         reason = f"{lacking} here"
     else:
         reason = "long enough for compiling to pay" if compiled else "too short for compiling to pay"
-    return Execution(compiled, torch.bfloat16 if bf16 else None, reason, recorded=device.type == "cuda" and world().size == 1)
+    cuda = device.type == "cuda"
+    return Execution(
+        compiled, torch.bfloat16 if bf16 else None, reason, recorded=cuda and world().size == 1,
+        tf32=cuda and not bf16 and convolutions_in_tf32(),
+    )  # fmt: skip
 
 
 @contextmanager
