@@ -23,9 +23,9 @@ from rich.table import Table
 from torch import Tensor
 
 import nbsnn
-from nbsnn.data.imagenet import load_imagenet
 from nbsnn.data.images import LabelledImages
 from nbsnn.data.photos import Loading
+from nbsnn.data.trees import load_tree
 
 CALIBRATION = 16  # photographs
 EXACT = ("settle", "barrier")
@@ -60,7 +60,7 @@ def in_integers(quantized: torch.nn.Module, data: LabelledImages, images: Tensor
 
 def measure(tree: Path, net: str, bits: int, count: int) -> dict[str, object]:
     """Everything about one network and width, in this process."""
-    splits = load_imagenet(tree, loading=Loading("torch", workers=0))
+    splits = load_tree(tree, loading=Loading("torch", workers=0))
     torch.manual_seed(0)
     images = splits.test.normalized(splits.test.pixels(slice(0, count)))
     calibration = splits.train.normalized(splits.train.pixels(slice(0, CALIBRATION)))

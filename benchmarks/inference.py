@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import nbsnn
-from nbsnn.data.sample import load_sample
+from nbsnn.data.sets.sample import load_sample
 from nbsnn.integer import native
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.training.execution import has_bf16

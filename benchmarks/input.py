@@ -24,9 +24,9 @@ from rich.table import Table
 
 import nbsnn
 from nbsnn.data.dali import is_installed
-from nbsnn.data.imagenet import load_imagenet
 from nbsnn.data.images import Batches, Splits
 from nbsnn.data.photos import Loading, PhotoSet
+from nbsnn.data.trees import load_tree
 
 
 def loaders() -> dict[str, torch.device]:
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    splits, console = load_imagenet(args.tree), Console()
+    splits, console = load_tree(args.tree), Console()
     with Progress(console=console, transient=True) as progress:
         rows = speeds(splits, args, progress)
     table = Table(title=f"Photographs to batches of {args.batch}, {args.threads} threads or worker processes")

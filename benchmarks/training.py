@@ -27,7 +27,8 @@ from sections import training_section
 from torch.utils.data import DataLoader, Dataset
 
 import nbsnn
-from nbsnn.data.images import ImageSet, Splits, crop_and_flip
+from nbsnn.data.images import ImageSet, Splits
+from nbsnn.data.pixels import crop_and_flip
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.training.execution import Execution

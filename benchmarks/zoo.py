@@ -13,8 +13,8 @@ from rich.console import Console
 
 import nbsnn
 from nbsnn import pipeline
-from nbsnn.data.cifar10 import load_cifar10
 from nbsnn.data.images import evaluation_batches
+from nbsnn.data.sets.cifar10 import load_cifar10
 from nbsnn.tensorfile import read_tensors
 from nbsnn.zoo import PREFIX, list_zoo, locate
 

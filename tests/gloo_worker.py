@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from nets import digits_net
 
-from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits, evaluation_batches
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.distributed import process_group, world
 from nbsnn.errors import Interrupted
 from nbsnn.evaluation.accuracy import evaluate

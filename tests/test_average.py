@@ -5,8 +5,8 @@ import torch
 from nets import digits_net
 
 from nbsnn.checkpoint import load_checkpoint
-from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits, evaluation_batches
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.recipe import Phase, recipe_from_dict

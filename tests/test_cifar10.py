@@ -1,6 +1,7 @@
 """CIFAR-10: the layout of the release, files from strangers, and the download."""
 
 import hashlib
+import os
 import pickle
 import struct
 import tarfile
@@ -11,7 +12,8 @@ import pytest
 import torch
 from conftest import DATA
 
-from nbsnn.data.cifar10 import CLASSES, MEAN, STD, fetch, load_cifar10
+from nbsnn.data.download import fetch
+from nbsnn.data.sets.cifar10 import CLASSES, MEAN, STD, load_cifar10
 from nbsnn.errors import DataError
 
 sample = np.load(DATA / "cifar10_q75_200.npz")
@@ -122,12 +124,109 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monk
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"garbage", pickle.dumps([1]), pickle.dumps({"data": np.zeros((2, 5), np.uint8), "labels": [1, 2]})]
-)
+@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps([1]), pickle.dumps(7)])
 def test_a_batch_of_another_kind_is_refused(tmp_path, content):
     (release(tmp_path) / "test_batch").write_bytes(content)
     assert refusal(tmp_path).startswith("test_batch: not a batch of the python release of CIFAR-10 (")
+
+
+def batch(count=3, **changes):
+    """A batch with some of its entries changed."""
+    return {"data": np.zeros((count, 3072), np.uint8), "labels": [1] * count} | changes
+
+
+def with_value(kind, value, at=(2, 7)):
+    data = np.zeros((3, 3072), kind)
+    data[at] = value
+    return data
+
+
+BAD = {
+    "a label of 99": (batch(labels=[1, 2, 99]), "label 99 of image 2 is none of 0 to 9"),
+    "a label of -1": (batch(labels=[1, -1, 9]), "label -1 of image 1 is none of 0 to 9"),
+    "a label of 1.7": (batch(labels=[1.7, 1, 9]), "label 1.7 of image 0 is none of 0 to 9"),
+    "a label of 2.0": (batch(labels=[2.0, 1, 9]), "label 2.0 of image 0 is none of 0 to 9"),
+    "a label of True": (batch(labels=[1, True, 9]), "label True of image 1 is none of 0 to 9"),
+    "a label in quotes": (batch(labels=[1, 2, "3"]), "label '3' of image 2 is none of 0 to 9"),
+    "a label of None": (batch(labels=[1, 2, None]), "label None of image 2 is none of 0 to 9"),
+    "labels as floats": (batch(labels=np.array([1.0, 2.0, 3.0])), "label 1.0 of image 0 is none of 0 to 9"),
+    "labels in a table": (batch(labels=np.ones((3, 1), int)), "labels is a ndarray, not a list of numbers"),
+    "labels in a text": (batch(labels="123"), "labels is a str, not a list of numbers"),
+    "a pixel of 300": (batch(data=with_value(np.int16, 300)), "image 2 holds the pixel 300; pixels are whole numbers"),
+    "a pixel of -1": (batch(data=with_value(np.int8, -1)), "image 2 holds the pixel -1; pixels are whole numbers"),
+    "pixels as floats": (batch(data=with_value(np.float32, 0.5)), "data has type float32, image 0 holds "),
+    "pixels as truths": (batch(data=with_value(bool, True)), "data has type bool, image 0 holds "),
+    "pixels as objects": (batch(data=with_value(object, 300)), "data has type object, image 0 holds "),
+    "pixels in lists": (batch(data=[[0] * 3072] * 3), "data is a list, not [N, 3072] pixels"),
+    "images of another size": (batch(data=np.zeros((3, 5), np.uint8)), "data is an array of shape [3, 5], not [N, 3072]"),
+    "images that are not flat": (batch(data=np.zeros((3, 3, 32, 32), np.uint8)), "data is an array of shape [3, 3, 32, 32]"),
+    "a label too few": (batch(labels=[1, 2]), "holds 3 images and 2 labels"),
+    "no image": (batch(0), "holds 0 images"),
+    "the labels twice": (batch() | {b"labels": [9, 9, 9]}, "holds the key 'labels' twice"),
+    "no labels": ({"data": 0}, "holds no 'labels', but 'data'"),
+    "nothing": ({}, "holds no 'data', but nothing"),
+    "a batch of CIFAR-100": (
+        {"data": 0, "fine_labels": [3], "coarse_labels": [1]}, "holds fine_labels: a batch of CIFAR-100, where one of CIFAR-10"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("name", ["data_batch_4", "test_batch"])
+def test_values_that_are_no_pixels_or_labels_are_refused_by_file_and_index(tmp_path, name, case):
+    """Case 11."""
+    content, line = BAD[case]
+    (release(tmp_path) / name).write_bytes(pickle.dumps(content))
+    said = refusal(tmp_path)
+    assert said.startswith(f"{name}: {line}")
+    assert said.endswith("; unpack or fetch the release again")
+
+
+def test_whole_numbers_of_another_width_are_the_same_pixels(tmp_path):
+    """An array that some other program wrote is right where its values are."""
+    folder = release(tmp_path)
+    for dtype in (np.int64, ">i2", np.uint16):
+        content = pickle.loads((folder / "test_batch").read_bytes())
+        content |= {"data": content["data"].astype(dtype), "labels": np.array(content["labels"], np.int16)}
+        (folder / "test_batch").write_bytes(pickle.dumps(content))
+        check(load_cifar10(tmp_path, validation=20))
+
+
+def test_an_array_that_the_file_only_claims_to_hold_is_refused(tmp_path):
+    class Claim:
+        def __reduce__(self):
+            return np.ndarray, ((10**8, 3072), np.dtype(np.uint8))  # 300 GB, none of it written
+
+    content = pickle.dumps({"data": Claim(), "labels": [1]})
+    (release(tmp_path) / "test_batch").write_bytes(content)
+    assert refusal(tmp_path).startswith("test_batch: ")
+
+
+@pytest.mark.parametrize("where", ["a batch", "the archive", "the archive by name"])
+def test_a_pipe_is_named_and_never_waited_for(tmp_path, where):
+    """Case 25: a pipe that nobody writes to would hang for ever."""
+    if where == "a batch":
+        path = release(tmp_path) / "data_batch_3"
+        path.unlink()
+    else:
+        path = tmp_path / "cifar-10-python.tar.gz"
+    os.mkfifo(path)
+    said = refusal(path if where == "the archive by name" else tmp_path)
+    assert said.startswith(f"{path}: cannot be read (it is a named pipe (FIFO)); ")
+
+
+def test_an_archive_with_a_batch_twice_or_too_large_is_refused(tmp_path):
+    folder = release(tmp_path / "elsewhere")
+    path = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(folder, arcname="a")
+        tar.add(folder, arcname="b")
+    assert refusal(path) == f"{path}: holds data_batch_1 twice; fetch it again"
+    with tarfile.open(path, "w:gz") as tar:
+        (folder / "large").write_bytes(b"")
+        os.truncate(folder / "large", 2**28 + 1)
+        tar.add(folder / "large", arcname="a/test_batch")
+    assert refusal(path) == f"{path}: holds test_batch with 268,435,457 bytes; fetch it again"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello" * 200])

@@ -15,7 +15,7 @@ import torch
 import nbsnn
 from nbsnn import console
 from nbsnn.cli import main
-from nbsnn.data.digits import load_digits
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import ConfigError
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors

@@ -10,7 +10,7 @@ import torch
 
 import nbsnn
 from nbsnn.cli import main
-from nbsnn.data.sample import load_sample
+from nbsnn.data.sets.sample import load_sample
 from nbsnn.pipeline import integer_form
 
 NET = "zoo:cifar10/resnet20-w2a2"

@@ -43,7 +43,7 @@ CASES = {
     "unknown schedule": ("convert {files}/quantized.safetensors --schedule setle", "did you mean settle?"),
     "unknown neuron": ("convert {files}/quantized.safetensors --schedule fixed --neuron sign", "unknown neuron 'sign'"),
     "out without schedule": ("convert {files}/quantized.safetensors --out {out}/s.safetensors", "need a schedule"),
-    "no data set named": ("eval {files}/quantized.safetensors", "say --data cifar10, digits, imagenet or sample"),
+    "no data set named": ("eval {files}/quantized.safetensors", "say --data cifar10, digits, folder, imagenet or sample"),
     "unknown data set": ("eval {files}/quantized.safetensors --data cifar", "unknown data set 'cifar'; did you mean cifar10?"),
     "folder without data": (
         "eval {files}/quantized.safetensors --data cifar10 --root {files}",

@@ -8,8 +8,9 @@ from nets import digits_net
 from observers import StopAfter
 
 from nbsnn import pipeline
-from nbsnn.data.digits import load_digits
-from nbsnn.data.images import Splits, crop_and_flip
+from nbsnn.data.images import Splits
+from nbsnn.data.pixels import crop_and_flip
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import Interrupted
 from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.models import build_model

@@ -5,10 +5,12 @@ import pytest
 import torch
 from conftest import DATA
 
+import nbsnn
 from nbsnn.data import load_data
-from nbsnn.data.cifar10 import CLASSES, MEAN, STD
-from nbsnn.data.digits import load_digits
-from nbsnn.data.images import Batches, ImageSet, crop_and_flip, split_validation
+from nbsnn.data.images import Batches, ImageSet, split_validation
+from nbsnn.data.pixels import crop_and_flip
+from nbsnn.data.sets.cifar10 import CLASSES, MEAN, STD
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.recipe import DataSpec
 
@@ -63,11 +65,84 @@ def test_without_validation_images_the_test_set_stands_in():
     assert (len(splits.train), len(splits.validation)) == (23, 5)
 
 
+# ---------------------------------------------------------------------------------------------------------- sets by hand
+
+PIXELS, MARKS = torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1, 1])
+FIELDS = {"images": PIXELS, "labels": MARKS, "mean": (0.3,), "std": (0.4,), "classes": ("a", "b")}
+MISFITS = {
+    "images as floats": ({"images": PIXELS.float()}, "images is torch.float32 [3, 1, 4, 4]; give 8-bit pixels [N, C, H, W]"),
+    "images without channels": ({"images": PIXELS[:, 0]}, "images is torch.uint8 [3, 4, 4]; give 8-bit pixels [N, C, H, W]"),
+    "images in an array": ({"images": PIXELS.numpy()}, "images is a ndarray; give 8-bit pixels [N, C, H, W], a tensor"),
+    "a label of 2": ({"labels": MARKS + 1}, "labels[1] is 2; give class numbers 0 to 1"),
+    "a label of -1": ({"labels": MARKS - 1}, "labels[0] is -1; give class numbers 0 to 1"),
+    "labels as floats": ({"labels": MARKS.float()}, "labels has type torch.float32; give class numbers, torch.int64"),
+    "one-hot labels": ({"labels": torch.eye(2)[MARKS]}, "labels has type torch.float32; give class numbers, torch.int64: "),
+    "a label too few": ({"labels": MARKS[:2]}, "labels has shape [2] for 3 images; give one class number for each, [3]"),
+    "labels in a list": ({"labels": [0, 1, 1]}, "labels is a list of 3 ints; give a tensor [3] of class numbers"),
+    "classes in a text": ({"classes": "ab"}, "classes is 'ab'; give the names of the classes, a tuple of texts"),
+    "classes as numbers": ({"classes": (0, 1)}, "classes is (0, 1); give the names of the classes, a tuple of texts"),
+    "a class twice": ({"classes": ("a", "a")}, "classes holds 'a' twice; give each class a name of its own"),
+    "a mean too many": ({"mean": (0.3, 0.3)}, "mean=(0.3, 0.3): give 1 numbers, one for each channel"),
+    "a mean that is none": ({"mean": (float("nan"),)}, "mean holds nan; give finite numbers"),
+    "a mean in a text": ({"mean": "0"}, "mean='0': give 1 numbers, one for each channel"),
+    "a deviation of zero": ({"std": (0.0,)}, "std holds 0.0; give positive finite numbers"),
+    "a negative deviation": ({"std": (-1,)}, "std holds -1; give positive finite numbers"),
+    "another padding": ({"padding": "white"}, "padding='white'; choose black or mirror"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_set_by_hand_is_checked_when_it_is_made(case):
+    changes, line = MISFITS[case]
+    with pytest.raises(ConfigError) as caught:
+        nbsnn.ImageSet(**FIELDS | changes)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_by_hand_takes_what_says_the_same():
+    data = nbsnn.ImageSet(PIXELS, MARKS.to(torch.uint8), [0.3], [1], ["a", "b"])
+    assert data.labels.dtype == torch.int64
+    assert (data.mean, data.std, data.classes) == ((0.3,), (1.0,), ("a", "b"))
+    assert len(data.take(slice(0, 0))) == 0
+
+
+def test_splits_by_hand_hold_sets_of_one_kind():
+    data = nbsnn.ImageSet(**FIELDS)
+    assert nbsnn.Splits(data, data, data).test is data
+    with pytest.raises(ConfigError, match=r"^Splits: test is a list; give an image set: nbsnn.ImageSet\("):
+        nbsnn.Splits(data, data, [data])
+    with pytest.raises(ConfigError, match=r"^Splits: validation is None; give an image set"):
+        nbsnn.Splits(data, None, data)
+    for field, value in {"classes": ("a", "c"), "mean": (0.5,), "images": PIXELS[..., 1:]}.items():
+        with pytest.raises(ConfigError, match=r"^Splits: validation has \w+ .*, but train .*; make them equal$"):
+            nbsnn.Splits(data, nbsnn.ImageSet(**FIELDS | {field: value}), data)
+    for size in (0, 1.5, True):
+        with pytest.raises(ConfigError, match=r"^Batches: batch_size=.*; give a whole number from 1$"):
+            nbsnn.Batches(data, size)
+    with pytest.raises(ConfigError, match=r"^Batches: data is a Tensor; give an image set"):
+        nbsnn.Batches(PIXELS, 2)
+
+
+def test_load_data_takes_a_name_and_settings(tmp_path):
+    assert len(nbsnn.load_data("digits").validation) == 180  # as many as suit the set
+    assert len(nbsnn.load_data("digits", validation=50).validation) == 50
+    assert nbsnn.load_data(DataSpec("digits", validation=7), padding="mirror").train.padding == "mirror"
+    with pytest.raises(DataError, match=f"^{tmp_path}: no cifar-10-batches-py folder"):
+        nbsnn.load_data("cifar10", root=tmp_path)
+    with pytest.raises(ConfigError, match=r"^unknown key 'data.rot'; did you mean data.root, "):
+        nbsnn.load_data("cifar10", rot=tmp_path)
+    with pytest.raises(ConfigError, match=r"^data.validation=many: must be int$"):
+        nbsnn.load_data("cifar10", validation="many")
+    with pytest.raises(ConfigError, match=r"^data is a PosixPath; give a name, cifar10, digits, folder, image"):
+        nbsnn.load_data(tmp_path)
+
+
 # -------------------------------------------------------------------------------------------------------------- batches
 
 
 def test_normalized_pixels_have_the_published_constants():
-    data = ImageSet(torch.tensor([[[[0]], [[128]], [[255]]]], dtype=torch.uint8), torch.zeros(1), MEAN, STD, CLASSES)
+    data = ImageSet(torch.tensor([[[[0]], [[128]], [[255]]]], dtype=torch.uint8), torch.zeros(1).long(), MEAN, STD, CLASSES)
     expected = [(p / 255 - m) / s for p, m, s in zip((0, 128, 255), MEAN, STD, strict=True)]
     assert data.normalized().dtype == torch.float32
     assert data.normalized().flatten().tolist() == pytest.approx(expected, rel=1e-5)

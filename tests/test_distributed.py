@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbsnn.cli import main
-from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Batches
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.distributed import World, process_group, world
 from nbsnn.errors import ConfigError
 from nbsnn.tensorfile import read_tensors

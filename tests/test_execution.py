@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from nets import digits_net
 
-from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.distributed import World
 from nbsnn.errors import ConfigError
 from nbsnn.recipe import Phase

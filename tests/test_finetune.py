@@ -9,8 +9,8 @@ from nets import DigitsNet, SmallNet, digits_net
 from torch import nn
 
 import nbsnn
-from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Batches
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import ConfigError, ConversionError, DivergedError
 from nbsnn.export.packed import save_packed
 from nbsnn.models.resnet import BasicBlock

@@ -9,8 +9,8 @@ from nets import DigitsNet, SmallNet, digits_net, small_quantized
 from torch import nn
 
 import nbsnn
-from nbsnn.data.digits import load_digits
-from nbsnn.data.sample import load_sample
+from nbsnn.data.sets.digits import load_digits
+from nbsnn.data.sets.sample import load_sample
 from nbsnn.errors import (
     CheckpointError,
     ConfigError,

@@ -11,8 +11,8 @@ from observers import StopAfter
 
 from nbsnn import pipeline
 from nbsnn.cli import main
-from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import CheckpointError, ConfigError, Interrupted
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe

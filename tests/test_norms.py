@@ -5,8 +5,8 @@ import torch
 from nets import digits_net
 from torch import nn
 
-from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import ConfigError
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe

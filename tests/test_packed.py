@@ -11,7 +11,7 @@ from nets import SmallNet, small_quantized
 from nbsnn.checkpoint import load_checkpoint, save_checkpoint
 from nbsnn.cli import main
 from nbsnn.data import load_photographs
-from nbsnn.data.sample import load_sample
+from nbsnn.data.sets.sample import load_sample
 from nbsnn.errors import CheckpointError, ConfigError, QuantizationError
 from nbsnn.export.packed import save_packed
 from nbsnn.models import build_model

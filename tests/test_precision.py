@@ -9,7 +9,7 @@ from nets import SmallNet, digits_net, small_quantized
 
 import nbsnn
 from nbsnn import precision
-from nbsnn.data.digits import load_digits
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.models.norms import match_norms_
 from nbsnn.precision import convolutions_in_tf32, full_float32
 from nbsnn.recipe import Phase

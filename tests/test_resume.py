@@ -13,8 +13,8 @@ import pytest
 from nets import digits_net
 
 from nbsnn.cli import main
-from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import CheckpointError
 from nbsnn.recipe import Phase
 from nbsnn.recipes import load_recipe

@@ -10,8 +10,8 @@ from nets import DigitsNet, digits_net
 from observers import StopAfter
 
 from nbsnn.checkpoint import load_checkpoint
-from nbsnn.data.digits import load_digits
 from nbsnn.data.images import Splits
+from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import CheckpointError, DivergedError, Interrupted
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import Phase, QuantSpec

@@ -79,9 +79,10 @@ def run(args: argparse.Namespace) -> None:
         if args.evaluate:
             path = options.required_init(args)
             model = load_start(path, recipe.model.name, bits=args.bit)
-            note_accuracy(args, model, options.data_of(recipe).test, str(path))
+            note_accuracy(args, model, options.data_of(recipe, path).test, str(path))
         else:
-            train(args, recipe, options.data_of(recipe))
+            splits = options.data_of(recipe)
+            train(args, pipeline.with_classes(recipe, splits.train, []), splits)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from nbsnn.errors import ConfigError
 from nbsnn.models import canonical_name
 from nbsnn.recipe import Phase, Recipe, recipe_from_dict
 from nbsnn.recipes import load_recipe
+from nbsnn.tensorfile import is_ours, read_tensors
 
 HERE = Path(__file__).resolve().parent
 BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
@@ -81,9 +82,11 @@ def result_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
-def data_of(recipe: Recipe) -> Splits:
-    """The photographs."""
-    return load_data(recipe.data, size=recipe.model.image_size)
+def data_of(recipe: Recipe, checkpoint: Path | None = None) -> Splits:
+    """The photographs, with the classes that a checkpoint of ours was trained with."""
+    ours = read_tensors(checkpoint)[0]["recipe"] if checkpoint and is_ours(checkpoint) else None
+    classes = recipe_from_dict(ours).data.classes if ours else ()
+    return load_data(recipe.data, size=recipe.model.image_size, classes=classes)
 
 
 def device_of(args: argparse.Namespace) -> torch.device:

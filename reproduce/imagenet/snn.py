@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
         recipe = options.recipe_of(args, group)
         path = options.required_init(args)
         quantized = load_quantized_start(path, recipe.model.name, bits=args.bit, trainer="dali_main.py")
-        test = options.data_of(recipe).test.some(args.limit).to(device)
+        test = options.data_of(recipe, path).test.some(args.limit).to(device)
         with image_progress(len(test) // group.size + _FIDELITY_IMAGES, "spiking") as tell:
             found = compare(
                 quantized.to(device), test, pairs=[pair], fidelity_images=_FIDELITY_IMAGES,

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import load_checkpoint
-from nbsnn.data import load_data
-from nbsnn.data.cifar10 import Progress
+from nbsnn.checkpoint import load_checkpoint, recipe_of
+from nbsnn.data import choices, data_set, list_data_sets, load_data
+from nbsnn.data.download import Progress
+from nbsnn.data.files import printable
 from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
+from nbsnn.data.photos import PhotoSet
 from nbsnn.distributed import is_revived, local_rank, started_by_torchrun, world
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluation.accuracy import Report, evaluate
@@ -26,14 +28,14 @@ from nbsnn.models.plain import PLAIN_NETS
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.network import SpikingNetwork
-from nbsnn.tensorfile import read_torch_state
+from nbsnn.tensorfile import read_tensors, read_torch_state
 from nbsnn.training.execution import pick_execution
 from nbsnn.training.history import FitResult, finished_phase
 from nbsnn.training.loop import SAVE_EVERY, fit
 from nbsnn.training.loss import check_teacher
 from nbsnn.training.observer import Observer
 from nbsnn.training.progressive import CALIBRATION_IMAGES, next_form
-from nbsnn.training.state import has_state, identity
+from nbsnn.training.state import LAST_FILE, has_state, identity
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,10 @@ def check_fit(spec: ModelSpec, images: LabelledImages, name: str) -> None:
     if spec.name in PLAIN_NETS and (height, width) != (spec.image_size, spec.image_size):
         raise ConfigError(f"the network takes images of {spec.image_size} pixels, but {name} has {height}×{width}; {remedy}")
     if len(images.classes) > spec.num_classes:
-        raise ConfigError(f"the network tells {spec.num_classes} classes apart, but {name} has {len(images.classes)}; {remedy}")
+        raise ConfigError(
+            f"the network tells {spec.num_classes} classes apart, but {name} has {len(images.classes)}; train one with "
+            f"model.num_classes={len(images.classes)}, or {remedy}"
+        )
     if len(images.classes) < spec.num_classes:
         logger.warning("%s has %d classes, the network %d: labels are places among the former", name, len(images.classes),
                        spec.num_classes)  # fmt: skip
@@ -163,8 +168,9 @@ def train(
         raise ConfigError("resume goes on with a run and overwrite begins it anew; give one of the two")
     if resume and not any(has_state(phase_folder(out, int(bits))) for bits in recipe.phase):
         raise CheckpointError(f"{out} holds no run to resume; name its folder, or leave --resume out to start one")
-    if recipe.data.name == "sample":
-        raise ConfigError("data.name=sample: these are test images; train on cifar10 or digits")
+    if recipe.data.name in list_data_sets() and not data_set(recipe.data.name).trains:
+        known = choices(lambda data: data.trains)
+        raise ConfigError(f"data.name={recipe.data.name}: these are test images; train on {known}")
     _check_start(recipe, init)
     overwrite = overwrite and not is_revived()  # by torchrun: then what lies there is this run's own
     start = identity(init) if init else ""
@@ -174,8 +180,11 @@ def train(
     }
     teacher = None if init is None or read_plan(init) else init
     check_teacher(recipe, [bits for bits, result in done.items() if result is None], teacher)
+    if splits is not None and not isinstance(splits, Splits):
+        raise ConfigError(f"splits is a {type(splits).__name__}; give nbsnn.Splits(train, validation, test)")
     splits = splits or load_data(recipe.data, size=recipe.model.image_size, progress=progress)
     check_fit(recipe.model, splits.train, recipe.data.name)
+    recipe = with_classes(recipe, splits.train, [] if overwrite else [phase_folder(out, bits) for bits in done])
     model = init or new_model(recipe)
     test = evaluation_batches(splits.test.to(torch.device(device)), world=world())
     for bits, finished in done.items():
@@ -196,6 +205,36 @@ def train(
         model = best
         if bits == FLOAT_BITS:
             teacher = best
+
+
+def with_classes(recipe: Recipe, images: LabelledImages, folders: Iterable[Path]) -> Recipe:
+    """The recipe with the names of its classes, if those are read from folders, so that its checkpoints say them.
+
+    Raises:
+        ConfigError: a checkpoint in one of the folders was trained with others.
+    """
+    if not isinstance(images, PhotoSet):
+        return recipe
+    for last in (folder / LAST_FILE for folder in folders):
+        check_same_classes(recipe_of(read_tensors(last)[0]) if last.is_file() else None, images, str(last))
+    return replace(recipe, data=replace(recipe.data, classes=images.classes))
+
+
+def check_same_classes(trained: Recipe | None, images: LabelledImages, source: str) -> None:
+    """Refuse images whose classes are not those, by name and order, that a checkpoint's recipe says it was trained with.
+
+    Raises:
+        ConfigError: names the classes that only one of the two has.
+    """
+    names = trained.data.classes if trained else ()
+    if not names or names == images.classes:
+        return
+    lost, new = ([name for name in a if name not in b][:5] for a, b in ((names, images.classes), (images.classes, names)))
+    found = [f"{which} {', '.join(map(printable, some))}" for which, some in (("without", lost), ("with", new)) if some]
+    raise ConfigError(
+        f"{source} was trained with {len(names)} classes, but the data are {' and '.join(found) or 'in another order'}; "
+        "restore the folders, or train in another folder"
+    )
 
 
 def _check_start(recipe: Recipe, start: nn.Module | None) -> None:

@@ -6,6 +6,7 @@ Recipe ── model: ModelSpec · data: DataSpec · quant: WeightSpec · optim: 
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from nbsnn.settings import convert
 
 FLOAT_BITS = 32
 Padding = Literal["black", "mirror"]
-_NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt")
+_NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt", "classes")
 _LATER: dict[str, dict[str, Any]] = {
     "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0, "norm_batches": 0},
     "data": {"padding": "black"},
@@ -82,7 +83,8 @@ class DataSpec:
 
     `batch_size` counts the images of all processes. `padding` is what random crops of images in memory show beyond the border:
     black, as published, or the image mirrored. `loader`, `workers` (at most as many as there are cores, but for DALI) and
-    `on_corrupt` are for image files.
+    `on_corrupt` are for image files; `classes` are the names of the folders that they lie in, in the order of their labels:
+    unless given, those of the training images, which a run then writes here.
     """
 
     name: str = "cifar10"
@@ -95,8 +97,12 @@ class DataSpec:
     loader: Literal["auto", "torch", "dali", "dali_cpu"] = "auto"
     workers: int = 4
     on_corrupt: Literal["skip", "refuse"] = "skip"
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "root", os.fspath(self.root))  # a Path, from Python
+        object.__setattr__(self, "classes", tuple(self.classes))
+        _require(len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "names of classes, each once")
         _require(0 <= self.workers <= _MANY, "data.workers", self.workers, "0 or more processes")
         _require(2 <= self.batch_size <= _MANY, "data.batch_size", self.batch_size, "a whole number from 2 (batch norm)")
         _require(0 <= self.validation <= _MANY, "data.validation", self.validation, "0 or more images")

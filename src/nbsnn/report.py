@@ -16,7 +16,7 @@ from nbsnn.evaluation.comparison import FIDELITY_IMAGES, convert
 from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.pipeline import phase_folder
+from nbsnn.pipeline import phase_folder, with_classes
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.convert import VALID_PAIRS
 from nbsnn.summary import system_facts
@@ -61,6 +61,7 @@ def report(
     Raises:
         CheckpointError: no phase of this recipe has ended in the folder.
     """
+    recipe = with_classes(recipe, test, [phase_folder(out, int(bits)) for bits in recipe.phase])
     looked = Looked(test, test.some(spiking_images), test.some(fidelity_images))
     tell = progress or (lambda what, count: None)
     done = [phase for key in recipe.phase if (phase := _phase(recipe, int(key), out, looked, tell))]

@@ -11,7 +11,7 @@ from nbsnn.cli.app import app
 from nbsnn.cli.options import JsonOption, LimitOption
 from nbsnn.data import load_data
 from nbsnn.data.images import Batches
-from nbsnn.data.sample import load_sample
+from nbsnn.data.sets.sample import load_sample
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.evaluation.comparison import Comparison, compare
 from nbsnn.recipes import load_recipe

@@ -11,7 +11,7 @@ from nbsnn.checkpoint import recipe_of, save_checkpoint
 from nbsnn.cli.app import app
 from nbsnn.cli.networks import data_spec, load, load_splits, only_quantized
 from nbsnn.cli.options import Checkpoint, DataOption, DeviceOption, JsonOption, LimitOption, RootOption
-from nbsnn.data import DATA_SETS
+from nbsnn.data import choices, data_set
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare_finetuned
 from nbsnn.settings import convert
@@ -89,11 +89,12 @@ def finetune_(
     model = only_quantized(network, checkpoint, "finetune")
     check_source(model, spec)  # before images are looked for
     source = data_spec(header, data, root)
-    if source.name == "sample":
-        raise ConfigError("--data sample: these are test images; fine-tune on the training images of cifar10 or digits")
+    if not data_set(source.name).trains:
+        others = choices(lambda data: data.trains)
+        raise ConfigError(f"--data {source.name}: these are test images; fine-tune on the training images of {others}")
     spec = replace(spec, augment=source.augment)
     if source.validation == 0:  # the test images chose the best epoch; they do not judge here
-        source = replace(source, validation=DATA_SETS[source.name] or held_out)
+        source = replace(source, validation=data_set(source.name).validation or held_out)
     splits = load_splits(header, source)
     train, judge = splits.train.some(limit_train), splits.validation.some(held_out)
     known = {

@@ -1,5 +1,6 @@
 """What verbs run on: a checkpoint's network, in the form that the verb takes, and the images that go with it."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,15 @@ from torch import nn
 
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import form_of, rebuild, recipe_of
-from nbsnn.data import DATA_SETS, load_data
+from nbsnn.data import choices, data_set, load_data
 from nbsnn.data.images import LabelledImages, Splits
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from
 from nbsnn.recipe import DataSpec, ModelSpec
 from nbsnn.tensorfile import Header, read_tensors
+
+logger = logging.getLogger(__name__)
 
 
 def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Header]:
@@ -31,11 +34,14 @@ def data_spec(header: Header, data: str | None, root: Path | None) -> DataSpec:
     spec = recipe.data if recipe else None
     name = data or (spec.name if spec else None)
     if name is None:
-        raise ConfigError("the checkpoint names no data set; say --data cifar10, digits, imagenet or sample")
-    if name not in DATA_SETS:
-        raise ConfigError(unknown("data set", name, DATA_SETS))
+        raise ConfigError(f"the checkpoint names no data set; say --data {choices()}")
+    found = data_set(name)
     if spec is None or spec.name != name:
-        spec = DataSpec(name, validation=DATA_SETS[name])
+        classes = spec.classes if spec and found.takes_classes else ()
+        spec = DataSpec(name, validation=found.validation, classes=classes)
+    if found.takes_classes and not spec.classes:
+        where = root or spec.root
+        logger.warning("the checkpoint does not name its classes; labels are places among the class folders of %s", where)
     return replace(spec, root=str(root or spec.root))
 
 

@@ -12,7 +12,7 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cu
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", help="cifar10, digits, imagenet, sample (bundled); by default the checkpoint's own."),
+    typer.Option("--data", help="cifar10, digits, folder, imagenet, sample (bundled); by default the checkpoint's own."),
 ]
 RootOption = Annotated[Path | None, typer.Option("--root", help="Where the data lies; unless given, the checkpoint's own.")]
 SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]

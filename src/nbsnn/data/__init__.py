@@ -1,67 +1,87 @@
 """Data sets by name. Every one gives `Splits` of image sets, which `Batches` turns into (images, labels)."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from nbsnn.data import imagenet
-from nbsnn.data.cifar10 import CLASSES, MEAN, STD, Progress, load_cifar10
-from nbsnn.data.decode import center_crop, square
-from nbsnn.data.digits import load_digits
+from nbsnn.data.download import Progress
 from nbsnn.data.images import ImageSet, Splits
-from nbsnn.data.photos import Loading
-from nbsnn.data.sample import load_sample
-from nbsnn.errors import ConfigError, unknown
+from nbsnn.data.registry import DataSet, choices, data_set, list_data_sets, register
+from nbsnn.errors import ConfigError
 from nbsnn.recipe import DataSpec
+from nbsnn.settings import convert
 
-# name → training images held out by default
-DATA_SETS = {"cifar10": 5000, "digits": 180, "imagenet": 0, "sample": 0}
+__all__ = ["DataSet", "choices", "data_set", "list_data_sets", "load_data", "load_photographs", "register"]
+
+_SIZE = 224  # of photographs, as published for ImageNet
 
 
-def load_data(spec: DataSpec, *, size: int | None = None, progress: Progress | None = None) -> Splits:
-    """The data set that a recipe names; photographs are cut to squares of `size` (224 unless given).
+def load_data(data: DataSpec | str, *, size: int | None = None, progress: Progress | None = None, **settings: Any) -> Splits:
+    """A data set as training, validation and test images: `load_data("cifar10", root="data")`.
 
+    Args:
+        data: its name, one of `nbsnn.data.list_data_sets()`, or the `DataSpec` of a recipe.
+        size: photographs are cut to squares of so many pixels, 224 unless given.
+        progress: called with the bytes of a download, so far and in all.
+        settings: fields of `DataSpec`, such as root, download, validation (training images held out; as many as suit the
+            set unless given), classes, on_corrupt.
     Raises:
-        ConfigError: unknown name. DataError: not there or damaged.
+        ConfigError: unknown name or setting. DataError: not there or damaged.
     """
-    if spec.name == "cifar10":
-        return _padded(load_cifar10(spec.root, validation=spec.validation, download=spec.download, progress=progress), spec)
-    if spec.name == "digits":
-        return _padded(load_digits(validation=spec.validation), spec)
-    if spec.padding != "black" and spec.name in DATA_SETS:
-        raise ConfigError(f"data.padding={spec.padding}: images of {spec.name} are not padded; leave it out")
-    if spec.name == "imagenet":
-        loading = Loading(spec.loader, spec.workers, spec.on_corrupt)
-        return imagenet.load_imagenet(spec.root, validation=spec.validation, size=size or 224, loading=loading)
-    if spec.name == "sample":
-        return load_sample()
-    raise ConfigError(unknown("data set", spec.name, DATA_SETS))
-
-
-def _padded(splits: Splits, spec: DataSpec) -> Splits:
-    """With what the recipe wants crops of training images to show beyond the border."""
-    assert isinstance(splits.train, ImageSet)
+    spec = data_spec(data, **settings)
+    found = data_set(spec.name)
+    if spec.classes and not found.takes_classes:
+        raise ConfigError(f"data.classes: the classes of {spec.name} are not read from folders; leave it out")
+    if spec.padding != "black" and not found.trains:
+        raise _no_padding(spec)
+    splits = found.load(spec, size=size or _SIZE, progress=progress)
+    if not isinstance(splits, Splits):
+        raise ConfigError(f"data set {spec.name!r}: its load gives a {type(splits).__name__}, not nbsnn.Splits")
+    if spec.padding == "black":
+        return splits
+    if not isinstance(splits.train, ImageSet):
+        raise _no_padding(spec)
     return replace(splits, train=replace(splits.train, padding=spec.padding))
 
 
+def _no_padding(spec: DataSpec) -> ConfigError:
+    return ConfigError(f"data.padding={spec.padding}: images of {spec.name} are not padded; leave it out")
+
+
+def data_spec(data: DataSpec | str, **settings: Any) -> DataSpec:
+    """The settings of a data set, from its name or from others, with some of them changed.
+
+    Raises:
+        ConfigError: unknown name or setting, or a value that is none.
+    """
+    if isinstance(data, DataSpec):
+        table = asdict(data)
+    elif isinstance(data, str):
+        table = {"name": data, "validation": data_set(data).validation}
+    else:
+        raise ConfigError(f"data is a {type(data).__name__}; give a name, {choices()}, or a DataSpec")
+    if isinstance(settings.get("root"), os.PathLike):
+        settings["root"] = os.fspath(settings["root"])
+    spec: DataSpec = convert(table | settings, DataSpec, "data")
+    return spec
+
+
 def load_photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: int) -> ImageSet:
-    """Image files as images of a data set: cut and normalised as its own, with its names of classes; labels are zeros.
+    """Image files as images of a data set: cut and normalized as its own, with its names of classes; labels are zeros.
 
     Args:
-        spec: the data set; ImageNet's class names are the folders' at its root, numbers where there are none.
+        spec: the data set; the class names of a tree of photographs are those of `spec.classes`, or else the folders' at
+            its root, numbers where there are none.
         paths: the files.
         size: of the square images.
         classes: how many the network tells apart.
     Raises:
         ConfigError: the data set has no colour photographs. DataError: a file is not an image.
     """
-    labels = torch.zeros(len(paths), dtype=torch.int64)
-    if spec.name in ("cifar10", "sample"):
-        return ImageSet(torch.stack([square(path, size=size) for path in paths]), labels, MEAN, STD, CLASSES)
-    if spec.name == "imagenet":
-        pixels = torch.stack([center_crop(str(path), size=size) for path in paths])
-        return ImageSet(pixels, labels, imagenet.MEAN, imagenet.STD, imagenet.class_names(Path(spec.root), classes))
-    known = "cifar10 or imagenet"
-    raise ConfigError(f"the network was trained on {spec.name!r}; photographs go to networks that were trained on {known}")
+    read = data_set(spec.name).photographs
+    if read is None:
+        known = choices(lambda data: data.photographs and data.trains)
+        raise ConfigError(f"the network was trained on {spec.name!r}; photographs go to networks that were trained on {known}")
+    return read(spec, paths, size=size, classes=classes)

@@ -5,17 +5,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Protocol, Self
+from typing import Protocol, Self, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from nbsnn.data.pixels import crop_and_flip, normalize, send
 from nbsnn.distributed import World
-from nbsnn.errors import DataError
+from nbsnn.errors import ConfigError, DataError
+from nbsnn.inputs import as_labels, check_normalization
 from nbsnn.recipe import Padding
 
 
+@runtime_checkable
 class LabelledImages(Protocol):
     """What `Batches` and the measurements need of a set: N images of one size with labels [N] int64."""
 
@@ -64,9 +66,12 @@ class LabelledImages(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images [N, C, H, W] uint8 and labels [N] int64, with the constants that normalise them.
+    """Images [N, C, H, W] uint8 and labels [N] int64, with the constants that normalize them.
 
     `mean` and `std` [C] are in units of the full range 0..255 → 0..1; `padding` is what crops show beyond the border.
+
+    Raises:
+        ConfigError: fields that are not of these types and shapes, or labels that are no place in `classes`.
     """
 
     images: Tensor
@@ -75,6 +80,17 @@ class ImageSet:
     std: tuple[float, ...]
     classes: tuple[str, ...]
     padding: Padding = "black"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            found = self.images
+            given = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise ConfigError(f"ImageSet: images is {given}; give 8-bit pixels [N, C, H, W], a tensor of torch.uint8")
+        if self.padding not in get_args(Padding):
+            raise ConfigError(f"ImageSet: padding={self.padding!r}; choose {' or '.join(get_args(Padding))}")
+        check_set_(self, len(self.images), self.images.shape[1])
+        if self.labels.device != self.images.device:
+            raise ConfigError(f"ImageSet: images lie on {self.images.device} and labels on {self.labels.device}; move one")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -110,7 +126,7 @@ class ImageSet:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `LabelledImages.stream`. A batch is augmented whole, then shared: its crops don't depend on the sharing."""
         for index, batch in enumerate(batches):
-            chosen = _send(batch, self.images.device)
+            chosen = send(batch, self.images.device)
             images, labels = self.images[chosen], self.labels[chosen]
             if seeds:
                 images = crop_and_flip(images, torch.Generator().manual_seed(seeds[index]), self.padding)
@@ -118,37 +134,57 @@ class ImageSet:
                 yield world.share(images), world.share(labels)
 
 
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(x/255 − mean)/std of uint8 images [N, C, H, W], in float32."""
-    scale, shift = _constants(tuple(mean), tuple(std), images.device)
-    return images * scale - shift
+def check_set_(data: LabelledImages, count: int, channels: int) -> None:
+    """Refuse labels, classes and constants that do not fit `count` images; bring them to int64 and tuples, in place.
 
-
-@cache
-def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """1/(255·std) and mean/std, each [C, 1, 1]."""
-    with torch.inference_mode(False):
-        scale, shift = torch.tensor(std).mul(255).reciprocal(), torch.tensor(mean).div(torch.tensor(std))
-        return scale.view(-1, 1, 1).to(device), shift.view(-1, 1, 1).to(device)
-
-
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device, without waiting for what the device has to do before."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    Raises:
+        ConfigError: says which field, and what to give.
+    """
+    kind = type(data).__name__
+    names = data.classes
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{kind}: classes is {names!r:.60}; give the names of the classes, a tuple of texts")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise ConfigError(f"{kind}: classes holds {twice!r} twice; give each class a name of its own")
+    check_normalization(data.mean, data.std, channels)
+    labels = as_labels(data.labels, f"{kind}: labels", count=count, classes=len(names))
+    for field_name, value in (("labels", labels.long()), ("classes", tuple(names)),
+                              ("mean", tuple(map(float, data.mean))), ("std", tuple(map(float, data.std)))):  # fmt: skip
+        object.__setattr__(data, field_name, value)  # frozen from here on
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation (held out of training) and test images of one data set."""
+    """Training, validation (held out of training) and test images of one data set.
+
+    Raises:
+        ConfigError: parts that are no image sets, or differ in shape, classes or normalization.
+    """
 
     train: LabelledImages
     validation: LabelledImages
     test: LabelledImages
 
+    def __post_init__(self) -> None:
+        for part in ("train", "validation", "test"):
+            require_set(getattr(self, part), f"Splits: {part}")
+            for field_name in ("shape", "classes", "mean", "std"):
+                first, own = getattr(self.train, field_name), getattr(getattr(self, part), field_name)
+                if first != own:
+                    raise ConfigError(f"Splits: {part} has {field_name} {own!r:.80}, but train {first!r:.80}; make them equal")
+
+
+def require_set(value: object, name: str) -> None:
+    """Refuse what is no set of labelled images, such as a DataLoader."""
+    if not isinstance(value, LabelledImages):
+        remedy = f"nbsnn.ImageSet(images, labels, mean, std, classes) of all images, or a part of nbsnn.load_data({'...'!r})"
+        raise ConfigError(f"{name} is {'None' if value is None else f'a {type(value).__name__}'}; give an image set: {remedy}")
+
 
 def split_validation(full: LabelledImages, test: LabelledImages, count: int, *, seed: int = 0) -> Splits:
     """Hold out `count` training images; the same ones for a given seed. With 0 the test set chooses the best epoch."""
-    if count >= len(full):
+    if count and count >= len(full):
         raise DataError(f"validation={count}: the training set has {len(full)} images; hold out fewer")
     order = torch.randperm(len(full), generator=torch.Generator().manual_seed(seed))
     validation = full.take(order[:count].sort().values) if count else test
@@ -170,6 +206,11 @@ class Batches:
     seed: int = 0
     epoch: int = 0
     world: World = field(default_factory=World)
+
+    def __post_init__(self) -> None:
+        require_set(self.data, "Batches: data")
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ConfigError(f"Batches: batch_size={self.batch_size!r}; give a whole number from 1")
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.data), self.batch_size)
@@ -205,39 +246,3 @@ def evaluation_batches(data: LabelledImages, *, at_a_time: int = 500, world: Wor
 def fewer_if_larger(count: int, height: int, width: int) -> int:
     """`count` images of CIFAR's size, or as many larger ones as have no more pixels; one at least."""
     return max(1, min(count, count * 32 * 32 // (height * width)))
-
-
-def crop_and_flip(images: Tensor, generator: torch.Generator, padding: Padding = "black") -> Tensor:
-    """Crop at a random place of the padded image, flip half of the images: one gather for the whole batch.
-
-    The padding is an eighth of the height: 4 pixels for CIFAR (He et al., 2016).
-
-    Args:
-        images: [B, C, H, W] uint8, anywhere.
-        generator: on the CPU.
-        padding: black, or the image mirrored at its border.
-    Returns:
-        [B, C, H, W] uint8.
-    """
-    count, channels, height, width = images.shape
-    device = images.device
-    pad = height // 8
-    top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
-    flip = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.arange(width).expand(count, width)
-    rows, columns = top + torch.arange(height), left + torch.where(flip, columns.flip(1), columns)
-    if padding == "black":
-        images = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-    else:
-        rows, columns = _mirrored(rows - pad, height), _mirrored(columns - pad, width)
-    image = torch.arange(count, device=device)[:, None, None, None]
-    channel = torch.arange(channels, device=device)[:, None, None]
-    rows, columns = _send(rows, device), _send(columns, device)
-    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def _mirrored(places: Tensor, size: int) -> Tensor:
-    """Places beyond 0..size−1, brought back by mirroring at the first and the last one, as often as it takes."""
-    period = max(1, 2 * (size - 1))
-    places = places.abs() % period
-    return torch.minimum(places, period - places) if size > 1 else places

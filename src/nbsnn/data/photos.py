@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from nbsnn.data import dali
 from nbsnn.data.decode import center_crop, random_crop, require_pillow
-from nbsnn.data.images import normalize
+from nbsnn.data.images import check_set_
+from nbsnn.data.pixels import normalize
 from nbsnn.distributed import World
 from nbsnn.errors import DataError
 
@@ -64,6 +65,9 @@ class PhotoSet:
     loading: Loading = field(default_factory=Loading)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     skipped: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_set_(self, len(self.paths), 3)
 
     def __len__(self) -> int:
         return len(self.paths)

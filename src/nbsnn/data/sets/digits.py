@@ -2,8 +2,11 @@
 
 import torch
 
+from nbsnn.data.download import Progress
 from nbsnn.data.images import ImageSet, Splits, split_validation
+from nbsnn.data.registry import DataSet
 from nbsnn.errors import MissingDependencyError
+from nbsnn.recipe import DataSpec
 
 _TEST = 360  # images, a fifth of the set
 
@@ -19,3 +22,10 @@ def load_digits(*, validation: int = 180) -> Splits:
     full = ImageSet(images, torch.from_numpy(labels).long(), (0.305,), (0.376,), tuple(map(str, range(10))))
     order = torch.randperm(len(full), generator=torch.Generator().manual_seed(0))
     return split_validation(full.take(order[_TEST:]), full.take(order[:_TEST]), validation)
+
+
+def _load(spec: DataSpec, *, size: int, progress: Progress | None) -> Splits:
+    return load_digits(validation=spec.validation)
+
+
+DATA_SET = DataSet(_load, validation=180)

@@ -9,9 +9,12 @@ from importlib import resources
 
 import torch
 
-from nbsnn.data.cifar10 import CLASSES, MEAN, STD
 from nbsnn.data.decode import whole
+from nbsnn.data.download import Progress
 from nbsnn.data.images import ImageSet, Splits
+from nbsnn.data.registry import DataSet
+from nbsnn.data.sets.cifar10 import CLASSES, MEAN, STD, photographs
+from nbsnn.recipe import DataSpec
 
 
 def load_sample() -> Splits:
@@ -22,3 +25,10 @@ def load_sample() -> Splits:
     labels = torch.tensor([CLASSES.index(name.removesuffix(".jpg").partition("_")[2]) for name in names])
     sample = ImageSet(images, labels, MEAN, STD, CLASSES)
     return Splits(sample, sample, sample)
+
+
+def _load(spec: DataSpec, *, size: int, progress: Progress | None) -> Splits:
+    return load_sample()
+
+
+DATA_SET = DataSet(_load, trains=False, photographs=photographs)

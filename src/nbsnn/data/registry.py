@@ -1,0 +1,105 @@
+"""Data sets by name: each is a file of its name in `nbsnn.data.sets`; others are registered, or come with other packages."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Protocol
+
+from nbsnn.data import sets
+from nbsnn.data.download import Progress
+from nbsnn.data.images import ImageSet, Splits
+from nbsnn.errors import ConfigError, unknown
+from nbsnn.recipe import DataSpec
+
+GROUP = "nbsnn.data_sets"  # of the entry points of other packages
+
+
+class Loader(Protocol):
+    def __call__(self, spec: DataSpec, *, size: int, progress: Progress | None) -> Splits:
+        """The images that a recipe asks for; photographs are cut to squares of `size`. `progress` is of a download."""
+
+
+class PhotographReader(Protocol):
+    def __call__(self, spec: DataSpec, paths: Sequence[Path], *, size: int, classes: int) -> ImageSet:
+        """Image files as images of the set, in its size and normalization, with labels of zeros."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What there is to know of a data set.
+
+    Attributes:
+        load: reads it.
+        validation: training images held out where nothing else is said.
+        trains: whether it has training images; else every split holds the same test images.
+        photographs: makes its images of image files, for `nbsnn classify`; None: it is not made of photographs.
+        takes_classes: whether its classes are read from folders, so that `DataSpec.classes` says which they are.
+    """
+
+    load: Loader
+    validation: int = 0
+    trains: bool = True
+    photographs: PhotographReader | None = None
+    takes_classes: bool = False
+
+
+_registered: dict[str, DataSet] = {}
+
+
+def register(name: str, data_set: DataSet) -> None:
+    """Add a data set under a name that recipes and `load_data` can use from now on in this process.
+
+    A package adds its own for every process, the command line's too, by an entry point of the group "nbsnn.data_sets":
+    the name, and where the `DataSet` is.
+
+    Raises:
+        ConfigError: there is another one of this name.
+    """
+    if name in list_data_sets() and _registered.get(name) is not data_set:
+        raise ConfigError(f"there is a data set {name!r} already; choose another name")
+    _registered[name] = data_set
+
+
+def list_data_sets() -> list[str]:
+    """The names of all data sets."""
+    return sorted({*_bundled(), *_registered, *(point.name for point in metadata.entry_points(group=GROUP))})
+
+
+def data_set(name: str) -> DataSet:
+    """The data set of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name in _bundled():
+        found = import_module(f"{sets.__name__}.{name}").DATA_SET
+    elif name in _registered:
+        found = _registered[name]
+    else:
+        points = [point for point in metadata.entry_points(group=GROUP) if point.name == name]
+        if not points:
+            raise ConfigError(unknown("data set", name, list_data_sets()))
+        try:
+            found = points[0].load()
+        except Exception as error:  # whatever the other package does when it is imported
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"data set {name!r}: {points[0].value} cannot be loaded ({reason}); mend that package") from None
+    if not isinstance(found, DataSet):
+        raise ConfigError(f"data set {name!r}: {GROUP} names a {type(found).__name__}, not a nbsnn.data.DataSet")
+    return found
+
+
+def choices(fits: Callable[[DataSet], object] = lambda _: True) -> str:
+    """The names of data sets for a message, "cifar10, digits or imagenet"."""
+    names = []
+    for name in list_data_sets():
+        with suppress(ConfigError):  # another package's that cannot be loaded
+            names += [name] if fits(data_set(name)) else []
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _bundled() -> list[str]:
+    return [module.name for module in iter_modules(sets.__path__)]

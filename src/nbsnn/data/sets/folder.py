@@ -1,0 +1,6 @@
+"""Photographs of your own: `train/<class>/*.jpg` and `val/<class>/*.jpg`, read as ImageNet is."""
+
+from nbsnn.data.registry import DataSet
+from nbsnn.data.trees import load_spec, photographs
+
+DATA_SET = DataSet(load_spec, photographs=photographs, takes_classes=True)

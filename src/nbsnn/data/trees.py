@@ -1,0 +1,170 @@
+"""A tree of photographs: `train/<class>/*.jpg` and `val/<class>/*.jpg`, as ImageNet's.
+
+Labels are places in a list of class names: those that a network was trained with, or else `train`'s folders in order.
+Folders are matched with classes by name, so that one that is missing, empty or in excess shifts no label. Hidden files and
+folders never count; what else is left out is named in one line.
+"""
+
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from nbsnn.data.decode import center_crop
+from nbsnn.data.download import Progress
+from nbsnn.data.files import list_folder, printable
+from nbsnn.data.images import ImageSet, Splits, split_validation
+from nbsnn.data.photos import Loading, PhotoSet
+from nbsnn.errors import DataError
+from nbsnn.recipe import DataSpec
+
+logger = logging.getLogger(__name__)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, as TorchVision states them
+_JPEG = (".jpeg", ".jpg")
+SUFFIXES = (*_JPEG, ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+_LAYOUT = "a tree of photographs is train/<class>/*.jpg and val/<class>/*.jpg"
+
+
+def load_tree(
+    root: str | Path, *, classes: Sequence[str] = (), validation: int = 0, size: int = 224, loading: Loading | None = None
+) -> Splits:
+    """The training and the validation images of a tree; the latter also choose the best epoch, as published.
+
+    Args:
+        root: the folder that holds `train` and `val`; a tree without `train` can be evaluated on, not trained on.
+        classes: names of the classes, in the order of their labels; unless given, the folders of `train` that hold an image
+            there or in `val`.
+        validation: training images held out to choose the best epoch instead.
+        size: of the square images, 224 as published.
+        loading: by whom files are decoded, and what happens to a damaged one.
+    Raises:
+        DataError: a folder is missing or holds no image, or has images of a class that is none of those.
+    """
+    root = Path(root)
+    val = _look_into(root / "val")
+    train = _look_into(root / "train") if (root / "train").is_dir() else val
+    names = [_read_alike(name) for name in classes] or [
+        name for name, images in train.classes.items() if images or val.classes.get(name)
+    ]
+    if train is val and not classes:
+        logger.warning("%s: no train folder; labels are places among the folders of val, wrong if it lacks a class",
+                       printable(root))  # fmt: skip
+    chosen = _loader_for([train, val], loading or Loading())
+    whose = "the network's classes" if classes else f"the classes of {printable(train.folder)}"
+    full = train.photographs(names, whose, size, chosen)
+    test = full if train is val else val.photographs(names, whose, size, chosen)
+    return split_validation(full, test, validation)
+
+
+def load_spec(spec: DataSpec, *, size: int, progress: Progress | None) -> Splits:
+    """`load_tree` as a recipe says."""
+    loading = Loading(spec.loader, spec.workers, spec.on_corrupt)
+    return load_tree(spec.root, classes=spec.classes, validation=spec.validation, size=size, loading=loading)
+
+
+def photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: int) -> ImageSet:
+    """Image files, cut and normalized as those of a tree, with labels of zeros."""
+    pixels = torch.stack([center_crop(str(path), size=size) for path in paths])
+    names = spec.classes or class_names(Path(spec.root), classes)
+    return ImageSet(pixels, torch.zeros(len(paths), dtype=torch.int64), MEAN, STD, names)
+
+
+def class_names(root: Path, count: int) -> tuple[str, ...]:
+    """Names for `count` classes: the folders' under `root`, and numbers for those that have none."""
+    folder = next((f for f in (root / "train", root / "val") if f.is_dir()), None)
+    names = list(map(_read_alike, list_folder(folder).folders)) if folder else []
+    return (*names, *(f"class {label}" for label in range(len(names), count)))
+
+
+@dataclass
+class _Part:
+    """`train` or `val`: the images of each class folder, and remarks on what was left out."""
+
+    folder: Path
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def left_out(self, paths: Sequence[str], kind: str, place: str) -> None:
+        """Remark on files or folders that do not count."""
+        if paths:
+            many = "s" if len(paths) > 1 else ""
+            self.remarks.append(f"left out {len(paths):,} {kind}{many} {place}, such as {printable(paths[0])}")
+
+    def photographs(self, names: Sequence[str], whose: str, size: int, loading: Loading) -> PhotoSet:
+        """The images of these classes, labelled by their places."""
+        strangers = [name for name, images in self.classes.items() if images and name not in names]
+        lacking = [name for name in names if not self.classes.get(name)]
+        where = printable(self.folder)
+        if strangers:
+            lacks = f" and lacks {_some(lacking)}" if lacking else ""
+            raise DataError(f"{where}: holds {_some(strangers)}, not among {whose},{lacks}; rename or move those folders")
+        empty = [name for name, images in self.classes.items() if not images and name not in names]
+        self.left_out(empty, "folder", "without an image")
+        if lacking and len(lacking) < len(names):
+            self.remarks.append(f"no image of {_some(lacking)} ({len(lacking):,} of {len(names):,} classes)")
+        remarks = "; ".join(self.remarks)
+        if len(lacking) == len(names):
+            also = f"; {remarks}" if remarks else ""
+            raise DataError(f"{where}: holds no image files ({', '.join(SUFFIXES)}){also}; {_LAYOUT}")
+        if remarks:
+            logger.warning("%s: %s", where, remarks)
+        labelled = [(path, label) for label, name in enumerate(names) for path in self.classes.get(name, ())]
+        paths, labels = [path for path, _ in labelled], torch.tensor([label for _, label in labelled])
+        return PhotoSet(paths, labels, MEAN, STD, tuple(names), size, loading)
+
+
+def _look_into(folder: Path) -> _Part:
+    """What `train` or `val` holds, class by class."""
+    if not folder.is_dir():
+        raise DataError(f"{printable(folder)}: no such folder; {_LAYOUT}")
+    found, top = _Part(folder), list_folder(folder)
+    if not top.folders:
+        raise DataError(f"{printable(folder)}: holds no class folders; validation images must be sorted into folders by class")
+    unnamed, nested, others = [], [], list(top.others)
+    for raw in top.folders:
+        inside = list_folder(folder / raw)
+        name = _read_alike(raw)
+        if name in found.classes:
+            raise DataError(f"{printable(folder)}: two folders are called {name!r} in different encodings; make them one")
+        images = [file for file in inside.files if file.lower().endswith(SUFFIXES)]
+        found.classes[name] = [str(folder / raw / file) for file in images]
+        unnamed += [f"{raw}/{file}" for file in inside.files if not file.lower().endswith(SUFFIXES)]
+        nested += [f"{raw}/{inner}" for inner in inside.folders]
+        others += [f"{raw}/{other}" for other in inside.others]
+    found.left_out(top.files, "file", "beside the class folders")
+    found.left_out(unnamed, "file", "not named as an image")
+    found.left_out(others, "pipe, device, socket or broken link", "in the place of a file")
+    found.left_out(nested, "folder", "within the class folders")
+    spelled = Counter(name.casefold() for name in found.classes)
+    alike = [name for name in found.classes if spelled[name.casefold()] > 1]
+    if alike:
+        found.remarks.append(f"folders whose names differ in case alone are classes of their own: {_some(alike)}")
+    return found
+
+
+def _loader_for(parts: Sequence[_Part], loading: Loading) -> Loading:
+    """Pillow where DALI would show files otherwise than a viewer does, unless DALI is asked for: then a line says so."""
+    files = (path for part in parts for images in part.classes.values() for path in images)
+    other = next((path for path in files if not path.lower().endswith(_JPEG)), None) if loading.uses_dali else None
+    if other is None:
+        return loading
+    if loading.loader == "auto":
+        return replace(loading, loader="torch")
+    logger.warning("%s is no JPEG file: DALI ignores transparency and does not read GIF; Pillow does (data.loader=torch)",
+                   printable(other))  # fmt: skip
+    return loading
+
+
+def _read_alike(name: str) -> str:
+    """A folder's name in one encoding: systems differ in how they write accents."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return ", ".join(map(printable, names[:5])) + more
