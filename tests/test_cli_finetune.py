@@ -85,19 +85,19 @@ def test_the_change_lines_go_to_standard_error(checkpoint: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--method", "layer"], "method=layer: must be layerwise or"),
-        (["--neuron", "sign"], "neuron=sign: must be signed or unsigned"),
-        (["--epochs", "0"], "epochs=0: must be 1 or more"),
+        (["--method", "layer"], "--method layer: must be layerwise or"),
+        (["--neuron", "sign"], "--neuron sign: must be signed or unsigned"),
+        (["--epochs", "0"], "--epochs 0: must be 1 or more"),
         (["--epochs", "many"], "'--epochs'"),
-        (["--lr", "-1"], "lr=-1.0: must be"),
-        (["--distillation", "0.3"], "distillation=0.3: must be left out with method=layerwise"),
-        (["--method", "calibrate", "--calibrate-first"], "calibrate_first=True: must be left out with method=calibrate"),
-        (["--method", "calibrate", "--no-weights"], "weights=False: must be left out with method=calibrate"),
+        (["--lr", "-1"], "--lr -1.0: must be"),
+        (["--distillation", "0.3"], "--distillation 0.3: must be left out with --method layerwise"),
+        (["--method", "calibrate", "--calibrate-first"], "--calibrate-first: must be left out with --method calibrate"),
+        (["--method", "calibrate", "--no-weights"], "--no-weights: must be left out with --method calibrate"),
         (["--limit-train", "-1"], "'--limit-train'"),
         (["--held-out", "0"], "'--held-out'"),
         (["--data", "digit"], "unknown data set 'digit'"),
         (["--data", "cifar10", "--root", "nowhere"], "no cifar-10-batches-py folder"),
-        (["--device", "gpu0"], "device=gpu0"),
+        (["--device", "gpu0"], "--device gpu0"),
     ],
 )
 def test_bad_options_give_one_line_and_code_2(

@@ -17,7 +17,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-_LONGEST = 80  # characters of a value in a message
+_LONGEST = 200  # characters of a value in a message
 
 
 class NbsnnError(Exception):
@@ -77,10 +77,17 @@ def shown(value: Any) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """A message for an unknown name, with the close matches or, failing those, what is known."""
-    names = sorted(known)
-    name = shown(name)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+def unknown(kind: str, name: Any, known: Iterable[str], *, first: Iterable[str] = ()) -> str:
+    """A message for an unknown name, with the close matches or, failing those, what is known.
+
+    Args:
+        kind: what the name is of, such as "model".
+        name: the unknown one.
+        known: names that would do.
+        first: names to suggest before all others.
+    """
+    text, names = shown(name), sorted(known)
+    longer = [other for other in names if text and other.startswith(text)]
+    close = list(dict.fromkeys([*first, *longer, *difflib.get_close_matches(text, names, n=3, cutoff=0.5)]))[:3]
     remedy = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(names)}"
-    return f"unknown {kind} {name!r}; {remedy}"
+    return f"unknown {kind} {text!r}; {remedy}"

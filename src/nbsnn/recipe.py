@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from nbsnn.errors import ConfigError, shown
-from nbsnn.settings import convert
+from nbsnn.settings import convert, require
 
 FLOAT_BITS = 32
 Padding = Literal["black", "mirror"]
@@ -71,7 +71,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for kind, most in MODEL_LIMITS.items():
             value = getattr(self, kind)
-            _require(1 <= value <= most, f"model.{kind}", value, f"a whole number from 1 to {most}")
+            require(1 <= value <= most, kind, value, f"a whole number from 1 to {most}")
 
     def __str__(self) -> str:
         return f"{self.name} ({self.num_classes} classes, {self.in_channels}×{self.image_size}×{self.image_size})"
@@ -102,10 +102,10 @@ class DataSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", os.fspath(self.root))  # a Path, from Python
         object.__setattr__(self, "classes", tuple(self.classes))
-        _require(len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "names of classes, each once")
-        _require(0 <= self.workers <= _MANY, "data.workers", self.workers, "0 or more processes")
-        _require(2 <= self.batch_size <= _MANY, "data.batch_size", self.batch_size, "a whole number from 2 (batch norm)")
-        _require(0 <= self.validation <= _MANY, "data.validation", self.validation, "0 or more images")
+        require(len(set(self.classes)) == len(self.classes), "classes", self.classes, "names of classes, each once")
+        require(0 <= self.workers <= _MANY, "workers", self.workers, "0 or more processes")
+        require(2 <= self.batch_size <= _MANY, "batch_size", self.batch_size, "a whole number from 2 (batch norm)")
+        require(0 <= self.validation <= _MANY, "validation", self.validation, "0 or more images")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class WeightSpec:
     edge_range: Literal["max_abs", "max"] = "max_abs"
 
     def __post_init__(self) -> None:
-        check_bits("edge_bits", self.edge_bits)
+        require(self.edge_bits in (8, FLOAT_BITS), "edge_bits", self.edge_bits, f"8, or {FLOAT_BITS} (float)")
 
 
 @dataclass(frozen=True)
@@ -147,21 +147,21 @@ class OptimSpec:
     norm_batches: int = 0
 
     def __post_init__(self) -> None:
-        _require(0 < self.temperature < math.inf, "optim.temperature", self.temperature, "a positive number")
-        _require(0 <= self.norm_batches <= _MANY, "optim.norm_batches", self.norm_batches, "0 (off) or a number of batches")
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "a positive number")
+        require(0 <= self.norm_batches <= _MANY, "norm_batches", self.norm_batches, "0 (off) or a number of batches")
         frozen = self.freeze_norms and self.norm_batches
-        _require(not frozen, "optim.norm_batches", self.norm_batches, "0 where optim.freeze_norms leaves statistics alone")
-        _require(1 <= self.accumulate <= _MANY, "optim.accumulate", self.accumulate, "a whole number from 1")
-        _require(0 <= self.rate_batch <= _MANY, "optim.rate_batch", self.rate_batch, "0 (off) or a number of images")
-        _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")
-        _require(self.momentum > 0 or not self.nesterov, "optim.nesterov", True, "false where optim.momentum is 0")
-        _require(0 < self.decay <= 1, "optim.decay", self.decay, "a factor in (0, 1]")
-        _require(0 <= self.threshold_lr < math.inf, "optim.threshold_lr", self.threshold_lr, "0 (frozen) or a positive factor")
-        _require(0 <= self.scale_lr < math.inf, "optim.scale_lr", self.scale_lr, "0 (frozen) or a positive factor")
-        _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "a fraction of the phase in [0, 1)")
-        _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "a number in [0, 1)")
-        _require(0 <= self.clip_norm < math.inf, "optim.clip_norm", self.clip_norm, "0 (off) or a positive norm")
-        _require(all(0 < m < 1 for m in self.milestones), "optim.milestones", self.milestones, "fractions in (0, 1)")
+        require(not frozen, "norm_batches", self.norm_batches, "0 where optim.freeze_norms leaves statistics alone")
+        require(1 <= self.accumulate <= _MANY, "accumulate", self.accumulate, "a whole number from 1")
+        require(0 <= self.rate_batch <= _MANY, "rate_batch", self.rate_batch, "0 (off) or a number of images")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "a number in [0, 1)")
+        require(self.momentum > 0 or not self.nesterov, "nesterov", True, "false where optim.momentum is 0")
+        require(0 < self.decay <= 1, "decay", self.decay, "a factor in (0, 1]")
+        require(0 <= self.threshold_lr < math.inf, "threshold_lr", self.threshold_lr, "0 (frozen) or a positive factor")
+        require(0 <= self.scale_lr < math.inf, "scale_lr", self.scale_lr, "0 (frozen) or a positive factor")
+        require(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction of the phase in [0, 1)")
+        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a number in [0, 1)")
+        require(0 <= self.clip_norm < math.inf, "clip_norm", self.clip_norm, "0 (off) or a positive norm")
+        require(all(0 < m < 1 for m in self.milestones), "milestones", self.milestones, "fractions in (0, 1)")
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,11 @@ class Phase:
     average: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(1 <= self.epochs <= MOST_EPOCHS, "phase.epochs", self.epochs, f"a whole number from 1 to {MOST_EPOCHS}")
-        _require(0 < self.lr < math.inf, "phase.lr", self.lr, "a positive rate")
-        _require(0 <= self.weight_decay < math.inf, "phase.weight_decay", self.weight_decay, "0 or more")
-        _require(0 <= self.distill <= 1, "phase.distill", self.distill, "a share in [0, 1]")
-        _require(0 <= self.average < 1, "phase.average", self.average, "0 (off) or a share in (0, 1), such as 0.999")
+        require(1 <= self.epochs <= MOST_EPOCHS, "epochs", self.epochs, f"a whole number from 1 to {MOST_EPOCHS}")
+        require(0 < self.lr < math.inf, "lr", self.lr, "a positive rate")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.distill <= 1, "distill", self.distill, "a share in [0, 1]")
+        require(0 <= self.average < 1, "average", self.average, "0 (off) or a share in (0, 1), such as 0.999")
 
     def __str__(self) -> str:
         """Its settings, but for later ones that are not used: training states of earlier versions are taken up."""
@@ -206,18 +206,20 @@ class Recipe:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed <= MOST_SEED, "seed", self.seed, "0 or more, and below 2^63")
-        _require(len(self.phase) >= 1, "phase", {}, "at least one [phase.BITS] table")
+        require(0 <= self.seed <= MOST_SEED, "seed", self.seed, "0 or more, and below 2^63")
+        require(len(self.phase) >= 1, "phase", {}, "at least one [phase.BITS] table")
+        known = [str(bits) for bits in (*_BITS["phase"], FLOAT_BITS)]
         for bits in self.phase:
-            check_bits("phase", int(bits) if bits.isdigit() else bits)
+            if bits not in known:  # nor another spelling, such as 02
+                raise ConfigError(f"phase.{shown(bits)}: choose one of {', '.join(known)} bits ({FLOAT_BITS} is float)")
         stale = not self.optim.norm_batches and not self.optim.freeze_norms
         for bits, phase in self.phase.items():
             wanted = "0 unless optim.norm_batches is set (60, say): averaged weights need norm statistics of their own"
-            _require(not (phase.average and stale), f"phase.{bits}.average", phase.average, wanted)
+            require(not (phase.average and stale), f"phase.{bits}.average", phase.average, wanted)
         first = self.phase.get(str(FLOAT_BITS))
         if first:
-            _require(not first.distill, f"phase.{FLOAT_BITS}.distill", first.distill, "0: the float net is the teacher")
-            _require(not first.refit_scales, f"phase.{FLOAT_BITS}.refit_scales", True, "false: a float net has no scales")
+            require(not first.distill, f"phase.{FLOAT_BITS}.distill", first.distill, "0: the float net is the teacher")
+            require(not first.refit_scales, f"phase.{FLOAT_BITS}.refit_scales", True, "false: a float net has no scales")
 
     def spec(self, bits: int) -> QuantSpec:
         """The quantization of the phase with these bits."""
@@ -253,11 +255,6 @@ def _used(table: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if _LATER[table].get(k, ...) != v}
 
 
-def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key}={shown(value)}: must be {wanted}")
-
-
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain values; unknown keys are errors."""
     recipe: Recipe = convert(_as_it_is_now(table), Recipe, "")
@@ -270,5 +267,5 @@ def _as_it_is_now(table: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(optim, Mapping) or "average" not in optim:
         return table
     average = optim["average"]
-    _require(average in (0, "0"), "optim.average", average, "left out: it is a setting of a phase, phase.BITS.average")
+    require(average in (0, "0"), "optim.average", average, "left out: it is a setting of a phase, phase.BITS.average")
     return {**table, "optim": {key: value for key, value in optim.items() if key != "average"}}

@@ -1,11 +1,39 @@
 """Frozen dataclasses from plain values: typed, with unknown keys refused; merging of tables, and key=value overrides."""
 
+import math
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nbsnn.errors import ConfigError, shown, unknown
+
+_LARGEST = 2**63 - 1  # what torch and files hold
+_WHOLE = re.compile(r"\s*[+-]?[0-9]+(_[0-9]+)*\s*")  # int() alone takes digits of every script
+_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+
+
+class SettingError(ConfigError):
+    """A value that a setting does not take; `key` is completed with the names of the tables around it."""
+
+    def __init__(self, key: str, value: Any, wanted: str) -> None:
+        super().__init__(f"{key}={shown(value)}: must be {wanted}")
+        self.key, self.value, self.wanted = key, value, wanted
+
+
+class _UnknownKey(Exception):
+    """A key that its table lacks, and the keys that it has."""
+
+    def __init__(self, key: str, siblings: list[str]) -> None:
+        super().__init__(key)
+        self.key, self.siblings = key, siblings
+
+
+def require(condition: bool, key: str, value: Any, wanted: str) -> None:
+    """Refuse a setting's value unless the condition holds; the message is "KEY=VALUE: must be WANTED"."""
+    if not condition:
+        raise SettingError(key, value, wanted)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,62 +47,98 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def override_(table: dict[str, Any], override: str) -> None:
     """Put one key=value into a table in place; `phase.all.KEY` means every phase."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override}: write key=value, such as data.batch_size=64")
+    key, equals, text = (part.strip() for part in override.partition("="))
     *path, last = key.split(".")
-    if path == ["phase", "all"]:
+    if not equals or not all([*path, last]):
+        raise ConfigError(f"{shown(override)}: write key=value, such as data.batch_size=64")
+    if path == ["phase", "all"] and isinstance(table.get("phase", {}), dict):
         for bits in table.get("phase", {}):
             override_(table, f"phase.{bits}.{last}={text}")
         return
     for part in path:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {override}: {part} has no keys of its own")
+            raise ConfigError(f"{shown(override)}: {shown(part)} has no keys of its own")
     table[last] = text
 
 
-def convert(value: Any, kind: Any, key: str) -> Any:
-    """`value` (from TOML, JSON or the command line) as the annotated type; the key is for the message."""
+def convert(value: Any, kind: Any, key: str = "") -> Any:
+    """`value` (from TOML, JSON or the command line) as the annotated type; the key is for the message.
+
+    Raises:
+        ConfigError: an unknown key, with close matches from all tables, or a value of another type.
+    """
+    try:
+        return _convert(value, kind, key)
+    except _UnknownKey as error:
+        last = error.key.rpartition(".")[2]
+        elsewhere = [known for known in _keys(kind, key) if known.rpartition(".")[2] == last]
+        raise ConfigError(unknown("key", error.key, error.siblings, first=elsewhere)) from None
+
+
+def _convert(value: Any, kind: Any, key: str) -> Any:
+    origin, args = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         return _table(value, kind, key)
-    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _convert(value, args[0], key)
+    if origin is Literal:
+        require(isinstance(value, str) and value in args, key, value, " or ".join(map(str, args)))
+        return value
+    if origin is dict:
+        require(isinstance(value, Mapping), key, value, "a table")
+        return {str(k): _convert(v, args[1], f"{key}.{k}") for k, v in value.items()}
+    if origin is tuple:
+        items = [part for part in value.split(",") if part] if isinstance(value, str) else value
+        require(isinstance(items, (list, tuple)), key, value, "a list, such as 0.5,0.75")
+        return tuple(_convert(item, args[0], key) for item in items)
     try:
-        if origin is dict:
-            return {str(k): convert(v, args[1], f"{key}.{k}") for k, v in value.items()}
-        if origin is tuple and not isinstance(value, Mapping):
-            items = [part for part in value.split(",") if part] if isinstance(value, str) else value
-            return tuple(convert(item, args[0], key) for item in items)
-        if origin is Literal and value in args:
-            return value
-        if origin in (Union, types.UnionType):
-            return None if value is None else convert(value, args[0], key)
-        if kind is bool and str(value).lower() in ("true", "false", "1", "0"):
-            return str(value).lower() in ("true", "1")
-        if kind is int and not isinstance(value, (bool, float)):
-            return int(value)
-        if kind is float and not isinstance(value, bool):
-            return float(value)
-        if kind is str and isinstance(value, str):
-            return value
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        pass
-    wanted = " or ".join(map(str, args)) if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise ConfigError(f"{key}={shown(value)}: must be {wanted}")
+        return _plain(value, kind)
+    except (ValueError, TypeError, OverflowError):
+        raise SettingError(key, value, _WORDS.get(kind, str(kind))) from None
+
+
+def _plain(value: Any, kind: type) -> Any:
+    """A number, text or truth value; raises ValueError where the value is none of that kind."""
+    if kind is bool and str(value).lower() in ("true", "false", "1", "0"):
+        return str(value).lower() in ("true", "1")
+    if kind is int and (type(value) is int or (isinstance(value, str) and _WHOLE.fullmatch(value))):
+        number = int(value)
+        if abs(number) <= _LARGEST:
+            return number
+    if kind is float and type(value) in (int, float, str) and (not isinstance(value, str) or value.isascii()):
+        real = float(value)
+        if math.isfinite(real):
+            return real
+    if kind is str and isinstance(value, str) and "\0" not in value:
+        return value
+    raise ValueError(kind)
 
 
 def _table(value: Any, kind: Any, key: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={shown(value)}: must be a table of {', '.join(f.name for f in fields(kind))}")
+    require(isinstance(value, Mapping), key or "recipe", value, f"a table of {', '.join(f.name for f in fields(kind))}")
     hints = get_type_hints(kind)
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in hints:
-            raise ConfigError(unknown("key", f"{prefix}{name}", [f"{prefix}{known}" for known in hints]))
+            raise _UnknownKey(f"{prefix}{name}", [f"{prefix}{known}" for known in hints])
+    missing = [f.name for f in fields(kind) if f.name not in value and f.default is f.default_factory is MISSING]
+    if missing:
+        raise ConfigError(f"{key or 'recipe'}: missing {', '.join(missing)}")
+    values = {name: _convert(item, hints[name], f"{prefix}{name}") for name, item in value.items()}
     try:
-        return kind(**{name: convert(item, hints[name], f"{prefix}{name}") for name, item in value.items()})
-    except TypeError:
-        missing = [f.name for f in fields(kind) if f.name not in value and f.default is f.default_factory is MISSING]
-        raise ConfigError(f"{key or 'recipe'}: missing {', '.join(missing)}") from None
+        return kind(**values)
+    except SettingError as error:  # a check of the dataclass itself, which does not know where it stands
+        raise SettingError(f"{prefix}{error.key}", error.value, error.wanted) from None
+
+
+def _keys(kind: Any, key: str) -> Iterator[str]:
+    """All keys of a table and the tables in it; N stands for what a table may be named."""
+    prefix = f"{key}." if key else ""
+    for name, hint in get_type_hints(kind).items() if is_dataclass(kind) else ():
+        if get_origin(hint) is dict:
+            yield from _keys(get_args(hint)[1], f"{prefix}{name}.N")
+        elif is_dataclass(hint):
+            yield from _keys(hint, f"{prefix}{name}")
+        else:
+            yield f"{prefix}{name}"

@@ -4,22 +4,12 @@ import sys
 from collections.abc import Sequence
 
 from nbsnn import console
-from nbsnn.cli import (  # noqa: F401  (each registers its verb; help lists them in this order)
-    bench,
-    classify,
-    convert,
-    demo,
-    eval,
-    finetune,
-    info,
-    lower,
-    pack,
-    recipes,
-    report,
-    train,
-    zoo,
-)  # isort: skip
-from nbsnn.cli.app import app
+from nbsnn.cli.app import app, in_options, run
+
+# isort: off
+from nbsnn.cli import demo, train, report, eval, convert, finetune, classify  # noqa: F401  (each registers its verb,
+from nbsnn.cli import lower, bench, info, pack, zoo, recipes  # noqa: F401  and help lists them in this order)
+# isort: on
 
 __all__ = ["app", "main"]
 
@@ -27,4 +17,4 @@ __all__ = ["app", "main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input (one line on standard error), 130 if interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return console.exit_code(lambda: app(args=words, prog_name="nbsnn", standalone_mode=False))
+    return console.exit_code(lambda: run(words), spell=lambda message: in_options(message, words))

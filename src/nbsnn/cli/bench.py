@@ -60,10 +60,9 @@ def _show_bench(result: Bench, title: str) -> None:
         ("network", "code", "images/s", "ratio", "ms, spread", "steps", "spikes, M", "adds, M", "adds/s, G"),
         rows,
     )
-    console.out.print(
+    console.say(
         "ratio: time over the float net's, which is eager, channels last, single precision\n"
-        "spikes and additions are per image; an addition is a spike at a synapse",
-        highlight=False,
+        "spikes and additions are per image; an addition is a spike at a synapse"
     )
 
 

@@ -51,10 +51,9 @@ def demo(
     console.show_table(
         f"Digits, {len(test)} test images, ResNet-20", console.COMPARISON_COLUMNS, console.comparison_rows(results, float_top1)
     )
-    console.out.print(
+    console.say(
         "quantized, spiking: top-1 in %.  neurons off: share whose spike count differs from the quantized activation.\n"
-        "fixed stops after T steps, as published; settle and barrier are exact.",
-        highlight=False,
+        "fixed stops after T steps, as published; settle and barrier are exact."
     )
     _show_zoo()
 

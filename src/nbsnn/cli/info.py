@@ -44,11 +44,9 @@ def info(
     model = header["model"]["name"] if header["model"] else "own network"
     spiking = header["spiking"]
     extra = f", {spiking['neuron']} neurons, {spiking['schedule']} schedule, T = {spiking['timesteps']}" if spiking else ""
-    console.out.print(f"{model}, {header['form']} form{extra}: {parameters:,} parameters, {size / 1e6:.2f} MB", highlight=False)
+    console.say(f"{model}, {header['form']} form{extra}: {parameters:,} parameters, {size / 1e6:.2f} MB")
     versions = ", ".join(f"{key} {value}" for key, value in header["versions"].items())
-    console.out.print(
-        f"recipe {header['recipe_hash']}, seed {header['seed']}, {header['metrics']}, {versions}", highlight=False
-    )
+    console.say(f"recipe {header['recipe_hash']}, seed {header['seed']}, {header['metrics']}, {versions}")
     console.show_table("Layers", ("layer", "weight", "bits", "detail"), layers)
 
 
@@ -63,8 +61,5 @@ def show_integer(path: Path, header: Header, tensors: Mapping[str, Tensor], *, j
                                    "notes": list(network.program.notes)})  # fmt: skip
         return
     name = (header["model"] or {}).get("name", "own network")
-    console.out.print(
-        f"{name}, integer form, T = {network.timesteps}: {size / 1e6:.2f} MB, hash {header['content_hash'][:12]}",
-        highlight=False,
-    )
+    console.say(f"{name}, integer form, T = {network.timesteps}: {size / 1e6:.2f} MB, hash {header['content_hash'][:12]}")
     console.show_units("Units", network)

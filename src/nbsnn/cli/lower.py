@@ -51,10 +51,9 @@ def lower(
         return
     console.show_units(str(out), network)
     if fidelity:
-        console.out.print(
+        console.say(
             f"counts that differ from the simulated quantized network: {fidelity.off:.4f} % on {fidelity.images} images; "
-            f"same class for {fidelity.agreement:.1f} %",
-            highlight=False,
+            f"same class for {fidelity.agreement:.1f} %"
         )
 
 

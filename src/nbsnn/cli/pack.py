@@ -32,4 +32,4 @@ def pack(
     if json_:
         console.show_json({"packed": str(out), "bytes": size, "checkpoint_bytes": before})
         return
-    console.out.print(f"{out}: {size / 1e3:.0f} kB, {before / size:.1f} times smaller than the checkpoint", highlight=False)
+    console.say(f"{out}: {size / 1e3:.0f} kB, {before / size:.1f} times smaller than the checkpoint")

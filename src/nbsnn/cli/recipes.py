@@ -21,6 +21,6 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole
     if json_:
         console.show_json({r.name: r.to_dict() for r in known})
         return
-    rows = [(r.name, r.model.name, r.data.name, " → ".join(r.phase), str(sum(p.epochs for p in r.phase.values())), r.hash)
+    rows = [(r.name, r.model.name, r.data.name, "→".join(r.phase), str(sum(p.epochs for p in r.phase.values())), r.hash)
             for r in known]  # fmt: skip
     console.show_table("Recipes", ("name", "model", "data", "bits", "epochs", "hash"), rows)

@@ -7,21 +7,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nbsnn.errors import ConfigError, unknown
+from nbsnn.errors import ConfigError, shown, unknown
 from nbsnn.recipe import Recipe, recipe_from_dict
 from nbsnn.settings import merge, override_
+
+_SUFFIX = ".toml"
+_LARGEST = 1_000_000  # bytes; a recipe takes a thousand
 
 
 def list_recipes() -> list[str]:
     """Names that `load_recipe` knows, variants (`name:variant`) included."""
     names = []
-    for group in sorted(resources.files("nbsnn.recipes").iterdir(), key=lambda p: p.name):
-        if not group.is_dir():
-            continue
-        for file in sorted(group.iterdir(), key=lambda p: p.name):
-            if file.name.endswith(".toml") and not file.name.startswith("_"):
-                name = f"{group.name}/{file.name.removesuffix('.toml')}"
-                names += [name, *(f"{name}:{variant}" for variant in _variants(_read_table(name)))]
+    for name, path in _bundled().items():
+        if not path.name.startswith("_"):
+            names += [name, *(f"{name}:{variant}" for variant in _variants(_read_table(path, name)))]
     return names
 
 
@@ -29,18 +28,24 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """A bundled recipe such as "cifar10/resnet20" or "cifar10/resnet20:fast", or a TOML file, with key=value overrides.
 
     Raises:
-        ConfigError: unknown recipe, variant or key (with close matches), or a value of the wrong type.
+        ConfigError: unknown recipe, variant or key (with close matches), a value of the wrong type, or a file that is not a
+            recipe.
     """
-    base, _, variant = name.partition(":")
-    table = _read_table(base)
-    variants = _variants(table)
-    if variant and variant not in variants:
-        raise ConfigError(unknown(f"variant of {base}", variant, variants))
-    table = merge({k: v for k, v in table.items() if k not in variants}, variants.get(variant, {}))
-    table["name"] = name
-    for override in overrides:
-        override_(table, override)
-    return recipe_from_dict(table)
+    base, colon, variant = name.rpartition(":") if f"{_SUFFIX}:" in name else name.partition(":")
+    if name.endswith(_SUFFIX):  # a file, whatever is in its name
+        base, colon, variant = name, "", ""
+    try:
+        table = _read_table(_find(base), base)
+        variants = _variants(table)
+        if colon and variant not in variants:
+            raise ConfigError(unknown(f"variant of {shown(base)}", variant, variants))
+        table = merge({k: v for k, v in table.items() if k not in variants}, variants.get(variant, {}))
+        table["name"] = name
+        for override in overrides:
+            override_(table, override)
+        return recipe_from_dict(table)
+    except RecursionError:
+        raise ConfigError(f"{shown(name)}: tables are nested too deeply; a recipe has two levels") from None
 
 
 def departures(recipe: Recipe) -> list[str]:
@@ -64,19 +69,57 @@ def _settings(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _variants(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables of the recipe's own tables, such as [fast.optim]; others are misspelt, and left to be refused."""
     known = {f.name for f in fields(Recipe)}
-    return {k: v for k, v in table.items() if k not in known and isinstance(v, dict)}
+    own = known - {"name"}
+    return {k: v for k, v in table.items() if k not in known and isinstance(v, dict) and v.keys() <= own}
 
 
-def _read_table(name: str) -> dict[str, Any]:
-    path = resources.files("nbsnn.recipes").joinpath(f"{name}.toml")
-    if name.endswith(".toml"):
-        path = Path(name)
-    if not path.is_file():
+def _bundled() -> dict[str, Path]:
+    """Name → file of all bundled recipes; a name with _ in front of its last part is a base of others."""
+    root = Path(str(resources.files("nbsnn.recipes")))
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob(f"*/*{_SUFFIX}"))}
+
+
+def _find(name: str, *, beside: Path | None = None) -> Path:
+    """The file of a bundled recipe, or one by its path: beside the file that extends it, or from the working directory."""
+    bundled = _bundled()
+    if name in bundled:
+        return bundled[name]
+    if not name.endswith(_SUFFIX):
         raise ConfigError(unknown("recipe", name, [] if name.startswith("_") else list_recipes()))
+    near = beside.parent / name if beside else Path(name)
     try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: not valid TOML ({error})") from None
+        path = near if near.exists() else Path(name)
+        exists, regular = path.exists(), path.is_file()
+        size = path.stat().st_size if regular else 0
+    except (OSError, ValueError) as error:  # a name that is too long, or that no file can have
+        raise ConfigError(f"{shown(name)}: {getattr(error, 'strerror', None) or error}") from None
+    if not exists:
+        raise ConfigError(unknown("recipe", name, list_recipes()))
+    if not regular:  # a pipe would be waited for
+        raise ConfigError(f"{shown(name)}: a folder or a device, not a TOML file")
+    if size > _LARGEST:
+        raise ConfigError(f"{shown(name)}: {size:,} bytes are no recipe")
+    return path
+
+
+def _read_table(path: Path, name: str, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's table with those that it extends below it; `trail` holds the files that led here."""
+    if path.resolve() in trail:
+        raise ConfigError(f"{shown(name)}: extends itself, by way of {len(trail)} files; take one extends out")
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{shown(name)}: not UTF-8 text; save the file as UTF-8") from None
+    except ValueError as error:  # a TOMLDecodeError, or a number of thousands of digits
+        raise ConfigError(f"{shown(name)}: not valid TOML ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{shown(name)}: {error.strerror}") from None
     parent = table.pop("extends", None)
-    return merge(_read_table(parent), table) if parent else table
+    if parent is None:
+        return table
+    if not isinstance(parent, str):
+        raise ConfigError(f"{shown(name)}: extends={shown(parent)}: must be the name of a recipe, or a TOML file")
+    below = _read_table(_find(parent, beside=path), parent, (*trail, path.resolve()))
+    return merge(below, table)

@@ -1,29 +1,10 @@
-"""What a person sees: progress bars, tables, one-line errors. Results go to standard output, all else to standard error."""
+"""What results look like: rows of tables, and lines."""
 
-import json
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
-
-from nbsnn.distributed import World, rank_in_environment
-from nbsnn.errors import Interrupted, NbsnnError
+from nbsnn.console.layout import show_table
+from nbsnn.console.screen import err, say
 from nbsnn.evaluation.comparison import Comparison, Finetuned
 from nbsnn.evaluation.fidelity import Fidelity
 from nbsnn.export.torchvision import MappedTensor
@@ -33,107 +14,6 @@ from nbsnn.report import COLUMNS as REPORT_COLUMNS
 from nbsnn.report import table as report_table
 from nbsnn.training.finetune import FinetuneResult
 from nbsnn.training.finetune_spec import Change
-
-out = Console(width=None if sys.stdout.isatty() else 120)
-err = Console(stderr=True)
-
-
-def speak_on_main_only(world: World) -> None:
-    """Let one of several processes speak; errors are told by each that has one."""
-    out.quiet = err.quiet = not world.is_main
-
-
-def note(text: str) -> None:
-    """A line about what is going on."""
-    err.print(escape(text), highlight=False, soft_wrap=True)
-
-
-def fail(text: str) -> None:
-    """The one line of an error; of another process than the main one, with its rank."""
-    rank = rank_in_environment()
-    who = f"rank {rank}: " if rank else ""
-    err.quiet = False
-    err.print(f"[bold red]error:[/] {who}{escape(' '.join(text.split()))}", highlight=False, soft_wrap=True)
-
-
-def exit_code(run: Callable[[], Any]) -> int:
-    """Run a command: 0, 2 for bad input (one line on standard error), 130 if interrupted with its state saved."""
-    try:
-        code = run()
-    except Interrupted as stop:
-        note(str(stop))
-        return 130
-    except NbsnnError as error:
-        fail(str(error))
-        return 2
-    except KeyboardInterrupt:
-        note("interrupted")
-        return 130
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # not a usage error of the option parser
-            raise
-        fail(f"{error.format_message()}; see --help")
-        return 2
-    return code if isinstance(code, int) else 0
-
-
-def show_json(value: Any) -> None:
-    """Machine-readable result."""
-    out.print_json(json.dumps(value), indent=2)
-
-
-def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, to: Console = out) -> None:
-    """A table, numbers to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    to.print(table)
-
-
-# ------------------------------------------------------------------------------------------------------------ progress
-
-
-@contextmanager
-def image_progress(total: int, title: str) -> Iterator[Callable[[str, int], None]]:
-    """A bar over images, with the time left; yields a function of (what is being done, images done)."""
-    with _bar(MofNCompleteColumn(), TextColumn("images")) as bar:
-        task = bar.add_task(title, total=total)
-
-        def tell(what: str, count: int) -> None:
-            bar.update(task, description=what or title, advance=count)
-
-        yield tell
-
-
-@contextmanager
-def download_progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar over bytes, shown from the first byte on."""
-    with _bar(DownloadColumn(), TransferSpeedColumn()) as bar:
-        task: list[TaskID] = []
-
-        def tell(done: int, total: int) -> None:
-            if not task:
-                task.append(bar.add_task("download", total=total or None))
-            bar.update(task[0], completed=done)
-
-        yield tell
-
-
-def figures_bar() -> Progress:
-    """A bar whose tasks have a field `figures`, which stands beside it."""
-    return _bar(TextColumn("{task.fields[figures]}"))
-
-
-def _bar(*columns: Any) -> Progress:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(),
-        console=err, transient=True, disable=not err.is_terminal,
-    )  # fmt: skip
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
 
 
 def show_phases(results: Iterable[PhaseResult]) -> None:
@@ -167,7 +47,7 @@ def show_report(figures: dict[str, Any]) -> None:
     title = f"{figures['model']} on {figures['data']}, {figures['test_images']} test images, top-1 in %"
     show_table(title, REPORT_COLUMNS, report_table(figures))
     for remark in figures["notes"]:
-        out.print(remark, highlight=False, markup=False)
+        say(remark)
 
 
 def show_mapping(mapped: Iterable[MappedTensor]) -> None:
@@ -195,7 +75,7 @@ def show_units(title: str, network: IntegerNetwork) -> None:
         rows.append((row.name, shape, row.weights, or_dash(row.fraction_bits), or_dash(row.smallest_multiplier), bound))
     show_table(title, ("unit", "shape", "weights", "F", "min |M|", "largest sum"), rows)
     for remark in network.program.notes:
-        out.print(remark, highlight=False)
+        say(remark)
 
 
 def or_dash(value: float | None, form: str = "") -> str:

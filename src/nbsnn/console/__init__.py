@@ -1,0 +1,43 @@
+"""What a person sees. Results go to standard output, all else to standard error."""
+
+from nbsnn.console.layout import show_table
+from nbsnn.console.progress import doing, download_progress, figures_bar, image_progress
+from nbsnn.console.results import (
+    COMPARISON_COLUMNS,
+    change_line,
+    comparison_rows,
+    or_dash,
+    show_finetuning,
+    show_layers,
+    show_mapping,
+    show_phases,
+    show_report,
+    show_units,
+)
+from nbsnn.console.screen import err, exit_code, fail, note, out, say, show_json, speak_on_main_only
+
+__all__ = [
+    "COMPARISON_COLUMNS",
+    "change_line",
+    "comparison_rows",
+    "doing",
+    "download_progress",
+    "err",
+    "exit_code",
+    "fail",
+    "figures_bar",
+    "image_progress",
+    "note",
+    "or_dash",
+    "out",
+    "say",
+    "show_finetuning",
+    "show_json",
+    "show_layers",
+    "show_mapping",
+    "show_phases",
+    "show_report",
+    "show_table",
+    "show_units",
+    "speak_on_main_only",
+]

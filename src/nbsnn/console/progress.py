@@ -1,0 +1,75 @@
+"""Bars and spinners on standard error, while a person looks at them: what is being done, how far it is, how long it takes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from nbsnn.console.screen import err
+
+_ROOM_FOR_A_BAR = 100  # columns; below, the words matter more
+
+
+@contextmanager
+def image_progress(total: int, title: str) -> Iterator[Callable[[str, int], None]]:
+    """A bar over images, with the time left; yields a function of (what is being done, images done)."""
+    with _bar(MofNCompleteColumn(), TextColumn("images")) as bar:
+        task = bar.add_task(title, total=total)
+
+        def tell(what: str, count: int) -> None:
+            bar.update(task, description=what or title, advance=count)
+
+        yield tell
+
+
+@contextmanager
+def download_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar over bytes, shown from the first byte on."""
+    with _bar(DownloadColumn(), TransferSpeedColumn()) as bar:
+        task: list[TaskID] = []
+
+        def tell(done: int, total: int) -> None:
+            if not task:
+                task.append(bar.add_task("download", total=total or None))
+            bar.update(task[0], completed=done)
+
+        yield tell
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """A spinner beside a few words, for what takes seconds and cannot be counted."""
+    with Progress(
+        _spinner(), TextColumn("{task.description}"), console=err, transient=True, disable=not err.is_terminal
+    ) as bar:
+        bar.add_task(what, total=None)
+        yield
+
+
+def figures_bar() -> Progress:
+    """A bar whose tasks have a field `figures`, which stands beside it."""
+    return _bar(TextColumn("{task.fields[figures]}"))
+
+
+def _bar(*columns: ProgressColumn | Any) -> Progress:
+    middle = [BarColumn()] if err.width >= _ROOM_FOR_A_BAR else []
+    return Progress(
+        _spinner(), TextColumn("{task.description}"), *middle, *columns, TimeRemainingColumn(compact=True),
+        console=err, transient=True, disable=not err.is_terminal,
+    )  # fmt: skip
+
+
+def _spinner() -> SpinnerColumn:
+    return SpinnerColumn("dots" if err.encoding.startswith("utf") else "line")
