@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import nbsnn
 from nbsnn.errors import ConfigError, LoweringError, NbsnnError, QuantizationError
+from nbsnn.evaluation.classify import classify
 from nbsnn.inputs import as_images
 
 MEAN, STD = (0.5, 0.5), (0.1, 0.1)  # normalised pixels reach from -5 to 5
@@ -168,6 +169,31 @@ def test_what_evaluate_cannot_take_is_named(forms, case):
     with pytest.raises(ConfigError, match=f"^{pattern}") as caught:
         nbsnn.evaluate(forms["quantized"], loader)
     assert "\n" not in str(caught.value)
+
+
+def test_images_that_a_network_does_not_run_on_are_named_by_their_shape(forms):
+    wrong, pattern = FLOATS[:, :1], r"^the network does not run on images of shape \[\d, 1, 6, 6\]: .* to have 2 channels"
+    for form in ("float", "quantized", "spiking"):
+        with pytest.raises(ConfigError, match=pattern):
+            nbsnn.evaluate(forms[form], [(wrong, LABELS)])
+    with pytest.raises(ConfigError, match=pattern):
+        nbsnn.measure_fidelity(forms["quantized"], forms["spiking"], wrong)
+    with pytest.raises(ConfigError, match=pattern):
+        nbsnn.measure_integer_fidelity(forms["quantized"], forms["integer"], wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, FLOATS, [(FLOATS, LABELS)], DataLoader(TensorDataset(FLOATS, LABELS))], ids=type)
+def test_finetune_classify_and_train_take_image_sets(forms, wrong, tmp_path):
+    line = r"^%s is (None|an? \w+); give an image set: nbsnn.ImageSet\(images, labels, mean, std, classes\) of all images, or"
+    with pytest.raises(ConfigError, match=line % "finetune: train"):
+        nbsnn.finetune(forms["quantized"], wrong, SET)
+    with pytest.raises(ConfigError, match=line % "finetune: held_out"):
+        nbsnn.finetune(forms["quantized"], SET, wrong)
+    with pytest.raises(ConfigError, match=line % "photographs"):
+        classify(forms["integer"], wrong)
+    if wrong is not None:
+        with pytest.raises(ConfigError, match=r"^splits is a \w+; give nbsnn.Splits\(train, validation, test\)$"):
+            next(nbsnn.train(nbsnn.load_recipe("digits/resnet20"), tmp_path / "run", splits=wrong))
 
 
 def test_labels_for_fidelity_are_checked_before_any_work(forms):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,6 +70,24 @@ def to_network(images: Tensor, network: nn.Module) -> Tensor:
     """Images on the device of a network and in its floating-point type, as its parameters have them."""
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     return images if parameter is None else images.to(parameter.device, parameter.dtype)
+
+
+@contextmanager
+def in_one_line(images: Tensor) -> Iterator[None]:
+    """What torch says where a network does not run on images, as one line that names their shape.
+
+    Raises:
+        ConfigError: in the place of torch's own error; that of too little memory stays.
+    """
+    try:
+        yield
+    except NbsnnError:
+        raise
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ConfigError(f"the network does not run on images of shape {list(images.shape)}: {reason}") from error
 
 
 def check_normalization(mean: object, std: object, channels: int, *, error: type[NbsnnError] = ConfigError) -> None:

@@ -164,6 +164,7 @@ def train(
         overwrite: train anew where results lie already.
         resume: insist that `out` holds a run to go on with; it is taken up in any case.
     """
+    out = Path(out)
     if resume and overwrite:
         raise ConfigError("resume goes on with a run and overwrite begins it anew; give one of the two")
     if resume and not any(has_state(phase_folder(out, int(bits))) for bits in recipe.phase):

@@ -48,9 +48,7 @@ def load_tree(
     root = Path(root)
     val = _look_into(root / "val")
     train = _look_into(root / "train") if (root / "train").is_dir() else val
-    names = [_read_alike(name) for name in classes] or [
-        name for name, images in train.classes.items() if images or val.classes.get(name)
-    ]
+    names = [_read_alike(name) for name in classes] or _own_classes(train, val)
     if train is val and not classes:
         logger.warning("%s: no train folder; labels are places among the folders of val, wrong if it lacks a class",
                        printable(root))  # fmt: skip
@@ -70,15 +68,19 @@ def load_spec(spec: DataSpec, *, size: int, progress: Progress | None) -> Splits
 def photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: int) -> ImageSet:
     """Image files, cut and normalized as those of a tree, with labels of zeros."""
     pixels = torch.stack([center_crop(str(path), size=size) for path in paths])
-    names = spec.classes or class_names(Path(spec.root), classes)
-    return ImageSet(pixels, torch.zeros(len(paths), dtype=torch.int64), MEAN, STD, names)
+    names = list(spec.classes)
+    if not names:
+        parts = [_look_into(part) for part in (Path(spec.root) / "train", Path(spec.root) / "val") if part.is_dir()]
+        names = _own_classes(parts[0], parts[-1]) if parts else []
+        where = f"the class folders of {printable(spec.root)}, in order" if parts else "numbers"
+        logger.warning("the checkpoint does not name its classes; their names are %s", where)
+    names += [f"class {label}" for label in range(len(names), classes)]
+    return ImageSet(pixels, torch.zeros(len(paths), dtype=torch.int64), MEAN, STD, tuple(names))
 
 
-def class_names(root: Path, count: int) -> tuple[str, ...]:
-    """Names for `count` classes: the folders' under `root`, and numbers for those that have none."""
-    folder = next((f for f in (root / "train", root / "val") if f.is_dir()), None)
-    names = list(map(_read_alike, list_folder(folder).folders)) if folder else []
-    return (*names, *(f"class {label}" for label in range(len(names), count)))
+def _own_classes(train: "_Part", val: "_Part") -> list[str]:
+    """The class folders of `train` that hold an image there or in `val`, in order."""
+    return [name for name, images in train.classes.items() if images or val.classes.get(name)]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nbsnn.distributed import max_over_ranks, sum_over_ranks
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_images, check_logits, check_network
-from nbsnn.inputs import as_batches, as_labels, to_network
+from nbsnn.inputs import as_batches, as_labels, in_one_line, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
 from nbsnn.spiking.network import SpikingNetwork
@@ -113,7 +113,8 @@ def _logits(model: nn.Module | IntegerNetwork, images: Tensor, batch: str) -> Te
     if module is not None:  # an integer network takes images as they are, bytes too
         images = to_network(images, module)
     check_images(images, DataError, name=f"images {batch}")
-    logits: Tensor = model(images)
+    with in_one_line(images):
+        logits: Tensor = model(images)
     check_logits(logits, DataError, name=f"logits {batch}", network=module, images=images)
     return logits
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nbsnn.data.images import LabelledImages
+from nbsnn.data.images import LabelledImages, require_set
 from nbsnn.errors import LoweringError
 from nbsnn.finite import check_logits
 from nbsnn.integer.network import IntegerNetwork
@@ -27,11 +27,13 @@ def classify(network: IntegerNetwork, photographs: LabelledImages, *, best: int 
     Raises:
         LoweringError: the network takes no pixels of this size, or its logits are not finite.
     """
+    require_set(photographs, "photographs")
     logits = network.run(photographs.pixels(), engine="counts").double()
     check_logits(logits, LoweringError)
     shares = 100 * logits.softmax(1)
+    names = [*photographs.classes, *(f"class {label}" for label in range(len(photographs.classes), logits.shape[1]))]
     order = logits.argsort(1, descending=True)[:, :best]
     return [
-        [Guess(photographs.classes[c], float(logits[image, c]), float(shares[image, c])) for c in classes.tolist()]
+        [Guess(names[c], float(logits[image, c]), float(shares[image, c])) for c in classes.tolist()]
         for image, classes in enumerate(order)
     ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nbsnn.data.images import fewer_if_larger
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_logits, check_network
-from nbsnn.inputs import as_images, as_labels
+from nbsnn.inputs import as_images, as_labels, in_one_line, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
 from nbsnn.quant.layers import QuantReLU, at_least
@@ -163,6 +163,8 @@ def measure_integer_fidelity(
 def _checked(images: Tensor, labels: Tensor | None, quantized: nn.Module) -> tuple[Tensor, Tensor | None]:
     check_network(quantized, ConfigError)
     checked = as_images(images, network=quantized, finite=True)
+    with evaluation_mode(quantized), in_one_line(checked):
+        quantized(to_network(checked[:1], quantized))
     return checked, None if labels is None else as_labels(labels, count=len(checked))
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbsnn.data.images import Batches, LabelledImages
+from nbsnn.data.images import Batches, LabelledImages, require_set
 from nbsnn.errors import ConfigError, DivergedError
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.quant.layers import QuantReLU
@@ -78,6 +78,8 @@ def finetune(
         DivergedError: the learning rate is too high.
     """
     spec = spec or FinetuneSpec()
+    require_set(train, "finetune: train")
+    require_set(held_out, "finetune: held_out")
     check_source(quantized, spec)
     if not len(train) or not len(held_out):
         raise ConfigError(f"finetune: {len(train)} images to learn from and {len(held_out)} held out; both must be given")
