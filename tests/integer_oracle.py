@@ -3,8 +3,6 @@
 It reads the fields of a program and does with them what the module docstring of `nbsnn.integer.program` says.
 """
 
-from collections import defaultdict
-
 import numpy as np
 
 
@@ -108,14 +106,15 @@ class Oracle:
             return np.clip(total // 2**unit.fraction_bits, 0, unit.levels)
 
         values, accumulators = self.propagate(fire)
-        return {name: values[name] for name in self.constant}, accumulators
+        self.fired = {name: values[name] for name in self.constant}
+        return self.fired, accumulators
 
     def step_until(self, neuron, schedule):
         """(counts, accumulators, steps, spikes) of "fixed" and "settle"."""
         T = self.program.timesteps
         membrane = {u: 2 ** (self.unit(u).fraction_bits - 1) + 0 * c for u, c in self.constant.items()}
         count = {u: 0 * c for u, c in self.constant.items()}
-        spikes = defaultdict(int)
+        self.fired = {u: 0 * c for u, c in self.constant.items()}
         totals, step, last = None, 0, 0
         while True:
             step += 1
@@ -131,18 +130,22 @@ class Oracle:
                 spike = up.astype(np.int64) - down
                 membrane[name] = v - theta * spike
                 count[name] = count[name] + spike
-                spikes[name] += int(np.abs(spike).sum())
+                self.fired[name] = self.fired[name] + np.abs(spike)
                 return spike
 
-            before = sum(spikes.values())
+            before = self.spikes()
             _, accumulators = self.propagate(fire)
             moving = [0 if b.source in self.fixed and step > 1 else 1 for b in self.program.head.branches]
             accumulators = [a * m for a, m in zip(accumulators, moving, strict=True)]
             totals = accumulators if totals is None else [a + b for a, b in zip(totals, accumulators, strict=True)]
-            silent = sum(spikes.values()) == before
+            silent = self.spikes() == before
             last = last if silent else step
             if step >= T and (schedule == "fixed" or silent):
-                return count, totals, max(T, last), dict(spikes)
+                return count, totals, max(T, last), self.spikes()
+
+    def spikes(self):
+        """Of each unit so far, of either sign."""
+        return {name: int(fired.sum()) for name, fired in self.fired.items()}
 
     def barrier(self):
         """(counts, accumulators, steps, spikes): each unit integrates T steps, then fires as a constant current would."""
@@ -170,7 +173,8 @@ class Oracle:
         for branch in head.branches:
             parts = [convolve(values[branch.source], branch, head.shape) for values in trains]
             totals.append(parts[0] if branch.source in self.fixed else sum(parts))
-        return count, totals, self.depth() * T, {name: int(c.sum()) for name, c in count.items()}
+        self.fired = count
+        return count, totals, self.depth() * T, self.spikes()
 
     def depth(self):
         """Windows until the head has seen everything: units on the longest path, and one more."""

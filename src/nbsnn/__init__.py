@@ -24,6 +24,7 @@ from nbsnn.errors import (
 )
 from nbsnn.evaluation.accuracy import Report, evaluate
 from nbsnn.evaluation.fidelity import Fidelity, LayerFidelity, measure_fidelity, measure_integer_fidelity
+from nbsnn.evaluation.synops import LayerSynops, Synops, count_synops
 from nbsnn.export.packed import save_packed
 from nbsnn.export.reference import load_reference_checkpoint
 from nbsnn.integer.lower import lower
@@ -57,6 +58,7 @@ __all__ = [
     "Interrupted",
     "LabelledImages",
     "LayerFidelity",
+    "LayerSynops",
     "LostPeerError",
     "LoweringError",
     "MissingDependencyError",
@@ -67,8 +69,10 @@ __all__ = [
     "Report",
     "SpikingNetwork",
     "Splits",
+    "Synops",
     "__version__",
     "build_model",
+    "count_synops",
     "evaluate",
     "finetune",
     "full_float32",

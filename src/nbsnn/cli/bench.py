@@ -8,7 +8,7 @@ from nbsnn import console, pipeline
 from nbsnn.cli.app import app
 from nbsnn.cli.networks import images_for, load, only_quantized
 from nbsnn.cli.options import Checkpoint, DataOption, JsonOption, RootOption, SplitOption
-from nbsnn.evaluation.bench import CONTENDERS, Bench
+from nbsnn.evaluation.bench import Bench, images_to_see
 from nbsnn.evaluation.bench import bench as run_bench
 from nbsnn.integer.engines import backend_facts
 
@@ -34,7 +34,7 @@ def bench(
     images = images_for(header, data, root, split, limit)
     network = pipeline.integer_form(quantized, images)
     float_net = pipeline.float_form(header)
-    with console.image_progress((repeats + 1) * len(images) * CONTENDERS, "warming up") as tell:
+    with console.image_progress(images_to_see(len(images), repeats), "warming up") as tell:
         result = run_bench(
             float_net, quantized, network, images.normalized(), batch_size=batch_size, repeats=repeats, progress=tell
         )
@@ -62,7 +62,7 @@ def _show_bench(result: Bench, title: str) -> None:
     )
     console.say(
         "ratio: time over the float net's, which is eager, channels last, single precision\n"
-        "spikes and additions are per image; an addition is a spike at a synapse"
+        "spikes and additions are per image, counted one by one; an addition is a spike at a synapse, whatever its weight"
     )
 
 

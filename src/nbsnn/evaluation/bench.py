@@ -3,18 +3,24 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nbsnn.integer.description import fan_outs
+from nbsnn.evaluation.synops import Synops, count_synops
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.spiking.convert import VALID_PAIRS
 from nbsnn.surgery import evaluation_mode
 
 CONTENDERS = 3 + len(VALID_PAIRS)  # float, quantized, counts, and spikes in every way
+
+
+def images_to_see(images: int, repeats: int) -> int:
+    """How many images `bench` tells its progress of: a round to warm up, the repeats, and the counting of spikes."""
+    return images * ((repeats + 1) * CONTENDERS + len(VALID_PAIRS))
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Speed:
         backend: the code that ran an integer network, "native" or "torch"; "torch" for modules.
         seconds: median of the repeats, for all images; `fastest` and `slowest` are its spread.
         ratio: median of the paired ratios to the float net of the same repeat.
-        spikes, additions: per image; None where nothing fires. An addition is one spike at one synapse.
+        spikes, additions: per image; None where nothing fires. An addition is one spike at one synapse (`count_synops`).
         steps: mean per image; None where there is no time.
     """
 
@@ -100,7 +106,7 @@ def bench(
         quantized, network: its quantized form, and the integer form of that.
         images: [N, C, H, W] normalised.
         pairs: neurons and schedules of the `spikes` engine.
-        progress: called with a contender's name and the number of images done.
+        progress: called with what is being done and the number of images done since; `images_to_see` says how many in all.
     """
     batches = list(torch.split(images, batch_size))
     ways = _ways(network, pairs)
@@ -116,7 +122,6 @@ def bench(
                         progress(name, len(batch))
                 if repeat:
                     times[name].append(time.perf_counter() - start)
-    reach = fan_outs(network.program)
     layers: dict[str, tuple[Activity, ...]] = {}
     speeds = []
     for name, seconds in times.items():
@@ -125,13 +130,12 @@ def bench(
             median(own / base for own, base in zip(seconds, times["float"], strict=True)),
         )  # fmt: skip
         if way := ways.get(name):
-            result = way.simulate(images, **way.options)
-            speed = replace(speed, backend=result.backend)
+            speed = replace(speed, backend=way.backend)
             if way.options["engine"] == "spikes":
-                layers[name] = _activities(network, result.spikes, reach, len(images))
-                fired = float(sum(s.sum() for s in result.spikes.values())) / len(images)
-                additions = sum(layer.additions for layer in layers[name])
-                speed = replace(speed, spikes=fired, additions=additions, steps=float(result.steps.double().mean()))
+                cost = count_synops(way, images, progress=partial(progress or _silent, f"counting {name}"))
+                layers[name] = _activities(cost)
+                spikes, additions = cost.spikes / cost.images, cost.synops / cost.images
+                speed = replace(speed, spikes=spikes, additions=additions, steps=float(cost.steps.double().mean()))
         speeds.append(speed)
     return Bench(len(images), batch_size, repeats, torch.get_num_threads(), network.timesteps, tuple(speeds), layers)
 
@@ -153,11 +157,13 @@ def _ways(network: IntegerNetwork, pairs: Iterable[tuple[str, str]]) -> dict[str
     return {"counts": network.using(engine="counts")} | spikes
 
 
-def _activities(
-    network: IntegerNetwork, spikes: dict[str, Tensor], reach: dict[str, float], images: int
-) -> tuple[Activity, ...]:
-    rows = []
-    for unit in network.program.units:
-        fired, neurons = float(spikes[unit.name].sum()) / images, int(torch.Size(unit.shape).numel())
-        rows.append(Activity(unit.name, neurons, 100 * fired / (neurons * network.timesteps), fired * reach[unit.name]))
-    return tuple(rows)
+def _activities(cost: Synops) -> tuple[Activity, ...]:
+    chances = cost.images * cost.timesteps  # to fire, of one neuron
+    return tuple(
+        Activity(layer.name, layer.neurons, 100 * layer.spikes / (layer.neurons * chances), layer.synops / cost.images)
+        for layer in cost.layers
+    )
+
+
+def _silent(_what: str, _count: int) -> None:
+    pass

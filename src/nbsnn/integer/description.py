@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbsnn.integer.program import Branch, Head, Program, SumPool, Unit
+from nbsnn.integer.products import convolve
+from nbsnn.integer.program import Branch, Head, Program, Unit
 
 
 @dataclass(frozen=True)
@@ -56,34 +57,33 @@ def _weights(branches: tuple[Branch, ...]) -> str:
     return " + ".join(words(branch.weight) for branch in branches)
 
 
-def fan_outs(program: Program) -> dict[str, float]:
-    """Unit → synapses that one of its spikes reaches, on average over its places; a pool passes spikes on."""
-    reach: dict[str, float] = dict.fromkeys(program.shapes, 0.0)
-    for node in (program.head, *reversed(program.nodes)):
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
+def fan_outs(program: Program) -> dict[str, Tensor]:
+    """Unit → [*shape] int64: how many synapses a spike reaches from each place, those of the head included.
+
+    A synapse is a tap of a kernel that falls on a neuron (at borders and strides fewer do), whatever its weight: zeros count,
+    and a choice of channels is a 1×1 kernel. A pool or a flattening hands a spike on, once for each window that it lies in.
+    """
+    # Additions are linear in the spikes, so that what one spike costs is their gradient: exact, in whole numbers below 2^53.
+    spikes = {unit.name: torch.zeros(1, *unit.shape, dtype=torch.float64, requires_grad=True) for unit in program.units}
+    values, additions = dict(spikes), torch.zeros((), dtype=torch.float64)
+    for node in (*program.nodes, program.head):
         if isinstance(node, (Unit, Head)):
             for branch in node.branches:
-                reach[branch.source] += _connections(program, branch, node.shape) / _size(program.shapes[branch.source])
-        else:
-            passed = 1.0
-            if isinstance(node, SumPool):
-                window = node.kernel[0] * node.kernel[1]
-                passed = _size(node.shape) * window / _size(program.shapes[node.source])
-            reach[node.source] += passed * reach[node.name]
-    return {unit.name: reach[unit.name] for unit in program.units}
+                if branch.source not in program.constants:
+                    additions = additions + _taps(branch, values[branch.source])
+        elif node.name not in program.constants:
+            values[node.name] = node.apply(values[node.source])
+    gradients = torch.autograd.grad(additions, list(spikes.values()), materialize_grads=True)
+    return {name: gradient[0].round().to(torch.int64) for name, gradient in zip(spikes, gradients, strict=True)}
 
 
-def _connections(program: Program, branch: Branch, shape: tuple[int, ...]) -> float:
-    """Synapses of a branch, those to the padding left out."""
+def _taps(branch: Branch, x: Tensor) -> Tensor:
+    """The sum over all neurons of what their taps see of x [1, ...]."""
     if branch.weight is None:
-        return _size(shape)
-    if branch.weight.dim() == 2:
-        return float(branch.weight.numel())
-    places = torch.nn.functional.conv2d(
-        torch.ones(1, 1, *program.shapes[branch.source][1:]), torch.ones(1, 1, *branch.weight.shape[2:]),
-        stride=branch.stride, padding=branch.padding, dilation=branch.dilation,
-    )  # fmt: skip
-    return float(places.double().sum()) * branch.weight.shape[0] * branch.weight.shape[1]
-
-
-def _size(shape: tuple[int, ...]) -> float:
-    return float(torch.Size(shape).numel())
+        return x.sum()
+    outputs, groups = len(branch.weight), branch.groups
+    # Of the channels of a group, every one sees the same.
+    one = x.new_ones(groups, *branch.weight.shape[1:])
+    return convolve(x, one, branch).sum() * (outputs // groups)

@@ -32,11 +32,21 @@ def run_counts(program: Program, pixels: Tensor, *, keep_counts: bool = False) -
     return Outcome(_head(program, products, values, T), steps, spikes, counts)
 
 
-def run_spikes(program: Program, pixels: Tensor, *, neuron: Neuron, schedule: Schedule, keep_counts: bool = False) -> Outcome:
+def run_spikes(
+    program: Program,
+    pixels: Tensor,
+    *,
+    neuron: Neuron,
+    schedule: Schedule,
+    keep_counts: bool = False,
+    keep_fired: bool = False,
+) -> Outcome:
     """Spikes of −1, 0 and 1 from layer to layer, step by step. See `Outcome`."""
     if schedule == "barrier":
         return _run_barrier(program, pixels, keep_counts=keep_counts)
-    return _Stepping(program, pixels, signed=neuron == "signed", settle=schedule == "settle").run(keep_counts=keep_counts)
+    kept = {"count": keep_counts, "fired": keep_fired}
+    keep = tuple(name for name, wanted in kept.items() if wanted)
+    return _Stepping(program, pixels, signed=neuron == "signed", settle=schedule == "settle", keep=keep).run()
 
 
 def _count(membrane: Tensor, unit: Unit) -> Tensor:
@@ -123,11 +133,12 @@ def _constants(program: Program, products: Products, pixels: Tensor) -> Values:
 class _Stepping:
     """All units in the same step, one step after the other; images that have settled leave the batch.
 
-    State per image still in it: membranes, net counts, spikes so far, the head's accumulators.
+    State per image still in it: membranes, net counts, spikes so far, the head's accumulators. `keep` says what is wanted of
+    each neuron in the end: "count", "fired".
     """
 
-    def __init__(self, program: Program, pixels: Tensor, *, signed: bool, settle: bool) -> None:
-        self.program, self.signed, self.settle = program, signed, settle
+    def __init__(self, program: Program, pixels: Tensor, *, signed: bool, settle: bool, keep: tuple[str, ...]) -> None:
+        self.program, self.signed, self.settle, self.keep = program, signed, settle, keep
         self.products = Products.of(program, pixels.device)
         self.batch, self.device = len(pixels), pixels.device
         fixed = _constants(program, self.products, pixels)
@@ -145,10 +156,12 @@ class _Stepping:
             self.state[f"membrane {unit.name}"] = torch.full_like(current, 2 ** (unit.fraction_bits - 1)).expand(shape)
             self.state[f"count {unit.name}"] = torch.zeros((), dtype=torch.int16, device=self.device).expand(shape)
             self.state[f"spikes {unit.name}"] = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+            if "fired" in keep:
+                self.state[f"fired {unit.name}"] = torch.zeros(shape, dtype=torch.int32, device=self.device)
         self.state["steps"] = torch.full((self.batch,), program.timesteps, device=self.device)
         self.state["image"] = torch.arange(self.batch, device=self.device)
 
-    def run(self, *, keep_counts: bool) -> Outcome:
+    def run(self) -> Outcome:
         finished: list[Values] = []
         step = 0
         while len(self.state["image"]):
@@ -159,14 +172,17 @@ class _Stepping:
             if step >= self.program.timesteps:
                 done = ~fired if self.settle else torch.ones_like(fired)
                 if bool(done.any()):
-                    finished.append(self._leave(done, keep_counts=keep_counts))
+                    finished.append(self._leave(done))
         order = torch.cat([part["image"] for part in finished]).argsort()
         result = {key: torch.cat([part[key] for part in finished])[order] for key in finished[0]}
+        names = [unit.name for unit in self.program.units]
+        kept = {key: {name: result[f"{key} {name}"].to(torch.int32) for name in names} for key in self.keep}
         return Outcome(
             tuple(result[f"head {i}"] for i in range(len(self.program.head.branches))),
             result["steps"],
-            {unit.name: result[f"spikes {unit.name}"] for unit in self.program.units},
-            {unit.name: result[f"count {unit.name}"].to(torch.int32) for unit in self.program.units} if keep_counts else {},
+            {name: result[f"spikes {name}"] for name in names},
+            kept.get("count", {}),
+            kept.get("fired", {}),
         )
 
     def _step(self, *, driven: bool) -> Tensor:
@@ -177,8 +193,11 @@ class _Stepping:
         for index, node in enumerate(program.nodes):
             if isinstance(node, Unit):
                 values[node.name] = self._fire(node, values, driven=driven)
-                number = values[node.name].flatten(1).abs().sum(1, dtype=torch.int64)
+                spikes = values[node.name].abs()
+                number = spikes.flatten(1).sum(1, dtype=torch.int64)
                 state[f"spikes {node.name}"] = state[f"spikes {node.name}"] + number
+                if "fired" in self.keep:
+                    state[f"fired {node.name}"] = state[f"fired {node.name}"] + spikes
                 fired |= number > 0
             elif node.name not in program.constants:
                 values[node.name] = self.products.structural(node.name, values[node.source], 1)
@@ -206,9 +225,9 @@ class _Stepping:
         self.state[f"count {unit.name}"] = count + spike
         return spike
 
-    def _leave(self, done: Tensor, *, keep_counts: bool) -> Values:
+    def _leave(self, done: Tensor) -> Values:
         """Take the images that are done out of the state; returns what is wanted of them."""
-        wanted = ("head ", "steps", "image", "spikes ", *(("count ",) if keep_counts else ()))
+        wanted = ("head ", "steps", "image", "spikes ", *(f"{key} " for key in self.keep))
         left = {key: value[done] for key, value in self.state.items() if key.startswith(wanted)}
         self.state = {key: value[~done] for key, value in self.state.items()}
         return left

@@ -1,7 +1,7 @@
 """The integer network as users meet it: images in, logits out, by one engine or the other."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,7 @@ class Result:
         steps: [B] int64, as in `Outcome`.
         spikes: unit → [B] int64, as in `Outcome`.
         counts: unit → [B, *shape] int32, if asked for.
+        fired: unit → [B, *shape] int32, spikes of each neuron, of either sign, if asked for.
         backend: which code ran, "native" or "torch".
     """
 
@@ -38,6 +39,7 @@ class Result:
     steps: Tensor
     spikes: dict[str, Tensor]
     counts: dict[str, Tensor]
+    fired: dict[str, Tensor]
     backend: str
 
 
@@ -103,6 +105,7 @@ class IntegerNetwork:
         schedule: str = "fixed",
         backend: Backend = "auto",
         keep_counts: bool = False,
+        keep_fired: bool = False,
     ) -> Result:
         """Run, and return all that is known of the run.
 
@@ -113,6 +116,7 @@ class IntegerNetwork:
             neuron, schedule: of the "spikes" engine, as in `nbsnn.to_spiking`.
             backend: "native" (the C++ kernel, on a CPU), "torch", or "auto": native where it is there.
             keep_counts: return the counts of every neuron.
+            keep_fired: return the spikes of every neuron; of signed ones the torch backend knows them.
         Raises:
             LoweringError: no images, of the wrong shape, not finite, or outside the range that the network was lowered for.
             ConfigError, ConversionError: unknown engine, backend, schedule or neuron.
@@ -123,18 +127,21 @@ class IntegerNetwork:
         if engine == "spikes" and schedule == "fixed":
             self._check_levels()
         images = as_images(images, ranks=(len(self.program.pixels.shape) + 1,), pixels=True, error=LoweringError)
-        code = choose(self.program, backend, self.device)
-        outcomes = []
+        # A neuron that never takes a spike back has fired its count; the native kernel does not know more of one that does.
+        taken_back = keep_fired and engine == "spikes" and chosen_neuron == "signed"
+        if taken_back and backend == "native":
+            raise ConfigError("backend='native' does not keep the spikes of each signed neuron; use backend='torch', or 'auto'")
+        code = choose(self.program, "torch" if taken_back else backend, self.device)
+        wanted: dict[str, Any] = {"keep_counts": keep_counts or (keep_fired and not taken_back)}
+        if engine == "spikes":
+            wanted |= {"neuron": chosen_neuron, "schedule": chosen_schedule} | ({"keep_fired": True} if taken_back else {})
+        run = code.run_counts if engine == "counts" else code.run_spikes
         with torch.no_grad():
-            for pixels in self._chunks(images, code):
-                if engine == "counts":
-                    outcome = code.run_counts(self.program, pixels, keep_counts=keep_counts)
-                else:
-                    outcome = code.run_spikes(
-                        self.program, pixels, neuron=chosen_neuron, schedule=chosen_schedule, keep_counts=keep_counts
-                    )
-                outcomes.append(outcome)
-            return _joined(self.program.head, outcomes, code.name)
+            outcomes = [run(self.program, pixels, **wanted) for pixels in self._chunks(images, code)]
+            result = _joined(self.program.head, outcomes, code.name)
+        if keep_fired and not taken_back:
+            result = replace(result, fired=result.counts)
+        return result if keep_counts else replace(result, counts={})
 
     def report(self) -> list[UnitRow]:
         """A row for each unit and the head: shapes, weights, fraction bits, smallest multiplier, bound."""
@@ -218,5 +225,6 @@ def _joined(head: Head, outcomes: list[Outcome], backend: str) -> Result:
         torch.cat([outcome.steps for outcome in outcomes]),
         {name: torch.cat([outcome.spikes[name] for outcome in outcomes]) for name in first.spikes},
         {name: torch.cat([outcome.counts[name] for outcome in outcomes]) for name in first.counts},
+        {name: torch.cat([outcome.fired[name] for outcome in outcomes]) for name in first.fired},
         backend,
     )

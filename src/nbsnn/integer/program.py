@@ -270,9 +270,12 @@ class Outcome:
             least T, under "settle"; (depth + 1)·T under "barrier".
         spikes: unit → [B] int64, spikes of either sign in all steps; for `run_counts` Σ counts, which is what "barrier" fires.
         counts: unit → [B, *shape] int32 net counts, if asked for.
+        fired: unit → [B, *shape] int32 spikes of either sign in all steps, if asked for (`keep_fired`); only the torch backend
+            has them, for signed neurons: unsigned ones have fired their counts.
     """
 
     accumulators: tuple[Tensor, ...]
     steps: Tensor
     spikes: dict[str, Tensor]
     counts: dict[str, Tensor] = field(default_factory=dict)
+    fired: dict[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,89 @@
+"""Synaptic operations: what the spikes of an integer network cost, spike by spike and synapse by synapse."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbsnn.inputs import as_images
+from nbsnn.integer.description import fan_outs
+from nbsnn.integer.network import IntegerNetwork
+
+_BYTES_AT_A_TIME = 2**28  # of spikes by neuron
+
+
+@dataclass(frozen=True)
+class LayerSynops:
+    """One unit: its neurons, and over all images its spikes of either sign and the synapses that they reach."""
+
+    name: str
+    neurons: int
+    spikes: int
+    synops: int
+
+
+@dataclass(frozen=True)
+class Synops:
+    """What the spikes of a network cost, exactly. A synop is one spike at one synapse: an addition of its weight.
+
+    The image's own products are no synops: its constant current takes multiplications, once for all steps.
+
+    Attributes:
+        layers: the units, in order.
+        images: looked at.
+        timesteps: T.
+        steps: [B] int64, steps that each image took.
+    """
+
+    layers: tuple[LayerSynops, ...]
+    images: int
+    timesteps: int
+    steps: Tensor
+
+    @property
+    def spikes(self) -> int:
+        """Of all units and images."""
+        return sum(layer.spikes for layer in self.layers)
+
+    @property
+    def synops(self) -> int:
+        """Of all units and images."""
+        return sum(layer.synops for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers], "images": self.images, "timesteps": self.timesteps,
+            "steps_mean": float(self.steps.double().mean()), "spikes": self.spikes, "synops": self.synops,
+        }  # fmt: skip
+
+
+def count_synops(network: IntegerNetwork, images: Tensor, *, progress: Callable[[int], None] | None = None) -> Synops:
+    """Count every spike at every synapse that it reaches: the spikes of each neuron times the fan-out of its place.
+
+    Borders, strides, paddings, dilations, groups, pools and skips are taken as they are; see `fan_outs` for what a synapse is.
+
+    Args:
+        network: with its options. Under "counts" the spikes are those of "barrier". Those of signed neurons are stepped by the
+            torch backend, which takes 4 to 11 times as long as the native one.
+        images: [B, C, H, W], as in `IntegerNetwork.simulate`.
+        progress: called with the number of images of each batch.
+    Raises:
+        LoweringError, ConfigError: as in `IntegerNetwork.simulate`.
+    """
+    program = network.program
+    reach = {name: places.to(network.device) for name, places in fan_outs(program).items()}
+    images = as_images(images, ranks=(len(program.pixels.shape) + 1,), pixels=True)
+    spikes, synops, steps = dict.fromkeys(reach, 0), dict.fromkeys(reach, 0), []
+    for batch in torch.split(images, max(1, _BYTES_AT_A_TIME // (4 * sum(places.numel() for places in reach.values())))):
+        result = network.simulate(batch, keep_fired=True, **network.options)
+        steps.append(result.steps)
+        for name, fired in result.fired.items():
+            spikes[name] += int(fired.sum())
+            synops[name] += int((fired * reach[name]).sum())
+        if progress:
+            progress(len(batch))
+    layers = tuple(LayerSynops(name, places.numel(), spikes[name], synops[name]) for name, places in reach.items())
+    return Synops(layers, len(images), program.timesteps, torch.cat(steps))
