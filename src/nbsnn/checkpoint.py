@@ -4,7 +4,6 @@ The published commands keep their `.pth.tar` names; such a file holds the same h
 with `weights_only=True`. Nothing that could execute code is ever unpickled.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsnn.errors import CheckpointError, QuantizationError
+from nbsnn.errors import CheckpointError, ConfigError, ConversionError, QuantizationError
 from nbsnn.finite import check_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
@@ -24,6 +23,8 @@ from nbsnn.recipe import ModelSpec, Recipe, recipe_from_dict
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron
+from nbsnn.statedict import check_state, floating_type
+from nbsnn.surgery import copied
 from nbsnn.tensorfile import FORMAT_VERSION, Header, read_tensors, write_tensors
 
 
@@ -105,48 +106,54 @@ def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: 
     """The network that a header describes, with these tensors."""
     if header["form"] == "integer":
         raise CheckpointError(f"{source}: holds an integer network; read it with nbsnn.IntegerNetwork.load")
-    if model is not None:
-        net = copy.deepcopy(model)
-    elif header["model"] is not None:
-        spec = ModelSpec(**header["model"])
-        net = build_model(spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size)
+    net = copied(model) if model is not None else _registered(header, source)
+    try:
+        net = apply_plan_(net, {name: LayerFormat(**fmt) for name, fmt in header["plan"].items()})
+        if header.get("packed"):
+            state = unpack_state(state, net)
+    except (QuantizationError, ValueError) as error:
+        raise CheckpointError(f"{source} does not fit the network: {error}") from None
+    dtype = floating_type(state)
+    net = net if dtype is None else net.to(dtype)
+    check_state(net, state, source=source)
+    if model is None:  # as "meta" holds no memory, the network takes copies
+        net.load_state_dict(
+            {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}, assign=True
+        )
     else:
+        net.load_state_dict(dict(state))
+    check_network(net, CheckpointError, source=source)
+    net.eval()
+    return net if header["form"] != "spiking" else _spiking(net, header, source)
+
+
+def _registered(header: Header, source: str) -> nn.Module:
+    """The float network that a header names, on "meta": nothing is allocated until the tensors are known to fit."""
+    if header["model"] is None:
         raise CheckpointError(
             f"{source}: the network is not a registered one; pass its float form, load_checkpoint(path, model=...)"
         )
-    plan: Plan = {name: LayerFormat(**fmt) for name, fmt in header["plan"].items()}
+    spec = ModelSpec(**header["model"])
     try:
-        net = apply_plan_(net, plan) if plan else net
-    except QuantizationError as error:
-        raise CheckpointError(f"{source} does not fit the network: {error}") from None
-    if header.get("packed"):
-        try:
-            state = unpack_state(state, net)
-        except ValueError as error:
-            raise CheckpointError(f"{source} does not fit the network: {error}") from None
-    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    load_state_(net.to(dtype), state, source=source)
-    check_network(net, CheckpointError, source=source)
-    net.eval()
-    if header["form"] != "spiking":
-        return net
+        with torch.device("meta"):
+            return build_model(
+                spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size
+            )
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: in its header, {error}; restore the file from a copy") from None
+
+
+def _spiking(quantized: nn.Module, header: Header, source: str) -> SpikingNetwork:
+    """The spiking form that a header describes."""
     spiking = header["spiking"]
-    example = torch.zeros(1, *spiking["image_shape"], dtype=dtype)
-    return to_spiking(net, example, neuron=spiking["neuron"], schedule=spiking["schedule"])
-
-
-def load_state_(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """`load_state_dict`, with one line that names every key that does not fit."""
-    own = net.state_dict()
-    problems = [
-        *(f"missing {key}" for key in own if key not in state),
-        *(f"not expected {key}" for key in state if key not in own),
-        *(
-            f"{key} has shape {list(state[key].shape)} instead of {list(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
-        ),
-    ]
-    if problems:
-        raise CheckpointError(f"{source} does not fit the network: {'; '.join(problems)}")
-    net.load_state_dict(dict(state))
+    example = torch.zeros(1, *spiking["image_shape"], dtype=next(quantized.parameters()).dtype)
+    try:
+        net = to_spiking(quantized, example, neuron=spiking["neuron"], schedule=spiking["schedule"])
+    except ConversionError as error:
+        raise CheckpointError(f"{source} does not fit the network: {error}") from None
+    if net.timesteps != spiking["timesteps"]:
+        raise CheckpointError(
+            f"{source}: in its header, spiking.timesteps={spiking['timesteps']}, but the bits of its layers make T = "
+            f"{net.timesteps}; restore the file from a copy"
+        )
+    return net

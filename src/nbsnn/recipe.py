@@ -263,7 +263,7 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
 
 def _as_it_is_now(table: Mapping[str, Any]) -> Mapping[str, Any]:
     """A table of an earlier version: `average` was a setting of all phases, and headers hold it unused."""
-    optim = table.get("optim")
+    optim = table.get("optim") if isinstance(table, Mapping) else None
     if not isinstance(optim, Mapping) or "average" not in optim:
         return table
     average = optim["average"]

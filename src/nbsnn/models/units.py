@@ -72,7 +72,7 @@ class PlainNet(nn.Module):
 def initialize_(net: nn.Module) -> None:
     """Kaiming-normal weights (He et al., 2015) for layers that a ReLU follows; zero biases."""
     for module in net.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out" if isinstance(module, nn.Conv2d) else "fan_in")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

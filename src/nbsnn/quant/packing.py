@@ -31,7 +31,7 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     Raises:
         ValueError: there are not that many codes.
     """
-    if packed.dtype != torch.uint8 or packed.numel() != -(-count * bits // 8):
+    if packed.dtype != torch.uint8 or packed.shape != (-(-count * bits // 8),):
         raise ValueError(f"{packed.numel()} bytes do not hold {count} codes of {bits} bits")
     stream = ((packed.to(torch.int64)[:, None] >> torch.arange(8)) & 1).flatten()[: count * bits]
     return (stream.view(count, bits) << torch.arange(bits)).sum(1)
@@ -83,10 +83,15 @@ def unpack_state(state: Mapping[str, Tensor], quantized: nn.Module) -> dict[str,
         if not isinstance(layer, WeightQuantizer):
             continue
         shape, bits = layer.weight.shape, layer.weight_bits
+        if not layer.fixed:
+            raise ValueError(f"{name} holds codes, but its plan does not say that its weight is fixed")
         try:
             codes = unpack_bits(state[name + CODES], bits, shape.numel()).view(shape)
-            factor = at_least(state[f"{name}.weight_scale"]) if layer.weight_scale is not None else state[name + STEP]
-        except (KeyError, ValueError) as error:
+            factor = _factor(state, f"{name}.weight_scale" if layer.weight_scale is not None else name + STEP)
+            factor = factor if layer.weight_scale is None else at_least(factor)
+        except KeyError as error:
+            raise ValueError(f"missing {error.args[0]}") from None
+        except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         half = 2 ** (bits - 1)
         if layer.weight_scale is not None:
@@ -96,3 +101,11 @@ def unpack_state(state: Mapping[str, Tensor], quantized: nn.Module) -> dict[str,
             values = (codes - half).to(factor) * factor
         result[f"{name}.weight"] = values
     return result
+
+
+def _factor(state: Mapping[str, Tensor], key: str) -> Tensor:
+    """What a layer's whole numbers are multiplied by: one floating number, not a tensor that would be broadcast."""
+    factor = state[key]
+    if factor.dim() or not factor.is_floating_point() or not bool(factor.isfinite()):
+        raise ValueError(f"{key} is not one finite number")
+    return factor

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, nn
 
-from nbsnn.errors import QuantizationError, unknown
+from nbsnn.errors import ConfigError, QuantizationError, unknown
 from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
@@ -70,6 +70,7 @@ def apply_plan_(model: nn.Module, plan: Mapping[str, LayerFormat]) -> nn.Module:
         if name not in modules:
             raise QuantizationError(unknown("layer", name, modules))
         module = modules[name]
+        _check_format(name, module, fmt)
         if isinstance(module, nn.Conv2d):
             replacements[module] = QuantConv2d.from_float(module, **asdict(fmt))
         elif isinstance(module, nn.Linear):
@@ -82,6 +83,17 @@ def apply_plan_(model: nn.Module, plan: Mapping[str, LayerFormat]) -> nn.Module:
         else:
             raise QuantizationError(f"{name} is a {type(module).__name__}; only Conv2d, Linear and ReLU are quantized")
     return replace_modules_(model, replacements)
+
+
+def _check_format(name: str, module: nn.Module, fmt: LayerFormat) -> None:
+    """Refuse a format that is not one of this kind of layer: a plan may come from a file."""
+    kind = "edge_bits" if fmt.edge_range else "weight_bits" if isinstance(module, (nn.Conv2d, nn.Linear)) else "act_bits"
+    try:
+        check_bits(kind, fmt.bits, allow_float=False)
+    except ConfigError as error:
+        raise QuantizationError(f"{name}: {error}") from None
+    if isinstance(module, nn.ReLU) and (fmt.edge_range or fmt.fixed):
+        raise QuantizationError(f"{name} is an activation, which has neither an edge_range nor fixed weights")
 
 
 def read_plan(model: nn.Module) -> Plan:

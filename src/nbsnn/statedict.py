@@ -1,0 +1,62 @@
+"""State dicts from files: compared with a network, key by key, before a number is copied."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.errors import CheckpointError
+
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_MOST_NAMED = 8  # problems in one message
+
+
+def check_state(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Refuse tensors that are not those of a network; it may lie on "meta", so that nothing is allocated for a wrong file.
+
+    Floating tensors may have another type than the network's, as long as all of them have the same one.
+
+    Raises:
+        CheckpointError: names every key that is missing, not expected, or of another shape or type, and impossible statistics.
+    """
+    problems = list(_problems(net, state))
+    if problems:
+        more = [f"and {len(problems) - _MOST_NAMED} more"] if len(problems) > _MOST_NAMED else []
+        raise CheckpointError(f"{source} does not fit the network: {'; '.join(problems[:_MOST_NAMED] + more)}")
+
+
+def load_state_(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """`load_state_dict` after `check_state`."""
+    check_state(net, state, source=source)
+    net.load_state_dict(dict(state))
+
+
+def floating_type(state: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The type of the floating tensors, if they have one in common."""
+    types = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    return types.pop() if len(types) == 1 else None
+
+
+def _problems(net: nn.Module, state: Mapping[str, Tensor]) -> Iterator[str]:
+    own = net.state_dict()
+    yield from (f"missing {key}" for key in own if key not in state)
+    yield from (f"not expected {key}" for key in state if key not in own)
+    common = floating_type(state)
+    for key, wanted in own.items():
+        if key not in state:
+            continue
+        given = state[key]
+        if given.shape != wanted.shape:
+            yield f"{key} has shape {list(given.shape)} instead of {list(wanted.shape)}"
+        elif given.dtype != wanted.dtype and not (wanted.is_floating_point() and given.dtype == common and common in _FLOATS):
+            yield f"{key} is {_name(given)} instead of {_name(wanted)}{_mixture(state, common)}"
+        elif key.endswith(("running_var", "num_batches_tracked")) and bool((given < 0).any()):
+            yield f"{key} is negative"
+
+
+def _mixture(state: Mapping[str, Tensor], common: torch.dtype | None) -> str:
+    return " (floating tensors are of several types)" if common is None and state else ""
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
