@@ -12,7 +12,8 @@ from nbsnn.tensorfile import content_hash, read_tensors
 def forge(path: Path, header: dict | str, tensors: dict) -> Path:
     """Write them unchecked; a header may be JSON text. The hash is made anew where the header has one."""
     if isinstance(header, dict):
-        if "content_hash" in header:
+        plain = all(isinstance(t, torch.Tensor) and t.layout == torch.strided and not t.is_meta for t in tensors.values())
+        if "content_hash" in header and plain:
             rest = json.loads(json.dumps({k: v for k, v in header.items() if k != "content_hash"}))
             header = rest | {"content_hash": content_hash(rest, tensors)}
         header = json.dumps(header)

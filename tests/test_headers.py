@@ -221,6 +221,15 @@ def test_what_is_no_plain_tensor_is_refused(written, tmp_path, value):
     assert "conv1.weight" in refusal(written, tmp_path, "float", change, ".pth.tar")
 
 
+def test_a_view_that_repeats_a_few_numbers_is_refused(written, tmp_path):
+    def change(header, tensors):
+        tensors["conv1.weight"] = torch.ones(1).expand(10**10)
+        header.pop("content_hash")  # which would need all of it
+
+    said = refusal(written, tmp_path, "float", change, ".pth.tar")
+    assert "bytes of tensors in a file of" in said
+
+
 def test_names_with_control_characters_are_refused(written, tmp_path):
     def change(header, tensors):
         tensors["a\x1b[2Jb"] = torch.ones(1)

@@ -213,3 +213,6 @@ def _check_tensors(state: Any, path: Path) -> None:
             check_name(name, "a tensor's name")
         except Misfit as error:
             raise CheckpointError(f"{path}: {error}; restore the file from a copy") from None
+    size, most = sum(tensor.nbytes for tensor in state.values()), path.stat().st_size + 2**20
+    if size > most:  # views that repeat a few numbers, or archives that swell
+        raise CheckpointError(f"{path}: holds {size} bytes of tensors in a file of {most}; save copies of them")
