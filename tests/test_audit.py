@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import SmallNet
-from probes import quantized_probe, refusal
+from probes import IMAGE, quantized_probe, refusal
 from torch import nn
 
 from nbsnn.recipe import QuantSpec
+from nbsnn.spiking.convert import to_spiking
 
 OWN = "the network's own forward"
 OUTSIDE = "() is applied to currents outside a module at {place}; write self.act = nn.ReLU() and call it"
@@ -167,12 +168,18 @@ def test_a_module_inside_modules_is_named_in_full():
     assert refusal(net) == MAX_POOL.format(place="module.1.0")
 
 
-def test_dropout_and_batch_norm_in_training_mode_are_refused():
-    net = quantized_probe(module=nn.Dropout(0.5))
-    net.module.train()
-    assert refusal(net) == "dropout is in training mode at module; call model.eval() before to_spiking"
-    net = quantized_probe().train()
-    assert refusal(net) == "batch norm uses the statistics of the batch at norm; call model.eval() before to_spiking"
+def test_a_network_in_training_mode_converts_as_in_evaluation():
+    net, images = quantized_probe(module=nn.Dropout(0.5)), torch.randn(4, 2, 6, 6)
+    with torch.no_grad():
+        wanted = to_spiking(net, IMAGE)(images)
+        spiking = to_spiking(net.train(), IMAGE)
+        assert spiking.training
+        assert torch.equal(spiking(images), wanted)
+    assert all(torch.equal(value, spiking.state_dict()[key]) for key, value in net.state_dict().items())
+
+
+def test_dropout_that_is_always_on_is_refused():
+    assert "dropout is in training mode" in refusal(quantized_probe(lambda net, x: F.dropout(x, 0.5, True)))
 
 
 def test_an_activation_left_in_float_is_refused():

@@ -16,7 +16,8 @@ from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.models import build_model
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
-from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
+from nbsnn.spiking.convert import to_spiking
+from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.surgery import evaluation_mode
 from nbsnn.tensorfile import read_tensors
 from nbsnn.training.execution import Execution, pick_execution
@@ -121,7 +122,7 @@ def test_crops_are_those_of_the_cpu():
         assert here.equal(there.cpu())
 
 
-@pytest.mark.parametrize(("neuron", "schedule"), VALID_PAIRS)
+@pytest.mark.parametrize(("neuron", "schedule"), valid_pairs())
 def test_spiking_networks_step_on_a_gpu_as_on_the_cpu(neuron, schedule, splits):
     net = digits_net().double().eval()
     images = splits.test.normalized().double()
@@ -132,7 +133,7 @@ def test_spiking_networks_step_on_a_gpu_as_on_the_cpu(neuron, schedule, splits):
         assert measure_fidelity(net.cuda(), there, images.cuda()).differing == 0
 
 
-@pytest.mark.parametrize(("neuron", "schedule"), VALID_PAIRS)
+@pytest.mark.parametrize(("neuron", "schedule"), valid_pairs())
 def test_integer_networks_have_the_same_bits_on_a_gpu(neuron, schedule, splits):
     here = pipeline.integer_form(digits_net().eval(), splits.test)
     there = here.to("cuda")

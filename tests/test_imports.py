@@ -12,7 +12,7 @@ import nbsnn
 ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
-    ["settings", "zoo", "finite", "precision", "files", "torchfile", "statedict"],
+    ["settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict"],
     ["recipe", "surgery", "tracing", "inputs", "distributed", "quant.functional", "spiking.functional"],
     ["schema"],
     ["tensorfile"],

@@ -9,10 +9,10 @@ from nbsnn.spiking import functional
 
 
 def mutant(old, new):
-    """`integrate_and_fire` with one piece of its text replaced."""
-    source = inspect.getsource(functional.integrate_and_fire)
+    """`integrate_and_fire` with one piece of the module's text replaced."""
+    source = inspect.getsource(functional)
     assert source.count(old) == 1, f"the source no longer holds {old!r} once; adapt the mutation"
-    namespace = dict(vars(functional))
+    namespace = {"__name__": "mutant"}
     exec(compile(source.replace(old, new), "mutant", "exec"), namespace)
     return namespace["integrate_and_fire"]
 
@@ -67,12 +67,16 @@ PROPERTIES = (
     what_exceeds_the_threshold_is_kept,
 )
 MUTANTS = {
-    "fires above the threshold only": ("membrane >= threshold", "membrane > threshold", a_tie_rounds_up),
-    "starts without the half charge": ("threshold / 2", "threshold * 0", firing_rounds_to_nearest),
-    "takes back without a count": ("sunken & (count > 0)", "sunken", nothing_is_taken_back_that_was_not_given),
-    "has no cap": ("spike * (count < cap)", "spike", the_count_stays_at_the_cap),
-    "takes back at zero": ("membrane < 0", "membrane <= 0", a_settled_neuron_at_zero_is_silent),
-    "keeps every spike": ("if signed:", "if False:", a_spike_in_excess_is_taken_back),
+    "fires above the threshold only": ("spike = (membrane >= limits", "spike = (membrane > limits", a_tie_rounds_up),
+    "starts without the half charge": ("(threshold / 2)", "(threshold * 0)", firing_rounds_to_nearest),
+    "takes back without a count": (
+        "(membrane <= limits.retract) & (count > 0)",
+        "membrane <= limits.retract",
+        nothing_is_taken_back_that_was_not_given,
+    ),
+    "has no cap": (" & (count < limits.levels)).to", ").to", the_count_stays_at_the_cap),
+    "takes back at zero": ("(membrane < 0)", "(membrane <= 0)", a_settled_neuron_at_zero_is_silent),
+    "keeps every spike": ("- ((membrane < 0)", "- 0 * ((membrane < 0)", a_spike_in_excess_is_taken_back),
     "resets to zero": ("membrane - spike * threshold", "membrane * (spike == 0)", what_exceeds_the_threshold_is_kept),
 }
 

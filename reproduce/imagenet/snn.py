@@ -13,7 +13,7 @@ from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_
 from nbsnn.distributed import process_group
 from nbsnn.evaluation.comparison import compare
 from nbsnn.export.reference import load_quantized_start
-from nbsnn.spiking.convert import check_pair
+from nbsnn.spiking.schedules import check_pair
 
 _FIDELITY_IMAGES = 8  # of 224×224; every activation of them is kept
 

@@ -18,7 +18,7 @@ from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.pipeline import phase_folder, with_classes
 from nbsnn.recipe import FLOAT_BITS, Recipe
-from nbsnn.spiking.convert import VALID_PAIRS
+from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.summary import system_facts
 from nbsnn.training.history import finished_phase
 
@@ -77,7 +77,7 @@ def report(
 def images_looked_at(recipe: Recipe, test: int, spiking_images: int | None, fidelity_images: int = FIDELITY_IMAGES) -> int:
     """How many images `report` tells its progress of, if all phases have ended."""
     stepped = min(test, spiking_images or test)
-    each = test + stepped * (stepped < test) + len(VALID_PAIRS) * (stepped + min(test, fidelity_images))
+    each = test + stepped * (stepped < test) + len(valid_pairs()) * (stepped + min(test, fidelity_images))
     return 2 * len(recipe.phase) * test + sum(int(key) != FLOAT_BITS for key in recipe.phase) * each
 
 
@@ -128,7 +128,7 @@ def _rows(
     quantized: nn.Module, program: IntegerNetwork, looked: Looked, progress: Progress, what: str
 ) -> Iterator[dict[str, Any]]:
     double = copy.deepcopy(quantized).double()
-    for neuron, schedule in VALID_PAIRS:
+    for neuron, schedule in valid_pairs():
         tell = partial(progress, f"{what}, {neuron} {schedule}")
         engine = program.using(engine="spikes", neuron=neuron, schedule=schedule)
         accuracy = evaluate(engine, evaluation_batches(looked.stepped), progress=tell)

@@ -1,9 +1,11 @@
 """Unwrap, copy and swap modules, watch what flows through them, and let norms take their statistics from it."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -121,17 +123,49 @@ def replace_modules_(root: nn.Module, replacements: Mapping[nn.Module, nn.Module
     return replacements.get(root, root)
 
 
+def shared_copy(network: nn.Module) -> nn.Module:
+    """A copy of the module tree on the very same parameters and buffers, with modes, hooks and settings of its own."""
+    same: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    copied: nn.Module = copy.deepcopy(network, same)
+    return copied
+
+
+class _Mode:
+    """What a module goes back to when a context is left."""
+
+    def __init__(self, training: bool) -> None:
+        self.training = training
+
+
+_lock = threading.Lock()
+_contexts: WeakKeyDictionary[nn.Module, list[_Mode]] = WeakKeyDictionary()  # the open ones of each module, the latest last
+
+
 @contextmanager
 def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
-    """Evaluation mode while the context is open; each module is left in the mode it was in."""
-    modes = {module: module.training for network in networks for module in network.modules()}
-    try:
+    """Evaluation mode while the context is open; each module is left in the mode it was in.
+
+    Contexts of several threads on one network may overlap: the mode comes back when the last one is left.
+    """
+    opened: dict[nn.Module, _Mode] = {}
+    with _lock:
+        for module in dict.fromkeys(module for network in networks for module in network.modules()):
+            opened[module] = _Mode(module.training)
+            _contexts.setdefault(module, []).append(opened[module])
         for network in networks:
             network.eval()
+    try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        with _lock:
+            for module, mode in opened.items():
+                contexts = _contexts[module]
+                place = contexts.index(mode)
+                del contexts[place]
+                if place == len(contexts):
+                    module.training = mode.training
+                else:
+                    contexts[place].training = mode.training  # a later context is still open: it inherits what to go back to
 
 
 @full_float32()
@@ -167,7 +201,7 @@ def tap(
     modules: Mapping[str, nn.Module] | Iterable[tuple[str, nn.Module]],
     reduce: Callable[[Tensor], Any] = Tensor.detach,
 ) -> Iterator[dict[str, list[Any]]]:
-    """Collect the outputs of some modules while the context is open; leaves no trace.
+    """Collect the outputs of some modules while the context is open, as far as this thread calls them; leaves no trace.
 
     Args:
         modules: name → module, such as `{"act": net.stem.act}` or `net.named_modules()`.
@@ -176,12 +210,13 @@ def tap(
         name → list of reduced outputs, one per call of the module.
     """
     seen: dict[str, list[Any]] = {}
-    handles = []
+    handles, here = [], threading.get_ident()
     for name, module in dict(modules).items():
         outputs = seen.setdefault(name, [])
 
         def keep(_m: nn.Module, _args: Any, output: Tensor, outputs: list[Any] = outputs) -> None:
-            outputs.append(reduce(output))
+            if threading.get_ident() == here:
+                outputs.append(reduce(output))
 
         handles.append(module.register_forward_hook(keep))
     try:

@@ -23,7 +23,7 @@ from nbsnn.cli.options import (
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare
 from nbsnn.evaluation.comparison import convert as convert_with
-from nbsnn.spiking.convert import VALID_PAIRS, check_pair
+from nbsnn.spiking.schedules import check_pair, valid_pairs
 
 
 @app.command()
@@ -48,7 +48,7 @@ def convert(
     """
     if schedule is None and (out or neuron):
         raise ConfigError("--out and --neuron need a schedule: add --schedule fixed, settle or barrier")
-    pairs = VALID_PAIRS if schedule is None else (check_pair(neuron, schedule),)
+    pairs = valid_pairs() if schedule is None else (check_pair(neuron, schedule),)
     model, header = load(checkpoint, device)
     model = only_quantized(model, checkpoint, "convert")
     images = images_for(header, data, root, split, limit)

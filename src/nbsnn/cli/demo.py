@@ -15,7 +15,7 @@ from nbsnn.data.sets.sample import load_sample
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.evaluation.comparison import Comparison, compare
 from nbsnn.recipes import load_recipe
-from nbsnn.spiking.convert import VALID_PAIRS
+from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.training_console import TrainingConsole
 from nbsnn.zoo import PREFIX, list_zoo
 
@@ -41,7 +41,7 @@ def demo(
     float_top1 = next((p.best.top1 for p in phases if p.bits == 32), None)
     results: list[Comparison] = []
     quantized = [p for p in phases if p.bits != 32]
-    with console.image_progress(len(quantized) * len(VALID_PAIRS) * 2 * len(test), "converting") as tell:
+    with console.image_progress(len(quantized) * len(valid_pairs()) * 2 * len(test), "converting") as tell:
         for phase in quantized:
             model = load_checkpoint(phase.fit.best)
             results += compare(model, test, fidelity_images=len(test), progress=tell)

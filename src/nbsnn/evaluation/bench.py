@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from nbsnn.evaluation.synops import Synops, count_synops
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.spiking.convert import VALID_PAIRS
+from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.surgery import evaluation_mode
-
-CONTENDERS = 3 + len(VALID_PAIRS)  # float, quantized, counts, and spikes in every way
 
 
 def images_to_see(images: int, repeats: int) -> int:
     """How many images `bench` tells its progress of: a round to warm up, the repeats, and the counting of spikes."""
-    return images * ((repeats + 1) * CONTENDERS + len(VALID_PAIRS))
+    pairs = len(valid_pairs())
+    return images * ((repeats + 1) * (3 + pairs) + pairs)  # float, quantized, counts, and spikes in every way
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def bench(
     *,
     batch_size: int = 100,
     repeats: int = 5,
-    pairs: Iterable[tuple[str, str]] = VALID_PAIRS,
+    pairs: Iterable[tuple[str, str]] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Bench:
     """Time the forms of one network against each other.
@@ -105,11 +104,11 @@ def bench(
         float_net: its float form; the time does not depend on its weights. Run channels last.
         quantized, network: its quantized form, and the integer form of that.
         images: [N, C, H, W] normalised.
-        pairs: neurons and schedules of the `spikes` engine.
+        pairs: neurons and schedules of the `spikes` engine; all unless given.
         progress: called with what is being done and the number of images done since; `images_to_see` says how many in all.
     """
     batches = list(torch.split(images, batch_size))
-    ways = _ways(network, pairs)
+    ways = _ways(network, valid_pairs() if pairs is None else pairs)
     runs = _simulations(float_net, quantized) | {name: way.run for name, way in ways.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     with evaluation_mode(float_net, quantized), torch.inference_mode():

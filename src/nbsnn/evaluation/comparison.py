@@ -10,9 +10,10 @@ from torch import nn
 from nbsnn.data.images import LabelledImages, evaluation_batches
 from nbsnn.distributed import world
 from nbsnn.evaluation.accuracy import evaluate
-from nbsnn.evaluation.fidelity import Fidelity, measure_fidelity, same_ties
-from nbsnn.spiking.convert import VALID_PAIRS, to_spiking
+from nbsnn.evaluation.fidelity import Fidelity, measure_fidelity, with_ties_of
+from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.spiking.schedules import schedule_named, valid_pairs
 
 FIDELITY_IMAGES = 200
 _SPIKING_BATCH = 100  # images; time multiplies them by T
@@ -51,7 +52,7 @@ def compare(
     quantized: nn.Module,
     images: LabelledImages,
     *,
-    pairs: Iterable[tuple[str, str]] = VALID_PAIRS,
+    pairs: Iterable[tuple[str, str]] | None = None,
     fidelity_images: int = FIDELITY_IMAGES,
     at_a_time: int | None = None,
     progress: Callable[[str, int], None] | None = None,
@@ -63,13 +64,13 @@ def compare(
     Args:
         quantized: result of `quantize`, anywhere.
         images: the images to look at.
-        pairs: (neuron, schedule).
+        pairs: (neuron, schedule); all unless given.
         fidelity_images: the first so many of them are compared neuron by neuron.
         at_a_time: images in a batch of the spiking network; by their size unless given.
         progress: called with the pair's name and the number of images done.
     """
     sample = images.some(fidelity_images)
-    for neuron, schedule in pairs:
+    for neuron, schedule in valid_pairs() if pairs is None else pairs:
         spiking = convert(quantized, images, neuron=neuron, schedule=schedule)
         name = f"{neuron} {schedule}"
 
@@ -77,11 +78,10 @@ def compare(
             if progress:
                 progress(name, count)
 
-        with same_ties(quantized, spiking):
-            reference = evaluate(quantized, evaluation_batches(images, world=world())).top1
+        reference = evaluate(with_ties_of(quantized, spiking), evaluation_batches(images, world=world())).top1
         loader = evaluation_batches(images, at_a_time=_SPIKING_BATCH, world=world())
         report = evaluate(spiking, replace(loader, batch_size=at_a_time or loader.batch_size), progress=tell)
-        exact = schedule != "fixed"
+        exact = schedule_named(schedule).exact
         first, second = (copy.deepcopy(quantized).double(), copy.deepcopy(spiking).double()) if exact else (quantized, spiking)
         fidelity = measure_fidelity(first, second, sample.normalized(), labels=sample.labels, progress=tell)
         yield Comparison(
@@ -95,7 +95,7 @@ def convert(quantized: nn.Module, images: LabelledImages, *, neuron: str | None,
     """`to_spiking` with the set's first image as the example."""
     parameter = next(quantized.parameters())
     example = images.normalized(images.pixels(slice(0, 1))).to(parameter)
-    return to_spiking(quantized.eval(), example, neuron=neuron, schedule=schedule)
+    return to_spiking(quantized, example, neuron=neuron, schedule=schedule)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """How far the spikes are from the quantized network, neuron by neuron."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,10 +14,9 @@ from nbsnn.inputs import as_images, as_labels, in_one_line, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
 from nbsnn.quant.layers import QuantReLU, at_least
-from nbsnn.spiking.functional import unfold
 from nbsnn.spiking.network import SpikingNetwork
-from nbsnn.spiking.neuron import IFNeuron, tie_tolerance
-from nbsnn.surgery import evaluation_mode, tap
+from nbsnn.spiking.schedules import schedule_named
+from nbsnn.surgery import evaluation_mode, shared_copy, tap
 
 _BATCH = 50  # images of CIFAR's size at a time: every activation is kept
 
@@ -100,28 +98,22 @@ def measure_fidelity(
     images, labels = _checked(images, labels, quantized)
     check_network(spiking.network, ConfigError, source="the spiking network")
     parameter = next(quantized.parameters())
-    acts = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
-    neurons = {name: m for name, m in spiking.network.named_modules() if isinstance(m, IFNeuron)}
-    clock = next(iter(neurons.values())).clock
-
-    def counts_times_height(output: Tensor) -> Tensor | int:
-        return 0 if clock.stage == "rest" else unfold(output, clock.timesteps).sum(0)
-
+    reference = with_ties_of(quantized, spiking)
+    acts = {name: m for name, m in reference.named_modules() if isinstance(m, QuantReLU)}
     tally = {name: [0, 0, 0] for name in acts}
     expected, actual, steps = [], [], []
     for chunk in torch.split(images, fewer_if_larger(_BATCH, *images.shape[2:])):
         batch = chunk.to(parameter)
-        with evaluation_mode(quantized), same_ties(quantized, spiking), tap(acts) as wanted:
-            expected.append(quantized(batch))
-        with evaluation_mode(spiking), tap(neurons, counts_times_height) as seen:
-            actual.append(spiking(batch))
-        steps.append(spiking.steps)
+        with tap(acts) as wanted:
+            expected.append(reference(batch))
+        result = spiking.simulate(batch, keep_counts=True)
+        actual.append(result.logits)
+        steps.append(result.steps)
         for name, act in acts.items():
             if not wanted[name]:
                 continue
             want = (wanted[name][0] * (act.levels / at_least(act.threshold))).round()
-            got = (sum(seen[name]) / neurons[name].height()).round()
-            _note(name, tally[name], (want - got).abs())
+            _note(name, tally[name], (want - result.counts[name]).abs())
         if progress:
             progress(len(chunk))
     return _fidelity(tally, expected, actual, torch.cat(steps), labels)
@@ -144,12 +136,13 @@ def measure_integer_fidelity(
     """
     images, labels = _checked(images, labels, quantized)
     parameter = next(quantized.parameters())
-    acts = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
+    reference = shared_copy(quantized).eval()
+    acts = {name: m for name, m in reference.named_modules() if isinstance(m, QuantReLU)}
     tally = {unit.name: [0, 0, 0] for unit in network.program.units}
     expected, actual = [], []
     for chunk in torch.split(images, fewer_if_larger(_BATCH, *images.shape[2:])):
-        with evaluation_mode(quantized), tap({name: acts[name] for name in tally}) as wanted:
-            expected.append(quantized(chunk.to(parameter)).cpu())
+        with tap({name: acts[name] for name in tally}) as wanted:
+            expected.append(reference(chunk.to(parameter)).cpu())
         result = network.simulate(chunk, keep_counts=True, **network.options)
         actual.append(result.logits.cpu())
         for name, entry in tally.items():
@@ -196,16 +189,11 @@ def _percent(hits: Tensor) -> float:
     return 100 * float(hits.double().mean())
 
 
-@contextmanager
-def same_ties(quantized: nn.Module, spiking: SpikingNetwork) -> Iterator[None]:
-    """While open, the quantizers round ties as this spiking network's neurons do."""
-    dtype = next(quantized.parameters()).dtype
-    tolerance = 0.0 if spiking.schedule == "fixed" else tie_tolerance(dtype)
-    before = {act: act.tie_tolerance for act in quantized.modules() if isinstance(act, QuantReLU)}
-    try:
-        for act in before:
+def with_ties_of(quantized: nn.Module, spiking: SpikingNetwork) -> nn.Module:
+    """A copy of the quantized network, on its own tensors, that rounds ties as the neurons of `spiking` do."""
+    tolerance = schedule_named(spiking.schedule).tie_tolerance(next(quantized.parameters()).dtype)
+    copied = shared_copy(quantized).eval()
+    for act in copied.modules():
+        if isinstance(act, QuantReLU):
             act.tie_tolerance = tolerance
-        yield
-    finally:
-        for act, value in before.items():
-            act.tie_tolerance = value
+    return copied

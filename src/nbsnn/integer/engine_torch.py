@@ -5,7 +5,8 @@ from torch import Tensor
 
 from nbsnn.integer.products import Products, Values
 from nbsnn.integer.program import IMAGE, Outcome, Program, Unit
-from nbsnn.spiking.neuron import Neuron, Schedule
+from nbsnn.spiking.functional import Limits
+from nbsnn.spiking.schedules import Neuron, Schedule, schedule_named
 
 
 def bytes_per_image(program: Program) -> int:
@@ -37,16 +38,17 @@ def run_spikes(
     pixels: Tensor,
     *,
     neuron: Neuron,
-    schedule: Schedule,
+    schedule: str,
     keep_counts: bool = False,
     keep_fired: bool = False,
 ) -> Outcome:
     """Spikes of −1, 0 and 1 from layer to layer, step by step. See `Outcome`."""
-    if schedule == "barrier":
-        return _run_barrier(program, pixels, keep_counts=keep_counts)
+    found = schedule_named(schedule)
+    if found.order == "in turn":
+        return _run_in_turn(program, pixels, found, keep_counts=keep_counts)
     kept = {"count": keep_counts, "fired": keep_fired}
     keep = tuple(name for name, wanted in kept.items() if wanted)
-    return _Stepping(program, pixels, signed=neuron == "signed", settle=schedule == "settle", keep=keep).run()
+    return _Stepping(program, pixels, found, signed=neuron == "signed", keep=keep).run()
 
 
 def _count(membrane: Tensor, unit: Unit) -> Tensor:
@@ -71,7 +73,7 @@ def _forget(program: Program, values: Values, index: int) -> None:
         del values[name]
 
 
-# -------------------------------------------------------------------------------------------------------------- barrier
+# -------------------------------------------------------------------------------------------------------------- in turn
 
 
 def even_spikes(count: Tensor, step: int, timesteps: int) -> Tensor:
@@ -84,7 +86,7 @@ def even_spikes(count: Tensor, step: int, timesteps: int) -> Tensor:
     return (until(step) - until(step - 1)).to(torch.int8)
 
 
-def _run_barrier(program: Program, pixels: Tensor, *, keep_counts: bool) -> Outcome:
+def _run_in_turn(program: Program, pixels: Tensor, schedule: Schedule, *, keep_counts: bool) -> Outcome:
     """Unit after unit: T silent steps of integration, then T steps in which the count is given out."""
     T, products = program.timesteps, Products.of(program, pixels.device)
     fixed = _constants(program, products, pixels)
@@ -114,7 +116,7 @@ def _run_barrier(program: Program, pixels: Tensor, *, keep_counts: bool) -> Outc
         for i, acc in enumerate(_head(program, products, sources, 1)):
             if step == 1 or program.head.branches[i].source not in fixed:
                 total[i] = total[i] + acc
-    steps = torch.full((len(pixels),), (program.depth + 1) * T, device=pixels.device)
+    steps = torch.full((len(pixels),), schedule.steps(T, program.depth), device=pixels.device)
     return Outcome(tuple(total), steps, spikes, counts)
 
 
@@ -127,7 +129,7 @@ def _constants(program: Program, products: Products, pixels: Tensor) -> Values:
     return values
 
 
-# ------------------------------------------------------------------------------------------------------ fixed and settle
+# ------------------------------------------------------------------------------------------------------------- together
 
 
 class _Stepping:
@@ -137,8 +139,9 @@ class _Stepping:
     each neuron in the end: "count", "fired".
     """
 
-    def __init__(self, program: Program, pixels: Tensor, *, signed: bool, settle: bool, keep: tuple[str, ...]) -> None:
-        self.program, self.signed, self.settle, self.keep = program, signed, settle, keep
+    def __init__(self, program: Program, pixels: Tensor, schedule: Schedule, *, signed: bool, keep: tuple[str, ...]) -> None:
+        self.program, self.schedule, self.signed, self.keep = program, schedule, signed, keep
+        self.length = None if schedule.windows is None else schedule.windows * program.timesteps  # in steps
         self.products = Products.of(program, pixels.device)
         self.batch, self.device = len(pixels), pixels.device
         fixed = _constants(program, self.products, pixels)
@@ -158,7 +161,7 @@ class _Stepping:
             self.state[f"spikes {unit.name}"] = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
             if "fired" in keep:
                 self.state[f"fired {unit.name}"] = torch.zeros(shape, dtype=torch.int32, device=self.device)
-        self.state["steps"] = torch.full((self.batch,), program.timesteps, device=self.device)
+        self.state["steps"] = torch.full((self.batch,), self.length or program.timesteps, device=self.device)
         self.state["image"] = torch.arange(self.batch, device=self.device)
 
     def run(self) -> Outcome:
@@ -167,10 +170,10 @@ class _Stepping:
         while len(self.state["image"]):
             step += 1
             fired = self._step(driven=step <= self.program.timesteps)
-            if step > self.program.timesteps:
+            if self.length is None and step > self.program.timesteps:
                 self.state["steps"] = torch.where(fired, step, self.state["steps"])
-            if step >= self.program.timesteps:
-                done = ~fired if self.settle else torch.ones_like(fired)
+            if step >= (self.length or self.program.timesteps):
+                done = ~fired if self.length is None else torch.ones_like(fired)
                 if bool(done.any()):
                     finished.append(self._leave(done))
         order = torch.cat([part["image"] for part in finished]).argsort()
@@ -214,13 +217,8 @@ class _Stepping:
         membrane = membrane + self.products.current(unit, values, 1)
         if driven:
             membrane = membrane + self.state[f"current {unit.name}"]
-        up = membrane >= 2**unit.fraction_bits
-        if self.settle:
-            up = up & (count < unit.levels)
-        spike: Tensor = up.to(torch.int8)
-        if self.signed:
-            sunken = membrane < 0 if self.settle else membrane <= unit.retract
-            spike = spike - (sunken & (count > 0)).to(torch.int8)
+        limits = Limits(2**unit.fraction_bits, unit.levels, unit.retract, self.signed)
+        spike = self.schedule.rule(membrane, count, limits)
         self.state[f"membrane {unit.name}"] = membrane - (spike.to(membrane.dtype) << unit.fraction_bits)
         self.state[f"count {unit.name}"] = count + spike
         return spike

@@ -35,11 +35,13 @@ def choose(program: Program, backend: Backend, device: torch.device) -> Code:
         raise ConfigError(unknown("backend", backend, get_args(Backend)))
     if backend == "torch":
         return TORCH
-    obstacle = native.why_not() if device.type == "cpu" else f"the network lies on {device}"
+    here = device.type == "cpu"
+    obstacle = native.why_not() if here else f"the network lies on {device}"
     if obstacle is None:
         return NATIVE
     if backend == "native":
-        raise ConfigError(f"the native engine cannot run: {obstacle}; use backend='torch'")
+        remedy = "use backend='torch'" if here else "move it with .to('cpu'), or use backend='torch'"
+        raise ConfigError(f"the native engine cannot run: {obstacle}; {remedy}")
     return TORCH
 
 

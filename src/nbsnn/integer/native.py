@@ -20,13 +20,12 @@ from torch import Tensor
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.program import IMAGE, Head, Outcome, Program, Unit
 from nbsnn.integer.taps import Synapse, base_of, digits_of, synapse_of
-from nbsnn.spiking.neuron import Neuron, Schedule
+from nbsnn.spiking.schedules import Neuron, schedule_named
 
 Target = Literal["baseline", "avx2", "avx512"]
 TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
 FLIGHT = 8  # images that a thread takes through the network together, so that linear layers' weights are read once for all
-_MODES = {("unsigned", "fixed"): 0, ("signed", "fixed"): 1, ("signed", "settle"): 2, ("unsigned", "barrier"): 3}
-_COUNTS = 4
+_COUNTS = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
 _INTERFACE = 2  # version of the C interface
 
 
@@ -78,13 +77,19 @@ def run_spikes(
     pixels: Tensor,
     *,
     neuron: Neuron,
-    schedule: Schedule,
+    schedule: str,
     keep_counts: bool = False,
     target: Target | None = None,
     threads: int | None = None,
 ) -> Outcome:
     """Step by step, by events or bit planes (docs/kernel.md); see `Outcome` and `run_counts` for arguments and result."""
-    return _run(program, pixels, _MODES[neuron, schedule], keep_counts, target, threads)
+    found = schedule_named(schedule)
+    if neuron not in found.native:
+        raise ConfigError(f"the native engine does not know {neuron} neurons under schedule={schedule!r}; use backend='torch'")
+    outcome = _run(program, pixels, found.native[neuron], keep_counts, target, threads)
+    if found.order == "in turn":
+        outcome.steps.fill_(found.steps(program.timesteps, program.depth))  # the kernel counts those of a window
+    return outcome
 
 
 def bytes_per_image(program: Program) -> int:
@@ -125,8 +130,6 @@ def _run(
         _array(steps), _pointer(spikes),
     )  # fmt: skip
     _check(handle.library, done)
-    if mode == _MODES["unsigned", "barrier"]:
-        steps[:] = (program.depth + 1) * program.timesteps
     by_unit = {u.name: spikes[i] for i, u in enumerate(units)}
     return Outcome(sums, torch.from_numpy(steps).to(torch.int64), by_unit, counts)
 
@@ -147,7 +150,7 @@ def _handle(program: Program, target: Target | None) -> _Handle:
     """The program inside the extension, made once for each instruction set."""
     library = _library()
     if isinstance(library, str):
-        raise ConfigError(f"no native engine: {library}; use engine_torch")
+        raise ConfigError(f"no native engine: {library}; use backend='torch'")
     known = targets()
     chosen = target or known[-1]
     if chosen not in known:
@@ -196,7 +199,7 @@ def _add_branch(library: ctypes.CDLL, net: ctypes.c_void_p, source: int, s: Syna
 
 def _check(library: ctypes.CDLL, result: int) -> None:
     if result < 0:
-        raise ConfigError(f"the native engine refused: {library.nbsnn_error().decode()}; use engine='torch'")
+        raise ConfigError(f"the native engine refused: {library.nbsnn_error().decode()}; use backend='torch'")
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:

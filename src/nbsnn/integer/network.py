@@ -14,7 +14,8 @@ from nbsnn.integer.description import UnitRow, describe_units
 from nbsnn.integer.engines import Backend, Code, choose
 from nbsnn.integer.program import Head, Outcome, Pixels, Program
 from nbsnn.integer.storage import load_program, moved, save_program
-from nbsnn.spiking.convert import check_pair
+from nbsnn.spiking.schedules import check_pair, schedule_named
+from nbsnn.threads import PerThread
 
 Engine = Literal["counts", "spikes"]
 
@@ -49,13 +50,14 @@ class IntegerNetwork:
     Attributes:
         program: the network as data.
         options: arguments that `run` and a plain call take unless told otherwise; see `using`.
-        steps: [B] int64, the steps that each image of the last `run` took.
+        steps: [B] int64, the steps that each image of this thread's last `run` took; `simulate` returns them with the logits.
     """
+
+    steps = PerThread(lambda: torch.zeros(0, dtype=torch.int64))
 
     def __init__(self, program: Program, **options: Any) -> None:
         self.program = program
         self.options = options
-        self.steps = torch.zeros(0, dtype=torch.int64)
 
     @property
     def timesteps(self) -> int:
@@ -124,7 +126,7 @@ class IntegerNetwork:
         if engine not in get_args(Engine):
             raise ConfigError(unknown("engine", engine, get_args(Engine)))
         chosen_neuron, chosen_schedule = check_pair(neuron, schedule)
-        if engine == "spikes" and schedule == "fixed":
+        if engine == "spikes" and not schedule_named(schedule).exact:
             self._check_levels()
         images = as_images(images, ranks=(len(self.program.pixels.shape) + 1,), pixels=True, error=LoweringError)
         # A neuron that never takes a spike back has fired its count; the native kernel does not know more of one that does.

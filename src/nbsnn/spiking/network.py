@@ -1,102 +1,190 @@
 """A spiking network: the quantized module tree with neurons for activations, and the stepping of time around it."""
 
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from nbsnn.errors import ConversionError
+from nbsnn.errors import ConfigError, ConversionError, unknown
 from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
-from nbsnn.spiking.functional import fold, unfold
-from nbsnn.spiking.neuron import Clock, IFNeuron, Neuron, Schedule
+from nbsnn.spiking.call import Call, running
+from nbsnn.spiking.functional import fold, unfold, with_values
+from nbsnn.spiking.neuron import check_precision, refuse_half
+from nbsnn.spiking.proxy import neurons_of, proxy_activation, rates_of, run_on_means
+from nbsnn.spiking.schedules import Neuron, schedule_named
+from nbsnn.threads import PerThread
+
+Gradient = Literal["proxy", "surrogate"]
+
+
+@dataclass(frozen=True, eq=False)
+class SpikingResult:
+    """What a run gives, for B images.
+
+    Attributes:
+        logits: [B, classes], averaged over T.
+        steps: [B] int64, steps that each image took: T ("fixed"), until its last neuron was silent ("settle"), or
+            (depth + 1)·T ("barrier").
+        counts: neuron layer → [B, ...] net spikes, if asked for; whole numbers in the network's own type.
+    """
+
+    logits: Tensor
+    steps: Tensor
+    counts: dict[str, Tensor]
 
 
 class SpikingNetwork(nn.Module):
     """Result of `nbsnn.to_spiking`. Called on images [B, C, H, W], it returns logits [B, classes], averaged over T.
 
+    Several threads may call one object at once, as nn.DataParallel does with its replicas: the state of a call is its own.
+    Layers stay in evaluation mode, whatever `train` says: spikes know no statistics but the running ones.
     In evaluation mode it computes in full float32 (`nbsnn.full_float32`): TF32 would break what the exact schedules promise.
 
     Attributes:
         network: the module tree; its state dict is the quantized network's, and so is this object's own.
-        timesteps: T, the steps in which the image is shown.
+        neuron, schedule: how it runs, as `to_spiking` was told.
+        gradient: how a loss of the logits is differentiated where gradients are recorded. "proxy": of all time at once, with
+            the straight-through gradient of the quantized network at the spikes' rates. "surrogate": step by step, with a
+            surrogate derivative for each spike (`nbsnn.spiking.functional.integrate_and_fire`). It may be changed.
+        timesteps: T = 2^b − 1, the steps in which the image is shown.
         image_shape: (C, H, W) of the example that the audit ran.
         depth: neurons on the longest path from image to head.
-        steps: [B] int64, steps that each image of the last call took: T ("fixed"), until the last neuron was silent
-            ("settle"), or (depth + 1)·T ("barrier").
+        steps: [B] int64, the steps of this thread's last call; `simulate` returns them with the logits.
     """
+
+    steps = PerThread(lambda: torch.zeros(0, dtype=torch.int64))
 
     def __init__(
         self,
         network: nn.Module,
-        clock: Clock,
         *,
+        timesteps: int,
         neuron: Neuron,
-        schedule: Schedule,
+        schedule: str,
         depth: int,
         image_shape: tuple[int, ...],
+        gradient: str = "proxy",
     ) -> None:
         super().__init__()
         self.network = network
-        self.neuron, self.schedule, self.depth = neuron, schedule, depth
+        self.timesteps, self.neuron, self.schedule, self.depth = timesteps, neuron, schedule, depth
         self.image_shape = image_shape
-        self.steps = torch.zeros(0, dtype=torch.int64)
-        self._clock = clock
-        self.training = network.training
+        self.gradient = gradient
+        self.train(network.training)
         self.register_state_dict_post_hook(_without_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_prefix)  # type: ignore[no-untyped-call]
 
-    @property
-    def timesteps(self) -> int:
-        """T = 2^b − 1."""
-        return self._clock.timesteps
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "gradient" and value not in get_args(Gradient):
+            raise ConfigError(unknown("gradient", str(value), get_args(Gradient)))
+        super().__setattr__(name, value)
+
+    def train(self, mode: bool = True) -> "SpikingNetwork":
+        """Set this object's own flag; the layers stay in evaluation mode."""
+        self.network.eval()
+        self.training = mode
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
-        evaluated = not self.training and not torch.compiler.is_compiling()
+        images = self._checked(images)
+        with self._full_precision():
+            return self._logits(images)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or self.gradient == "surrogate":
+            return self._simulate(images).logits
+        with torch.no_grad():
+            result = self._simulate(images, keep_counts=True)
+            rates = rates_of(self.network, result.counts)
+        proxy = run_on_means(self.network, images, lambda name, n, x: with_values(proxy_activation(n, x), rates[name]))
+        return with_values(proxy, result.logits)
+
+    def simulate(self, images: Tensor, *, keep_counts: bool = False) -> SpikingResult:
+        """Run, and return all that is known of the run; gradients, where recorded, are the surrogate ones.
+
+        Args:
+            images: [B, C, H, W], normalised.
+            keep_counts: return the net counts of every neuron.
+        Raises:
+            ConfigError: no images that the network takes.
+            ConversionError: an exact schedule in half precision.
+        """
+        images = self._checked(images)
+        with self._full_precision():
+            return self._simulate(images, keep_counts=keep_counts)
+
+    @property
+    def _evaluated(self) -> bool:
+        return not self.training and not torch.compiler.is_compiling()
+
+    def _full_precision(self) -> AbstractContextManager[None]:
+        return full_float32() if self._evaluated else nullcontext()
+
+    def _checked(self, images: Tensor) -> Tensor:
         # An image of NaN makes no spike, and would pass for a black one.
-        images = to_network(as_images(images, ranks=(len(self.image_shape) + 1,), finite=evaluated), self.network)
-        try:
-            with full_float32() if evaluated else nullcontext():
-                total = self._settle(images) if self.schedule == "settle" else self._drive(images)
-        finally:
-            for module in self.network.modules():
-                if isinstance(module, IFNeuron):
-                    module.reset()
-        return total / self.timesteps
+        images = as_images(images, ranks=(len(self.image_shape) + 1,), finite=self._evaluated)
+        return to_network(images, self.network)
 
-    def _drive(self, images: Tensor) -> Tensor:
-        """T steps with the image as a constant current; returns the head's summed current [B, classes]."""
-        taken = (self.depth + 1) * self.timesteps if self.schedule == "barrier" else self.timesteps
-        self.steps = torch.full((len(images),), taken)
-        self._clock.begin("drive")
-        return self._run(images)
+    def _simulate(self, images: Tensor, *, keep_counts: bool = False) -> SpikingResult:
+        schedule = schedule_named(self.schedule)
+        check_precision(schedule, self.network, images.device)
+        with running(Call(self.timesteps, keep_counts=keep_counts)) as call:
+            if schedule.windows == 1:
+                call.begin("drive")
+                total = self._window(images)
+                self.steps = torch.full((len(images),), schedule.steps(self.timesteps, self.depth))
+            else:
+                total = self._go_on(images, call)
+        counts = {}
+        if keep_counts:
+            found = {name: call.state_of(neuron).count for name, neuron in neurons_of(self.network).items()}
+            counts = {name: count for name, count in found.items() if count is not None}
+        return SpikingResult(total / self.timesteps, self.steps, counts)
 
-    def _settle(self, images: Tensor) -> Tensor:
-        """Drive, then step on without image and bias until a wholly silent step: from there on nothing can happen."""
-        T = self.timesteps
-        self._clock.begin("rest")
+    def _go_on(self, images: Tensor, call: Call) -> Tensor:
+        """Show the image for a window, then step on without image and bias; returns the head's summed current [B, classes].
+
+        After a wholly silent step nothing can happen any more.
+        """
+        T, schedule = self.timesteps, schedule_named(self.schedule)
+        call.begin("rest")
         bias: Tensor = self.network(torch.zeros_like(images[:1]))
-        total: Tensor = self._drive(images)
+        call.begin("drive")
+        total = self._window(images)
         nothing = torch.zeros_like(images)
-        done, longest = T, T + (self.depth - 1) * (T - 1) + 1
-        while True:
-            self._clock.begin("drain")
-            total = total + self._run(nothing) - T * bias
-            activity = self._clock.activity().cpu()
-            last = (activity * torch.arange(1, T + 1)[:, None]).amax(0)  # 0: silent throughout
-            self.steps = torch.where(last > 0, done + last, self.steps)
+        done, longest = T, schedule.steps(T, self.depth)
+        steps = torch.full((len(images),), T if schedule.windows is None else longest)
+        while schedule.windows is None or done < longest:
+            call.begin("drain")
+            total = total + self._window(nothing) - T * bias
             done += T
-            if not bool(activity.any(1).all()):
-                return total
-            if done > longest + T:
-                raise ConversionError(f"still firing after {done} steps, where {longest} suffice: run it in float64")
+            if schedule.windows is None:
+                activity = call.activity().cpu()
+                last = (activity * torch.arange(1, T + 1)[:, None]).amax(0)  # 0: silent throughout
+                steps = torch.where(last > 0, done - T + last, steps)
+                if not bool(activity.any(1).all()):
+                    break
+                if done > longest + 1 + T:
+                    raise ConversionError(f"still firing after {done} steps, where {longest + 1} suffice: run it in float64")
+        self.steps = steps
+        return total
 
-    def _run(self, images: Tensor) -> Tensor:
+    def _window(self, images: Tensor) -> Tensor:
         folded = fold(images.unsqueeze(0).expand(self.timesteps, *images.shape))
         current: Tensor = self.network(folded)
         total: Tensor = unfold(current, self.timesteps).sum(0)
         return total
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SpikingNetwork":
+        # What .half() and .to(dtype) would make of a parameter, before any is changed.
+        if (parameter := next(self.parameters(), None)) is not None:
+            with torch.no_grad():
+                refuse_half(schedule_named(self.schedule), fn(parameter.new_zeros(())).dtype)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def extra_repr(self) -> str:
         return f"T={self.timesteps}, neuron={self.neuron}, schedule={self.schedule}, depth={self.depth}"

@@ -9,8 +9,8 @@ from nbsnn.errors import ConfigError, unknown
 from nbsnn.finite import check_network
 from nbsnn.quant.layers import WeightQuantizer
 from nbsnn.quant.quantize import read_plan
-from nbsnn.spiking.convert import check_pair
 from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.spiking.schedules import check_pair
 
 Method = Literal["layerwise", "end-to-end", "calibrate"]
 
