@@ -182,6 +182,12 @@ def test_values_that_are_no_pixels_or_labels_are_refused_by_file_and_index(tmp_p
     assert said.endswith("; unpack or fetch the release again")
 
 
+def test_a_release_that_is_not_whole_is_named(tmp_path, caplog):
+    release(tmp_path)
+    load_cifar10(tmp_path, validation=20)
+    assert caplog.messages == [f"CIFAR-10 has 50000 training and 10000 test images; {tmp_path} holds 167 and 33"]
+
+
 def test_whole_numbers_of_another_width_are_the_same_pixels(tmp_path):
     """An array that some other program wrote is right where its values are."""
     folder = release(tmp_path)

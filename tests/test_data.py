@@ -50,6 +50,8 @@ def test_digits_are_normalized_to_mean_zero_and_deviation_one():
 
 
 def test_more_validation_images_than_there_are_is_refused():
+    with pytest.raises(DataError, match="validation=-1: the training set has 1437 images"):
+        load_digits(validation=-1)
     with pytest.raises(DataError, match="validation=5000: the training set has 1437 images; hold out fewer"):
         load_data(DataSpec("digits"))
 
@@ -100,6 +102,12 @@ def test_a_set_by_hand_is_checked_when_it_is_made(case):
     assert "\n" not in str(caught.value)
 
 
+def test_images_are_not_normalized_twice():
+    data = nbsnn.ImageSet(**FIELDS)
+    with pytest.raises(ConfigError, match=r"^images to normalize have type torch.float32; give 8-bit pixels, torch.uint8$"):
+        data.normalized(data.normalized())
+
+
 def test_a_set_by_hand_takes_what_says_the_same():
     data = nbsnn.ImageSet(PIXELS, MARKS.to(torch.uint8), [0.3], [1], ["a", "b"])
     assert data.labels.dtype == torch.int64
@@ -132,7 +140,7 @@ def test_load_data_takes_a_name_and_settings(tmp_path):
         nbsnn.load_data("cifar10", root=tmp_path)
     with pytest.raises(ConfigError, match=r"^unknown key 'data.rot'; did you mean data.root, "):
         nbsnn.load_data("cifar10", rot=tmp_path)
-    with pytest.raises(ConfigError, match=r"^data.validation=many: must be int$"):
+    with pytest.raises(ConfigError, match=r"^data.validation=many: must be a whole number$"):
         nbsnn.load_data("cifar10", validation="many")
     with pytest.raises(ConfigError, match=r"^data is a PosixPath; give a name, cifar10, digits, folder, image"):
         nbsnn.load_data(tmp_path)

@@ -277,7 +277,11 @@ def test_dali_is_taken_for_trees_of_jpeg_files_alone(tree, monkeypatch, caplog):
     monkeypatch.setattr("nbsnn.data.dali.is_installed", lambda: True)
     assert load_tree(tree).train.loading.loader == "torch"  # auto: PNG files may be transparent
     assert load_tree(tree, loading=Loading("dali_cpu")).train.loading.loader == "dali_cpu"
-    assert "is no JPEG file: DALI ignores transparency and does not read GIF; Pillow does (data.loader=torch)" in caplog.text
+    assert "is no JPEG file: of such, DALI leaves out transparency; Pillow does not (data.loader=torch)" in caplog.text
+    picture(tree / "val" / "cat" / "2.gif")
+    with pytest.raises(DataError, match=r"2\.gif: DALI does not read GIF files; let Pillow read them \(data.loader=torch\)$"):
+        load_tree(tree, loading=Loading("dali"))
+    (tree / "val" / "cat" / "2.gif").unlink()
     for path in tree.rglob("*.png"):
         path.rename(path.with_suffix(".jpg"))
     assert load_tree(tree).train.loading.loader == "auto"

@@ -184,7 +184,7 @@ def require_set(value: object, name: str) -> None:
 
 def split_validation(full: LabelledImages, test: LabelledImages, count: int, *, seed: int = 0) -> Splits:
     """Hold out `count` training images; the same ones for a given seed. With 0 the test set chooses the best epoch."""
-    if count and count >= len(full):
+    if count and not 0 <= count < len(full):
         raise DataError(f"validation={count}: the training set has {len(full)} images; hold out fewer")
     order = torch.randperm(len(full), generator=torch.Generator().manual_seed(seed))
     validation = full.take(order[:count].sort().values) if count else test

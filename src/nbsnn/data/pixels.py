@@ -5,11 +5,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from nbsnn.errors import ConfigError
 from nbsnn.recipe import Padding
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x/255 − mean)/std of uint8 images [N, C, H, W], in float32."""
+    if images.dtype != torch.uint8:  # floats would be normalized twice
+        raise ConfigError(f"images to normalize have type {images.dtype}; give 8-bit pixels, torch.uint8")
     scale, shift = _constants(tuple(mean), tuple(std), images.device)
     return images * scale - shift
 

@@ -150,15 +150,22 @@ def _look_into(folder: Path) -> _Part:
 
 
 def _loader_for(parts: Sequence[_Part], loading: Loading) -> Loading:
-    """Pillow where DALI would show files otherwise than a viewer does, unless DALI is asked for: then a line says so."""
-    files = (path for part in parts for images in part.classes.values() for path in images)
-    other = next((path for path in files if not path.lower().endswith(_JPEG)), None) if loading.uses_dali else None
-    if other is None:
+    """Pillow where DALI would show files otherwise than a viewer does, unless DALI is asked for: then a line says so.
+
+    Raises:
+        DataError: DALI is asked for and cannot read a file.
+    """
+    if not loading.uses_dali:
         return loading
-    if loading.loader == "auto":
-        return replace(loading, loader="torch")
-    logger.warning("%s is no JPEG file: DALI ignores transparency and does not read GIF; Pillow does (data.loader=torch)",
-                   printable(other))  # fmt: skip
+    files = [path for part in parts for images in part.classes.values() for path in images]
+    others = [path for path in files if not path.lower().endswith(_JPEG)]
+    if not others or loading.loader == "auto":
+        return replace(loading, loader="torch") if others else loading
+    unread = [path for path in others if path.lower().endswith(".gif")]
+    if unread:
+        raise DataError(f"{printable(unread[0])}: DALI does not read GIF files; let Pillow read them (data.loader=torch)")
+    logger.warning("%s is no JPEG file: of such, DALI leaves out transparency; Pillow does not (data.loader=torch)",
+                   printable(others[0]))  # fmt: skip
     return loading
 
 

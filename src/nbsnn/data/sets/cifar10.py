@@ -1,6 +1,7 @@
 """CIFAR-10 in the layout of its python release: a folder `cifar-10-batches-py`, or the archive that holds it."""
 
 import gzip
+import logging
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from nbsnn.data.registry import DataSet
 from nbsnn.errors import DataError
 from nbsnn.recipe import DataSpec
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -26,6 +29,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as published w
 
 _TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
 _TEST = ["test_batch"]
+_IMAGES = 50_000, 10_000
 _LARGEST = 2**28  # bytes of one batch, which has 31 million
 
 
@@ -43,8 +47,10 @@ def load_cifar10(
         DataError: absent and not asked to download, damaged, or of another layout; a pixel or label that is none.
     """
     read = _reader(Path(root), download, progress)
-    full = _image_set(read, _TRAIN)
-    return split_validation(full, _image_set(read, _TEST), validation)
+    full, test = _image_set(read, _TRAIN), _image_set(read, _TEST)
+    if (len(full), len(test)) != _IMAGES:
+        logger.warning("CIFAR-10 has %d training and %d test images; %s holds %d and %d", *_IMAGES, root, len(full), len(test))
+    return split_validation(full, test, validation)
 
 
 def _load(spec: DataSpec, *, size: int, progress: Progress | None) -> Splits:
