@@ -31,9 +31,9 @@ from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
 from nbsnn.training.execution import pick_execution
+from nbsnn.training.folder import sole_writer
 from nbsnn.training.loop import fit
 from nbsnn.training.progressive import next_form
-from nbsnn.training.state import sole_writer
 from nbsnn.training_console import TrainingConsole
 
 

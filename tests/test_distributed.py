@@ -27,7 +27,8 @@ TESTS = Path(__file__).parent
 def torchrun(out, mode, *options):
     """Two processes of gloo_worker; all that they said."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    places = [str(TESTS), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, places))}
     done = subprocess.run(
         [*command, str(TESTS / "gloo_worker.py"), str(out), mode],
         env=environment, capture_output=True, text=True, check=False, timeout=200,

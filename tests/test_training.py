@@ -9,7 +9,7 @@ import torch
 from nets import DigitsNet, digits_net
 from observers import StopAfter
 
-from nbsnn.checkpoint import load_checkpoint
+from nbsnn.checkpoint import load_checkpoint, save_checkpoint
 from nbsnn.data.images import Splits
 from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import CheckpointError, DivergedError, Interrupted
@@ -17,12 +17,12 @@ from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import Phase, QuantSpec
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.training import run, state
+from nbsnn.training import folder, run
 from nbsnn.training.execution import Execution
+from nbsnn.training.folder import sole_writer
 from nbsnn.training.history import finished_phase, write_history
 from nbsnn.training.loop import fit
 from nbsnn.training.observer import Observer
-from nbsnn.training.state import sole_writer
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"])
 STILL = load_recipe("digits/resnet20", ["data.batch_size=32"])
@@ -60,7 +60,8 @@ def test_a_short_fit_on_digits_learns_and_writes_its_files(tmp_path, splits):
     result = fit(digits_net(), full, STILL, Phase(3, lr=0.1), out=tmp_path, title="four bits", observer=recorder)
     assert result.history[-1].top1 > 70
     assert result.history[-1].loss < result.history[0].loss
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "last.safetensors", "log.csv", "log.jsonl"]
+    left = ["best.safetensors", "finished.safetensors", "last.safetensors", "log.csv", "log.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     table = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -156,7 +157,7 @@ def test_results_of_another_recipe_are_not_overwritten_unasked(tmp_path, splits)
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path, splits, monkeypatch):
     """A lock is held by an open file: opened twice, even one process holds it only once."""
-    monkeypatch.setattr(state, "_PATIENCE", 0.3)
+    monkeypatch.setattr(folder, "_PATIENCE", 0.3)
     with (
         sole_writer(tmp_path),
         pytest.raises(CheckpointError, match="another process trains there; let it end, or choose another folder"),
@@ -169,11 +170,12 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path, splits, monkeypatc
 
 def test_a_phase_that_starts_late_keeps_the_log_and_the_best_of_what_was_before(tmp_path, splits, uninterrupted):
     write_history(tmp_path, [asdict(replace(row, top1=99.0)) for row in uninterrupted.history[:1]])
-    (tmp_path / "best.safetensors").write_bytes(uninterrupted.best.read_bytes())
+    save_checkpoint(tmp_path / "best.safetensors", digits_net(), metrics={"epoch": 1, "validation_top1": 99.0})
+    before = (tmp_path / "best.safetensors").read_bytes()
     result = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, first_epoch=1)
     assert [row.epoch for row in result.history] == [1, 2]
     assert result.best_epoch.epoch == 1
-    assert (tmp_path / "best.safetensors").read_bytes() == uninterrupted.best.read_bytes()
+    assert (tmp_path / "best.safetensors").read_bytes() == before
 
 
 def test_a_state_is_not_taken_up_by_a_run_with_another_start(tmp_path, splits):

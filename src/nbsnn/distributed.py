@@ -3,6 +3,7 @@
 Everything here is a no-op in a single process, so that callers never ask how many there are.
 """
 
+import logging
 import os
 import time
 import uuid
@@ -139,6 +140,12 @@ def _reduce(values: Tensor, how: Any) -> Tensor:
 def is_revived() -> bool:
     """Whether torchrun started any of the processes again after one died. All processes ask together."""
     return bool(max_over_ranks(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))))
+
+
+def warn(logger: logging.Logger, text: str, *values: object) -> None:
+    """A warning in the log, of the main process alone: what all of them see is said once."""
+    if world().is_main:
+        logger.warning(text, *values)
 
 
 def wait_for_all() -> None:

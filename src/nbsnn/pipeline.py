@@ -28,14 +28,15 @@ from nbsnn.models.plain import PLAIN_NETS
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.network import SpikingNetwork
-from nbsnn.tensorfile import read_tensors, read_torch_state
+from nbsnn.tensorfile import read_header, read_torch_state
 from nbsnn.training.execution import pick_execution
+from nbsnn.training.folder import LAST_FILE, forget_finished, has_run
 from nbsnn.training.history import FitResult, finished_phase
 from nbsnn.training.loop import SAVE_EVERY, fit
 from nbsnn.training.loss import check_teacher
 from nbsnn.training.observer import Observer
 from nbsnn.training.progressive import CALIBRATION_IMAGES, next_form
-from nbsnn.training.state import LAST_FILE, has_state, identity
+from nbsnn.training.state import identity
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def train(
     out = Path(out)
     if resume and overwrite:
         raise ConfigError("resume goes on with a run and overwrite begins it anew; give one of the two")
-    if resume and not any(has_state(phase_folder(out, int(bits))) for bits in recipe.phase):
+    if resume and not any(has_run(phase_folder(out, int(bits))) for bits in recipe.phase):
         raise CheckpointError(f"{out} holds no run to resume; name its folder, or leave --resume out to start one")
     if recipe.data.name in list_data_sets() and not data_set(recipe.data.name).trains:
         known = choices(lambda data: data.trains)
@@ -200,6 +201,8 @@ def train(
                 execution=execution, save_every=save_every, observer=observer, overwrite=overwrite, teacher=teacher,
                 start=start,
             )  # fmt: skip
+            for earlier in list(done)[: list(done).index(bits)]:
+                forget_finished(phase_folder(out, earlier))  # it cannot be given more epochs any more: this one began with it
         last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))
         measured = evaluate(last, test)
         yield PhaseResult(bits, phase.epochs, finished, measured, measured if finished.best_is_last else evaluate(best, test))
@@ -217,7 +220,8 @@ def with_classes(recipe: Recipe, images: LabelledImages, folders: Iterable[Path]
     if not isinstance(images, PhotoSet):
         return recipe
     for last in (folder / LAST_FILE for folder in folders):
-        check_same_classes(recipe_of(read_tensors(last)[0]) if last.is_file() else None, images, str(last))
+        header = read_header(last)  # None of a damaged one: the phase's training state may restore it
+        check_same_classes(recipe_of(header) if header else None, images, str(last))
     return replace(recipe, data=replace(recipe.data, classes=images.classes))
 
 

@@ -1,10 +1,10 @@
-"""What a phase of training leaves behind: two checkpoints, and its log as CSV and as JSON lines."""
+"""What a phase of training leaves behind: two checkpoints, its log as CSV and as JSON lines, and its last training state."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,21 @@ from nbsnn.checkpoint import recipe_of
 from nbsnn.errors import CheckpointError
 from nbsnn.files import write_text
 from nbsnn.recipe import Recipe
-from nbsnn.tensorfile import read_tensors
+from nbsnn.tensorfile import Header, read_header, read_tensors
+from nbsnn.training.folder import BEST_FILE, FINISHED_FILE, LAST_FILE, has_unfinished
 from nbsnn.training.observer import Epoch
-from nbsnn.training.state import BEST_FILE, LAST_FILE, STATE_FILE
 
-_LINES = "log.jsonl"
+_TABLE, _LINES = "log.csv", "log.jsonl"
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Paths of the checkpoints and the log of a finished phase."""
+    """Paths of the checkpoints and the log of a finished phase; `best_epoch` is the one whose network `best` holds."""
 
     best: Path
     last: Path
     history: list[Epoch]
-
-    @property
-    def best_epoch(self) -> Epoch:
-        """The latest of those with the highest accuracy on the validation images, whose network `best` holds."""
-        return max(self.history, key=lambda row: (row.top1, row.epoch))
+    best_epoch: Epoch
 
     @property
     def best_is_last(self) -> bool:
@@ -38,35 +34,74 @@ class FitResult:
         return self.best_epoch.epoch == self.history[-1].epoch
 
 
+def result_of(best: Path, last: Path, rows: Sequence[dict[str, Any]]) -> FitResult:
+    """The result of a phase from its checkpoints and the rows of its log, of which there is one at least.
+
+    The best epoch is the latest of those with the highest accuracy on the validation images, unless its network was lost: so
+    `best` itself says which one it holds.
+    """
+    history = [Epoch(**row) for row in rows]
+    kept = (read_header(best) or {}).get("metrics", {}).get("epoch")
+    ranked = sorted(history, key=lambda row: (row.epoch == kept, row.top1, row.epoch))
+    return FitResult(best, last, history, ranked[-1])
+
+
 def finished_phase(recipe: Recipe, bits: int, out: Path, start: str | None = None) -> FitResult | None:
     """The result of the phase with these bits, if it ran to its end in `out` under this recipe; later phases may differ.
 
+    None also where a checkpoint is damaged and the last training state is there, from which `fit` restores it.
+
     Args:
         start: as in `fit`: a phase of a run with another start does not count. Any one does unless given.
+    Raises:
+        CheckpointError: a checkpoint or the log is damaged or missing, and nothing is left to restore it from.
     """
     best, last = out / BEST_FILE, out / LAST_FILE
-    if (out / STATE_FILE).exists() or not last.is_file():
+    if has_unfinished(out) or not last.is_file():
         return None
-    header, _ = read_tensors(last)
-    its = recipe_of(header)
+    try:
+        header, _ = read_tensors(last)
+        if not _is_of(header, recipe, bits, start):
+            return None
+        read_tensors(best)
+        return result_of(best, last, _rows_of(out, recipe.phase[str(bits)].epochs))
+    except CheckpointError as error:
+        if (out / FINISHED_FILE).is_file():
+            return None
+        raise CheckpointError(f"{error}; or delete {out} to train that phase anew") from None
+
+
+def _is_of(header: Header, recipe: Recipe, bits: int, start: str | None) -> bool:
+    """Whether a checkpoint is of the last epoch of a phase."""
+    its, metrics = recipe_of(header), header["metrics"]
     if its is None or str(bits) not in its.phase or its.until(bits).hash != recipe.until(bits).hash:
-        return None
-    if header["metrics"].get("epoch") != recipe.phase[str(bits)].epochs:
-        return None
-    if start is not None and header["metrics"].get("start", "") != start:
-        return None
-    rows = read_history(out)
+        return False
+    if metrics.get("epoch") != recipe.phase[str(bits)].epochs:
+        return False
+    return start is None or metrics.get("start", "") == start
+
+
+def _rows_of(out: Path, epochs: int) -> list[dict[str, Any]]:
+    """The log of a finished phase: of its last training state, which counts, or else as it was written."""
+    state = read_header(out / FINISHED_FILE)
+    kept = state["history"] if state and state.get("epoch") == epochs else []
+    rows = kept or read_history(out, until=epochs)
     if not rows:
-        raise CheckpointError(
-            f"{out / _LINES}: missing beside its checkpoints; restore it, or train the phase anew (--overwrite)"
-        )
-    return FitResult(best, last, [Epoch(**row) for row in rows])
+        raise CheckpointError(f"{out / _LINES}: damaged or missing, and so is {_TABLE}; restore one of them from a copy")
+    return rows
 
 
-def read_history(out: Path) -> list[dict[str, Any]]:
-    """What `write_history` wrote; nothing if there is no log."""
-    log = out / _LINES
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+def read_history(out: Path, *, until: int) -> list[dict[str, Any]]:
+    """The epochs up to `until` that `write_history` wrote, from the one of its files that has them; nothing if neither has."""
+    for name, parse in ((_LINES, _parse_lines), (_TABLE, _parse_table)):
+        try:
+            rows = [asdict(_epoch(row)) for row in parse((out / name).read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            continue
+        epochs = [row["epoch"] for row in rows]
+        if epochs == sorted(set(epochs)) and until in epochs:
+            return rows[: epochs.index(until) + 1]
+    return []
 
 
 def write_history(out: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -75,5 +110,25 @@ def write_history(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    write_text(out / "log.csv", text.getvalue())
+    write_text(out / _TABLE, text.getvalue())
     write_text(out / _LINES, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _parse_lines(text: str) -> Iterator[Any]:
+    yield from (json.loads(line) for line in text.splitlines())
+
+
+def _parse_table(text: str) -> Iterator[Any]:
+    yield from csv.DictReader(text.splitlines())
+
+
+def _epoch(row: Any) -> Epoch:
+    """An epoch from a row of a log.
+
+    Raises:
+        ValueError, TypeError, KeyError: it has other columns, or something that is no number.
+    """
+    names = [f.name for f in fields(Epoch)]
+    if set(row) != set(names):
+        raise ValueError(f"columns {list(row)}")
+    return Epoch(int(row["epoch"]), *(float(row[name]) for name in names[1:]))

@@ -7,15 +7,16 @@ from torch import nn
 
 from nbsnn.data.images import Splits
 from nbsnn.distributed import is_revived, max_over_ranks, wait_for_all, world
-from nbsnn.errors import CheckpointError, ConfigError
+from nbsnn.errors import ConfigError
 from nbsnn.files import remove_leftovers
 from nbsnn.finite import check_network
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.training.execution import Execution, one_order_of_sums
-from nbsnn.training.history import FitResult, read_history
-from nbsnn.training.observer import Epoch, Observer
+from nbsnn.training.folder import BEST_FILE, LAST_FILE, STATE_FILE, has_unfinished, sole_writer
+from nbsnn.training.history import FitResult, read_history, result_of
+from nbsnn.training.observer import Observer
 from nbsnn.training.run import Run
-from nbsnn.training.state import BEST_FILE, LAST_FILE, TrainingState, sole_writer
+from nbsnn.training.state import TrainingState
 
 SAVE_EVERY = 60.0  # seconds between training states within an epoch
 
@@ -46,7 +47,8 @@ def fit(
         splits: images; the validation ones choose the best epoch.
         recipe: batches, optimizer and seed.
         phase: epochs, learning rate, weight decay, distillation, averaging.
-        out: folder for `best` and `last` checkpoints, `log.csv`, `log.jsonl`, and `training.safetensors` until the end.
+        out: folder for `best` and `last` checkpoints, `log.csv`, `log.jsonl`, and training states: two until the end, then one,
+            from which the phase can be given more epochs.
         title: for the observer.
         execution: compiled or eager, recorded or not, and the type of the forward pass; eager float32 unless given.
         save_every: seconds between training states within an epoch; 0 saves after each step.
@@ -59,7 +61,8 @@ def fit(
     Raises:
         Interrupted: the observer asked to stop; call again to go on.
         ConfigError: the network holds numbers that are not finite, or settings do not fit it.
-        CheckpointError: the folder cannot be written, holds results of another recipe, or another process trains there.
+        CheckpointError: the folder cannot be written, holds results of another recipe or under other conditions (see
+            `nbsnn.training.conditions`), or another process trains there.
     """
     observer = observer or Observer()
     check_network(model, ConfigError, source="the network to train")
@@ -71,19 +74,19 @@ def fit(
         if world().is_main:
             remove_leftovers(out)
         run = Run(model, splits, recipe, phase, out, names, execution or Execution(), observer, teacher, start, save_every)
-        run.state.begin(first_epoch, read_history(out)[:first_epoch])
-        if overwrite and not is_revived():  # by torchrun: then what lies there is this run's own
-            run.forget_state()
+        records = run.records
+        if first_epoch:
+            records.state.begin(first_epoch, read_history(out, until=first_epoch))
+        conditions = run.conditions | {"first epoch": str(first_epoch)}
+        if overwrite and not (is_revived() and has_unfinished(out)):  # by torchrun: then what lies there is this run's own
+            records.forget()
             run.remedy = "run it again without overwriting (without --overwrite; main.py, dali_main.py: with -ct) to go on"
-        elif not run.state_path.is_file() and run.last.is_file():
-            raise CheckpointError(
-                f"{out} holds a finished phase, of this or another recipe or start; choose another folder, or overwrite it "
-                "(--overwrite; main.py, dali_main.py: without -ct)"
-            )
-        run.restore_()
+        else:
+            records.restore_(conditions)
+        records.state.conditions = conditions
         wait_for_all()  # nobody writes while others still read
         run.save_()  # a folder that cannot be written is refused now, not after an epoch
-        _check_same_folder(run.state_path, run.state)
+        _check_same_folder(out / STATE_FILE, run.state)
         observer.on_phase(title, phase.epochs, run.steps, run.execution)
         if run.state.epoch > first_epoch or run.state.step:
             observer.on_resume(run.state.epoch, run.state.step)
@@ -91,9 +94,9 @@ def fit(
             run.train_epoch_()
         if run.step.average:
             run.step.average.put_in_place_()
-        run.write_log()  # again: the run may have been killed between its last state and its log
-        run.forget_state()
-    return FitResult(run.best, run.last, [Epoch(**row) for row in run.state.history])
+        records.write_log()  # again: the run may have been killed between its last state and its log
+        records.finish()
+    return result_of(records.best, records.last, run.state.history)
 
 
 def _check_shares(batch_size: int, accumulate: int) -> None:

@@ -1,16 +1,14 @@
-"""One phase under way: its epochs and steps, and the files that it writes on the way."""
+"""One phase under way: its epochs and steps."""
 
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import save_checkpoint
 from nbsnn.data.images import Batches, Splits, evaluation_batches
 from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, world
 from nbsnn.errors import ConfigError, DivergedError, Interrupted
@@ -19,12 +17,13 @@ from nbsnn.finite import check_network
 from nbsnn.models.norms import freeze_norms_
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.surgery import estimate_norms_
+from nbsnn.training.conditions import conditions_of
 from nbsnn.training.execution import Execution
-from nbsnn.training.history import write_history
 from nbsnn.training.loss import Loss
 from nbsnn.training.observer import Epoch, Observer
 from nbsnn.training.optim import learning_rate
-from nbsnn.training.state import STATE_FILE, TrainingState, restore_state_, save_state
+from nbsnn.training.records import Records
+from nbsnn.training.state import Learner, TrainingState
 from nbsnn.training.step import Step
 
 
@@ -51,8 +50,7 @@ class Run:
         save_every: float,
     ) -> None:
         self.model, self.recipe, self.phase = model, recipe, phase
-        self.out, self.execution, self.observer = out, execution, observer
-        self.best, self.last = (out / name for name in names)
+        self.execution, self.observer = execution, observer
         device = next(model.parameters()).device
         self.world = world()
         self.train, self.validation = splits.train.to(device), splits.validation.to(device)
@@ -67,15 +65,15 @@ class Run:
         if self.steps == 0:
             count = len(splits.train)
             raise ConfigError(f"data.batch_size={recipe.data.batch_size}: larger than the training set of {count} images")
-        self.start = start
-        begun = f" begun with {start}" if start else ""
-        self.state = TrainingState(f"{recipe.hash} {phase}{loss.fingerprint}{begun}")
+        learner = Learner(model, self.step.optimizer, self.step.average)
+        self.records = Records(out, names, learner, recipe, phase, steps=self.steps, start=start, taught=loss.fingerprint)
+        self.conditions = conditions_of(splits, execution, device)
         self.save_every, self.saved_at = save_every, time.monotonic()
         self.remedy = "run the same command to go on"
 
     @property
-    def state_path(self) -> Path:
-        return self.out / STATE_FILE
+    def state(self) -> TrainingState:
+        return self.records.state
 
     def _batches(self, epoch: int) -> Batches:
         data = self.recipe.data
@@ -110,9 +108,9 @@ class Run:
             top1 = evaluate(self.model, evaluation_batches(self.validation, world=self.world)).top1
             rate = self._rate(self.steps - 1)
             row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, (state.seen - seen) / max(seconds, 1e-9))
-            self._finish_epoch_(row)
+            self.records.finish_epoch_(row)
         self.save_()
-        self.write_log()
+        self.records.write_log()
         self.observer.on_epoch(row)
 
     def _check_finite(self) -> None:
@@ -157,37 +155,8 @@ class Run:
             self.observer.on_step(state.epoch, state.step, *state.running, int(count))
         return any(stops for _, _, _, stops in rows)
 
-    def _finish_epoch_(self, row: Epoch) -> None:
-        """Write the epoch's network; the state says so, and is written next."""
-        state = self.state
-        state.history.append(asdict(row))
-        state.next_epoch()
-        metrics = {"validation_top1": row.top1, "epoch": row.epoch} | ({"start": self.start} if self.start else {})
-        better = row.top1 >= state.best
-        state.best = max(state.best, row.top1)
-        for path in ([self.best] if better else []) + [self.last]:
-            if self.world.is_main:
-                save_checkpoint(path, self.model, recipe=self.recipe, metrics=metrics)
-
-    def restore_(self) -> None:
-        """Go on from the training state in the folder, if there is one."""
-        self.state = restore_state_(self.out, self.state, self.model, self.step.optimizer, self.step.average) or self.state
-
-    def write_log(self) -> None:
-        """Write the epochs so far."""
-        if self.world.is_main:
-            write_history(self.out, self.state.history)
-
     def save_(self) -> None:
         """Write the training state."""
         self._count_()
-        if self.world.is_main:
-            save_state(self.out, self.state, self.model, self.step.optimizer, self.step.average)
+        self.records.save()
         self.saved_at = time.monotonic()
-
-    def forget_state(self) -> None:
-        """Remove the training state, once every process has come here."""
-        wait_for_all()
-        if self.world.is_main:
-            self.state_path.unlink(missing_ok=True)
-        wait_for_all()

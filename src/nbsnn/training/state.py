@@ -1,34 +1,29 @@
 """What a killed run goes on from: weights and their average, buffers, momenta, and where in the phase it stood.
 
-Order and augmentation of the batches follow from (seed, epoch, batch) alone, so no generator's state is part of it.
+Order and augmentation of the batches follow from (seed, epoch, batch) alone, so no generator's state is part of it. Two
+generations are kept: a state that was damaged on disk costs the steps since the one before it, not the run.
 """
 
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nbsnn.distributed import world
-from nbsnn.errors import CheckpointError
+from nbsnn.distributed import max_over_ranks, warn
+from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.tensorfile import content_hash, read_tensors, write_tensors
 from nbsnn.training.average import WeightAverage
+from nbsnn.training.conditions import Conditions
+from nbsnn.training.folder import PREVIOUS_FILE, STATE_FILE
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+logger = logging.getLogger(__name__)
 
-STATE_FILE = "training.safetensors"  # of an unfinished phase; gone when it ends
-BEST_FILE = "best.safetensors"  # the network that did best on the validation images
-LAST_FILE = "last.safetensors"  # that of the last epoch so far
 _FORMAT = 1
-_PATIENCE = 8.0  # seconds: loading processes outlive a killed run by five, and hold what it held
+_MOST_NAMED = 4  # problems in one message
 
 
 @dataclass
@@ -43,6 +38,8 @@ class TrainingState:
     seen: int = 0
     best: float = -1.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    conditions: Conditions = field(default_factory=dict)  # see `conditions_of`; empty in states of earlier versions
+    extended: list[int] = field(default_factory=list)  # after how many epochs the phase had ended, and was given more
 
     @property
     def running(self) -> tuple[float, float]:
@@ -66,93 +63,157 @@ class TrainingState:
         self.epoch, self.step, self.loss_sum, self.correct, self.seen = self.epoch + 1, 0, 0.0, 0, 0
 
 
+class OtherRun(CheckpointError):
+    """A training state that is whole, of a run with other settings."""
+
+
+class Learner(NamedTuple):
+    """What a training state is taken from, and given back to."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None = None
+
+
+class Expected(NamedTuple):
+    """What a training state must be of: its fingerprint, and the epochs of the phase and steps of an epoch that bound it."""
+
+    fingerprint: str
+    epochs: int
+    steps: int
+
+
+class Saved(NamedTuple):
+    """A training state that was read and fits, and is not given to anything yet."""
+
+    path: Path
+    state: TrainingState
+    tensors: dict[str, Tensor]
+
+
 def identity(network: nn.Module) -> str:
     """Twelve hexadecimal digits of a network's weights of two and more dimensions, which no calibration touches."""
     return content_hash({}, {key: value for key, value in network.state_dict().items() if value.dim() > 1})[:12]
 
 
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder, as the main process of a run, so that no second run writes there; it is made if need be.
+# ------------------------------------------------------------------------------------------------------------- writing
 
-    Nothing is held where the file system or the operating system knows no locks.
+
+def save_state(folder: Path, state: TrainingState, learner: Learner) -> None:
+    """Write the training state, whole or not at all; the one before it is kept beside it."""
+    momenta = _momenta(learner)
+    tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in learner.model.state_dict().items()}
+    tensors |= {f"momentum.{key}": value for key, value in momenta.items()}
+    if learner.average:
+        tensors |= {f"average.{key}": value for key, value in learner.average.state().items()}
+    header = {"format": _FORMAT, **asdict(state), "momenta": len(momenta)}
+    write_tensors(folder / STATE_FILE, tensors, header, keep=folder / PREVIOUS_FILE)
+
+
+def _momenta(learner: Learner) -> dict[str, Tensor]:
+    """The optimizer's momenta by parameter; a parameter that no loss reaches has none."""
+    buffers = {key: learner.optimizer.state.get(p, {}).get("momentum_buffer") for key, p in learner.model.named_parameters()}
+    return {key: buffer for key, buffer in buffers.items() if buffer is not None}
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def newest_state(folder: Path, learner: Learner, expected: Expected) -> Saved | None:
+    """The newest training state in a folder that is whole, the same one in every process; None if there is none at all.
 
     Raises:
-        CheckpointError: another process holds it.
+        OtherRun: the state is of other settings than expected.
+        CheckpointError: all that are there are damaged.
+        ConfigError: the processes do not see the same files.
     """
-    handle = None
-    if fcntl is not None and world().is_main:
-        with suppress(OSError):  # who writes there says what is wrong with it
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder, os.O_RDONLY)
-    try:
-        if handle is not None:
-            _lock(handle, folder)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _lock(handle: int, folder: Path) -> None:
-    until = time.monotonic() + _PATIENCE
-    while True:
+    paths = [folder / STATE_FILE, folder / PREVIOUS_FILE]
+    here = torch.tensor([path.is_file() for path in paths], dtype=torch.int64)
+    if not max_over_ranks(here).equal(-max_over_ranks(-here)):
+        raise ConfigError(f"{folder}: not all processes see the same files there; choose a folder that all machines share")
+    problem = ""
+    for path in [path for path, there in zip(paths, here.tolist(), strict=True) if there]:
         try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise CheckpointError(f"{folder}: another process trains there; let it end, or choose another folder") from None
-            time.sleep(0.25)
-        except OSError:
-            return
+            found, said = read_state(path, learner, expected), ""
+        except OtherRun:
+            raise
+        except CheckpointError as error:
+            found, said = None, str(error)
+        if max_over_ranks(torch.tensor(int(found is None))) == 0 and found is not None:
+            if problem:
+                warn(logger, "%s; going on from the state before it, epoch %d after step %d",
+                               problem, found.state.epoch + 1, found.state.step)  # fmt: skip
+            return found
+        problem = problem or said or f"{path}: another process cannot read it"
+    if problem:
+        raise CheckpointError(f"{problem}, or train the phase anew (--overwrite)")
+    return None
 
 
-def has_state(folder: Path) -> bool:
-    """Whether a phase began in a folder, finished or not."""
-    return (folder / STATE_FILE).is_file() or (folder / LAST_FILE).is_file()
-
-
-def save_state(
-    folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
-) -> None:
-    """Write the training state, whole or not at all."""
-    tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in model.state_dict().items()}
-    for key, parameter in model.named_parameters():
-        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if buffer is not None:
-            tensors[f"momentum.{key}"] = buffer
-    if average:
-        tensors |= {f"average.{key}": value for key, value in average.state().items()}
-    write_tensors(folder / STATE_FILE, tensors, {"format": _FORMAT, **asdict(state)})
-
-
-def restore_state_(
-    folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
-) -> TrainingState | None:
-    """Take up the training state in a folder, if there is one: fills model, optimizer and average, and returns it.
+def read_state(path: Path, learner: Learner, expected: Expected) -> Saved:
+    """A training state, compared with the run that it is meant for.
 
     Raises:
-        CheckpointError: damaged, or of another recipe than `state`'s fingerprint says.
+        OtherRun: it is of other settings than expected.
+        CheckpointError: damaged, or not of this network, its optimizer and its average.
     """
-    path = folder / STATE_FILE
-    if not path.is_file():
-        return None
     header, tensors = read_tensors(path)
-    header = {key: value for key, value in header.items() if key not in ("format", "content_hash")}
-    if header["fingerprint"] != state.fingerprint:
-        raise CheckpointError(
-            f"{folder} holds an unfinished run of another recipe, or of the same with another start or teacher; "
+    if "fingerprint" not in header:
+        raise CheckpointError(f"{path}: holds a network, not a training state; restore it from a copy")
+    if header["fingerprint"] != expected.fingerprint:
+        raise OtherRun(
+            f"{path.parent} holds an unfinished run of another recipe, or of the same with another start or teacher; "
             "choose another folder, or overwrite it (--overwrite)"
         )
-    model.load_state_dict(_under("model.", tensors))
-    if average:
-        average.restore_(_under("average.", tensors))
-    for key, parameter in model.named_parameters():
-        if f"momentum.{key}" in tensors:
-            buffer = tensors[f"momentum.{key}"].to(parameter.device)
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
-    return TrainingState(**header)
+    known = {f.name for f in fields(TrainingState)}
+    state = TrainingState(**{key: value for key, value in header.items() if key in known})
+    problems = [*_impossible(state, expected), *_misfits(tensors, learner)]
+    found = len(_under("momentum.", tensors))
+    moved = state.seen > 0 and learner.optimizer.defaults["momentum"] > 0
+    noted = header.get("momenta", max(found, int(moved)))  # earlier versions did not note their number
+    if found != noted:
+        problems.append(f"{found} momenta instead of {noted}")
+    if problems:
+        raise CheckpointError(f"{path}: not a state of this run: {'; '.join(problems[:_MOST_NAMED])}; restore it from a copy")
+    return Saved(path, state, tensors)
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def give_back_(saved: Saved, learner: Learner) -> None:
+    """Fill network, optimizer and average with what a training state holds."""
+    learner.model.load_state_dict(_under("model.", saved.tensors))
+    if learner.average:
+        learner.average.restore_(_under("average.", saved.tensors))
+    momenta = _under("momentum.", saved.tensors)
+    for key, parameter in learner.model.named_parameters():
+        if key in momenta:
+            buffer = momenta[key].to(parameter.device)
+            learner.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+
+
+def _impossible(state: TrainingState, expected: Expected) -> Iterator[str]:
+    """Numbers that no run comes to."""
+    if state.epoch > expected.epochs or state.step > expected.steps or (state.step and state.epoch == expected.epochs):
+        yield f"epoch {state.epoch}, step {state.step} of {expected.epochs} epochs of {expected.steps} steps"
+    if state.correct > state.seen or (state.step == 0) != (state.seen == 0):
+        yield f"{state.correct} hits among {state.seen} images in {state.step} steps"
+    epochs = [row["epoch"] for row in state.history]
+    if epochs != sorted(set(epochs)) or max(epochs, default=0) > state.epoch:
+        yield f"a history of the epochs {epochs[-5:]} after {state.epoch} epochs"
+
+
+def _misfits(tensors: Mapping[str, Tensor], learner: Learner) -> Iterator[str]:
+    """Tensors that are not those of a network, its optimizer and its average."""
+    model = {f"model.{key}": value for key, value in learner.model.state_dict().items()}
+    average = {f"average.{key}": value for key, value in (learner.average.state() if learner.average else {}).items()}
+    known = {f"momentum.{key}": value for key, value in learner.model.named_parameters()}
+    yield from (f"{key} is missing" for key in (*model, *average) if key not in tensors)
+    for key, given in tensors.items():
+        wanted = model.get(key, average.get(key, known.get(key)))
+        if wanted is None:
+            yield f"{key} is not expected"
+        elif given.shape != wanted.shape or given.dtype != wanted.dtype:
+            yield f"{key} is {given.dtype} {list(given.shape)} instead of {wanted.dtype} {list(wanted.shape)}"
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,89 @@
+"""What changes the bits of a run's weights beside its recipe: kept in the training state, compared when a run is resumed.
+
+The recipe's hash is of what a run is meant to be; how and where it runs is no part of it. Precision and training images
+change weights as much as a learning rate does: a run is not resumed with others. The rest changes the rounding of sums, or
+the shares of batches that norm layers see: it is named in one line.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbsnn.data.images import LabelledImages, Splits
+from nbsnn.distributed import warn, world
+from nbsnn.errors import CheckpointError
+from nbsnn.training.execution import Execution
+
+logger = logging.getLogger(__name__)
+
+Conditions = dict[str, str]
+
+_REMEDIES = {  # of the conditions that must not change
+    "precision": "train on in the same (--precision {then})",
+    "images": "train on with the same images",
+    "first epoch": "start at the same one (--start-epoch)",
+}
+
+
+def conditions_of(splits: Splits, execution: Execution, device: torch.device) -> Conditions:
+    """The conditions of a run, as short texts by name."""
+    return {
+        "precision": "float32" if execution.autocast is None else "bf16",
+        "images": f"{_identity(splits.train)} {_identity(splits.validation)}",
+        "decoder": str(getattr(splits.train, "loading", "none")).partition(",")[0],
+        "compiled": "yes" if execution.compiled else "no",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "none",
+        "threads": str(torch.get_num_threads()) if device.type == "cpu" else "any",
+        "processes": str(world().size),
+        "torch": torch.__version__,
+        "nbsnn": metadata.version("nbsnn"),
+    }
+
+
+def compare_conditions(then: Mapping[str, str], now: Mapping[str, str], where: Any) -> None:
+    """Compare the conditions of a training state with those of the run that takes it up.
+
+    Args:
+        then: of the state; empty if an earlier version wrote it.
+        now: of the run.
+        where: names the state in messages.
+    Raises:
+        CheckpointError: precision, images or first epoch are others. What else changed is logged in one line.
+    """
+    if not then:
+        warn(logger, "%s: of an earlier version of nbsnn, which did not note precision and images; they may have been others",
+                       where)  # fmt: skip
+        return
+    changed = [name for name in now if name in then and then[name] != now[name]]
+    for name in changed:
+        if name in _REMEDIES:
+            raise CheckpointError(
+                f"{where} holds an unfinished run with {name} {then[name]}, and this one has {now[name]}; "
+                f"{_REMEDIES[name].format(then=then[name])}, choose another folder, or overwrite it (--overwrite)"
+            )
+    if changed:
+        words = ", ".join(f"{name} {now[name]} (was {then[name]})" for name in changed)
+        warn(logger, "%s: goes on with %s; the weights will not be those of an undisturbed run bit for bit", where, words)
+
+
+def _identity(images: LabelledImages) -> str:
+    """Twelve hexadecimal digits of a set: labels, classes, normalisation; pixels in memory, or names of files."""
+    digest = hashlib.sha256(repr((tuple(images.classes), tuple(images.mean), tuple(images.std), images.shape)).encode())
+    digest.update(_bytes(images.labels))
+    pixels, paths = getattr(images, "images", None), getattr(images, "paths", ())
+    if isinstance(pixels, Tensor):
+        digest.update(_bytes(pixels))
+    for path in paths:
+        digest.update("/".join(PurePath(path).parts[-2:]).encode(errors="surrogateescape"))  # wherever the folder lies
+    return digest.hexdigest()[:12]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
