@@ -5,7 +5,8 @@ import torch
 from nets import RandomNet, randomize_
 
 from nbsnn.errors import QuantizationError
-from nbsnn.quant.calibrate import half_normal_threshold, least_error_scale, least_error_threshold, refit_scales_
+from nbsnn.quant.calibrate import half_normal_threshold, least_error_threshold, refit_scales_
+from nbsnn.quant.formats.apot import least_error_scale
 from nbsnn.quant.functional import apot_weight, quantize_activation
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import quantize

@@ -12,8 +12,9 @@ import nbsnn
 ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
-    ["settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict"],
-    ["recipe", "surgery", "tracing", "inputs", "distributed", "quant.functional", "spiking.functional"],
+    ["settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
+    ["quant.levels", "quant.functional", "quant.formats"],
+    ["recipe", "surgery", "tracing", "inputs", "distributed", "spiking.functional"],
     ["schema"],
     ["tensorfile"],
     ["recipes", "models", "quant", "data"],

@@ -6,7 +6,7 @@ from nets import DigitsNet, digits_net
 
 from nbsnn.errors import ConfigError
 from nbsnn.models import build_model
-from nbsnn.quant.calibrate import least_error_scale
+from nbsnn.quant.formats.apot import least_error_scale
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import OptimSpec, Phase

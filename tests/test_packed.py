@@ -15,6 +15,7 @@ from nbsnn.data.sets.sample import load_sample
 from nbsnn.errors import CheckpointError, ConfigError, QuantizationError
 from nbsnn.export.packed import save_packed
 from nbsnn.models import build_model
+from nbsnn.quant.formats import Apot
 from nbsnn.quant.packing import pack_bits, unpack_bits
 from nbsnn.quant.quantize import quantize, read_plan, set_bits_
 from nbsnn.recipe import DataSpec, QuantSpec
@@ -91,7 +92,7 @@ def test_only_quantized_networks_go_into_safetensors_files(tmp_path):
 
 def test_weights_beyond_the_edge_grid_are_refused(tmp_path):
     quantized = quantize(SmallNet(), QuantSpec(2, 2, edge_range="max"))
-    first = next(m for m in quantized.modules() if getattr(m, "edge_range", None))
+    first = quantized.conv1
     with torch.no_grad():
         first.weight[0, 0, 0, 0] = -10 * first.weight.max()
     with pytest.raises(
@@ -145,7 +146,7 @@ def test_a_bundled_network_is_what_its_name_says(name):
     network = load_checkpoint(f"zoo:{name}")
     model, _, bits = name.rpartition("-")
     assert header["model"]["name"] == model
-    weight_bits = {fmt.bits for fmt in read_plan(network).values() if fmt.fixed and fmt.edge_range is None}
+    weight_bits = {fmt.bits for fmt in read_plan(network).values() if isinstance(fmt, Apot) and fmt.fixed}
     act_bits = {m.bits for m in network.modules() if type(m).__name__ == "QuantReLU"}
     assert f"w{weight_bits.pop()}a{act_bits.pop()}" == bits
     assert not weight_bits

@@ -6,8 +6,9 @@ from nets import SmallNet, small_quantized
 from torch import nn
 
 from nbsnn.errors import ConfigError, QuantizationError
+from nbsnn.quant.formats import Apot, EdgeUniform
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
-from nbsnn.quant.quantize import LayerFormat, plan_formats, quantize, read_plan, set_bits_
+from nbsnn.quant.quantize import ActFormat, plan_formats, quantize, read_plan, set_bits_
 from nbsnn.recipe import QuantSpec
 
 
@@ -43,9 +44,9 @@ def test_parameter_names_stay_and_thresholds_and_scales_join_them():
 
 def test_edges_get_eight_bits_and_inner_layers_their_own():
     plan = read_plan(quantize(SmallNet(), QuantSpec(3, 2)))
-    edge, inner, act = LayerFormat(8, "max_abs"), LayerFormat(3), LayerFormat(2)
+    edge, act = EdgeUniform(8, "max_abs"), ActFormat(2)
     assert plan == {
-        "conv1": edge, "act1": act, "conv2": inner, "act2": act, "linear": inner, "act3": act, "head": edge,
+        "conv1": edge, "act1": act, "conv2": Apot(3), "act2": act, "linear": Apot(3, own_scale=True), "act3": act, "head": edge,
     }  # fmt: skip
     assert plan == plan_formats(SmallNet(), QuantSpec(3, 2))
 
@@ -70,14 +71,14 @@ def test_layer_options_survive():
     net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(conv), nn.Linear(4, 4))
     twin = quantize(net, QuantSpec(32, 32, edge_bits=8, skip=()))
     assert type(twin[1][0]) is nn.Conv2d  # inner weights at 32 bits
-    made = QuantConv2d.from_float(conv, bits=5)
+    made = QuantConv2d.from_float(conv, Apot(5))
     with torch.no_grad():
         made.weight.copy_(made.quantized_weight())
         assert made.weight is conv.weight
         x = torch.randn(2, 4, 9, 5)
         made.weight_scale.fill_(2.0)
         assert torch.equal(made(x), conv._conv_forward(x, made.quantized_weight(), None))
-    assert QuantLinear.from_float(nn.Linear(3, 2, bias=False), bits=2).bias is None
+    assert QuantLinear.from_float(nn.Linear(3, 2, bias=False), Apot(2)).bias is None
 
 
 @pytest.mark.parametrize(
@@ -143,4 +144,4 @@ def test_set_bits_refuses_what_has_no_layer_and_changes_nothing():
         set_bits_(net, weight_bits=2, act_bits=2)
     assert net.act1.bits == 4
     with pytest.raises(ConfigError, match=r"^weight_bits=32: choose one of 2, 3, 4, 5$"):
-        set_bits_(net, weight_bits=32)
+        set_bits_(small_quantized(), weight_bits=32)

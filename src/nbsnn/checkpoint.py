@@ -18,7 +18,7 @@ from nbsnn.finite import check_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
 from nbsnn.quant.packing import unpack_state
-from nbsnn.quant.quantize import LayerFormat, Plan, apply_plan_, read_plan
+from nbsnn.quant.quantize import ActFormat, Plan, apply_plan_, plan_from_header, read_plan
 from nbsnn.recipe import ModelSpec, Recipe, recipe_from_dict
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
@@ -29,7 +29,7 @@ from nbsnn.tensorfile import FORMAT_VERSION, Header, read_tensors, write_tensors
 
 
 def _plan_of(model: nn.Module) -> Plan:
-    neurons = {name: LayerFormat(m.bits) for name, m in model.named_modules() if isinstance(m, IFNeuron)}
+    neurons: Plan = {name: ActFormat(m.bits) for name, m in model.named_modules() if isinstance(m, IFNeuron)}
     return read_plan(model) | neurons
 
 
@@ -51,7 +51,7 @@ def describe(
         "format": FORMAT_VERSION,
         "form": form_of(model),
         "model": asdict(spec) if spec else None,
-        "plan": {name: asdict(fmt) for name, fmt in _plan_of(inner).items()},
+        "plan": {name: fmt.header() for name, fmt in _plan_of(inner).items()},
         "spiking": spiking and {
             "neuron": spiking.neuron, "schedule": spiking.schedule, "image_shape": list(spiking.image_shape),
             "timesteps": spiking.timesteps,
@@ -108,7 +108,7 @@ def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: 
         raise CheckpointError(f"{source}: holds an integer network; read it with nbsnn.IntegerNetwork.load")
     net = copied(model) if model is not None else _registered(header, source)
     try:
-        net = apply_plan_(net, {name: LayerFormat(**fmt) for name, fmt in header["plan"].items()})
+        net = apply_plan_(net, plan_from_header(net, header["plan"]))
         if header.get("packed"):
             state = unpack_state(state, net)
     except (QuantizationError, ValueError) as error:

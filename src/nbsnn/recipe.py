@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from nbsnn.errors import ConfigError, shown
+from nbsnn.quant.formats import check_width, weight_format
 from nbsnn.settings import convert, require
 
 FLOAT_BITS = 32
@@ -20,22 +21,21 @@ _NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt", "classes
 _LATER: dict[str, dict[str, Any]] = {
     "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0, "norm_batches": 0},
     "data": {"padding": "black"},
+    "quant": {"weight_format": "apot"},
     "phase": {"distill": 0.0, "refit_scales": False, "average": 0.0},
 }
 MODEL_LIMITS = {"num_classes": 2**20, "in_channels": 2**12, "image_size": 2**13}  # the largest network of a name
 MOST_EPOCHS = 10**6
 MOST_SEED = 2**63 - 1
 _MANY = 2**31 - 1  # of images, batches and the like
-_BITS = {"weight_bits": (2, 3, 4, 5), "act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,), "phase": (2, 3, 4, 5)}
+_BITS = {"act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,), "phase": (2, 3, 4, 5)}
 
 
-def check_bits(kind: str, bits: Any, *, allow_float: bool = True) -> None:
-    """Refuse a width that has no quantizer; None (leave as it is) passes."""
-    allowed = _BITS[kind] + ((FLOAT_BITS,) if allow_float else ())
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed):
-        also = f" ({FLOAT_BITS} leaves a layer in float)" if allow_float else ""
-        given = shown(repr(bits) if isinstance(bits, str) else bits)
-        raise ConfigError(f"{kind}={given}: choose one of {', '.join(map(str, allowed))}{also}")
+def check_bits(kind: str, bits: Any, *, allow_float: bool = True, widths: tuple[int, ...] = ()) -> None:
+    """Refuse a width that has no quantizer; None (leave as it is) passes. `widths`: other than those of this kind."""
+    if bits is not None:
+        note = f" ({FLOAT_BITS} leaves a layer in float)" if allow_float else ""
+        check_width(kind, bits, (widths or _BITS[kind]) + ((FLOAT_BITS,) if allow_float else ()), note=note)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class QuantSpec:
     """Bits of inner weights, activations and edge (first and last) layers; 32 leaves a layer alone.
 
     `edge_range` is the largest magnitude ("max_abs") or, as in the reference checkpoints, the maximum ("max");
-    `skip` holds name patterns of layers to leave in float.
+    `skip` holds name patterns of layers to leave in float; `weight_format` names the format of inner weights, which says what
+    bits it comes in (APoT: 2 to 5).
     """
 
     weight_bits: int = 4
@@ -51,9 +52,11 @@ class QuantSpec:
     edge_bits: int = 8
     edge_range: Literal["max_abs", "max"] = "max_abs"
     skip: tuple[str, ...] = ()
+    weight_format: str = "apot"
 
     def __post_init__(self) -> None:
-        for kind in ("weight_bits", "act_bits", "edge_bits"):
+        check_bits("weight_bits", self.weight_bits, widths=weight_format(self.weight_format).widths)
+        for kind in ("act_bits", "edge_bits"):
             check_bits(kind, getattr(self, kind))
         if self.edge_range not in ("max_abs", "max"):
             raise ConfigError(f"edge_range={self.edge_range!r}: choose max_abs or max")
@@ -110,11 +113,15 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """What a phase's bits apply to: weights and activations, or activations alone (`weights = "float"`)."""
+    """What a phase's bits apply to: weights and activations, or activations alone (`weights = "float"`).
+
+    `weight_format` names the format of inner weights.
+    """
 
     weights: Literal["phase", "float"] = "phase"
     edge_bits: int = 8
     edge_range: Literal["max_abs", "max"] = "max_abs"
+    weight_format: str = "apot"
 
     def __post_init__(self) -> None:
         require(self.edge_bits in (8, FLOAT_BITS), "edge_bits", self.edge_bits, f"8, or {FLOAT_BITS} (float)")
@@ -212,6 +219,7 @@ class Recipe:
         for bits in self.phase:
             if bits not in known:  # nor another spelling, such as 02
                 raise ConfigError(f"phase.{shown(bits)}: choose one of {', '.join(known)} bits ({FLOAT_BITS} is float)")
+            self.spec(int(bits))
         stale = not self.optim.norm_batches and not self.optim.freeze_norms
         for bits, phase in self.phase.items():
             wanted = "0 unless optim.norm_batches is set (60, say): averaged weights need norm statistics of their own"
@@ -224,7 +232,7 @@ class Recipe:
     def spec(self, bits: int) -> QuantSpec:
         """The quantization of the phase with these bits."""
         weight_bits = bits if self.quant.weights == "phase" else FLOAT_BITS
-        return QuantSpec(weight_bits, bits, self.quant.edge_bits, self.quant.edge_range)
+        return QuantSpec(weight_bits, bits, self.quant.edge_bits, self.quant.edge_range, weight_format=self.quant.weight_format)
 
     def until(self, bits: int) -> "Recipe":
         """What decides the result of the phase with these bits: all but the later phases."""
@@ -242,7 +250,7 @@ class Recipe:
         content = self.to_dict()
         content.pop("name")
         content["data"] = {k: v for k, v in content["data"].items() if k not in _NOT_DECIDING}
-        for table in ("optim", "data"):
+        for table in ("optim", "data", "quant"):
             content[table] = _used(table, content[table])
         if not any(phase.distill for phase in self.phase.values()):
             content["optim"].pop("temperature", None)

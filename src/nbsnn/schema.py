@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from nbsnn.errors import ConfigError, shown
+from nbsnn.quant.formats import read_weight_format
 from nbsnn.recipe import MODEL_LIMITS, MOST_EPOCHS, MOST_SEED, recipe_from_dict
 
 Header = dict[str, Any]
@@ -262,11 +263,26 @@ HASH = text(64)
 VERSIONS = map_of(text(100), 32)
 METRICS = map_of(plain, 1000)
 MODEL = table({"name": text(), **{key: whole(1, most) for key, most in MODEL_LIMITS.items()}})
-LAYER_FORMAT = table({
+_LAYER_FORMAT = table({
     "bits": whole(2, 8),
     "edge_range": later(nullable(choice("max_abs", "max"))),  # absent: none, an inner layer or an activation
     "fixed": later(flag),  # absent: not, the network is not a packed one
 })  # fmt: skip
+
+
+def layer_format(value: Any, path: str) -> None:
+    """How a layer is quantized; an entry with `format` is what that weight format writes, but for fields that came later."""
+    if not isinstance(value, Mapping) or "format" not in value:
+        return _LAYER_FORMAT(value, path)
+    plain(value, path)
+    try:
+        written = read_weight_format(value).header()
+    except ConfigError as error:
+        raise Misfit(f"{path}: {error}") from None
+    if any(type(written.get(key)) is not type(item) or written[key] != item for key, item in value.items()):
+        raise Misfit(f"{path}={shown(value)} must be what its format writes: {shown(written)}")
+
+
 SPIKING = table({
     "neuron": choice("signed", "unsigned"),
     "schedule": choice("fixed", "settle", "barrier"),
@@ -277,7 +293,7 @@ CHECKPOINT = table({
     "format": FORMAT,
     "form": choice("float", "quantized", "spiking"),
     "model": nullable(MODEL),  # null: the user's own network
-    "plan": map_of(LAYER_FORMAT, MOST_LAYERS),
+    "plan": map_of(layer_format, MOST_LAYERS),
     "spiking": nullable(SPIKING),
     "recipe": nullable(recipe),
     "recipe_hash": nullable(text(64)),

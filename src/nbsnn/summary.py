@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nbsnn.data.dali import is_installed
 from nbsnn.integer.engines import backend_facts
+from nbsnn.quant.formats import read_weight_format
 from nbsnn.tensorfile import Header
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -43,10 +44,11 @@ def summarize(header: Header, tensors: Mapping[str, Tensor]) -> Summary:
     )
 
 
-def _format(fmt: Mapping[str, Any] | None) -> tuple[str, str]:
-    if fmt is None:
+def _format(entry: Mapping[str, Any] | None) -> tuple[str, str]:
+    if entry is None:
         return "float", ""
-    return f"{fmt['bits']} bits", f"edge, {fmt['edge_range']}" if fmt["edge_range"] else "APoT"
+    fmt = read_weight_format(entry)
+    return f"{fmt.bits} bits", fmt.label
 
 
 def system_facts() -> dict[str, Any]:

@@ -13,7 +13,8 @@ from nbsnn.finite import check_finite, check_logits, check_network
 from nbsnn.inputs import as_images, as_labels, in_one_line, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
-from nbsnn.quant.layers import QuantReLU, at_least
+from nbsnn.quant.functional import at_least
+from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.schedules import schedule_named
 from nbsnn.surgery import evaluation_mode, shared_copy, tap

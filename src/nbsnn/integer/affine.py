@@ -209,8 +209,8 @@ def flattened(x: Affine, values: Values) -> Affine:
     return Affine(tuple(flatten(t) for t in x.terms), x.shift.repeat_interleave(places), (x.channels * places,))
 
 
-def convolved(x: Affine, synapse: Synapse, *, step: float, shape: tuple[int, ...], values: Values) -> Affine:
-    """A weight layer on x. `synapse` is in x's channels, `step` what 1 in its weight stands for."""
+def convolved(x: Affine, synapse: Synapse, *, step: Tensor, shape: tuple[int, ...], values: Values) -> Affine:
+    """A weight layer on x. `synapse` is in x's channels, `step` [O] what 1 in each row of its weight stands for."""
     shift = x.shift.new_zeros(len(synapse.weight))
     if bool(x.shift.any()):
         if any(synapse.padding):
@@ -219,13 +219,13 @@ def convolved(x: Affine, synapse: Synapse, *, step: float, shape: tuple[int, ...
                 "put batch norm and biases after the convolution",
             )
         dense = synapse.dense().weight
-        shift = step * (dense.flatten(2).sum(2) if dense.dim() > 2 else dense) @ x.shift
+        shift = step.view(-1, 1) * (dense.flatten(2).sum(2) if dense.dim() > 2 else dense) @ x.shift
     terms = []
     for term in x.terms:
         if term.take is None:
             raise NoForm("one weight layer follows another", "put an nn.ReLU between them, or merge them")
         moved, gain = _in_source_channels(synapse, term, values.shapes[term.value][0])
-        terms.append(Term(term.value, torch.full_like(shift, step * gain), synapse=moved))
+        terms.append(Term(term.value, step * gain, synapse=moved))
     return Affine(tuple(terms), shift, shape)
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from nbsnn.integer import shaping
 from nbsnn.integer.affine import Affine, NoForm, Synapse, added, convolved, scaled, shifted
 from nbsnn.integer.calls import Context, Reader, arguments, pair, shape_of
-from nbsnn.quant.functional import apot_numerators, edge_step
-from nbsnn.quant.layers import WeightQuantizer, at_least
+from nbsnn.quant.layers import WeightQuantizer
 from nbsnn.quant.operations import DROPOUT
 
 _WHOLE = 1e-3  # how far from a whole number single precision may carry a quantized weight over its step
@@ -18,23 +17,17 @@ _WHOLE = 1e-3  # how far from a whole number single precision may carry a quanti
 # -------------------------------------------------------------------------------------------------------------- weights
 
 
-def integer_weight(layer: WeightQuantizer | None, weight: Tensor) -> tuple[Tensor, float, bool]:
-    """Whole numbers [as the weight] float64 and their step, or the weight itself, a step of 1 and False.
-
-    Inner layers: APoT numerators over the common denominator; edge layers: their uniform grid.
-    """
+def integer_weight(layer: WeightQuantizer | None, weight: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Whole numbers [as the weight] float64 and the step of each row [O], or the weight itself, steps of 1 and False."""
     values = weight.detach().double()
+    ones = values.new_ones(len(values))
     if layer is None or weight.shape != layer.weight.shape:
-        return values, 1.0, False
-    if layer.edge_range is not None:
-        step = float(edge_step(layer.weight.detach(), bits=layer.weight_bits, edge_range=layer.edge_range))
-    else:
-        assert layer.weight_scale is not None
-        step = float(at_least(layer.weight_scale)) / apot_numerators(layer.weight_bits)[-1]
+        return values, ones, False
+    step = layer.format.step(layer.weight, layer.weight_scale)
     whole = (values / step).round()
     if float((values / step - whole).abs().max()) > _WHOLE:
-        return values, 1.0, False
-    return whole, step, True
+        return values, ones, False
+    return whole, step.flatten() * ones, True
 
 
 def _convolution(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Affine:

@@ -17,7 +17,8 @@ from nbsnn.integer.affine import Affine, NoForm, Values, plain
 from nbsnn.integer.calls import Context
 from nbsnn.integer.program import IMAGE
 from nbsnn.integer.reading import READERS
-from nbsnn.quant.layers import QuantReLU, WeightQuantizer, at_least
+from nbsnn.quant.functional import at_least
+from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.tracing import Tracer, tensors_in
 
 _TOLERANCE = 1e-3  # of the largest current: far above rounding in single precision, far below a step read wrongly

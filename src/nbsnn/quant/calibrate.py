@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from nbsnn.errors import QuantizationError
 from nbsnn.finite import check_finite, check_network
 from nbsnn.precision import full_float32
-from nbsnn.quant.functional import apot_weight, quantize_activation
+from nbsnn.quant.functional import quantize_activation
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.surgery import estimate_norms_, evaluation_mode
 
-_SAMPLES = 32_768  # values of one activation or weight that the search looks at
+_SAMPLES = 32_768  # values of one activation that the search looks at
 _CANDIDATES = 48
-_SCALES = torch.linspace(0.5, 4.0, 71)  # candidates, in deviations of the weight
 _CHUNK = 128  # images in one forward pass
 
 
@@ -47,24 +46,6 @@ def half_normal_threshold(bits: int) -> float:
 
 
 @torch.no_grad()
-def least_error_scale(weight: Tensor, bits: int) -> Tensor:
-    """The weight scale with the least mean squared error between the normalised weight and its b-bit form.
-
-    Args:
-        weight: any shape; at most 32,768 of its entries, evenly spaced, are looked at.
-        bits: b, 2 to 5.
-    Returns:
-        Scalar between 0.5 and 4 deviations; for normal weights of 2 bits 1.2.
-    """
-    flat = weight.detach().flatten()
-    sample = flat[:: max(1, flat.numel() // _SAMPLES)]
-    unit = (sample - sample.mean()) / sample.std().clamp_min(torch.finfo(sample.dtype).tiny)
-    scales = _SCALES.to(sample)
-    errors = [(apot_weight(sample, scale, bits=bits).values - unit).square().mean() for scale in scales]
-    return scales[torch.stack(errors).argmin()].clone()
-
-
-@torch.no_grad()
 def refit_scales_(quantized: nn.Module) -> None:
     """Set every weight scale anew, at its least error: one that was learned at more bits is too large for fewer.
 
@@ -73,8 +54,11 @@ def refit_scales_(quantized: nn.Module) -> None:
     """
     check_network(quantized, QuantizationError)
     for module in quantized.modules():
-        if isinstance(module, WeightQuantizer) and module.weight_scale is not None and not module.fixed:
-            module.weight_scale.copy_(least_error_scale(module.weight, module.weight_bits))
+        if not isinstance(module, WeightQuantizer) or module.weight_scale is None or module.fixed:
+            continue
+        best = module.format.best_scale(module.weight)
+        if best is not None:
+            module.weight_scale.copy_(best)
 
 
 @full_float32()

@@ -5,85 +5,60 @@ layer take a uniform 8-bit grid; activations take 2^b − 1 steps below a learna
 as much as a ReLU on a CPU, so the passes are counted here: four forward and three backward for an activation.
 """
 
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nbsnn.quant.levels import LEVEL_STARTS, NEAREST_LEVEL, WEIGHT_BITS, apot_levels, apot_numerators, nearest_level_on
+from nbsnn.sums import dot, in_storage_order, is_dense, moments, total
+
+__all__ = [
+    "SMALLEST_SCALE", "WEIGHT_BITS", "EdgeRange", "QuantizedWeight", "apot_levels", "apot_numerators", "apot_unit",
+    "apot_weight", "at_least", "edge_step", "quantize_activation", "quantize_edge_weight", "quantize_weight",
+]  # fmt: skip
+
 EdgeRange = Literal["max", "max_abs"]
 
-WEIGHT_BITS = (2, 3, 4, 5)
+SMALLEST_SCALE = 1e-3  # thresholds and scales act as at least this much, so that a step too far cannot turn one negative
 
-# Each magnitude is a sum of one term of each row, over the largest such sum.
-_APOT_TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
-    2: ((0, 1),),
-    3: ((0, 1, 2, 4),),
-    4: ((0, 8, 4, 1), (0, 2)),
-    5: ((0, 32, 8, 2), (0, 16, 4, 1)),
-}
+_BLOCK = {"cpu": 2**17}  # weights quantized at a time: on a CPU their intermediate results stay in the cache
+_BLOCK_ELSEWHERE = 2**30
 
 
-@cache
-def apot_numerators(bits: int) -> tuple[int, ...]:
-    """Ascending integer magnitudes of b-bit APoT weights; the last one is the common denominator.
+def _signed_levels(weight: Tensor, mean: Tensor, deviation: Tensor, weight_scale: Tensor, *, bits: int) -> Tensor:
+    """The level of every weight with its sign, of the weight's shape and memory format.
 
-    >>> apot_numerators(4)
-    (0, 1, 2, 3, 4, 6, 8, 10)
+    What is rounded, and how, is fixed: (w − mean) / deviation / scale in the weight's type, operation by operation as IEEE 754
+    has it, compiled or not. So a weight takes the same level on every machine.
     """
-    sums = {0}
-    for terms in _APOT_TERMS[bits]:
-        sums = {a + b for a in sums for b in terms}
-    return tuple(sorted(sums))
-
-
-def apot_levels(bits: int) -> Tensor:
-    """Ascending magnitudes in [0, 1] of b-bit APoT weights, [2^(b-1)] float64."""
-    numerators = apot_numerators(bits)
-    return torch.tensor(numerators, dtype=torch.float64) / numerators[-1]
-
-
-def _nearest_level_table(bits: int) -> Tensor:
-    """The nearest level for each cell of a grid whose lines include every midpoint between levels.
-
-    With denominator D all midpoints are multiples of 1/(2D), so that cell floor(2D·|x|) decides the level: a look-up
-    costs a seventh of torch.bucketize. The cell that starts at a midpoint belongs to the upper level.
-    """
-    levels = apot_levels(bits)
-    cells = 2 * apot_numerators(bits)[-1]
-    starts = torch.arange(cells + 1, dtype=torch.float64) / cells
-    midpoints = (levels[1:] + levels[:-1]) / 2
-    return levels[torch.bucketize(starts + 0.25 / cells, midpoints)]
-
-
-_NEAREST_LEVEL = {bits: _nearest_level_table(bits) for bits in WEIGHT_BITS}
-
-
-_LEVEL_STARTS = {
-    bits: [(cell, level) for cell, level in enumerate(table.tolist()) if cell and level != table[cell - 1]]
-    for bits, table in _NEAREST_LEVEL.items()
-}  # the cells where a level begins
-
-
-@cache
-def _nearest_level_on(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The table where it is used: a copy from the host would wait for all that the device has to do."""
-    with torch.inference_mode(False):
-        return _NEAREST_LEVEL[bits].to(device, dtype)
-
-
-def _level_of(cell: Tensor, bits: int, like: Tensor) -> Tensor:
-    """The level of each cell, in the type and memory format of `like`."""
+    cells = len(NEAREST_LEVEL[bits]) - 1
     if torch.compiler.is_compiling():  # one fused kernel, and no table that a compiled graph would copy to the device
-        level = torch.zeros_like(like)
-        for start, value in _LEVEL_STARTS[bits]:
+        unit = divided(divided(weight - mean, deviation), weight_scale)
+        cell = (unit.abs().clamp(max=1) * cells).to(torch.int32)
+        level = torch.zeros_like(unit)
+        for start, value in LEVEL_STARTS[bits]:
             level = torch.where(cell >= start, value, level)
-        return level
-    level = torch.empty_like(like)
-    # In storage order, whatever the memory format.
-    torch.index_select(_nearest_level_on(bits, like.dtype, like.device), 0, _flat(cell), out=_flat(level))
-    return level
+        return level.copysign(unit)
+    source = weight if is_dense(weight) else weight.contiguous()
+    result, table = torch.empty_like(source), nearest_level_on(bits, weight.dtype, weight.device)
+    size = min(_BLOCK.get(weight.device.type, _BLOCK_ELSEWHERE), weight.numel())
+    unit_buffer, cell_buffer = source.new_empty(size), source.new_empty(size, dtype=torch.int32)
+    parts = torch.split(in_storage_order(source), size)
+    for part, level in zip(parts, torch.split(in_storage_order(result), size), strict=True):
+        unit, cell = unit_buffer[: part.numel()], cell_buffer[: part.numel()]
+        torch.sub(part, mean, out=unit).div_(deviation).div_(weight_scale)
+        cell.copy_(torch.abs(unit, out=level).clamp_(max=1).mul_(cells)).clamp_(min=0)  # NaN becomes some whole number
+        torch.index_select(table, 0, cell, out=level).copysign_(unit)
+    return result
+
+
+def divided(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, rounded as IEEE 754 has it: compiled CUDA code would divide float32 by approximation."""
+    if torch.compiler.is_compiling() and a.is_cuda and a.dtype == torch.float32:
+        return (a.double() / b.double()).float()  # rounding twice changes nothing here: 53 bits are more than 2·24 + 1
+    return a / b
 
 
 class QuantizedWeight(NamedTuple):
@@ -94,27 +69,38 @@ class QuantizedWeight(NamedTuple):
     deviation: Tensor
 
 
-def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int) -> QuantizedWeight:
+@torch.no_grad()
+def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, own_scale: bool = False) -> QuantizedWeight:
     """The forward half of `quantize_weight`, without gradient."""
-    with torch.no_grad():
-        mean = weight.mean()
-        unit = weight - mean
-        unit = unit if _is_dense(unit) else unit.contiguous()
-        deviation = torch.linalg.vector_norm(unit) / (max(weight.numel() - 1, 1) ** 0.5)  # Bessel's correction
-        deviation = deviation.clamp_min(torch.finfo(weight.dtype).tiny)
-        unit.div_(deviation).div_(weight_scale)
-        cell = unit.abs().clamp_(max=1).mul_(len(_NEAREST_LEVEL[bits]) - 1).to(torch.int32)
-        level = _level_of(cell.clamp_(min=0), bits, unit)  # NaN becomes some whole number
-        alive = deviation / deviation  # 1, or NaN where a weight is not finite: it must show in the loss
-        return QuantizedWeight(level.copysign_(unit).mul_(weight_scale * alive), mean, deviation)
+    mean, deviation = _statistics(weight, own_scale=own_scale)
+    level = _signed_levels(weight, mean, deviation, weight_scale, bits=bits)
+    # deviation / deviation is 1, or NaN where a weight is not finite: it must show in the loss.
+    unit = weight_scale * (deviation if own_scale else deviation / deviation)
+    return QuantizedWeight(level.mul_(unit), mean, deviation)
+
+
+@torch.no_grad()
+def apot_unit(weight: Tensor, weight_scale: Tensor, *, own_scale: bool) -> Tensor:
+    """What `apot_weight` multiplies the levels with."""
+    return weight_scale * _statistics(weight, own_scale=True)[1] if own_scale else weight_scale
+
+
+def _statistics(weight: Tensor, *, own_scale: bool) -> tuple[Tensor, Tensor]:
+    """What a weight is normalised by, in its type: mean and deviation, or 0 and the root mean square."""
+    seen = moments(weight)
+    mean, deviation = (torch.zeros_like(seen.mean), seen.root_mean_square) if own_scale else (seen.mean, seen.deviation)
+    return mean.to(weight.dtype), deviation.to(weight.dtype).clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 class _QuantizeWeight(torch.autograd.Function):
     """APoT quantization; mean and deviation count as constants, as does the choice of the level."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, weight_scale: Tensor, values: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, weight_scale: Tensor, values: Tensor, mean: Tensor, deviation: Tensor, own_scale: bool
+    ) -> Tensor:
         ctx.save_for_backward(weight, weight_scale, values, mean, deviation)
+        ctx.own_scale = own_scale
         return values
 
     @staticmethod
@@ -124,24 +110,27 @@ class _QuantizeWeight(torch.autograd.Function):
         unit = (weight - mean).div_(deviation * weight_scale)
         inside = torch.ops.aten.hardtanh_backward(grad, unit, -1, 1)
         # d/ds of s·Q(ŵ/s) is Q − ŵ/s inside the clip and ±1 outside, where Q is ±1.
-        grad_scale = _dot(grad, values) / weight_scale - _dot(inside, unit)
-        return inside.div_(deviation), grad_scale.view(weight_scale.shape), None, None, None
+        residue = dot(inside, unit)
+        grad_scale = dot(grad, values) / weight_scale - (residue * deviation if ctx.own_scale else residue)
+        grad_weight = inside if ctx.own_scale else inside.div_(deviation)
+        return grad_weight, grad_scale.to(weight_scale.dtype).view(weight_scale.shape), None, None, None, None
 
 
-def quantize_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, known: QuantizedWeight | None = None) -> Tensor:
+def quantize_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, own_scale: bool = False) -> Tensor:
     """APoT quantization of a layer's normalised weight (Li et al., ICLR 2020).
 
     Args:
-        weight: any shape; normalised over all its entries first.
+        weight: any shape; normalised over all its entries first: the mean taken off, and divided by the deviation.
         weight_scale: scalar s > 0, the clip of the normalised weight; learnable.
         bits: 2, 3, 4 or 5.
-        known: the result, if the caller has it already: then only the gradient is wired up.
+        own_scale: for a layer whose scale no batch norm takes back. The weight is divided by its root mean square r alone, and
+            the result multiplied by it: the quantized weight keeps the scale and the mean of the weight.
     Returns:
-        s · level · sign, of the weight's shape. The gradient passes inside the clip (over the layer's deviation);
-        the scale receives the clipped part and the rounding residue.
+        s · level · sign (times r), of the weight's shape. The gradient passes inside the clip (over the layer's deviation,
+        unless the scale is kept); the scale receives the clipped part and the rounding residue.
     """
-    known = known or apot_weight(weight.detach(), weight_scale.detach(), bits=bits)
-    result: Tensor = _QuantizeWeight.apply(weight, weight_scale, *known)  # type: ignore[no-untyped-call]
+    known = apot_weight(weight.detach(), weight_scale.detach(), bits=bits, own_scale=own_scale)
+    result: Tensor = _QuantizeWeight.apply(weight, weight_scale, *known, own_scale)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -155,27 +144,19 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
-def edge_weight(weight: Tensor, *, bits: int, edge_range: EdgeRange) -> Tensor:
-    """The forward half of `quantize_edge_weight`, without gradient."""
-    with torch.no_grad():
-        step = edge_step(weight, bits=bits, edge_range=edge_range)
-        return (weight / step).round_().mul_(step)
-
-
-def quantize_edge_weight(
-    weight: Tensor, *, bits: int = 8, edge_range: EdgeRange = "max_abs", known: Tensor | None = None
-) -> Tensor:
+def quantize_edge_weight(weight: Tensor, *, bits: int = 8, edge_range: EdgeRange = "max_abs") -> Tensor:
     """Uniform quantization of the first and the last layer: round(w/m·127)·m/127 at 8 bits.
 
     Args:
         weight: any shape.
         bits: width of the signed grid.
         edge_range: m is the largest magnitude ("max_abs"), or the maximum ("max"), which the reference checkpoints use.
-        known: as for `quantize_weight`.
     Returns:
         The quantized weight; the gradient passes unchanged.
     """
-    values = edge_weight(weight.detach(), bits=bits, edge_range=edge_range) if known is None else known
+    with torch.no_grad():
+        step = edge_step(weight, bits=bits, edge_range=edge_range)
+        values = divided(weight.detach(), step).round_().mul_(step)
     result: Tensor = _StraightThrough.apply(weight, values)  # type: ignore[no-untyped-call]
     return result
 
@@ -183,8 +164,25 @@ def quantize_edge_weight(
 def edge_step(weight: Tensor, *, bits: int, edge_range: EdgeRange) -> Tensor:
     """The grid's step m / (2^(b-1) − 1) of an edge layer's weight."""
     extreme = weight.max() if edge_range == "max" else weight.abs().max()
-    step: Tensor = (extreme / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
-    return step
+    # In float64 and rounded once: a GPU would multiply by a rounded reciprocal.
+    step: Tensor = (extreme.double() / (2 ** (bits - 1) - 1)).to(weight.dtype)
+    return step.clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+class _AtLeast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, floor: float) -> Tensor:
+        return parameter.clamp_min(floor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def at_least(parameter: Tensor, floor: float = SMALLEST_SCALE) -> Tensor:
+    """max(parameter, floor) with the identity as gradient, so that a parameter below the floor can come back."""
+    result: Tensor = _AtLeast.apply(parameter, floor)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _QuantizeActivation(torch.autograd.Function):
@@ -206,27 +204,9 @@ class _QuantizeActivation(torch.autograd.Function):
         shift, levels = ctx.shift, ctx.levels
         inside = torch.ops.aten.hardtanh_backward(grad, scaled, shift, levels + shift)
         # d/dθ is q/L − x/θ inside and 1 above, where q/L is 1 (PACT with the rounding residue).
-        residue = _dot(inside, scaled) - shift * inside.sum()
-        grad_threshold = _dot(grad, y) / threshold - residue / levels
-        return inside, grad_threshold.view(threshold.shape), None, None
-
-
-def _flat(t: Tensor) -> Tensor:
-    """A view of a dense tensor as one axis, in storage order where that is channels-last."""
-    if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
-        t = t.permute(0, 2, 3, 1)
-    return t.view(-1)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Σ a·b in one read-only pass where the memory layouts agree and are dense."""
-    same = a.stride() == b.stride() and a.numel() > 0 and _is_dense(a)
-    result: Tensor = torch.dot(_flat(a), _flat(b)) if same else (a * b).sum()
-    return result
-
-
-def _is_dense(t: Tensor) -> bool:
-    return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
+        residue = dot(inside, scaled) - shift * total(inside)
+        grad_threshold = dot(grad, y) / threshold - residue / levels
+        return inside, grad_threshold.to(threshold.dtype).view(threshold.shape), None, None
 
 
 def quantize_activation(x: Tensor, threshold: Tensor, *, bits: int, tolerance: float = 0.0) -> Tensor:

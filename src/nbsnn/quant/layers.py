@@ -1,118 +1,100 @@
-"""Quantized forms of Conv2d, Linear and ReLU: thin shells over `quant.functional`, with the float layers' parameter names."""
+"""Quantized forms of Conv2d, Linear and ReLU: thin shells over weight formats and `quant.functional`, with the float layers'
+parameter names.
+"""
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbsnn.quant.functional import (
-    EdgeRange,
-    QuantizedWeight,
-    apot_weight,
-    edge_weight,
-    quantize_activation,
-    quantize_edge_weight,
-    quantize_weight,
-)
-
-INITIAL_WEIGHT_SCALE = 3.0  # in deviations of the weight (Li et al., ICLR 2020)
-SMALLEST_SCALE = 1e-3  # thresholds and scales act as at least this much, so that a step too far cannot turn one negative
-
-
-class _AtLeast(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, floor: float) -> Tensor:
-        return parameter.clamp_min(floor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-def at_least(parameter: Tensor, floor: float = SMALLEST_SCALE) -> Tensor:
-    """max(parameter, floor) with the identity as gradient, so that a parameter below the floor can come back."""
-    result: Tensor = _AtLeast.apply(parameter, floor)  # type: ignore[no-untyped-call]
-    return result
+from nbsnn.quant.formats import WeightFormat
+from nbsnn.quant.functional import at_least, quantize_activation
 
 
 class WeightQuantizer(nn.Module):
-    """What QuantConv2d and QuantLinear share: the quantized weight, computed once for each value of the parameters.
+    """What QuantConv2d and QuantLinear share: the weight, as `format` quantizes it.
 
-    The result is kept until autograd's version counter says that a parameter changed: once per optimizer step in training
-    and once in all in evaluation. In-place edits through `.data` escape that counter; write `with torch.no_grad()` instead.
+    Each forward pass quantizes it anew, so that it follows the parameters however they are written; see `quantized_once`.
     """
 
     weight: Tensor
     weight_scale: nn.Parameter | None
-    weight_bits: int
-    edge_range: EdgeRange | None  # None for an inner (APoT) layer
-    fixed: bool  # `weight` holds the quantized values themselves, as in a packed network; it is not trained
+    format: WeightFormat
 
-    def _quantized_by(self, bits: int, edge_range: EdgeRange | None, fixed: bool) -> None:
-        self.weight_bits, self.edge_range, self.fixed = bits, edge_range, fixed
-        self.weight.requires_grad_(self.weight.requires_grad and not fixed)
-        scale = torch.tensor(INITIAL_WEIGHT_SCALE, dtype=self.weight.dtype, device=self.weight.device)
-        self.weight_scale = None if edge_range else nn.Parameter(scale)
-        self._kept: tuple[Any, QuantizedWeight | Tensor] | None = None
+    def _quantized_by(self, weight_format: WeightFormat) -> None:
+        self.format = weight_format
+        self.weight.requires_grad_(self.weight.requires_grad and not weight_format.fixed)
+        scale = weight_format.first_scale(self.weight.detach())
+        self.weight_scale = None if scale is None else nn.Parameter(scale)
+
+    @property
+    def weight_bits(self) -> int:
+        return self.format.bits
+
+    @property
+    def fixed(self) -> bool:
+        """`weight` holds the quantized values themselves, as in a packed network; it is not trained."""
+        return self.format.fixed
 
     def quantized_weight(self) -> Tensor:
         """The quantized weight, of the weight's shape; differentiable in training."""
         if self.fixed:
             return self.weight
-        parameters = (self.weight,) if self.weight_scale is None else (self.weight, self.weight_scale)
-        if torch.compiler.is_compiling():  # a graph holds the computation itself; the keeping below is for eager mode
-            return self._differentiable(None)
-        key = (self.weight_bits, self.edge_range, *((p._version, p.data_ptr(), p.dtype, p.device) for p in parameters))
-        if self._kept is None or self._kept[0] != key:
-            # A tensor made in inference mode could not serve a later training step.
-            with torch.inference_mode(False):
-                self._kept = (key, self._compute())
-        known = self._kept[1]
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return self._differentiable(known)
-        return known.values if isinstance(known, QuantizedWeight) else known
-
-    def _compute(self) -> QuantizedWeight | Tensor:
-        if self.weight_scale is None:
-            return edge_weight(self.weight.detach(), bits=self.weight_bits, edge_range=self.edge_range or "max_abs")
-        return apot_weight(self.weight.detach(), at_least(self.weight_scale).detach(), bits=self.weight_bits)
-
-    def _differentiable(self, known: Any) -> Tensor:
-        if self.weight_scale is None:
-            edge_range = self.edge_range or "max_abs"
-            return quantize_edge_weight(self.weight, bits=self.weight_bits, edge_range=edge_range, known=known)
-        return quantize_weight(self.weight, at_least(self.weight_scale), bits=self.weight_bits, known=known)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+        kept = None if torch.compiler.is_compiling() or torch.is_grad_enabled() else _KEPT.get().get(self)
+        if kept is None:
+            return self.format.quantize(self.weight, self.weight_scale)
+        source = (self.weight, self.weight_scale, self.format)
+        if kept.source is None or any(a is not b for a, b in zip(kept.source, source, strict=True)):
+            kept.source, kept.values = source, self.format.quantize(self.weight, self.weight_scale)
+        return kept.values
 
     def extra_repr(self) -> str:
-        kind = "APoT" if self.edge_range is None else f"edge, {self.edge_range}"
-        return f"{super().extra_repr()}, weight_bits={self.weight_bits} ({kind}{', fixed' if self.fixed else ''})"
+        kind = f"{self.format.label}{', fixed' if self.fixed else ''}"
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits} ({kind})"
 
 
-def forget_quantized_weights_(model: nn.Module) -> None:
-    """Let every layer compute its quantized weight anew when it is next asked for it."""
-    for module in model.modules():
-        if isinstance(module, WeightQuantizer):
-            module._kept = None
+class _Kept:
+    """A quantized weight, and what it was made from."""
+
+    source: tuple[object, ...] | None = None
+    values: Tensor
+
+
+_NOTHING: Mapping[nn.Module, _Kept] = MappingProxyType({})
+_KEPT: ContextVar[Mapping[nn.Module, _Kept]] = ContextVar("quantized weights", default=_NOTHING)
+
+
+@contextmanager
+def quantized_once(*networks: nn.Module) -> Iterator[None]:
+    """While open, in this thread, each layer of these networks quantizes its weight once, in forward passes without gradient.
+
+    For several passes by one who owns the networks meanwhile: a write to a parameter while the context is open may not be
+    seen. Outside of it nothing is kept.
+    """
+    layers = [module for network in networks for module in network.modules() if isinstance(module, WeightQuantizer)]
+    token = _KEPT.set({**{layer: _Kept() for layer in layers}, **_KEPT.get()})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 class QuantConv2d(WeightQuantizer, nn.Conv2d):
     """A Conv2d whose weight is quantized; activations are the business of the layer before."""
 
     @classmethod
-    def from_float(
-        cls, conv: nn.Conv2d, *, bits: int, edge_range: EdgeRange | None = None, fixed: bool = False
-    ) -> "QuantConv2d":
+    def from_float(cls, conv: nn.Conv2d, weight_format: WeightFormat) -> "QuantConv2d":
         """Take over the parameters of `conv` (not copied)."""
         layer = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
             conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
         )  # fmt: skip
         layer.weight, layer.bias, layer.training = conv.weight, conv.bias, conv.training
-        layer._quantized_by(bits, edge_range, fixed)
+        layer._quantized_by(weight_format)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,13 +106,11 @@ class QuantLinear(WeightQuantizer, nn.Linear):
     """A Linear whose weight is quantized."""
 
     @classmethod
-    def from_float(
-        cls, linear: nn.Linear, *, bits: int, edge_range: EdgeRange | None = None, fixed: bool = False
-    ) -> "QuantLinear":
+    def from_float(cls, linear: nn.Linear, weight_format: WeightFormat) -> "QuantLinear":
         """Take over the parameters of `linear` (not copied)."""
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         layer.weight, layer.bias, layer.training = linear.weight, linear.bias, linear.training
-        layer._quantized_by(bits, edge_range, fixed)
+        layer._quantized_by(weight_format)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:

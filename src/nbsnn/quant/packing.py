@@ -1,7 +1,7 @@
 """Quantized weights as codes of b bits each, eight bits to the byte: what a network takes on disk.
 
-An inner (APoT) weight's code is the index of its level, with the sign as the highest bit; an edge weight's code is its
-whole number of steps. Unpacking repeats the quantizer's last multiplication, so that the weights come back bit for bit.
+The layer's weight format says what the codes are. Beside them lies their unit: where the layer has a `weight_scale`, in its
+place. Unpacking repeats the quantizer's last multiplication, so that the weights come back bit for bit.
 """
 
 from collections.abc import Mapping
@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from nbsnn.errors import QuantizationError
 from nbsnn.finite import check_finite, check_network
-from nbsnn.quant.functional import apot_levels, apot_numerators, edge_step
-from nbsnn.quant.layers import WeightQuantizer, at_least
+from nbsnn.quant.layers import WeightQuantizer
 
-CODES, STEP = ".weight.codes", ".weight.step"  # tensors of a packed layer beside its bias and scale
+CODES, STEP, SCALE = ".weight.codes", ".weight.step", ".weight_scale"  # tensors of a packed layer beside its bias
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Whole numbers in [0, 2^bits) of any shape → uint8 [⌈n·bits/8⌉], lowest bit first."""
-    planes = (codes.flatten().to(torch.int64)[:, None] >> torch.arange(bits)) & 1
+    planes = (codes.flatten().to("cpu", torch.int64)[:, None] >> torch.arange(bits)) & 1
     stream = planes.flatten()
     stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
     return (stream << torch.arange(8)).sum(1).to(torch.uint8)
@@ -41,7 +40,7 @@ def pack_state(quantized: nn.Module) -> dict[str, Tensor]:
     """The state of a quantized network with codes in the place of its quantized weights.
 
     Raises:
-        QuantizationError: the network is packed already, or an edge weight has no 8-bit code, or numbers are not finite.
+        QuantizationError: the network is packed already, a weight has no code, or numbers are not finite.
     """
     check_network(quantized, QuantizationError)
     state = dict(quantized.state_dict())
@@ -54,26 +53,18 @@ def pack_state(quantized: nn.Module) -> dict[str, Tensor]:
         with torch.no_grad():
             values = layer.quantized_weight()
         check_finite(f"the quantized {name}.weight", values, QuantizationError)
-        if layer.weight_scale is not None:
-            numerators = torch.tensor(apot_numerators(layer.weight_bits))
-            whole = (values.abs() / at_least(layer.weight_scale.detach()) * numerators[-1]).round().long()
-            codes = torch.searchsorted(numerators, whole) + (torch.signbit(values) * 2 ** (layer.weight_bits - 1))
-        else:
-            step = edge_step(layer.weight.detach(), bits=layer.weight_bits, edge_range=layer.edge_range or "max_abs")
-            half = 2 ** (layer.weight_bits - 1)
-            codes = (values / step).round().long() + half
-            if int(codes.min()) < 0 or int(codes.max()) >= 2 * half:
-                raise QuantizationError(
-                    f"{name}: edge_range='max' gives weights beyond {layer.weight_bits} bits (the least weight is larger than "
-                    "the greatest); train with edge_range='max_abs' to pack"
-                )
-            state[name + STEP] = step
+        unit = layer.format.unit(layer.weight, layer.weight_scale)
+        try:
+            codes = layer.format.codes(values, unit)
+        except ValueError as error:
+            raise QuantizationError(f"{name}: {error}") from None
+        state[name + (STEP if layer.weight_scale is None else SCALE)] = unit
         state[name + CODES] = pack_bits(codes, layer.weight_bits)
     return state
 
 
 def unpack_state(state: Mapping[str, Tensor], quantized: nn.Module) -> dict[str, Tensor]:
-    """A state dict for `quantized`, whose layers hold their weights fixed (`LayerFormat.fixed`), from what `pack_state` gave.
+    """A state dict for `quantized`, whose layers hold their weights fixed (`WeightFormat.fixed`), from what `pack_state` gave.
 
     Raises:
         ValueError: codes are missing or of another length; names the layer.
@@ -87,25 +78,21 @@ def unpack_state(state: Mapping[str, Tensor], quantized: nn.Module) -> dict[str,
             raise ValueError(f"{name} holds codes, but its plan does not say that its weight is fixed")
         try:
             codes = unpack_bits(state[name + CODES], bits, shape.numel()).view(shape)
-            factor = _factor(state, f"{name}.weight_scale" if layer.weight_scale is not None else name + STEP)
-            factor = factor if layer.weight_scale is None else at_least(factor)
+            unit = _unit(state, name + (STEP if layer.weight_scale is None else SCALE), layer)
         except KeyError as error:
             raise ValueError(f"missing {error.args[0]}") from None
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        half = 2 ** (bits - 1)
-        if layer.weight_scale is not None:
-            sign = torch.where(codes >= half, -1.0, 1.0).to(factor)
-            values = apot_levels(bits).to(factor)[codes % half].copysign(sign) * factor
-        else:
-            values = (codes - half).to(factor) * factor
+        values = layer.format.values(codes, unit)
         result[f"{name}.weight"] = values
     return result
 
 
-def _factor(state: Mapping[str, Tensor], key: str) -> Tensor:
-    """What a layer's whole numbers are multiplied by: one floating number, not a tensor that would be broadcast."""
-    factor = state[key]
-    if factor.dim() or not factor.is_floating_point() or not bool(factor.isfinite()):
-        raise ValueError(f"{key} is not one finite number")
-    return factor
+def _unit(state: Mapping[str, Tensor], key: str, layer: WeightQuantizer) -> Tensor:
+    """What a layer's values are multiplied by: one finite number, or one per output channel if its format says so."""
+    unit = state[key]
+    shape = (len(layer.weight), *(1 for _ in layer.weight.shape[1:])) if layer.format.per_channel else ()
+    if unit.shape != shape or not unit.is_floating_point() or not bool(unit.isfinite().all()):
+        each = " for each output channel" if layer.format.per_channel else ""
+        raise ValueError(f"{key} is not one finite number{each}")
+    return unit

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nbsnn.errors import ConfigError, ConversionError, unknown
 from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
+from nbsnn.quant.layers import quantized_once
 from nbsnn.spiking.call import Call, running
 from nbsnn.spiking.functional import fold, unfold, with_values
 from nbsnn.spiking.neuron import check_precision, refuse_half
@@ -131,7 +132,7 @@ class SpikingNetwork(nn.Module):
     def _simulate(self, images: Tensor, *, keep_counts: bool = False) -> SpikingResult:
         schedule = schedule_named(self.schedule)
         check_precision(schedule, self.network, images.device)
-        with running(Call(self.timesteps, keep_counts=keep_counts)) as call:
+        with quantized_once(self.network), running(Call(self.timesteps, keep_counts=keep_counts)) as call:
             if schedule.windows == 1:
                 call.begin("drive")
                 total = self._window(images)

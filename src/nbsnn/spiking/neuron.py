@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError
-from nbsnn.quant.layers import QuantReLU, at_least
+from nbsnn.quant.functional import at_least
+from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.call import Call, current_call
 from nbsnn.spiking.functional import fold, integrate_and_fire, unfold
 from nbsnn.spiking.schedules import Neuron, Schedule, schedule_named

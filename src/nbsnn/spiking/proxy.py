@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from nbsnn.quant.functional import quantize_activation
-from nbsnn.quant.layers import at_least
+from nbsnn.quant.functional import at_least, quantize_activation
 from nbsnn.spiking.call import Call, running
 from nbsnn.spiking.neuron import IFNeuron
 from nbsnn.spiking.schedules import schedule_named

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nbsnn.quant.layers import SMALLEST_SCALE, QuantReLU, WeightQuantizer
+from nbsnn.quant.functional import SMALLEST_SCALE
+from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.recipe import OptimSpec, Phase
 
 

@@ -33,7 +33,7 @@ def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) ->
         return quantized
     if bits == FLOAT_BITS:
         raise ConfigError("phase 32 must be the first: a quantized network does not become float again")
-    inner = any(isinstance(m, WeightQuantizer) and m.edge_range is None for m in previous.modules())
+    inner = any(isinstance(m, WeightQuantizer) and not m.format.edge for m in previous.modules())
     if not inner and recipe.spec(bits).weight_bits != FLOAT_BITS:
         raise ConfigError(
             "the start has float weights between its edges, and keeps them; start from a float net, or set quant.weights=float"

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from nbsnn.distributed import world
 from nbsnn.errors import ConfigError
-from nbsnn.quant.layers import forget_quantized_weights_
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.training.average import WeightAverage
 from nbsnn.training.execution import Execution
@@ -157,13 +156,9 @@ class _Recorded:
         images, labels, graph = images.clone(), labels.clone(), torch.cuda.CUDAGraph()
         for parameter in self.parameters:
             parameter.grad = None  # the first gradient is then written, not added
-        forget_quantized_weights_(self.model)  # or the graph would hold a weight in the place of its computation
-        try:
-            # Other threads may go on meanwhile, such as those that load photographs.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                sums = gradients(images, labels)
-        finally:
-            forget_quantized_weights_(self.model)  # recorded, not computed
+        # Other threads may go on meanwhile, such as those that load photographs.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            sums = gradients(images, labels)
         return _Graph(graph, images, labels, sums, [parameter.grad for parameter in self.parameters])
 
     def _replay(self, kept: _Graph, images: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,149 @@
+"""What a weight format must say: how it quantizes, what its whole numbers and codes are, and how a file's header names it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from nbsnn.errors import ConfigError, shown, unknown
+from nbsnn.settings import convert
+
+WEIGHT_FORMATS: dict[str, type["WeightFormat"]] = {}
+
+
+@dataclass(frozen=True)
+class WeightFormat(ABC):
+    """How the weight of one layer is quantized. A subclass is a frozen dataclass with a `name`, which registers it.
+
+    Quantized weights are whole numbers of a *step* and take 2^bits codes at most. `scale` is the layer's `weight_scale`, a
+    learnable tensor, or None where `first_scale` gives none. Unit and step hold one number, [], or one per output channel,
+    [O, 1, ...].
+
+    Attributes:
+        bits: of a code.
+        fixed: the layer's weight holds the quantized values themselves, as in a packed network; it is not trained.
+        widths: bits that the format comes in.
+        edge: a format of first and last layers, whose bits `set_bits_` and the phases of training leave alone.
+        per_channel: the unit is one per output channel.
+        denominator: steps in a unit.
+    """
+
+    bits: int
+    fixed: bool = field(default=False, kw_only=True)
+
+    name: ClassVar[str]
+    widths: ClassVar[tuple[int, ...]]
+    edge: ClassVar[bool] = False
+    per_channel: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" in vars(cls) and WEIGHT_FORMATS.setdefault(cls.name, cls) is not cls:
+            raise TypeError(f"there is a weight format {cls.name!r} already: {WEIGHT_FORMATS[cls.name].__qualname__}")
+
+    def __post_init__(self) -> None:
+        check_width("edge_bits" if self.edge else "weight_bits", self.bits, self.widths)
+
+    @classmethod
+    def for_layer(cls, bits: int, *, normed: bool) -> Self:
+        """The format of an inner layer. `normed`: a batch norm follows it directly, and takes its scale back."""
+        return cls(bits)
+
+    @property
+    def denominator(self) -> int:
+        return 1
+
+    @property
+    def label(self) -> str:
+        """A few words for a table."""
+        return self.name
+
+    # ------------------------------------------------------------------------------------------------------ arithmetic
+
+    def first_scale(self, weight: Tensor) -> Tensor | None:
+        """Where `weight_scale` starts; None: the layer has no such parameter."""
+        return None
+
+    def best_scale(self, weight: Tensor) -> Tensor | None:
+        """The scale of least squared error for this weight; None: the layer has none."""
+        return None
+
+    @abstractmethod
+    def quantize(self, weight: Tensor, scale: Tensor | None) -> Tensor:
+        """The quantized weight, of the weight's shape; gradients flow to weight and scale."""
+
+    @abstractmethod
+    def measure_unit(self, weight: Tensor, scale: Tensor | None) -> Tensor:
+        """The unit of a float weight: what the quantizer multiplies with in the end.
+
+        Where there is no scale, the quantized weight must have the unit of the weight that it was made from; where there is
+        one, the unit has its shape.
+        """
+
+    def unit(self, weight: Tensor, scale: Tensor | None) -> Tensor:
+        """The unit of a layer's weight. A fixed weight with a scale keeps it there."""
+        return scale.detach() if self.fixed and scale is not None else self.measure_unit(weight.detach(), scale)
+
+    def step(self, weight: Tensor, scale: Tensor | None) -> Tensor:
+        """What a whole number of 1 stands for, float64."""
+        return self.unit(weight, scale).double() / self.denominator
+
+    # ----------------------------------------------------------------------------------------------------------- files
+
+    def codes(self, values: Tensor, unit: Tensor) -> Tensor:
+        """Quantized values as codes in [0, 2^bits), int64: here whole numbers of the unit, counted from −2^(bits−1).
+
+        Raises:
+            ValueError: a value has no code; says why.
+        """
+        half = 2 ** (self.bits - 1)
+        codes: Tensor = (values / unit).round().long() + half
+        if bool((codes < 0).any()) or bool((codes >= 2 * half).any()):
+            raise ValueError(f"a weight lies beyond the {self.bits} bits of its format ({self.label})")
+        return codes
+
+    def values(self, codes: Tensor, unit: Tensor) -> Tensor:
+        """The inverse of `codes`, which repeats the quantizer's last multiplication: equal bit for bit."""
+        whole: Tensor = (codes - 2 ** (self.bits - 1)).to(unit)
+        return whole * unit
+
+    def header(self) -> dict[str, Any]:
+        """What a file's header holds of it."""
+        return {"format": self.name, **asdict(self)}
+
+
+def weight_format(name: str) -> type[WeightFormat]:
+    """A format by name.
+
+    Raises:
+        ConfigError: not known.
+    """
+    if name not in WEIGHT_FORMATS:
+        raise ConfigError(f"{unknown('weight format', name, WEIGHT_FORMATS)}; import the module that defines it first")
+    return WEIGHT_FORMATS[name]
+
+
+def check_width(key: str, bits: Any, widths: tuple[int, ...], *, note: str = "") -> None:
+    """Refuse a width for which there is no quantizer."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in widths:
+        given = shown(repr(bits) if isinstance(bits, str) else bits)
+        raise ConfigError(f"{key}={given}: choose one of {', '.join(map(str, widths))}{note}")
+
+
+def read_weight_format(entry: Mapping[str, Any]) -> WeightFormat:
+    """The format that a header's entry describes; see `WeightFormat.header`.
+
+    Entries without `format` are of the first two formats: an `edge_range` tells an edge layer from an APoT one.
+
+    Raises:
+        ConfigError: an unknown format, or fields that it does not have.
+    """
+    given = dict(entry)
+    if "format" not in given:
+        given["format"] = "apot" if given.get("edge_range") is None else "edge_uniform"
+        given = {key: value for key, value in given.items() if value is not None}
+    kind = weight_format(given.pop("format"))
+    read: WeightFormat = convert(given, kind, "")
+    return read

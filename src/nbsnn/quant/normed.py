@@ -1,0 +1,95 @@
+"""Which weight layers a batch norm follows directly: it takes their scale and mean back, whatever these become.
+
+A copy of the network without numbers (on the device "meta") is run, and the outputs of the layers are followed. Where that
+fails, and where an output goes anywhere else as well, no norm is assumed: keeping a scale that a norm would take back does no
+harm, losing one that nothing takes back does.
+"""
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbsnn.errors import NbsnnError, QuantizationError
+from nbsnn.tracing import Tracer, tensors_in
+
+# What may stand between: c times the input gives c times the output, and a shift per channel stays one.
+_BETWEEN = {
+    "flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone", "avg_pool2d", "adaptive_avg_pool2d", "dropout",
+    "dropout2d", "neg", "to", "float", "double", "type", "data", "detach",
+}  # fmt: skip
+_SIDES = (32, 224, 28, 64, 8, 16, 96, 128, 227, 256, 299, 12, 6)  # of the images of common data sets, where there are none
+
+
+def normed_layers(model: nn.Module, layers: Collection[str], shape: tuple[int, ...] | None = None) -> set[str]:
+    """Those of `layers` (names of weight layers) whose every output goes to a batch norm and nowhere else.
+
+    Args:
+        model: a float network; it is not run itself.
+        shape: of an image or a row of features, without the batch. Unless given, common sizes are tried.
+    """
+    for candidate in [shape] if shape else _shapes(model, layers):
+        try:
+            return _followed(model, layers, candidate)
+        except (NbsnnError, RuntimeError, NotImplementedError, TypeError):  # another size, or code that looks at numbers
+            continue
+    return set()
+
+
+def _shapes(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[int, ...]]:
+    spec = getattr(model, "model_spec", None)
+    if spec is not None:
+        yield spec.in_channels, spec.image_size, spec.image_size
+    first = model.get_submodule(next(iter(layers))) if layers else None
+    if isinstance(first, nn.Linear):
+        yield (first.in_features,)
+    channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
+    yield from ((channels, side, side) for side in _SIDES)
+
+
+def _followed(model: nn.Module, layers: Collection[str], shape: tuple[int, ...]) -> set[str]:
+    bare = _without_numbers(model)
+    dtype = next((p.dtype for p in bare.parameters() if p.is_floating_point()), torch.float32)
+    run = _Follower(layers)
+    output = run.follow(bare, torch.empty(2, *shape, dtype=dtype, device="meta"), None, error=QuantizationError)
+    returned = {run.known[t] for t in tensors_in(output) if t in run.known}
+    return {name for name in run.normed - run.used_otherwise - returned if name is not None}  # None is the image
+
+
+def _without_numbers(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, without hooks, whose tensors have shapes alone."""
+    tensors: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    tensors |= {id(b): b.detach().to("meta") for b in model.buffers()}
+    bare: nn.Module = copy.deepcopy(model, tensors).eval()
+    for module in bare.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return bare
+
+
+class _Follower(Tracer):
+    """What is known of a tensor: the layer whose output it is, but for its shape and a factor."""
+
+    def __init__(self, layers: Collection[str]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.normed: set[str | None] = set()
+        self.used_otherwise: set[str | None] = set()
+
+    def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
+        result = func(*args, **kwargs)
+        origins = {self.known[source] for source in sources}
+        first = args[0] if args else kwargs.get("input")
+        if name == "batch_norm" and first is sources[0]:
+            self.normed |= origins
+        elif name in _BETWEEN and isinstance(result, Tensor):
+            self.known[result] = self.known[sources[0]]
+        else:
+            self.used_otherwise |= origins
+        return result
+
+    def left(self, name: str, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        if name in self.layers and isinstance(output, Tensor):
+            self.known[output] = name

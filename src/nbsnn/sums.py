@@ -1,0 +1,86 @@
+"""Sums that are right at any length, and alike in any order: on any device, for any memory format and number of threads.
+
+A float32 sum over 10^8 values can be wrong by a percent, and differently so on each machine. Here sums are taken by blocks,
+which are added in float64: their rounding is some 10^-14, so that the result, rounded to float32, is the same everywhere.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Numbers in a block: on a CPU a block of float64 stays in the cache; elsewhere a launch costs more than memory.
+_MOMENT_BLOCK = {"cpu": 2**17}
+_DOT_BLOCK = {"cpu": 2**16}
+_BLOCK_ELSEWHERE = 2**22
+
+
+class Moments(NamedTuple):
+    """Mean, standard deviation (with Bessel's correction) and root mean square; scalars, float64."""
+
+    mean: Tensor
+    deviation: Tensor
+    root_mean_square: Tensor
+
+
+@torch.no_grad()
+def moments(t: Tensor) -> Moments:
+    """The moments of all entries of a tensor, each to 10^-8 or better; at least one entry."""
+    # Values are measured from one of them: a common offset would cost digits in the difference of squares.
+    first = t[(0,) * t.dim()].double()
+    if torch.compiler.is_compiling():  # one fused pass, without copies in float64
+        x = t.double() - first
+        total, squares = x.sum(), x.square().sum()
+    else:
+        flat = in_storage_order(t)
+        size = _MOMENT_BLOCK.get(t.device.type, _BLOCK_ELSEWHERE)
+        buffer = torch.empty(min(size, flat.numel()), dtype=torch.float64, device=t.device)
+        totals, all_squares = [], []
+        for block in torch.split(flat, size):
+            x = buffer[: block.numel()].copy_(block).sub_(first)
+            totals.append(x.sum())
+            all_squares.append(torch.dot(x, x))
+        total, squares = torch.stack(totals).sum(), torch.stack(all_squares).sum()
+    count, shift = t.numel(), total / t.numel()
+    mean, spread = first + shift, (squares - total * shift).clamp_min(0)
+    return Moments(mean, (spread / max(count - 1, 1)).sqrt(), (spread / count + mean.square()).sqrt())
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a·b of two tensors of one shape, scalar float64; each is read once where their memory layouts agree."""
+    if torch.compiler.is_compiling():
+        return (a.double() * b.double()).sum()
+    if a.stride() != b.stride() or a.dtype != b.dtype or not is_dense(a):
+        return total(_at_least_float32(a) * _at_least_float32(b))
+    size = _DOT_BLOCK.get(a.device.type, _BLOCK_ELSEWHERE)
+    pairs = zip(torch.split(in_storage_order(a), size), torch.split(in_storage_order(b), size), strict=True)
+    return torch.stack([torch.dot(_at_least_float32(x), _at_least_float32(y)) for x, y in pairs]).double().sum()
+
+
+def total(t: Tensor) -> Tensor:
+    """Σ t, scalar float64."""
+    if torch.compiler.is_compiling():
+        return t.double().sum()
+    return _at_least_float32(t).sum().double()  # eager sums are pairwise
+
+
+def norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The Euclidean norm of all entries of some tensors on one device together, scalar float64."""
+    return torch.stack([dot(t, t) for t in tensors]).sum().sqrt()
+
+
+def is_dense(t: Tensor) -> bool:
+    """Whether `in_storage_order` is a view."""
+    return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
+
+
+def in_storage_order(t: Tensor) -> Tensor:
+    """All entries on one axis: a view in storage order of a contiguous or channels-last tensor, else a copy."""
+    if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
+        t = t.permute(0, 2, 3, 1)
+    return t.reshape(-1)
+
+
+def _at_least_float32(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
