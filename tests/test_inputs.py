@@ -173,13 +173,28 @@ def test_what_evaluate_cannot_take_is_named(forms, case):
 
 def test_images_that_a_network_does_not_run_on_are_named_by_their_shape(forms):
     wrong, pattern = FLOATS[:, :1], r"^the network does not run on images of shape \[\d, 1, 6, 6\]: .* to have 2 channels"
-    for form in ("float", "quantized", "spiking"):
+    for form in ("float", "quantized"):
         with pytest.raises(ConfigError, match=pattern):
             nbsnn.evaluate(forms[form], [(wrong, LABELS)])
+    for run in (forms["spiking"], lambda x: nbsnn.evaluate(forms["spiking"], [(x, LABELS)])):
+        with pytest.raises(ConfigError, match=r"^images has shape \[6, 1, 6, 6\]; the network takes \[B, 2, H, W\]$"):
+            run(wrong)
     with pytest.raises(ConfigError, match=pattern):
         nbsnn.measure_fidelity(forms["quantized"], forms["spiking"], wrong)
     with pytest.raises(ConfigError, match=pattern):
         nbsnn.measure_integer_fidelity(forms["quantized"], forms["integer"], wrong)
+
+
+def test_networks_of_another_form_are_named(forms):
+    quantized, integer = forms["quantized"], forms["integer"]
+    with pytest.raises(ConfigError, match=r"^model is None; give a network: float, quantized, spiking or integer$"):
+        nbsnn.evaluate(None, [(FLOATS, LABELS)])
+    with pytest.raises(ConfigError, match=r"^spiking is a Sequential; give the result of nbsnn.to_spiking\("):
+        nbsnn.measure_fidelity(quantized, quantized, FLOATS)
+    with pytest.raises(ConfigError, match=r"^network is a SpikingNetwork; give the result of nbsnn.lower\("):
+        nbsnn.measure_integer_fidelity(quantized, forms["spiking"], FLOATS)
+    with pytest.raises(ConfigError, match=r"^quantized is an IntegerNetwork; give the result of nbsnn.quantize$"):
+        nbsnn.measure_integer_fidelity(integer, integer, FLOATS)
 
 
 @pytest.mark.parametrize("wrong", [None, FLOATS, [(FLOATS, LABELS)], DataLoader(TensorDataset(FLOATS, LABELS))], ids=type)

@@ -23,6 +23,7 @@ def as_images(
     *,
     network: nn.Module | None = None,
     ranks: Collection[int] | None = None,
+    channels: int | None = None,
     least: int = 1,
     pixels: bool = False,
     finite: bool = False,
@@ -36,6 +37,7 @@ def as_images(
         network: that will take them.
         ranks: numbers of axes that are allowed; unless given, those that `network` takes: 4 where it has a layer for planes,
             such as Conv2d, else 2, 3 or 4 ([B, F], [B, C, L], [B, C, H, W]).
+        channels: size of axis 1.
         least: images.
         pixels: 8-bit pixels (uint8) are right too, and stay as they are.
         finite: refuse NaN and infinity.
@@ -58,6 +60,9 @@ def as_images(
         single = value.dim() == 3 and 4 in allowed
         remedy = f"one image as {name}[None], grey ones as {name}[:, None]" if single else f"reshape {name} to that"
         raise error(f"{name} has shape {list(value.shape)}; give a batch {shapes}: {remedy}")
+    if channels is not None and value.shape[1] != channels:
+        wanted = ", ".join(["B", str(channels), "H", "W"][: value.dim()])
+        raise error(f"{name} has shape {list(value.shape)}; the network takes [{wanted}]")
     if len(value) < least or not value.numel():
         wanted = f"at least {least} images" if least > 1 else "one image or more"
         raise error(f"{name} has shape {list(value.shape)}; give {wanted}, {shapes}")
@@ -120,6 +125,12 @@ def as_labels(
         at = int((value == wrong).nonzero()[0])
         raise error(f"{name}[{at}] is {wrong}; give class numbers {known}")
     return value
+
+
+def require(value: object, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
+    """Refuse an argument of another type, in one line that says what was given and what is wanted."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} is {_kind(value)}; give {wanted}")
 
 
 def as_batches(loader: object, name: str = "loader", *, network: nn.Module | None = None) -> Iterator[tuple[Tensor, object]]:

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from nbsnn.data.images import fewer_if_larger
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_logits, check_network
-from nbsnn.inputs import as_images, as_labels, in_one_line, to_network
+from nbsnn.inputs import as_images, as_labels, in_one_line, require, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
 from nbsnn.quant.functional import at_least
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.schedules import schedule_named
-from nbsnn.surgery import evaluation_mode, shared_copy, tap
+from nbsnn.surgery import shared_copy, tap
 
 _BATCH = 50  # images of CIFAR's size at a time: every activation is kept
 
@@ -96,6 +96,7 @@ def measure_fidelity(
         ConfigError: no images and labels that the network takes, or numbers in it or in the images that are not finite.
         DataError: currents or logits are not finite all the same; names the layer.
     """
+    require(spiking, SpikingNetwork, "spiking", "the result of nbsnn.to_spiking(quantized, example)")
     images, labels = _checked(images, labels, quantized)
     check_network(spiking.network, ConfigError, source="the spiking network")
     parameter = next(quantized.parameters())
@@ -135,6 +136,7 @@ def measure_integer_fidelity(
     They differ where rounding turns a tie or a near tie, and where float weights were rounded. Arguments, result and errors as
     in `measure_fidelity`; `steps` is T.
     """
+    require(network, IntegerNetwork, "network", "the result of nbsnn.lower(quantized, example)")
     images, labels = _checked(images, labels, quantized)
     parameter = next(quantized.parameters())
     reference = shared_copy(quantized).eval()
@@ -155,10 +157,11 @@ def measure_integer_fidelity(
 
 
 def _checked(images: Tensor, labels: Tensor | None, quantized: nn.Module) -> tuple[Tensor, Tensor | None]:
+    require(quantized, nn.Module, "quantized", "the result of nbsnn.quantize")
     check_network(quantized, ConfigError)
     checked = as_images(images, network=quantized, finite=True)
-    with evaluation_mode(quantized), in_one_line(checked):
-        quantized(to_network(checked[:1], quantized))
+    with in_one_line(checked):
+        shared_copy(quantized).eval()(to_network(checked[:1], quantized))
     return checked, None if labels is None else as_labels(labels, count=len(checked))
 
 

@@ -126,7 +126,7 @@ class SpikingNetwork(nn.Module):
 
     def _checked(self, images: Tensor) -> Tensor:
         # An image of NaN makes no spike, and would pass for a black one.
-        images = as_images(images, ranks=(len(self.image_shape) + 1,), finite=self._evaluated)
+        images = as_images(images, ranks=(len(self.image_shape) + 1,), channels=self.image_shape[0], finite=self._evaluated)
         return to_network(images, self.network)
 
     def _simulate(self, images: Tensor, *, keep_counts: bool = False) -> SpikingResult:
