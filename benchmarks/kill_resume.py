@@ -1,11 +1,14 @@
 """Kills a real training run at random moments, lets it go on each time, and compares its weights with an untouched run's.
 
-    python benchmarks/kill_resume.py [--times 100] [--seed 0]
+    python benchmarks/kill_resume.py [--times 100] [--damage 20] [--seed 0]
 
 The run is `nbsnn train` on digits, ResNet-20, a float phase and a 2-bit one that it teaches, with averaged weights, norm
 statistics taken anew, and a training state after each step. A kill is SIGKILL after a random number of states were written,
 so it strikes in the middle of steps, of writing, and of changing phases. When a run survives to its end, the next one starts
 anew, until there were `--times` kills.
+
+After `--damage` of the kills the newest training state is damaged on purpose, by a flipped bit anywhere in it or by cutting it
+short. The run that goes on must say that it takes the state before it, and end with the same weights.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -62,13 +66,21 @@ def write_recipe(folder: Path) -> Path:
     return path
 
 
-def run_whole(recipe: Path, out: Path, *options: str) -> None:
-    """Run to the end."""
-    subprocess.run([*command(recipe, out), *options], check=True, capture_output=True, env=ENVIRONMENT)
+def run_whole(recipe: Path, out: Path, *options: str) -> str:
+    """Run to the end; returns what it said."""
+    done = subprocess.run([*command(recipe, out), *options], check=True, capture_output=True, env=ENVIRONMENT)
+    return done.stderr.decode()
 
 
-def run_and_kill(recipe: Path, out: Path, states: int) -> bool:
-    """Kill the run when it has written so many training states; False if it ended before."""
+class Killed(NamedTuple):
+    """What became of a run: whether it was killed before its end, and what it said."""
+
+    killed: bool
+    said: str
+
+
+def run_and_kill(recipe: Path, out: Path, states: int) -> Killed:
+    """Kill the run when it has written so many training states."""
     process = subprocess.Popen(command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
     seen: set[int] = set()
     while process.poll() is None and len(seen) < states:
@@ -79,7 +91,28 @@ def run_and_kill(recipe: Path, out: Path, states: int) -> bool:
     error = process.communicate()[1].decode()
     if process.returncode not in (0, -9):
         raise RuntimeError(error)
-    return process.returncode == -9
+    return Killed(process.returncode == -9, error)
+
+
+def damage(out: Path, draws: random.Random) -> Path | None:
+    """Flip a bit of the newest training state, or cut it short; None where there is no state before it to go on from."""
+    for state in out.glob("*/training.safetensors"):
+        if not state.with_name("training.previous.safetensors").is_file():
+            continue
+        content = bytearray(state.read_bytes())
+        place = draws.randrange(len(content))
+        if draws.random() < 0.5:
+            content[place] ^= 1 << draws.randrange(8)
+        else:
+            content = content[:place]
+        state.write_bytes(content)
+        return state
+    return None
+
+
+def tells(said: str, state: Path) -> bool:
+    """Whether a run says that it goes on from the state before a damaged one."""
+    return any(line.startswith(f"{state}: ") and "going on from the state before it" in line for line in said.splitlines())
 
 
 def _stamps(out: Path) -> set[int]:
@@ -103,27 +136,42 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def main() -> None:
-    """Kill, resume, compare, print."""
+    """Kill, damage, resume, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=100, help="kills")
+    parser.add_argument("--damage", type=int, default=0, help="so many of the newest states are damaged after a kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    moments, console = random.Random(args.seed), Console()
-    kills = runs = wrong = 0
+    draws, console = random.Random(args.seed), Console()
+    kills = runs = wrong = damaged = unsaid = 0
     with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("kills", total=args.times)
+        bar = progress.add_task("kills", total=max(args.times, args.damage))
         recipe, reference, victim = write_recipe(Path(folder)), Path(folder) / "reference", Path(folder) / "victim"
         run_whole(recipe, reference)
-        while kills < args.times:
-            while kills < args.times and run_and_kill(recipe, victim, moments.randint(1, LONGEST_WAIT)):
+        while kills < args.times or damaged < args.damage:
+            hurt: Path | None = None
+            while kills < args.times or damaged < args.damage:
+                # Two states at least: one is written when a run begins, and a damaged one has no newer one before that.
+                run = run_and_kill(recipe, victim, draws.randint(1 if hurt is None else 2, LONGEST_WAIT))
+                unsaid += hurt is not None and not tells(run.said, hurt)
+                hurt = None
+                if not run.killed:
+                    break
                 kills += 1
                 progress.advance(bar)
-            run_whole(recipe, victim)
+                hurt = damage(victim, draws) if damaged < args.damage else None
+                damaged += hurt is not None
+            said = run_whole(recipe, victim)
+            unsaid += hurt is not None and not tells(said, hurt)
             runs += 1
             wrong += bool(differences(reference, victim))
             shutil.rmtree(victim)
     console.print(f"{kills} kills in {runs} runs; {wrong} runs ended with other weights than the untouched one")
-    sys.exit(1 if wrong else 0)
+    if args.damage:
+        console.print(
+            f"{damaged} newest states were damaged; {damaged - unsaid} runs went on from the state before and said so"
+        )
+    sys.exit(1 if wrong or unsaid else 0)
 
 
 if __name__ == "__main__":

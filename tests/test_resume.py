@@ -38,7 +38,7 @@ def test_a_process_killed_at_five_random_moments_ends_with_the_same_bits(tmp_pat
     recipe, untouched = reference
     seed = random.randrange(10**6)
     moments = random.Random(seed)
-    killed = sum(kill_resume.run_and_kill(recipe, tmp_path, moments.randint(1, 6)) for _ in range(5))
+    killed = sum(kill_resume.run_and_kill(recipe, tmp_path, moments.randint(1, 6)).killed for _ in range(5))
     assert killed == 5, seed
     kill_resume.run_whole(recipe, tmp_path)
     assert kill_resume.differences(untouched, tmp_path) == [], seed

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from dataclasses import asdict, replace
 
 import pytest
@@ -23,6 +25,7 @@ from nbsnn.training.folder import sole_writer
 from nbsnn.training.history import finished_phase, write_history
 from nbsnn.training.loop import fit
 from nbsnn.training.observer import Observer
+from nbsnn.training_console import TrainingConsole
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"])
 STILL = load_recipe("digits/resnet20", ["data.batch_size=32"])
@@ -185,6 +188,33 @@ def test_a_state_is_not_taken_up_by_a_run_with_another_start(tmp_path, splits):
         fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, start="other")
     with pytest.raises(Interrupted, match="run it again without overwriting"):
         fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(1), start="other", overwrite=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_ends_the_run_after_its_step(tmp_path, splits, uninterrupted, number):
+    """A terminal that closes (SIGHUP) loses no more than a TERM signal does."""
+
+    class Signalled(TrainingConsole):
+        def on_step(self, epoch, step, *figures):
+            if step == 3:
+                os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with Signalled() as observer, pytest.raises(Interrupted, match=r"^stopped in epoch 1 at step [34]; run the same command"):
+        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=observer)
+    assert signal.getsignal(number) is before
+    assert same(weights(fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path).last), weights(uninterrupted.last))
+
+
+def test_a_hang_up_that_is_ignored_stays_so():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with TrainingConsole() as observer:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not observer.should_stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, splits):

@@ -9,10 +9,19 @@ from nbsnn.training.execution import Execution
 from nbsnn.training.observer import Epoch, Observer
 
 
-class TrainingConsole(Observer):
-    """Bars and lines of a training run; an interrupt or a TERM signal ends the run after the step at hand.
+def _signals() -> list[signal.Signals]:
+    """Those that end a run."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+        numbers.append(signal.SIGHUP)
+    return numbers
 
-    `every` steps there is a line as well; 0 for none.
+
+class TrainingConsole(Observer):
+    """Bars and lines of a training run; an interrupt, a TERM or a HUP signal ends the run after the step at hand.
+
+    A HUP signal, which a terminal sends when it closes, stays without effect where it is ignored, as under `nohup`. `every`
+    steps there is a line as well; 0 for none.
     """
 
     def __init__(self, *, every: int = 0) -> None:
@@ -24,7 +33,7 @@ class TrainingConsole(Observer):
         self._title = ""
 
     def __enter__(self) -> "TrainingConsole":
-        self._before = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {s: signal.signal(s, self._interrupt) for s in _signals()}
         self._bar.start()
         return self
 

@@ -194,5 +194,5 @@ def _collate(items: list[_Item], *, keep_size: bool) -> tuple[Tensor, Tensor, di
 
 def _leave_signals_to_the_trainer(_: int) -> None:
     """A signal to the whole group must not end the workers before the trainer has saved and left; they end with it."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
         signal.signal(number, signal.SIG_IGN)
