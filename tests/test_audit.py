@@ -7,6 +7,7 @@ from nets import SmallNet
 from probes import IMAGE, quantized_probe, refusal
 from torch import nn
 
+from nbsnn.errors import QuantizationError
 from nbsnn.recipe import QuantSpec
 from nbsnn.spiking.convert import to_spiking
 
@@ -37,11 +38,11 @@ FUNCTIONS = {
     "tanh": (lambda net, x: torch.tanh(x), "tanh" + SMOOTH),
     "softmax": (
         lambda net, x: x.softmax(1),
-        "softmax() is applied to currents at {place}; return the logits, and apply it to the spiking network's result",
+        "softmax() is applied to currents at {place}; leave it out: return the logits, and apply it to the result",
     ),
     "F.dropout": (
         lambda net, x: F.dropout(x, 0.5),
-        "dropout is in training mode at {place}; call model.eval() before to_spiking",
+        "dropout is at work in evaluation too at {place}; use nn.Dropout, or give F.dropout training=self.training",
     ),
     "F.layer_norm": (lambda net, x: F.layer_norm(x, (6, 6)), "layer_norm" + NORM),
     "x * x": (lambda net, x: x * x, "mul" + PRODUCT),
@@ -160,11 +161,16 @@ MODULES = {
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_that_is_not_affine_is_refused(name):
     make, message = MODULES[name]
-    assert refusal(quantized_probe(module=make())) == message.format(place="module")
+    with pytest.raises(QuantizationError) as caught:  # before any training
+        quantized_probe(module=make())
+    assert str(caught.value) == message.format(place="module")
+    skipped = quantized_probe(module=make(), spec=QuantSpec(2, 2, skip=("module",)))
+    assert refusal(skipped) == message.format(place="module")
 
 
 def test_a_module_inside_modules_is_named_in_full():
-    net = quantized_probe(module=nn.Sequential(nn.Identity(), nn.Sequential(nn.MaxPool2d(2))))
+    module = nn.Sequential(nn.Identity(), nn.Sequential(nn.MaxPool2d(2)))
+    net = quantized_probe(module=module, spec=QuantSpec(2, 2, skip=("module.1.0",)))
     assert refusal(net) == MAX_POOL.format(place="module.1.0")
 
 
@@ -179,7 +185,7 @@ def test_a_network_in_training_mode_converts_as_in_evaluation():
 
 
 def test_dropout_that_is_always_on_is_refused():
-    assert "dropout is in training mode" in refusal(quantized_probe(lambda net, x: F.dropout(x, 0.5, True)))
+    assert "dropout is at work in evaluation too" in refusal(quantized_probe(lambda net, x: F.dropout(x, 0.5, True)))
 
 
 def test_an_activation_left_in_float_is_refused():
@@ -189,8 +195,12 @@ def test_an_activation_left_in_float_is_refused():
         "skip this layer"
     )
     assert refusal(net) == message
-    message = "the network has no quantized activation; call nbsnn.quantize on the float network first"
+    message = (
+        "the network has quantized weights but no quantized activation; quantize the float network that it was made from with "
+        "act_bits < 32"
+    )
     assert refusal(quantized_probe(spec=QuantSpec(2, 32))) == message
+    message = "the network has no quantized activation; call nbsnn.quantize on it first, with act_bits < 32"
     assert refusal(SmallNet().eval()) == message
 
 

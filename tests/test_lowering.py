@@ -34,7 +34,7 @@ def refusal(net, **options):
 FUNCTIONS = {
     "interpolate": (
         lambda net, x: F.interpolate(x, scale_factor=2)[:, :, ::2, ::2],
-        "interpolate() has no integer form at {own}; between activations write convolutions, linear layers, sums, products "
+        "interpolate() has no integer form at {own}; between activations write 2-d convolutions, linear layers, sums, products "
         "with constants per channel, concatenation, average pooling and flattening",
     ),
     "shift before padding": (
@@ -66,7 +66,7 @@ FUNCTIONS = {
     ),
     "other axes": (
         lambda net, x: x.transpose(2, 3),
-        "transpose() has no integer form at {own}; between activations write convolutions, linear layers, sums, products "
+        "transpose() has no integer form at {own}; between activations write 2-d convolutions, linear layers, sums, products "
         "with constants per channel, concatenation, average pooling and flattening",
     ),
     "rows from the middle": (
@@ -105,7 +105,7 @@ def test_what_happens_behind_the_operations_is_noticed():
 
 def test_what_the_audit_refuses_is_refused_as_there():
     with pytest.raises(nbsnn.ConversionError, match=r"max pooling does not commute with spikes at module"):
-        nbsnn.lower(quantized_probe(module=nn.MaxPool2d(2)), IMAGE)
+        nbsnn.lower(quantized_probe(module=nn.MaxPool2d(2), spec=nbsnn.QuantSpec(2, 2, skip=("module",))), IMAGE)
     assert refusal(SmallNet().eval()) == "the network is not quantized; call nbsnn.quantize first"
 
 
@@ -134,7 +134,7 @@ def test_the_source_is_left_as_it_was():
 def test_bytes_and_normalised_floats_give_the_same_integers():
     mean, std = (0.4914, 0.4465), (0.247, 0.2616)
     bytes_ = torch.randint(0, 256, (5, 2, 6, 6), dtype=torch.uint8)
-    image_set = ImageSet(bytes_, torch.zeros(5), mean, std, ())
+    image_set = ImageSet(bytes_, torch.zeros(5, dtype=torch.int64), mean, std, ("one",))
     network = nbsnn.lower(small_quantized(), IMAGE, mean=mean, std=std)
     assert torch.equal(network.run(bytes_), network.run(image_set.normalized()))
 

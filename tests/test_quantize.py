@@ -81,20 +81,23 @@ def test_layer_options_survive():
     assert QuantLinear.from_float(nn.Linear(3, 2, bias=False), Apot(2)).bias is None
 
 
+ALREADY = "the network is quantized already; change its bits with nbsnn.set_bits_, or start from the float network"
+
+
 @pytest.mark.parametrize(
     ("make", "spec", "message"),
     [
-        (small_quantized, QuantSpec(2, 2), "the network is quantized already; change its bits with nbsnn.set_bits_"),
+        (small_quantized, QuantSpec(2, 2), ALREADY),
         (
             SmallNet,
             QuantSpec(32, 32, edge_bits=32),
-            "nothing to quantize with weight_bits=32, act_bits=32: the network has no Conv2d, Linear or nn.ReLU module "
-            "that these bits apply to",
+            "nothing to quantize with weight_bits=32, edge_bits=32, act_bits=32; choose fewer bits",
         ),
         (
             lambda: nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU(), nn.Linear(3, 3)),
             QuantSpec(),
-            "0 is a Conv1d, which has no quantized form; leave it in float with QuantSpec(skip=('0',)) or use Conv2d/Linear",
+            "0 is a Conv1d, which has no quantized form; use nn.Conv2d on x[:, :, None], or leave it in float with "
+            "QuantSpec(skip=('0',))",
         ),
         (SmallNet, QuantSpec(skip=("conv9",)), "QuantSpec.skip: unknown layer 'conv9'; did you mean conv2, conv1?"),
     ],
@@ -139,7 +142,7 @@ def test_set_bits_can_be_limited_to_some_layers():
 
 def test_set_bits_refuses_what_has_no_layer_and_changes_nothing():
     net = quantize(SmallNet(), QuantSpec(32, 4))
-    message = r"^weight_bits=2: no such quantized layer matches \('\*',\); call nbsnn.quantize first$"
+    message = r"^weight_bits=2: no layer that it could change is quantized; quantize the float network with weight_bits=2$"
     with pytest.raises(QuantizationError, match=message):
         set_bits_(net, weight_bits=2, act_bits=2)
     assert net.act1.bits == 4

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
+from nbsnn.errors import NbsnnError
 from nbsnn.precision import full_float32
 
 # torch's classes that hold one network and call it, by name so that none need be imported: class → its only child.
@@ -35,6 +36,28 @@ def unwrap(module: nn.Module) -> nn.Module:
     while (inner := _wrapped(module)) is not None:
         module = inner
     return module
+
+
+def as_network(model: object, error: type[NbsnnError]) -> nn.Module:
+    """The bare network that `model` is or wraps.
+
+    Raises:
+        error: not a module whose layers can be swapped: of another class, TorchScript, or with sharded parameters.
+    """
+    if not isinstance(model, nn.Module):
+        raise error(f"the network is of class {type(model).__name__}; give an nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise error("the network is TorchScript, whose layers are not modules; give the network that it was made from")
+    for name, part in model.named_modules():
+        strategy = getattr(part, "sharding_strategy", None) if type(part).__name__ == "FullyShardedDataParallel" else None
+        sharded = strategy is not None and strategy.name != "NO_SHARD"
+        sharded |= any(type(p).__name__ == "DTensor" or key == "_flat_param" for key, p in part._parameters.items())
+        if sharded:
+            raise error(
+                f"the parameters of {name or 'the network'} are sharded; load the full state dict (get_model_state_dict of "
+                "torch.distributed.checkpoint.state_dict, with full_state_dict=True) into a network without FSDP"
+            )
+    return unwrap(model)
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -117,8 +140,8 @@ def replace_modules_(root: nn.Module, replacements: Mapping[nn.Module, nn.Module
         for hooks in _HOOKS:
             setattr(new, hooks, getattr(old, hooks))
     for parent in list(root.modules()):
-        for name, child in list(parent.named_children()):
-            if child in replacements:
+        for name, child in list(parent._modules.items()):  # named_children would leave out a second name
+            if child is not None and child in replacements:
                 setattr(parent, name, replacements[child])
     return replacements.get(root, root)
 
@@ -218,7 +241,7 @@ def tap(
             if threading.get_ident() == here:
                 outputs.append(reduce(output))
 
-        handles.append(module.register_forward_hook(keep))
+        handles.append(module.register_forward_hook(keep, prepend=True))  # what the module gives, before hooks of the user's
     try:
         yield seen
     finally:

@@ -64,10 +64,11 @@ class Tracer(TorchFunctionMode):
         """
         check_one_input(network, error)
         self.known[image] = value
+        version = image._version
         handles = [handle for name, module in network.named_modules() for handle in self._watch(name, module)]
         try:
             with torch.no_grad(), self:
-                return network(image)
+                output = network(image)
         except NbsnnError:
             raise
         except Exception as caught:
@@ -79,6 +80,9 @@ class Tracer(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+        if image._version != version:
+            raise error("the network writes into the images it is given; write x = x - mean and the like, not x.sub_(mean)")
+        return output
 
     def _watch(self, name: str, module: nn.Module) -> Iterable[Any]:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:

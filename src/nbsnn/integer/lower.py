@@ -17,6 +17,8 @@ from nbsnn.integer.trace import trace
 from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.quantize import read_plan
+from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.surgery import as_network, copied
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,20 @@ def lower(
     """
     if float_weight_bits not in (8, 16):
         raise ConfigError(f"float_weight_bits={float_weight_bits}: choose 8 or 16")
-    example = as_images(example, "example", network=quantized, finite=True, error=LoweringError)
-    if not read_plan(quantized):
+    network = as_network(quantized, LoweringError)
+    if isinstance(network, SpikingNetwork):
+        raise LoweringError("the network is spiking already; lower the quantized network that it was made from")
+    if not read_plan(network):
         raise LoweringError("the network is not quantized; call nbsnn.quantize first")
-    check_network(quantized, LoweringError)
-    first = to_network(example[:1].detach(), quantized)
-    audit(quantized, first)
-    seen = trace(quantized, first)
+    example = as_images(example, "example", network=network, finite=True, error=LoweringError)
+    check_network(network, LoweringError)
+    for name, parameter in network.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise LoweringError(f"{name} has type {parameter.dtype}, too coarse for whole numbers; call .float() first")
+    network = copied(network).eval()
+    first = to_network(example[:1].detach(), network)
+    audit(network, first)
+    seen = trace(network, first)
     timesteps = max(firing.levels for firing in seen.firings)
     pixels = _pixels(tuple(first.shape[1:]), mean, std)
     setting = Setting(

@@ -81,6 +81,9 @@ def unchanged(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any])
 
 def choice(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Affine | list[Affine]:
     """Slices, chunks and shuffles: the same function on the numbers of channels, rows and columns says what it chooses."""
+    mode = getattr(context.layer, "padding_mode", "zeros")
+    if mode != "zeros":
+        raise NoForm(f"padding_mode={mode!r} has no integer form", "use padding_mode='zeros'")
     tensor = args[0] if args else arguments("input", args, kwargs)["input"]
     x = context.input(args, kwargs)
     many = isinstance(context.result, (tuple, list))

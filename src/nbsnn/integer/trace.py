@@ -84,7 +84,7 @@ class _Recorder(Tracer):
             if name not in READERS:
                 raise NoForm(
                     f"{name}() has no integer form",
-                    "between activations write convolutions, linear layers, sums, products with constants per channel, "
+                    "between activations write 2-d convolutions, linear layers, sums, products with constants per channel, "
                     "concatenation, average pooling and flattening",
                 )
             affine = READERS[name](context, func, args, kwargs)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nbsnn.errors import ConversionError
 from nbsnn.finite import check_logits
 from nbsnn.quant.flow import BATCH, Flow
-from nbsnn.quant.layers import QuantReLU
+from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.quant.operations import (
     AFFINE,
     DROPOUT,
@@ -42,6 +42,7 @@ def audit(quantized: nn.Module, example: Tensor) -> Flow:
     Raises:
         ConversionError: names the layer and what to write instead.
     """
+    _check_quantized(quantized)
     run = _Audit(quantized)
     output = run.run(example, ConversionError)
     if not isinstance(output, Tensor):
@@ -49,8 +50,22 @@ def audit(quantized: nn.Module, example: Tensor) -> Flow:
     if output not in run.known:
         raise ConversionError(f"the network's output {_UNSEEN}")
     run.check_overwritten([output])
+    if output.dim() < 2:
+        raise ConversionError("the network returns one axis, that of the batch; return [B, 1], without a squeeze at the end")
     _check_images_stay_apart(quantized, example[:1])
     return run
+
+
+def _check_quantized(network: nn.Module) -> None:
+    """Refuse a network without a quantized activation."""
+    modules = list(network.modules())
+    if not any(isinstance(module, QuantReLU) for module in modules):
+        if any(isinstance(module, WeightQuantizer) for module in modules):
+            raise ConversionError(
+                "the network has quantized weights but no quantized activation; quantize the float network that it was made "
+                "from with act_bits < 32"
+            )
+        raise ConversionError("the network has no quantized activation; call nbsnn.quantize on it first, with act_bits < 32")
 
 
 @torch.no_grad()
@@ -116,7 +131,7 @@ class _Audit(Flow):
             self._refuse(f".{name} moves the batch axis", "keep the batch axis first; use x.transpose(1, 2) and the like")
         if name in DROPOUT:
             if _argument(func, args, kwargs, "training"):
-                self._refuse("dropout is in training mode", "call model.eval() before to_spiking")
+                self._refuse("dropout is at work in evaluation too", "use nn.Dropout, or give F.dropout training=self.training")
             return
         if name == "batch_norm":
             if _argument(func, args, kwargs, "training"):

@@ -33,7 +33,7 @@ class Flow(Tracer):
         first: weight layers that see the image itself.
         last: weight layers whose outputs, without another one between, make the network's.
         seen: names of all modules that were called.
-        loose: place → function, where a parameter is a weight outside a weight layer, as in `F.conv2d(x, self.kernel)`.
+        loose: parameter → function that weighs currents by it outside a weight layer, as in `F.conv2d(x, self.kernel)`.
         depth: activations on the longest path from image to output.
     """
 
@@ -45,7 +45,8 @@ class Flow(Tracer):
         self.loose: dict[str, str] = {}
         self.depth = 0
         self._network, self._activations = network, activations
-        self._parameters: WeakTensorKeyDictionary = WeakTensorKeyDictionary(dict.fromkeys(network.parameters(), True))
+        # Names of parameters, and of those that other constants are made of.
+        self._names: WeakTensorKeyDictionary = WeakTensorKeyDictionary({p: name for name, p in network.named_parameters()})
 
     def run(self, images: Tensor, error: type[NbsnnError]) -> Any:
         """Follow the first of some images [B, ...], a few times over, through the network; returns its output.
@@ -53,6 +54,11 @@ class Flow(Tracer):
         Raises:
             error: the network does not run on one tensor of such images.
         """
+        for name, parameter in self._network.named_parameters():
+            if parameter.is_meta:
+                raise error(
+                    f"{name} is on the meta device and has no numbers; call to_empty(device='cpu') and load a state dict"
+                )
         # Memory of its own for each copy: a network may write into its input.
         image = images[:1].detach().repeat(BATCH, *(1 for _ in images.shape[1:]))
         output = self.follow(self._network, image, Origin(0, frozenset([_IMAGE])), error=error)
@@ -63,9 +69,8 @@ class Flow(Tracer):
         return output
 
     def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
-        weighs = name in WEIGHINGS and not isinstance(self.innermost, WEIGHT_LAYERS)
-        if weighs and any(t in self._parameters for t in tensors_in((args, kwargs))):
-            self.loose.setdefault(self.path[-1][0] if self.path else "", name)
+        if name in WEIGHINGS and not isinstance(self.innermost, WEIGHT_LAYERS):
+            self.loose |= {self._names[t]: name for t in tensors_in((args, kwargs)) if t in self._names}
         result = func(*args, **kwargs)
         self.note(result, sources)
         if result is None and isinstance(args[0], Tensor):  # x[...] = y
@@ -99,8 +104,10 @@ class Flow(Tracer):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)
         given = list(tensors_in((args, kwargs or {})))
-        if any(t in self._parameters for t in given) and not any(t in self.known for t in given):
-            self._parameters |= dict.fromkeys(tensors_in(result), True)  # made of parameters alone: still a weight
+        names = [self._names[t] for t in given if t in self._names]
+        if names and not any(t in self.known for t in given):
+            for output in tensors_in(result):
+                self._names[output] = names[0]
         return result
 
 

@@ -49,8 +49,9 @@ _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "instance_norm": (nn.modules.instancenorm._InstanceNorm,), "local_response_norm": (nn.LocalResponseNorm, nn.CrossMapLRN2d),
     "max_pool": (
         nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d,
-        nn.modules.pooling._MaxUnpoolNd, nn.modules.pooling._LPPoolNd,
+        nn.modules.pooling._MaxUnpoolNd,
     ),
+    "lp_pool2d": (nn.modules.pooling._LPPoolNd,),
     "glu": (nn.GLU,), "multi_head_attention_forward": (nn.MultiheadAttention,),
     "lstm": (nn.RNNBase, nn.modules.rnn.RNNCellBase), "bilinear": (nn.Bilinear,),
 }  # fmt: skip
@@ -83,12 +84,12 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
         )
     if name in _RELU | _CLIP:
         return Refusal(f"{name}() is applied to currents outside a module", "write self.act = nn.ReLU() and call it")
-    if "max_pool" in name or name in ("max", "amax", "lp_pool1d", "lp_pool2d", "lp_pool3d"):
+    if "max_pool" in name or name in ("max", "amax"):
         return Refusal("max pooling does not commute with spikes", "use the convolution's stride, or average pooling")
     if name in _SMOOTH:
         return Refusal(f"{name}() is smooth, and neurons count", "use nn.ReLU")
     if name in _SOFTMAX:
-        return Refusal(f"{name}() is applied to currents", "return the logits, and apply it to the spiking network's result")
+        return Refusal(f"{name}() is applied to currents", "leave it out: return the logits, and apply it to the result")
     if name in _NORMS:
         return Refusal(f"{name}() depends on the data of each step", "use batch norm, which folds into the weights")
     if name in _GATES | {"bilinear"}:
@@ -117,4 +118,4 @@ def batch_statistics(module: nn.Module | None) -> Refusal:
     what = "batch norm uses the statistics of the batch"
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
         return Refusal(what, "build it with track_running_stats=True")
-    return Refusal(what, "call model.eval() before to_spiking")
+    return Refusal(what, "give F.batch_norm training=self.training")

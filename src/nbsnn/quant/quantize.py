@@ -3,8 +3,8 @@
 The plan is a dictionary of formats that a checkpoint's header can carry, to rebuild the very same network.
 """
 
-import copy
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from nbsnn.errors import ConfigError, QuantizationError, unknown
 from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
+from nbsnn.quant.audit import audit
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
+from nbsnn.quant.flow import Flow, follow
 from nbsnn.quant.formats import EdgeUniform, WeightFormat, read_weight_format, weight_format
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
 from nbsnn.quant.normed import normed_layers
+from nbsnn.quant.planning import check_float, choose_layers
 from nbsnn.recipe import FLOAT_BITS, QuantSpec, check_bits
-from nbsnn.surgery import replace_modules_
+from nbsnn.surgery import as_network, copied, evaluation_mode, fold_computed_weights_, replace_modules_, unwrap
 
-_OTHER_WEIGHT_LAYERS = (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd, nn.Bilinear, nn.RNNBase)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,40 +45,30 @@ class ActFormat:
 Plan = dict[str, WeightFormat | ActFormat]
 
 
-def plan_formats(model: nn.Module, spec: QuantSpec, *, shape: tuple[int, ...] | None = None) -> Plan:
-    """The format of each layer of a float network. The first and last weight layers, in order of registration, are edges.
+def plan_formats(model: nn.Module, spec: QuantSpec, flow: Flow | None = None, *, shape: tuple[int, ...] | None = None) -> Plan:
+    """The format of each layer of a float network; errors as in `choose_layers`.
 
     Args:
+        flow: of an image through the network, which decides the edges.
         shape: of an image, to find out which layers a batch norm follows; unless given, common sizes are tried.
     """
-    modules = dict(model.named_modules())
-    for name in spec.skip:
-        if not any(fnmatch(known, name) for known in modules):
-            raise QuantizationError(f"QuantSpec.skip: {unknown('layer', name, [n for n in modules if n])}")
-    chosen = {n: m for n, m in modules.items() if not any(fnmatch(n, pattern) for pattern in spec.skip)}
-    weights = [n for n, m in modules.items() if type(m) in (nn.Conv2d, nn.Linear)]
-    edges = {weights[0], weights[-1]} if weights else set()
+    layers = choose_layers(model, spec, flow)
     inner = weight_format(spec.weight_format)
-    normed = normed_layers(model, weights, shape) if spec.weight_bits != FLOAT_BITS else set()
+    normed = normed_layers(model, layers.weights, shape) if spec.weight_bits != FLOAT_BITS else set()
     plan: Plan = {}
-    for name, module in chosen.items():
-        if type(module) in (nn.Conv2d, nn.Linear):
-            if name in edges and spec.edge_bits != FLOAT_BITS:
-                plan[name] = EdgeUniform(spec.edge_bits, spec.edge_range)
-            elif name not in edges and spec.weight_bits != FLOAT_BITS:
-                plan[name] = inner.for_layer(spec.weight_bits, normed=name in normed)
-        elif isinstance(module, _OTHER_WEIGHT_LAYERS) and spec.weight_bits != FLOAT_BITS:
-            raise QuantizationError(
-                f"{name or 'the network'} is a {type(module).__name__}, which has no quantized form; "
-                f"leave it in float with QuantSpec(skip=({name!r},)) or use Conv2d/Linear"
-            )
-        elif type(module) is nn.ReLU and spec.act_bits != FLOAT_BITS:
-            plan[name] = ActFormat(spec.act_bits)
-    return plan
+    for name in layers.weights:
+        if name in layers.edges and spec.edge_bits != FLOAT_BITS:
+            plan[name] = EdgeUniform(spec.edge_bits, spec.edge_range)
+        elif name not in layers.edges and spec.weight_bits != FLOAT_BITS:
+            plan[name] = inner.for_layer(spec.weight_bits, normed=name in normed)
+    if spec.act_bits != FLOAT_BITS:
+        plan |= {name: ActFormat(spec.act_bits) for name in layers.activations}
+    return {name: plan[name] for name, _ in model.named_modules() if name in plan}
 
 
 def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
-    """Swap the planned layers for their quantized forms; returns the root."""
+    """Swap the planned layers for their quantized forms; returns the root. Weights that are computed become plain ones."""
+    _fold_(model)
     modules = dict(model.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
     for name, fmt in plan.items():
@@ -94,6 +87,11 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
         else:
             raise QuantizationError(f"{name} is a {type(module).__name__}; only Conv2d, Linear and ReLU are quantized")
     return replace_modules_(model, replacements)
+
+
+def _fold_(model: nn.Module) -> None:
+    for name in fold_computed_weights_(model):
+        logger.warning("%s was computed on every call; it is a plain parameter now, which training moves freely", name)
 
 
 def read_plan(model: nn.Module) -> Plan:
@@ -131,34 +129,60 @@ def _read_act_format(entry: Mapping[str, Any]) -> ActFormat:
 
 
 @torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
-def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None) -> nn.Module:
+def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None, example: Tensor | None = None) -> nn.Module:
     """The quantized form of a float network, as a new object.
+
+    Wrappers (DataParallel, torch.compile) are taken off, and weights that are computed on every call (weight norm, spectral
+    norm, pruning) become plain ones.
 
     Args:
         model: made of Conv2d, Linear, ReLU *modules* and anything linear between them.
         spec: bits of weights, activations and edge layers; 32 leaves a layer alone.
-        images: [B, C, H, W], a few hundred training images. With them thresholds start where they lose least, and the
-            norm statistics are estimated anew; without them thresholds suit unit-variance currents and statistics
-            wait for training.
+        images: [B, C, H, W] (or as the network takes them), a few hundred training images. With them thresholds start where
+            they lose least, and the norm statistics are estimated anew; without them thresholds suit unit-variance currents
+            and statistics wait for training.
+        example: [B, C, H, W], one image, where no images are given. One or the other is followed through the network: edges are
+            the weight layers that see the image or make the output, layers never called are named, and what `to_spiking`
+            would refuse is refused here, before any training. With neither, edges are the first and the last weight layer
+            registered, and only modules are looked at, not what `forward` does with them.
     Raises:
         QuantizationError: nothing to quantize, quantized before, a layer without a quantized form, or numbers that are not
             finite in the network, in the images, or on the way from one to the other.
+        ConversionError: activations are quantized, and the network does something that spikes cannot follow.
     """
+    model = as_network(model, QuantizationError)
     if images is not None:
         images = as_images(images, network=model, least=2, finite=True, error=QuantizationError)
+    if example is not None:
+        example = as_images(example, "example", network=model, finite=True, error=QuantizationError)
     if read_plan(model):
-        raise QuantizationError("the network is quantized already; change its bits with nbsnn.set_bits_")
-    plan = plan_formats(model, spec, shape=None if images is None else tuple(images.shape[1:]))
-    if not plan:
         raise QuantizationError(
-            f"nothing to quantize with weight_bits={spec.weight_bits}, act_bits={spec.act_bits}: the network has no "
-            "Conv2d, Linear or nn.ReLU module that these bits apply to"
+            "the network is quantized already; change its bits with nbsnn.set_bits_, or start from the float network"
         )
+    check_float(model)
     check_network(model, QuantizationError)
-    quantized = apply_plan_(copy.deepcopy(model), plan)
+    net = copied(model)
+    _fold_(net)
+    sample = images if images is not None else example
+    sample = None if sample is None else to_network(sample, net)
+    flow = None if sample is None else follow(net, sample)
+    plan = plan_formats(net, spec, flow, shape=None if sample is None else tuple(sample.shape[1:]))
+    if not plan:
+        raise QuantizationError(_nothing(spec))
+    quantized = apply_plan_(net, plan)
+    if sample is not None and spec.act_bits != FLOAT_BITS:
+        with evaluation_mode(quantized):
+            audit(quantized, sample)
     if images is not None:
         calibrate_(quantized, to_network(images, quantized))
     return quantized
+
+
+def _nothing(spec: QuantSpec) -> str:
+    bits = f"weight_bits={spec.weight_bits}, edge_bits={spec.edge_bits}, act_bits={spec.act_bits}"
+    if {spec.weight_bits, spec.edge_bits, spec.act_bits} == {FLOAT_BITS}:
+        return f"nothing to quantize with {bits}; choose fewer bits"
+    return f"nothing to quantize with {bits}, skip={spec.skip}: no nn.Conv2d, nn.Linear or nn.ReLU is left; skip fewer layers"
 
 
 def set_bits_(
@@ -175,21 +199,36 @@ def set_bits_(
         QuantizationError: no such layer, fixed weights, or numbers that are not finite.
     """
     check_bits("act_bits", act_bits, allow_float=False)
-    check_network(quantized, QuantizationError)
+    network = unwrap(quantized)
+    check_network(network, QuantizationError)
+    inner = {n: m for n, m in network.named_modules() if isinstance(m, WeightQuantizer) and not m.format.edge}
+    acts = {n: m for n, m in network.named_modules() if isinstance(m, QuantReLU)}
     patterns = tuple(only)
-    named = [(n, m) for n, m in quantized.named_modules() if any(fnmatch(n, p) for p in patterns)]
-    weights = [m for _, m in named if isinstance(m, WeightQuantizer) and not m.format.edge]
-    acts = [m for _, m in named if isinstance(m, QuantReLU)]
-    formats = [m.format if weight_bits is None else replace(m.format, bits=weight_bits) for m in weights]
-    for kind, bits, layers in (("weight_bits", weight_bits, weights), ("act_bits", act_bits, acts)):
-        if bits is not None and not layers:
-            raise QuantizationError(f"{kind}={bits}: no such quantized layer matches {patterns}; call nbsnn.quantize first")
-    if weight_bits is not None and any(layer.fixed for layer in weights):
+    chosen = _matching("weight_bits", weight_bits, inner, patterns, network)
+    chosen_acts = _matching("act_bits", act_bits, acts, patterns, network)
+    if any(inner[name].fixed for name in chosen):
         raise QuantizationError(
             f"weight_bits={weight_bits}: the weights of a packed network are fixed; start from the checkpoint it was made from"
         )
-    for layer, fmt in zip(weights, formats, strict=True):
-        layer.format = fmt
-    for act in acts:
-        act.bits = act_bits or act.bits
+    formats = {n: inner[n].format if weight_bits is None else replace(inner[n].format, bits=weight_bits) for n in chosen}
+    for name, fmt in formats.items():
+        inner[name].format = fmt
+    for name in chosen_acts:
+        acts[name].bits = act_bits or acts[name].bits
     return quantized
+
+
+def _matching(kind: str, bits: int | None, layers: Collection[str], patterns: tuple[str, ...], network: nn.Module) -> list[str]:
+    """Layers by pattern that take these bits; refused if there are bits and no layer."""
+    found = [name for name in layers if any(fnmatch(name, pattern) for pattern in patterns)]
+    if bits is None:
+        return []
+    if not found and not read_plan(network):
+        raise QuantizationError(f"{kind}={bits}: the network is not quantized; call nbsnn.quantize first")
+    if not layers:
+        raise QuantizationError(
+            f"{kind}={bits}: no layer that it could change is quantized; quantize the float network with {kind}={bits}"
+        )
+    if not found:
+        raise QuantizationError(f"{kind}={bits}: {unknown('layer', ', '.join(patterns), layers)}")
+    return found

@@ -12,7 +12,7 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron, check_precision
 from nbsnn.spiking.schedules import Schedule, check_pair, schedule_named
-from nbsnn.surgery import copied, replace_modules_
+from nbsnn.surgery import as_network, copied, replace_modules_
 
 
 @full_float32()
@@ -36,15 +36,16 @@ def to_spiking(
         ConfigError: unknown gradient.
     """
     chosen, name = check_pair(neuron, schedule)
-    example = as_images(example, "example", network=quantized, finite=True, error=ConversionError)
-    if isinstance(quantized, SpikingNetwork):
+    source = as_network(quantized, ConversionError)
+    if isinstance(source, SpikingNetwork):
         raise ConversionError("the network is spiking already; convert the quantized network that it was made from")
-    timesteps = _timesteps(quantized, schedule_named(name))
-    check_network(quantized, ConversionError)
-    example = to_network(example, quantized)
-    check_precision(schedule_named(name), quantized, example.device)
-    network = copied(quantized).eval()
+    example = as_images(example, "example", network=source, finite=True, error=ConversionError)
+    check_network(source, ConversionError)
+    example = to_network(example, source)
+    check_precision(schedule_named(name), source, example.device)
+    network = copied(source).eval()
     depth = audit(network, example).depth
+    timesteps = _timesteps(network, schedule_named(name))
     acts = [m for m in network.modules() if isinstance(m, QuantReLU)]
     neurons: dict[nn.Module, nn.Module] = {
         act: IFNeuron(act, timesteps=timesteps, neuron=chosen, schedule=name) for act in acts
@@ -53,13 +54,11 @@ def to_spiking(
         replace_modules_(network, neurons), timesteps=timesteps, neuron=chosen, schedule=name, depth=depth,
         image_shape=tuple(example.shape[1:]), gradient=gradient,
     )  # fmt: skip
-    return spiking.train(quantized.training)
+    return spiking.train(source.training)
 
 
 def _timesteps(quantized: nn.Module, schedule: Schedule) -> int:
     levels = {name: m.levels for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
-    if not levels:
-        raise ConversionError("the network has no quantized activation; call nbsnn.quantize on the float network first")
     timesteps = max(levels.values())
     if not schedule.exact and min(levels.values()) != timesteps:
         name = min(levels, key=lambda n: levels[n])

@@ -1,0 +1,163 @@
+"""Which layers of a float network are quantized, which of them are edges, and what is refused before anything is trained.
+
+Nothing stays in float without a word: a weight or an activation that has no quantized form is refused by its name, unless
+`QuantSpec.skip` names it.
+"""
+
+import logging
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from nbsnn.errors import QuantizationError, unknown
+from nbsnn.quant.flow import Flow
+from nbsnn.quant.operations import refused_module
+from nbsnn.recipe import FLOAT_BITS, QuantSpec
+from nbsnn.tracing import check_one_input
+
+logger = logging.getLogger(__name__)
+
+_OTHER_WEIGHT_LAYERS = (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Names of layers, in order of registration; `edges` are weight layers, skipped ones included."""
+
+    weights: tuple[str, ...]
+    activations: tuple[str, ...]
+    edges: frozenset[str]
+
+
+def check_float(model: nn.Module) -> None:
+    """Refuse a network whose weights cannot be quantized yet, or that takes more than an image.
+
+    Raises:
+        QuantizationError: names the layer.
+    """
+    check_one_input(model, QuantizationError)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            layer = name.rpartition(".")[0] or "the network"
+            raise QuantizationError(f"{layer} is lazy: it has no shape yet; run the network on one image first")
+        if isinstance(tensor, nn.Parameter) and not tensor.is_floating_point():
+            raise QuantizationError(f"{name} has type {tensor.dtype}, and weights are quantized from floats; call .float()")
+
+
+def choose_layers(model: nn.Module, spec: QuantSpec, flow: Flow | None = None) -> Layers:
+    """The layers that `spec` quantizes.
+
+    Args:
+        model: float network.
+        spec: what is wanted, and which layers to skip.
+        flow: of an image through the network. With it the edges are the weight layers that see the image or make the output;
+            without, the first and the last one registered.
+    Raises:
+        QuantizationError: a layer that has no quantized form, or that spikes cannot follow; names it, with the remedy.
+    """
+    skipped = _skipped(model, spec)
+    named = {name: module for name, module in model.named_modules() if module not in skipped}
+    weights = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    activations = [name for name, module in named.items() if isinstance(module, nn.ReLU)]
+    if spec.weight_bits != FLOAT_BITS:
+        for name, module in named.items():
+            _check_weights(name, module, spec, flow)
+        if flow is not None:
+            _check_loose(flow, spec)
+    if spec.act_bits != FLOAT_BITS:
+        for name, module in named.items():
+            if flow is None or name in flow.seen:
+                _check_between(name, module)
+        if not any(isinstance(module, nn.ReLU) for module in model.modules()):
+            raise QuantizationError(
+                "the network has no nn.ReLU that act_bits could apply to; write self.act = nn.ReLU() for each activation and "
+                f"call it, or quantize weights alone with act_bits={FLOAT_BITS}"
+            )
+    edges = {*weights[:1], *weights[-1:]} if flow is None else (flow.first | flow.last) & set(weights)
+    chosen = [name for name in weights if name in named]
+    if flow is not None:
+        idle = [name for name in (*chosen, *activations) if name not in flow.seen]
+        if idle:
+            logger.warning("never called on an image in evaluation, and quantized as inner layers: %s", ", ".join(idle))
+    logger.info("edge layers, by %s: %s", "registration" if flow is None else "data flow", ", ".join(sorted(edges)))
+    return Layers(tuple(chosen), tuple(activations), frozenset(edges))
+
+
+def _skipped(model: nn.Module, spec: QuantSpec) -> set[nn.Module]:
+    """Modules that a pattern of `skip` matches, by any of their names."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = [name for name in (*modules, *dict(model.named_parameters())) if name]
+    for pattern in spec.skip:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise QuantizationError(f"QuantSpec.skip: {unknown('layer', pattern, filter(None, modules))}")
+    return {module for name, module in modules.items() if _matches(name, spec)}
+
+
+def _matches(name: str, spec: QuantSpec) -> bool:
+    return any(fnmatch(name, pattern) for pattern in spec.skip)
+
+
+def _check_weights(name: str, module: nn.Module, spec: QuantSpec, flow: Flow | None) -> None:
+    """Refuse a module with a weight that would stay in float."""
+    place, kind = name or "the network", type(module).__name__
+    skip = f", or leave it in float with QuantSpec(skip=({name!r},))" if name else ""
+    if isinstance(module, _OTHER_WEIGHT_LAYERS):
+        instead = next((words for cls, words in _INSTEAD.items() if isinstance(module, cls)), "use nn.Conv2d or nn.Linear")
+        raise QuantizationError(f"{place} is a {kind}, which has no quantized form; {instead}{skip}")
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        base = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+        if oddity := _oddity(module, base):
+            raise QuantizationError(f"{place} is a {kind} {oddity}; use nn.{base.__name__} itself{skip}")
+        return
+    if flow is not None or (type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _HOLDERS)):
+        return
+    for key, parameter in module.named_parameters(recurse=False):
+        full = f"{name}.{key}" if name else key
+        if sum(size > 1 for size in parameter.shape) > 1 and not _matches(full, spec):
+            raise QuantizationError(
+                f"{full} of shape {list(parameter.shape)} is no weight of an nn.Conv2d or nn.Linear, and would stay in float; "
+                f"hold it in such a layer, or leave it in float with QuantSpec(skip=({full!r},))"
+            )
+
+
+_INSTEAD = {
+    nn.Conv1d: "use nn.Conv2d on x[:, :, None]",
+    nn.modules.conv._ConvTransposeNd: "use nn.Upsample and nn.Conv2d",
+}
+_HOLDERS = (nn.ParameterList, nn.ParameterDict)
+
+
+def _check_loose(flow: Flow, spec: QuantSpec) -> None:
+    """Refuse a parameter that weighs currents outside a weight layer, as in `F.conv2d(x, self.kernel)`."""
+    for parameter, function in flow.loose.items():
+        if not _matches(parameter, spec):
+            raise QuantizationError(
+                f"{parameter} is used in {function}() outside an nn.Conv2d or nn.Linear, and would stay in float; hold it in "
+                f"such a layer and call that, or leave it in float with QuantSpec(skip=({parameter!r},))"
+            )
+
+
+def _check_between(name: str, module: nn.Module) -> None:
+    """Refuse a module that spikes cannot follow."""
+    place = name or "the network"
+    if isinstance(module, nn.ReLU) and (oddity := _oddity(module, nn.ReLU)):
+        raise QuantizationError(f"{place} is a {type(module).__name__} {oddity}; use nn.ReLU itself")
+    if (refusal := refused_module(module)) is not None:
+        raise QuantizationError(f"{refusal.what} at {place}; {refusal.remedy}")
+
+
+def _oddity(module: nn.Module, base: type[nn.Module]) -> str | None:
+    """What keeps a layer from being replaced by the quantized form of its base class, in words."""
+    cls = type(module)
+    if "forward" in vars(module):
+        return "whose forward was replaced"
+    if any(getattr(cls, method, None) is not getattr(base, method, None) for method in ("forward", "_conv_forward")):
+        return "with a forward of its own"
+    own = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}
+    if own:
+        return f"that holds more than a weight and a bias ({', '.join(sorted(own))})"
+    if isinstance(getattr(module, "weight", None), Tensor) and "weight" not in module._parameters:
+        return "whose weight is not a parameter of its own"
+    return None
