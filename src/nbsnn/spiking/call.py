@@ -4,9 +4,9 @@ It belongs to the call, not to the modules: a network that several threads share
 it was alone. The neurons ask for the call that runs them.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -48,10 +48,11 @@ class Call:
     states: dict[nn.Module, State] = field(default_factory=dict)
     fired: list[Tensor] = field(default_factory=list)
 
-    def begin(self, stage: Stage) -> None:
-        """Start a window."""
+    def begin(self, stage: Stage) -> "Call":
+        """Start a window, and return the call."""
         self.stage = stage
         self.fired = []
+        return self
 
     def state_of(self, neuron: nn.Module) -> State:
         """The state of a layer, empty at first."""
@@ -62,17 +63,18 @@ class Call:
         return torch.stack(self.fired).any(0)
 
 
-_running: ContextVar[Call | None] = ContextVar("nbsnn_call", default=None)
+_thread = threading.local()  # .call: what runs here; torch.compile sees through this, and not through a context variable
 
 
 @contextmanager
 def running(call: Call) -> Iterator[Call]:
     """While open, neurons that run in this thread belong to `call`."""
-    token = _running.set(call)
+    before = getattr(_thread, "call", None)
+    _thread.call = call
     try:
         yield call
     finally:
-        _running.reset(token)
+        _thread.call = before
 
 
 def current_call() -> Call:
@@ -81,7 +83,7 @@ def current_call() -> Call:
     Raises:
         ConversionError: a neuron was called by itself.
     """
-    call = _running.get()
+    call: Call | None = getattr(_thread, "call", None)
     if call is None:
         raise ConversionError(
             "a neuron steps within a call of its SpikingNetwork; call that, not its .network or a layer of it"

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from nbsnn.errors import ConfigError, ConversionError, unknown
 from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
-from nbsnn.quant.layers import quantized_once
-from nbsnn.spiking.call import Call, running
+from nbsnn.spiking.call import Call, Stage, running
 from nbsnn.spiking.functional import fold, unfold, with_values
 from nbsnn.spiking.neuron import check_precision, refuse_half
 from nbsnn.spiking.proxy import neurons_of, proxy_activation, rates_of, run_on_means
@@ -130,52 +129,55 @@ class SpikingNetwork(nn.Module):
         return to_network(images, self.network)
 
     def _simulate(self, images: Tensor, *, keep_counts: bool = False) -> SpikingResult:
-        schedule = schedule_named(self.schedule)
+        schedule, call = schedule_named(self.schedule), Call(self.timesteps, keep_counts=keep_counts)
         check_precision(schedule, self.network, images.device)
-        with quantized_once(self.network), running(Call(self.timesteps, keep_counts=keep_counts)) as call:
-            if schedule.windows == 1:
-                call.begin("drive")
-                total = self._window(images)
-                self.steps = torch.full((len(images),), schedule.steps(self.timesteps, self.depth))
-            else:
-                total = self._go_on(images, call)
+        if schedule.windows == 1:
+            total = self._window(images, call, "drive")
+            steps = torch.full((len(images),), schedule.steps(self.timesteps, self.depth))
+        else:
+            total, steps = self._go_on(images, call)
+        self.steps = steps
         counts = {}
         if keep_counts:
             found = {name: call.state_of(neuron).count for name, neuron in neurons_of(self.network).items()}
             counts = {name: count for name, count in found.items() if count is not None}
-        return SpikingResult(total / self.timesteps, self.steps, counts)
+        return SpikingResult(total / self.timesteps, steps, counts)
 
-    def _go_on(self, images: Tensor, call: Call) -> Tensor:
-        """Show the image for a window, then step on without image and bias; returns the head's summed current [B, classes].
+    def _go_on(self, images: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Show the image for a window, then step on without image and bias, if need be until no neuron fires.
 
-        After a wholly silent step nothing can happen any more.
+        Returns:
+            The head's summed current [B, classes], and the steps taken [B].
         """
         T, schedule = self.timesteps, schedule_named(self.schedule)
-        call.begin("rest")
-        bias: Tensor = self.network(torch.zeros_like(images[:1]))
-        call.begin("drive")
-        total = self._window(images)
+        bias, total = self._rest(images, call), self._window(images, call, "drive")
         nothing = torch.zeros_like(images)
         done, longest = T, schedule.steps(T, self.depth)
         steps = torch.full((len(images),), T if schedule.windows is None else longest)
         while schedule.windows is None or done < longest:
-            call.begin("drain")
-            total = total + self._window(nothing) - T * bias
+            total = total + self._window(nothing, call, "drain") - T * bias
             done += T
             if schedule.windows is None:
                 activity = call.activity().cpu()
                 last = (activity * torch.arange(1, T + 1)[:, None]).amax(0)  # 0: silent throughout
                 steps = torch.where(last > 0, done - T + last, steps)
-                if not bool(activity.any(1).all()):
+                if not bool(activity.any(1).all()):  # after a wholly silent step nothing can happen any more
                     break
                 if done > longest + 1 + T:
                     raise ConversionError(f"still firing after {done} steps, where {longest + 1} suffice: run it in float64")
-        self.steps = steps
-        return total
+        return total, steps
 
-    def _window(self, images: Tensor) -> Tensor:
+    def _rest(self, images: Tensor, call: Call) -> Tensor:
+        """What the head gets in a step without image and spikes, [1, classes]; neurons note what they get."""
+        with running(call.begin("rest")):
+            bias: Tensor = self.network(torch.zeros_like(images[:1]))
+        return bias
+
+    def _window(self, images: Tensor, call: Call, stage: Stage) -> Tensor:
+        """The head's current, summed over a window."""
         folded = fold(images.unsqueeze(0).expand(self.timesteps, *images.shape))
-        current: Tensor = self.network(folded)
+        with running(call.begin(stage)):
+            current: Tensor = self.network(folded)
         total: Tensor = unfold(current, self.timesteps).sum(0)
         return total
 
