@@ -289,3 +289,14 @@ def test_the_fixed_schedule_runs_in_half_precision(quantized, images, dtype):
     spiking = nbsnn.to_spiking(quantized, images[:1]).to(dtype)
     with torch.no_grad():
         assert spiking(images[:2].to(dtype)).dtype == dtype
+
+
+# ------------------------------------------------------------------------------------------------------ torch.compile
+
+
+def test_a_spiking_network_compiles_into_one_graph(quantized, images):
+    spiking = nbsnn.to_spiking(quantized, images[:1])
+    with torch.no_grad():
+        compiled = torch.compile(spiking, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(images[:3]), spiking(images[:3]))
+        assert torch.equal(compiled(images[3:6]), spiking(images[3:6]))

@@ -150,7 +150,7 @@ class _Run:
     def check_units(self) -> None:
         """Refuse, before anything is trained, what has nothing to train but frozen weights."""
         named = {unit.name: list(unit.parameters.values()) for unit in self.units[1:] if unit.name}
-        groups = named if self.spec.method == "layerwise" else {"the network": self.pair.proxy.parameters()}
+        groups = named if self.spec.method == "layerwise" else {"the network": self.pair.network.parameters()}
         for name, parameters in groups.items():
             if not any(p.requires_grad for p in parameters):
                 raise ConfigError(f"{name} has no norm and no bias to train; train weights too (--weights, weights=True)")
@@ -175,7 +175,7 @@ class _Run:
         if kept:
             self.top1 = top1
         else:
-            self.pair.proxy.load_state_dict(dict(before))
+            self.pair.network.load_state_dict(dict(before))
         return kept
 
     def tell(self, change: Change) -> None:
@@ -183,7 +183,7 @@ class _Run:
             self.on_change(change, self.pair.spiking)
 
     def snapshot(self) -> dict[str, Tensor]:
-        return {key: tensor.clone() for key, tensor in self.pair.proxy.state_dict().items()}
+        return {key: tensor.clone() for key, tensor in self.pair.network.state_dict().items()}
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
         spec, chosen = self.spec, [p for p in parameters if p.requires_grad]
@@ -217,7 +217,7 @@ class _Run:
         if self.spec.calibrate_first:
             self.calibrate_()
         spec, step = self.spec, 0
-        optimizer = self.optimizer(self.pair.proxy.parameters())
+        optimizer = self.optimizer(self.pair.network.parameters())
         total = spec.epochs * len(self.batches(0))
         best = self.snapshot()
         for epoch in range(spec.epochs):
@@ -226,12 +226,12 @@ class _Run:
                 images = self.prepare(pixels)
                 for group in optimizer.param_groups:
                     group["lr"] = spec.rate * 0.5 * (1 + math.cos(math.pi * step / total))
-                loss = self.loss(self.pair(images), images, labels)
+                loss = self.loss(self.pair.spiking(images), images, labels)
                 losses.append(self.step_(optimizer, loss, len(images), name))
                 step += 1
             now = self.snapshot()
             best = now if self.judge_(name, now, _mean(losses), start) else best  # training goes on from here either way
-        self.pair.proxy.load_state_dict(best)
+        self.pair.network.load_state_dict(best)
 
     def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """End to end, of a batch."""
@@ -245,8 +245,8 @@ class _Run:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        keep_positive_(self.pair.proxy)
-        if not all(bool(p.isfinite().all()) for p in self.pair.proxy.parameters()):
+        keep_positive_(self.pair.network)
+        if not all(bool(p.isfinite().all()) for p in self.pair.network.parameters()):
             raise DivergedError(f"parameters are no longer finite at {what} of {self.spec.method}; lower lr={self.spec.rate:g}")
         self.progress(what, images)
         return float(loss.detach())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from nbsnn.quant.functional import SMALLEST_SCALE
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.recipe import OptimSpec, Phase
+from nbsnn.spiking.neuron import IFNeuron
 
 
 def make_optimizer(model: nn.Module, phase: Phase, spec: OptimSpec) -> torch.optim.SGD:
@@ -51,7 +52,7 @@ def keep_positive_(model: nn.Module) -> None:
 
 
 def _thresholds(model: nn.Module) -> list[nn.Parameter]:
-    return [m.threshold for m in model.modules() if isinstance(m, QuantReLU)]
+    return [m.threshold for m in model.modules() if isinstance(m, (QuantReLU, IFNeuron))]
 
 
 def _scales(model: nn.Module) -> list[nn.Parameter]:

@@ -1,46 +1,40 @@
-"""The value of spikes with the gradient of the quantized network.
-
-Counting spikes has no gradient. But between two neurons stands an affine function, so that a layer's mean current is what
-the quantized layer of the same name makes of its inputs' rates. That layer is the *proxy*: forward gives what the spikes
-gave, backward takes the quantized activation's straight-through gradient.
-"""
+"""Fine-tuning's view of a spiking network: unit by unit, with the gradient of `nbsnn.spiking.proxy`."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nbsnn.quant.layers import QuantReLU
+from nbsnn.quant.layers import quantized_once
+from nbsnn.spiking.call import Call, running
 from nbsnn.spiking.convert import to_spiking
-from nbsnn.spiking.functional import unfold
+from nbsnn.spiking.functional import fold, with_values
 from nbsnn.spiking.neuron import IFNeuron
+from nbsnn.spiking.proxy import neurons_of, proxy_activation, rates_of, run_on_means
 from nbsnn.surgery import tap
-
-_Hook = Callable[[nn.Module, Any, Tensor], Tensor]
 
 
 class SpikingProxy:
-    """A copy of a quantized network, and its spiking form under the schedule "fixed" on the very same parameters.
+    """The spiking form of a quantized network under the schedule "fixed", to be trained.
 
-    Both stay in evaluation mode: norm statistics are frozen, since the spiking form knows no others. Thresholds are frozen.
+    Norm statistics are frozen, since spikes know no others. Thresholds are frozen.
 
     Attributes:
-        proxy: the copy, to be trained. Its own quantized output means nothing once it is.
-        spiking: what it is trained for.
-        acts, neurons: name → activation of the proxy, neuron of the spiking form.
+        spiking: what is trained; called on images, its logits have the proxy's gradient through all layers.
+        network: its module tree. Read as a quantized network, it means nothing once it is trained.
+        neurons: name → neuron layer.
     """
 
     def __init__(self, quantized: nn.Module, example: Tensor, *, neuron: str = "signed") -> None:
-        self.proxy = channels_last_copy(quantized)
-        self.spiking = to_spiking(self.proxy, example.to(next(quantized.parameters())), neuron=neuron, schedule="fixed")
-        share_tensors_(self.spiking.network, self.proxy)
-        self.acts = {name: m for name, m in self.proxy.named_modules() if isinstance(m, QuantReLU)}
-        self.neurons = {name: m for name, m in self.spiking.network.named_modules() if isinstance(m, IFNeuron)}
+        source = channels_last_copy(quantized)
+        self.spiking = to_spiking(source, example.to(next(quantized.parameters())), neuron=neuron, schedule="fixed")
+        self.network = self.spiking.network
+        self.neurons = neurons_of(self.network)
         self._frozen: list[nn.Parameter] = []
-        self._freeze_(act.threshold for act in self.acts.values())
+        self._freeze_(neuron.threshold for neuron in self.neurons.values())
 
     @property
     def timesteps(self) -> int:
@@ -49,11 +43,11 @@ class SpikingProxy:
 
     def freeze_weights_(self) -> None:
         """Leave only what has one value per channel to be trained: norm scales and biases."""
-        self._freeze_(p for p in self.proxy.parameters() if p.dim() != 1)
+        self._freeze_(p for p in self.network.parameters() if p.dim() != 1)
 
     def release_(self) -> None:
         """Leave the parameters as ordinary ones: without gradients, nothing frozen that was not before."""
-        self.proxy.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
 
@@ -66,23 +60,24 @@ class SpikingProxy:
     @torch.no_grad()
     def rates(self, images: Tensor, *, until: str | None = None) -> dict[str, Tensor]:
         """Name → spiking rate [B, ...], the mean over T of spikes · θ; of the neurons up to `until` alone, if given."""
-        with tap(self.neurons, lambda output: unfold(output, self.timesteps).mean(0)) as seen, _stop_after(self.neurons, until):
-            self.spiking(images)
-        return {name: outputs[0] for name, outputs in seen.items() if outputs}
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] of the spiking form, with the gradient of the quantized one through all layers."""
-        with _hooks(self.acts, {name: _valued(rate) for name, rate in self.rates(images).items()}):
-            logits: Tensor = self.proxy(images)
-        return logits
+        call, last = Call(self.timesteps, keep_counts=True), None if until is None else self.neurons[until]
+        with quantized_once(self.network), running(call), _stop_after(last):
+            self.network(fold(images.unsqueeze(0).expand(self.timesteps, *images.shape)))
+        found = {name: call.state_of(neuron).count for name, neuron in self.neurons.items()}
+        return rates_of(self.network, {name: count for name, count in found.items() if count is not None})
 
     def activation(self, images: Tensor, name: str) -> Tensor:
         """Rate [B, ...] of one neuron layer, with the gradient of its unit; what comes before is a constant."""
-        rates = self.rates(images, until=name)
-        hooks = {key: _constant(rate) for key, rate in rates.items()} | {name: _valued(rates[name])}
-        outputs: list[Tensor] = []
-        with _hooks(self.acts, hooks), tap({name: self.acts[name]}, outputs.append), _stop_after(self.acts, name):
-            self.proxy(images)
+        rates, outputs = self.rates(images, until=name), []
+
+        def answer(key: str, neuron: IFNeuron, current: Tensor) -> Tensor:
+            if key != name:
+                return rates[key]
+            outputs.append(with_values(proxy_activation(neuron, current), rates[name]))
+            raise _Stopped
+
+        with suppress(_Stopped):
+            run_on_means(self.network, images, answer)
         return outputs[0]
 
 
@@ -98,23 +93,20 @@ class Unit(NamedTuple):
 
 
 def find_units(pair: SpikingProxy, example: Tensor) -> list[Unit]:
-    """The units of the proxy, in the order in which it runs them; the last one, named "", is the head.
+    """The units of the network, in the order in which it runs them; the last one, named "", is the head.
 
     What belongs to a unit follows from the gradient of its current, with every earlier activation cut off: so this holds
     for any topology.
     """
     currents: dict[str, Tensor] = {}
 
-    def cut(name: str) -> _Hook:
-        def hook(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            currents[name] = args[0]
-            return output.detach()
+    def cut(name: str, neuron: IFNeuron, current: Tensor) -> Tensor:
+        currents[name] = current
+        return proxy_activation(neuron, current).detach()
 
-        return hook
-
-    with torch.enable_grad(), _hooks(pair.acts, {name: cut(name) for name in pair.acts}):
-        currents[""] = pair.proxy(example)
-    named = {name: p for name, p in pair.proxy.named_parameters() if p.requires_grad}
+    with torch.enable_grad():
+        currents[""] = run_on_means(pair.network, example, cut)
+    named = {name: p for name, p in pair.network.named_parameters() if p.requires_grad}
     units = []
     for name, current in currents.items():
         if not current.requires_grad:
@@ -136,39 +128,12 @@ def channels_last_copy(network: nn.Module) -> nn.Module:
     return duplicate
 
 
-def share_tensors_(network: nn.Module, source: nn.Module) -> None:
-    """Let a network of the same tree use the parameters and buffers of `source` themselves."""
-    modules = dict(network.named_modules())
-    for name, module in source.named_modules():
-        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        for key, tensor in tensors:
-            setattr(modules[name], key, tensor)
-
-
 def activation_of(network: nn.Module, module: nn.Module, images: Tensor) -> Tensor:
     """The output of one module; the network runs no further."""
-    with tap({"": module}, lambda output: output) as seen, _stop_after({"": module}, ""):
+    with tap({"": module}, lambda output: output) as seen, _stop_after(module):
         network(images)
     output: Tensor = seen[""][0]
     return output
-
-
-def _valued(rate: Tensor) -> _Hook:
-    return lambda _module, _args, output: rate + (output - output.detach())
-
-
-def _constant(rate: Tensor) -> _Hook:
-    return lambda _module, _args, _output: rate
-
-
-@contextmanager
-def _hooks(modules: Mapping[str, nn.Module], hooks: Mapping[str, _Hook]) -> Iterator[None]:
-    handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Stopped(Exception):
@@ -176,11 +141,16 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def _stop_after(modules: Mapping[str, nn.Module], name: str | None) -> Iterator[None]:
+def _stop_after(module: nn.Module | None) -> Iterator[None]:
     """End the forward pass inside the context once this module has answered; None lets it run."""
 
-    def stop(_module: nn.Module, _args: Any, _output: Tensor) -> Tensor:
+    def stop(_module: nn.Module, _args: object, _output: Tensor) -> Tensor:
         raise _Stopped
 
-    with _hooks(modules, {} if name is None else {name: stop}), suppress(_Stopped):
-        yield
+    handle = None if module is None else module.register_forward_hook(stop)
+    try:
+        with suppress(_Stopped):
+            yield
+    finally:
+        if handle is not None:
+            handle.remove()
