@@ -156,7 +156,7 @@ BAD = {
     "a pixel of -1": (batch(data=with_value(np.int8, -1)), "image 2 holds the pixel -1; pixels are whole numbers"),
     "pixels as floats": (batch(data=with_value(np.float32, 0.5)), "data has type float32, image 0 holds "),
     "pixels as truths": (batch(data=with_value(bool, True)), "data has type bool, image 0 holds "),
-    "pixels as objects": (batch(data=with_value(object, 300)), "data has type object, image 0 holds "),
+    "pixels as objects": (batch(data=with_value(object, 300)), "holds an array of type object; pixels and labels are"),
     "pixels in lists": (batch(data=[[0] * 3072] * 3), "data is a list, not [N, 3072] pixels"),
     "images of another size": (batch(data=np.zeros((3, 5), np.uint8)), "data is an array of shape [3, 5], not [N, 3072]"),
     "images that are not flat": (batch(data=np.zeros((3, 3, 32, 32), np.uint8)), "data is an array of shape [3, 3, 32, 32]"),
@@ -203,9 +203,27 @@ def test_an_array_that_the_file_only_claims_to_hold_is_refused(tmp_path):
         def __reduce__(self):
             return np.ndarray, ((10**8, 3072), np.dtype(np.uint8))  # 300 GB, none of it written
 
-    content = pickle.dumps({"data": Claim(), "labels": [1]})
-    (release(tmp_path) / "test_batch").write_bytes(content)
-    assert refusal(tmp_path).startswith("test_batch: ")
+    folder = release(tmp_path)
+    array = pickle.dumps(np.zeros((3, 3072), np.uint8), protocol=5)
+    for content in (
+        pickle.dumps({"data": Claim(), "labels": [1]}),
+        b"\x80\x05}r\xff\xff\xff\xff.",  # stored as number 4,294,967,295 of a list that would take 64 GB
+        array.replace(b"\x96" + (9216).to_bytes(8, "little"), b"\x96" + (2**40).to_bytes(8, "little")),
+        pickle.dumps(batch(), protocol=2).replace(b"u1", b"u8"),
+        pickle.dumps(batch(), protocol=4).replace(b"u1", b"O8"),
+    ):
+        (folder / "test_batch").write_bytes(content)
+        assert refusal(tmp_path).startswith("test_batch: ")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_protocol_of_pickle_is_read(tmp_path, protocol):
+    folder = release(tmp_path)
+    content = pickle.loads((folder / "test_batch").read_bytes())
+    for order in "CF":
+        again = content | {"data": np.array(content["data"], order=order)}
+        (folder / "test_batch").write_bytes(pickle.dumps(again, protocol=protocol))
+        check(load_cifar10(tmp_path, validation=20))
 
 
 @pytest.mark.parametrize("where", ["a batch", "the archive", "the archive by name"])

@@ -1,10 +1,12 @@
 """One batch of CIFAR-10's python release: a pickle, read by an unpickler that knows arrays and nothing else, so that a file
-from a stranger cannot run code, and checked value by value.
+from a stranger can run no code and take no memory, and checked value by value.
 """
 
 import io
 import pickle
-from typing import Any
+import struct
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ def parse_batch(name: str, content: bytes, *, classes: int) -> tuple[Tensor, Ten
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
         table = _with_names(batch)
         labels = _labels(table, classes)
-        return _pixels(table, len(labels), len(content)), torch.tensor(labels)
+        return _pixels(table, len(labels)), torch.tensor(labels)
     except DataError as error:
         raise DataError(f"{name}: {error}; unpack or fetch the release again") from None
     except Exception as error:  # an unpickler fed with garbage raises anything
@@ -44,7 +46,7 @@ def _with_names(batch: Any) -> dict[str, Any]:
         text = key.decode() if isinstance(key, bytes) else str(key)
         if text in table:
             raise DataError(f"holds the key {text!r} twice")
-        table[text] = value
+        table[text] = value.array() if isinstance(value, _Array) else value
     if "labels" not in table and "fine_labels" in table:
         raise DataError("holds fine_labels: a batch of CIFAR-100, where one of CIFAR-10 is needed")
     for key in ("data", "labels"):
@@ -67,7 +69,7 @@ def _labels(table: dict[str, Any], classes: int) -> list[int]:
     return list(values)
 
 
-def _pixels(table: dict[str, Any], images: int, file_size: int) -> Tensor:
+def _pixels(table: dict[str, Any], images: int) -> Tensor:
     data = table["data"]
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _PIXELS:
         found = f"an array of shape {list(data.shape)}" if isinstance(data, np.ndarray) else f"a {type(data).__name__}"
@@ -77,8 +79,6 @@ def _pixels(table: dict[str, Any], images: int, file_size: int) -> Tensor:
     if not np.issubdtype(data.dtype, np.integer):
         first = f"image 0 holds {data[0, 0]!r:.40}"
         raise DataError(f"data has type {data.dtype}, {first}; pixels are whole numbers from 0 to 255")
-    if data.nbytes > file_size:  # an array that the file only claims to hold
-        raise DataError(f"data takes {data.nbytes} bytes, the file has {file_size}")
     if data.dtype != np.uint8:
         for index in np.flatnonzero(((data < 0) | (data > 255)).any(1))[:1]:
             row = data[index]
@@ -87,16 +87,72 @@ def _pixels(table: dict[str, Any], images: int, file_size: int) -> Tensor:
     return torch.from_numpy(data.astype(np.uint8)).reshape(-1, 3, 32, 32)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds NumPy arrays; refuses every other class or function."""
+class _Type:
+    """Stands for a pickled numpy.dtype: its code, such as "u1", and its byte order."""
 
-    _ALLOWED = frozenset(
-        {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-        | {(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")}
-        | {(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")}
-    )
+    def __init__(self, code: Any = "", *_: Any) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1]
+
+    def dtype(self) -> np.dtype[Any]:
+        code, order = (text.decode() if isinstance(text, bytes) else str(text) for text in (self.code, self.order))
+        return np.dtype(code) if order == "|" else np.dtype(code).newbyteorder(order)  # type: ignore[arg-type]
+
+
+class _Array:
+    """Stands for a pickled numpy.ndarray, which NumPy itself would build of a damaged file without checking it."""
+
+    def __init__(self, *_: Any) -> None:
+        self.__setstate__((1, (0,), _Type("u1"), False, b""))
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.shape, self.type, self.columns_first, self.content = state
+
+    def array(self) -> np.ndarray[Any, Any]:
+        dtype = self.type.dtype()
+        if dtype.kind not in "iufb":  # objects, texts and the like
+            raise DataError(f"holds an array of type {dtype}; pixels and labels are whole numbers")
+        return np.frombuffer(self.content, dtype).reshape(self.shape, order="F" if self.columns_first else "C")
+
+
+def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> _Array:
+    """An array as protocol 5 writes it."""
+    array = _Array()
+    array.__setstate__((1, shape, kind, order == "F", content))
+    return array
+
+
+def _to_bytes(text: str, _encoding: str) -> bytes:
+    """Bytes as Python 3 writes them for Python 2."""
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle._Unpickler):
+    """Builds the stand-ins above, plain lists, dictionaries, numbers and texts; refuses every other class or function.
+
+    It is the standard library's in Python: the one in C allocates whatever memory a damaged file asks for.
+    """
+
+    _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Type,
+        ("_codecs", "encode"): _to_bytes,
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+        **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+    }
+
+    read: Callable[[int], bytes]  # the base class sets these two while it loads
+    append: Callable[[Any], None]
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
+        if (module, name) not in self._KNOWN:
             raise pickle.UnpicklingError(f"refused to load {module}.{name}")
-        return super().find_class(module, name)
+        return self._KNOWN[module, name]
+
+    def _load_bytearray(self) -> None:
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))  # no more than there is
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}
