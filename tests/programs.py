@@ -5,7 +5,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nbsnn.integer.program import IMAGE, Branch, Flatten, Head, Pixels, Program, SumPool, Unit
+from nbsnn.integer.bounds import largest_sum, row_sums
+from nbsnn.integer.program import (
+    IMAGE,
+    Branch,
+    Flatten,
+    Head,
+    Pixels,
+    Program,
+    SumPool,
+    Unit,
+    constant_values,
+    step_sizes,
+)
 
 KINDS = ("conv", "strided", "dilated", "grouped", "depthwise", "pointwise", "identity", "pooled", "projection", "wide", "int16")
 
@@ -30,6 +42,7 @@ def random_program(
         gain = max(1, int(2**12 / (limit * (weights[0].numel() / 3) ** 0.5)))
         shift = 8 if source == IMAGE else 0
         multiplier = ints(gain // 2 + 1, gain + 1, out) * (2 if source == IMAGE else 1)
+        multiplier = multiplier.long() if source == IMAGE else multiplier
         return Branch(source, multiplier, weights.to(dtype), groups=groups, shift=shift, **options)  # type: ignore[arg-type]
 
     def unit(name: str, shape: tuple[int, ...], branches: list[Branch], *, wide: bool = False) -> str:
@@ -38,7 +51,11 @@ def random_program(
         if wide:
             branches = [replace(b, multiplier=b.multiplier.long()) for b in branches]
             bias = bias.long()
-        nodes.append(Unit(name, shape, tuple(branches), bias, 12, levels, 1.0, -5, 2**30, wide))
+        loads = [row_sums(b, shape[0]) for b in branches]
+        bound = largest_sum(
+            branches, loads, bias, 12, timesteps=timesteps, sizes=step_sizes(nodes, pixels), constants=constant_values(nodes)
+        )
+        nodes.append(Unit(name, shape, tuple(branches), bias, 12, levels, 1.0, -5, int(bound), wide))
         shapes[name] = shape
         return name
 

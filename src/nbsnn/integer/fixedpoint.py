@@ -1,18 +1,17 @@
 """Whole numbers for an affine function: integer weights, multipliers and biases, as fine as 32 bits allow."""
 
 from dataclasses import dataclass, field, replace
-from math import ceil, floor, log2
+from math import ceil, log2
 
 import torch
 from torch import Tensor
 
 from nbsnn.errors import LoweringError
 from nbsnn.integer.affine import Affine, Synapse, Term
+from nbsnn.integer.bounds import NARROW, WIDE, largest_sum, retract_at
 from nbsnn.integer.program import Branch, Head, Unit
 from nbsnn.integer.trace import Firing
-from nbsnn.spiking.functional import RETRACT_AT
 
-NARROW, WIDE = 2**31, 2**52  # what sums stay below; float64 holds all whole numbers below the second
 MOST_FRACTION_BITS = 28
 FEWEST_FRACTION_BITS = 12  # where 32 bits leave fewer, 64 are taken
 _IMAGE_SUMS = 62  # bits of a product with the image, in int64
@@ -64,12 +63,15 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
             scale = 2.0**bits / height  # from the activation's unit to the membrane's
             branches = [_rounded(whole, scale, setting) for whole in wholes]  # in float64 until the bound is known to hold
             bias = (firing.current.shift * scale).round()
-            bound = _bound(branches, wholes, bias, bits, setting)
+            bound = largest_sum(
+                branches, [whole.load for whole in wholes], bias, bits,
+                timesteps=setting.timesteps, sizes=setting.sizes, constants=setting.constant,
+            )  # fmt: skip
             if bound < limit:
                 kind = torch.int64 if limit == WIDE else torch.int32
                 return Unit(
                     firing.name, firing.current.shape, tuple(_typed(b, kind, setting) for b in branches), bias.to(kind),
-                    fraction_bits=bits, levels=firing.levels, height=height, retract=floor(RETRACT_AT * scale),
+                    fraction_bits=bits, levels=firing.levels, height=height, retract=retract_at(bits, height),
                     bound=int(bound), wide=limit == WIDE,
                 )  # fmt: skip
     raise LoweringError(
@@ -140,19 +142,3 @@ def _rounded(whole: _Whole, scale: float, setting: Setting) -> Branch:
 
 def _typed(branch: Branch, kind: torch.dtype, setting: Setting) -> Branch:
     return replace(branch, multiplier=branch.multiplier.to(torch.int64 if branch.source in setting.constant else kind))
-
-
-def _bound(branches: list[Branch], wholes: list[_Whole], bias: Tensor, bits: int, setting: Setting) -> float:
-    """The largest magnitude of the membrane or of a sum on its way, over the channels. Exact below 2^53."""
-    T = setting.timesteps
-    total = T * bias.abs() + (T + 0.5) * 2**bits
-    largest = 0.0
-    for branch, whole in zip(branches, wholes, strict=True):
-        size = whole.load * setting.sizes[branch.source]
-        product = size * branch.multiplier.abs()
-        if branch.source in setting.constant:
-            total = total + T * (product / 2.0**branch.shift + 1)
-        else:
-            total = total + T * product
-            largest = max(largest, T * float(size.max()))
-    return max(largest, float(total.max()))

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from nbsnn.errors import ConfigError, LoweringError, unknown
 from nbsnn.inputs import as_images
+from nbsnn.integer.checking import check_structure
 from nbsnn.integer.description import UnitRow, describe_units
 from nbsnn.integer.engines import Backend, Code, choose
+from nbsnn.integer.plain import moved
 from nbsnn.integer.program import Head, Outcome, Pixels, Program
-from nbsnn.integer.storage import load_program, moved, save_program
+from nbsnn.integer.storage import load_program, save_program
 from nbsnn.spiking.schedules import check_pair, schedule_named
 from nbsnn.threads import PerThread
 
@@ -47,6 +49,8 @@ class Result:
 class IntegerNetwork:
     """Result of `nbsnn.lower`. All results are the same bits on any device, for any batch size and thread count.
 
+    A program made by hand must fit together and be within the limits of `integer.work`, else LoweringError says what does not.
+
     Attributes:
         program: the network as data.
         options: arguments that `run` and a plain call take unless told otherwise; see `using`.
@@ -56,6 +60,10 @@ class IntegerNetwork:
     steps = PerThread(lambda: torch.zeros(0, dtype=torch.int64))
 
     def __init__(self, program: Program, **options: Any) -> None:
+        try:
+            check_structure(program)
+        except ValueError as error:
+            raise LoweringError(f"not a valid program: {error}") from None
         self.program = program
         self.options = options
 

@@ -1,20 +1,17 @@
 """Integer networks in files: every number in safetensors, the structure in a JSON header, a hash over both."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nbsnn.errors import CheckpointError
-from nbsnn.integer.checking import check_program
-from nbsnn.integer.program import Branch, Flatten, Head, Pixels, Program, SumPool, Unit
-from nbsnn.tensorfile import FORMAT_VERSION, Header, content_hash, read_tensors, write_tensors
-
-_CLASSES = {cls.__name__: cls for cls in (Program, Pixels, Unit, SumPool, Flatten, Head, Branch)}
+from nbsnn.integer.checking import check_numbers, check_structure
+from nbsnn.integer.plain import decode, encode
+from nbsnn.integer.program import Program
+from nbsnn.tensorfile import FORMAT_VERSION, Header, read_tensors, write_tensors
 
 
 def save_program(path: Path, program: Program) -> None:
@@ -24,14 +21,14 @@ def save_program(path: Path, program: Program) -> None:
 
 
 def described(program: Program) -> tuple[Header, dict[str, Tensor]]:
-    """Header and tensors of a program's file."""
-    tensors: dict[str, Tensor] = {}
+    """Header (but for the hash) and tensors of a program's file."""
+    structure, tensors = encode(program)
     header = {
-        "format": FORMAT_VERSION, "form": "integer", "program": _encode(program, "program", tensors),
+        "format": FORMAT_VERSION, "form": "integer", "program": structure,
         "model": program.origin.get("model"), "recipe": program.origin.get("recipe"),
         "versions": {"nbsnn": metadata.version("nbsnn"), "torch": torch.__version__},
     }  # fmt: skip
-    return header | {"content_hash": content_hash(header, tensors)}, tensors
+    return header, tensors
 
 
 def load_program(path: Path) -> Program:
@@ -41,64 +38,17 @@ def load_program(path: Path) -> Program:
 
 
 def program_from(header: Header, tensors: Mapping[str, Tensor], *, source: str) -> Program:
-    """The program that a file's header and tensors hold.
+    """The program that a file's header and tensors hold, as `read_tensors` gives them.
 
     Raises:
-        CheckpointError: of another form, without a hash (which `read_tensors` checks), or not consistent.
+        CheckpointError: of another form, not consistent, or of more work than `integer.work` allows.
     """
-    if header.get("form") != "integer":
-        raise CheckpointError(f"{source}: holds a {header.get('form')} network; make an integer one of it with nbsnn.lower")
-    if "content_hash" not in header:
-        raise CheckpointError(f"{source}: has no hash of its content; lower the network anew")
+    if header["form"] != "integer":
+        raise CheckpointError(f"{source}: holds a {header['form']} network; make an integer one of it with nbsnn.lower")
     try:
-        program = _decode(header["program"], tensors)
-        check_program(program)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{source}: not a valid integer network ({error}); lower it anew") from None
-    assert isinstance(program, Program)
+        program = decode(header["program"], tensors)
+        check_structure(program)
+        check_numbers(program)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: not a valid integer network ({error}); lower it again") from None
     return program
-
-
-def moved(program: Program, device: torch.device) -> Program:
-    """The program with its tensors on a device."""
-    result: Program = _mapped(program, lambda tensor: tensor.to(device))
-    return result
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple):
-        return tuple(_mapped(item, change) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{name: _mapped(getattr(value, name), change) for name in _given(value)})
-    return value
-
-
-def _given(value: Any) -> list[str]:
-    """Names of the fields that a dataclass is made from; what engines prepare is none of them."""
-    return [f.name for f in fields(value) if f.init]
-
-
-def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Plain values; tensors go to `tensors` under their place in the structure."""
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, tuple):
-        return [_encode(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
-    if is_dataclass(value) and not isinstance(value, type):
-        stored = {key: _encode(getattr(value, key), f"{name}.{key}", tensors) for key in _given(value)}
-        return {"class": type(value).__name__} | stored
-    return value
-
-
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return tuple(_decode(item, tensors) for item in value)
-    if isinstance(value, dict) and "tensor" in value:
-        return tensors[value["tensor"]]
-    if isinstance(value, dict) and "class" in value:
-        cls = _CLASSES[value["class"]]
-        return cls(**{key: _decode(item, tensors) for key, item in value.items() if key != "class"})
-    return value

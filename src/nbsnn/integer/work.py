@@ -1,0 +1,92 @@
+"""What a program asks for, estimated from shapes alone: a file of a few kilobytes may name any amount of work and memory.
+
+The limits are generous. For comparison: `imagenet/vgg16` has 10^10 products and 9·10^6 values per image, its synapses read
+8·10^5 places, and its largest unrolled convolution has 7·10^6 values; `cifar10/resnet110` has 3·10^8 products.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+from nbsnn.integer.program import IMAGE, Branch, Flatten, Head, Program, SumPool, Unit
+
+MOST_PRODUCTS = 2**38  # per image in a run of counts: ten times those of ResNet-152 on 224×224 pixels
+MOST_VALUES = 2**26  # per image: 24 bytes each in the torch engine
+MOST_POSITIONS = 2**24  # of a node: the kernel numbers those of all images in flight with 32 bits
+MOST_READS = 2**25  # of all synapses: 8 bytes each while the kernel's tables are made
+MOST_COLUMNS = 2**28  # of one convolution, unrolled to a matrix: 8 bytes each in the torch engine
+MOST_CHAIN = 8  # pools and flattenings one after the other
+
+
+class Work(NamedTuple):
+    """What one image, and the program itself, take; see the limits of the same names."""
+
+    products: int
+    values: int
+    positions: int
+    reads: int
+    columns: int
+    chain: int
+
+
+LIMITS = Work(MOST_PRODUCTS, MOST_VALUES, MOST_POSITIONS, MOST_READS, MOST_COLUMNS, MOST_CHAIN)
+_WORDS = (
+    "products per image", "values per image", "positions of a node", "places that synapses read",
+    "values of one unrolled convolution", "pools in a row",
+)  # fmt: skip
+
+
+def check_work(program: Program) -> None:
+    """Raise ValueError where a program asks for more than the limits allow; its shapes are known to fit each other."""
+    for name, asked, most in zip(_WORDS, work_of(program), LIMITS, strict=True):
+        if asked > most:
+            raise ValueError(f"it asks for {asked} {name}, where {most} are the most")
+
+
+def work_of(program: Program) -> Work:
+    """What a program asks for."""
+    shapes = program.shapes
+    windows = {IMAGE: 1}  # positions of the unit (or the image) that a position of a value sums over
+    places = {IMAGE: prod(shapes[IMAGE][1:])}  # positions of a value, before it was flattened
+    chains = {IMAGE: 0}  # pools and flattenings since the unit
+    products = values = reads = columns = 0
+    nodes: tuple[Unit | SumPool | Flatten | Head, ...] = (*program.nodes, program.head)
+    for node in nodes:
+        values += prod(node.shape) * (len(node.branches) if isinstance(node, Head) else 1)
+        if isinstance(node, (Unit, Head)):
+            for branch in node.branches:
+                products += _products(branch, node.shape)
+                columns = max(columns, _columns(branch, node.shape))
+                reads += _reads(branch, places[branch.source], node.shape) * windows[branch.source]
+            windows[node.name], places[node.name], chains[node.name] = 1, prod(node.shape[1:]), 0
+            continue
+        window = prod(node.kernel) if isinstance(node, SumPool) else 1
+        windows[node.name] = windows[node.source] * window
+        places[node.name] = prod(node.shape[1:]) if isinstance(node, SumPool) else places[node.source]
+        chains[node.name] = chains[node.source] + 1
+        products += prod(node.shape) * window
+        reads += places[node.name] * windows[node.name]
+    positions = max(prod(shape[1:]) for shape in (*shapes.values(), program.head.shape))
+    return Work(products, prod(shapes[IMAGE]) + values, positions, reads, columns, max(chains.values()))
+
+
+def _products(branch: Branch, shape: tuple[int, ...]) -> int:
+    if branch.weight is None:
+        return prod(shape)
+    return branch.weight.numel() * (prod(shape[1:]) if branch.weight.dim() == 4 else 1)
+
+
+def _columns(branch: Branch, shape: tuple[int, ...]) -> int:
+    """Numbers in the matrix that a convolution is unrolled to."""
+    if branch.weight is None or branch.weight.dim() == 2:
+        return 0
+    return branch.groups * prod(branch.weight.shape[1:]) * prod(shape[1:])
+
+
+def _reads(branch: Branch, places: int, shape: tuple[int, ...]) -> int:
+    """Places of the source that a kernel's table lists, or weights that it makes."""
+    if branch.weight is None:
+        unit_matrix = len(shape) == 1 and places > 1  # how a skip from a flattened value is read
+        return prod(shape) ** 2 if unit_matrix else prod(shape[1:])
+    if branch.weight.dim() == 2:
+        return places
+    return prod(branch.weight.shape[2:]) * prod(shape[1:])
