@@ -158,7 +158,7 @@ def test_images_may_lie_in_memory_as_they_like(dtype, backend):
     [
         (torch.zeros(2, 2, 5, 6), r"images of shape \[2, 2, 5, 6\]; the network takes \[B, 2, 6, 6\]"),
         (torch.zeros(0, 2, 6, 6), r"images has shape \[0, 2, 6, 6\]; give one image or more"),
-        (torch.full((1, 2, 6, 6), 9.0), r"images reach beyond \[-8, 8\]; normalise them"),
+        (torch.full((1, 2, 6, 6), 9.0), r"images reach beyond \[-8, 8\]; give nbsnn.lower their mean and std"),
         (torch.full((1, 2, 6, 6), float("nan")), r"images: 72 of 72 values are not finite"),
         (torch.zeros(1, 2, 6, 6, dtype=torch.uint8), r"8-bit images, but the network knows no mean and std"),
         (torch.zeros(1, 2, 6, 6, dtype=torch.int64), r"images has type torch.int64; give floats"),

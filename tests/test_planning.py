@@ -10,11 +10,13 @@ from torch.nn.utils import parametrizations, prune
 
 import nbsnn
 from nbsnn.errors import NbsnnError
+from nbsnn.integer.native import why_not
 from nbsnn.quant.flow import follow
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
 from nbsnn.quant.quantize import plan_formats, read_plan
 
 SPEC = nbsnn.QuantSpec(2, 2)
+BACKENDS = ["torch", *(["native"] if why_not() is None else [])]
 IMAGES = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(3))
 
 
@@ -460,6 +462,57 @@ ALL_THE_WAY = {
 def test_common_networks_go_all_the_way(kind):
     torch.manual_seed(2)
     goes_all_the_way(ALL_THE_WAY[kind]())
+
+
+ROWS = {
+    "[B, F]": ((20,), lambda: [nn.Linear(20, 16)]),
+    "[B, F], batch norm": ((20,), lambda: [nn.Linear(20, 16), nn.BatchNorm1d(16)]),
+    "[B, C, L]": ((2, 10), lambda: [nn.Flatten(), nn.Linear(20, 16)]),
+    "[B, C, H, W]": ((2, 5, 2), lambda: [nn.Flatten(), nn.Linear(20, 16)]),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_networks_on_rows_and_sequences_go_all_the_way(kind, tmp_path):
+    """Case 14: quantized, spiking, measured, lowered, run by both engines, evaluated, saved and read."""
+    shape, begin = ROWS[kind]
+    torch.manual_seed(4)
+    rows = torch.randn(8, *shape)
+    quantized = nbsnn.quantize(nn.Sequential(*begin(), nn.ReLU(), nn.Linear(16, 5)), SPEC, images=rows).eval()
+    wanted = quantized(rows).detach()
+    for schedule in ("settle", "barrier", "fixed"):
+        spiking = nbsnn.to_spiking(quantized, rows[:1], schedule=schedule)
+        torch.testing.assert_close(spiking(rows).detach(), wanted, rtol=1e-4, atol=1e-4)  # one layer is exact in T steps
+        assert nbsnn.measure_fidelity(quantized, spiking, rows).off == 0
+    network = nbsnn.lower(quantized, rows, mean=[0.5] * shape[0], std=[0.1] * shape[0])
+    assert nbsnn.measure_integer_fidelity(quantized, network, rows).off == 0
+    path = tmp_path / "integer.safetensors"
+    network.save(path)
+    for loaded in (network, nbsnn.IntegerNetwork.load(path)):
+        for backend in BACKENDS:
+            for options in ({}, {"engine": "spikes", "schedule": "settle"}, {"engine": "spikes", "schedule": "barrier"}):
+                torch.testing.assert_close(loaded.run(rows, backend=backend, **options), wanted, rtol=1e-4, atol=1e-4)
+    pixels = torch.randint(0, 256, rows.shape, dtype=torch.uint8)
+    torch.testing.assert_close(network.run(pixels), network.run((pixels / 255 - 0.5) / 0.1))
+    assert nbsnn.evaluate(network, [(rows, wanted.argmax(1))]).top1 == 100
+    assert nbsnn.evaluate(quantized, [(rows, wanted.argmax(1))]).top1 == 100
+
+
+def test_a_layer_along_the_last_axis_is_refused_by_the_lowering_alone():
+    """Case 14: [B, C, L] with a linear layer on each channel."""
+    rows = torch.randn(8, 2, 10)
+    quantized = nbsnn.quantize(
+        nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)), SPEC, images=rows
+    ).eval()
+    nbsnn.to_spiking(quantized, rows)
+    assert said(nbsnn.lower, quantized, rows) == (
+        "a linear layer works along the last of the axes [2, 10] at 0; flatten first, or use nn.Conv2d"
+    )
+    quantized = nbsnn.quantize(nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)), SPEC, images=rows).eval()
+    assert said(nbsnn.lower, quantized, rows) == (
+        "the current of 0 has shape [2, 10], and neurons lie in a row or in planes; flatten it before, or give it a third "
+        "axis: x[:, :, None]"
+    )
 
 
 def test_a_network_is_as_it_was_after_it_was_quantized():

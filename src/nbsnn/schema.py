@@ -363,7 +363,7 @@ _SUM_POOL = _object("SumPool", {
 })  # fmt: skip
 _FLATTEN = _object("Flatten", {"name": _NAME, "source": _NAME, "shape": _SHAPE})
 _PIXELS = _object("Pixels", {
-    "shape": list_of(whole(1, MOST_SIDE), 3, 3), "fraction_bits": whole(0, 30), "low": whole(1 - 2**30, 0),
+    "shape": list_of(whole(1, MOST_SIDE), 1, 3), "fraction_bits": whole(0, 30), "low": whole(1 - 2**30, 0),
     "high": whole(0, 2**30 - 1), "table": nullable(_TENSOR),
 })  # fmt: skip
 PROGRAM = _object("Program", {

@@ -3,6 +3,7 @@
 `Batches` decides which images come when, for every kind of set; a set decides how their pixels are had.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self, get_args, runtime_checkable
@@ -243,6 +244,6 @@ def evaluation_batches(data: LabelledImages, *, at_a_time: int = 500, world: Wor
     return Batches(data, fewer_if_larger(at_a_time, *data.shape[1:]) * group.size, world=group)
 
 
-def fewer_if_larger(count: int, height: int, width: int) -> int:
+def fewer_if_larger(count: int, *sides: int) -> int:
     """`count` images of CIFAR's size, or as many larger ones as have no more pixels; one at least."""
-    return max(1, min(count, count * 32 * 32 // (height * width)))
+    return max(1, min(count, count * 32 * 32 // math.prod(sides)))

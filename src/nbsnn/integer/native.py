@@ -5,6 +5,7 @@ torch but the addresses of tensors. Everything that C++ will index with is made 
 """
 
 import ctypes
+import math
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -162,9 +163,9 @@ def _handle(program: Program, target: Target | None) -> _Handle:
 
 
 def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
-    channels, height, width = program.pixels.shape
+    channels, *sides = program.pixels.shape
     bound = ctypes.c_int64(max(-program.pixels.low, program.pixels.high))
-    address = library.nbsnn_new(target, program.timesteps, channels, height * width, bound)
+    address = library.nbsnn_new(target, program.timesteps, channels, math.prod(sides), bound)
     if not address:
         _check(library, -1)
     handle = _Handle(address, library)

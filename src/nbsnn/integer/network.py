@@ -216,14 +216,15 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         if pixels.table is None:
             raise LoweringError("8-bit images, but the network knows no mean and std; give them to nbsnn.lower")
-        channel = torch.arange(len(pixels.table), device=images.device).view(-1, 1, 1)
+        channel = torch.arange(len(pixels.table), device=images.device).view(-1, *(1 for _ in pixels.shape[1:]))
         looked_up: Tensor = pixels.table[channel, images.to(torch.int64)]
         return looked_up.contiguous()  # it lies as the images did, which may be channels last
     whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()
     if not bool(((whole >= pixels.low) & (whole <= pixels.high)).all()):
         as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)
         low, high = (edge / 2**pixels.fraction_bits for edge in (pixels.low, pixels.high))
-        raise LoweringError(f"images reach beyond [{low:.3g}, {high:.3g}]; normalise them as the example for nbsnn.lower was")
+        remedy = "give nbsnn.lower their mean and std" if pixels.table is None else "normalise them as nbsnn.lower was told"
+        raise LoweringError(f"images reach beyond [{low:.3g}, {high:.3g}]; {remedy}")
     return whole.to(torch.int32).contiguous()
 
 

@@ -157,7 +157,7 @@ class Pixels:
     """How images become integers: value · 2^fraction_bits, zero padding after normalisation being exactly 0.
 
     Attributes:
-        shape: (C, H, W).
+        shape: (C, H, W), or (C, L) or (F,) for what has fewer axes.
         low, high: the smallest and largest integer that a pixel may be; the overflow check rests on them.
         table: [C, 256] int32, from 8-bit pixels, or None if the network was lowered without mean and std.
     """

@@ -50,7 +50,7 @@ def _linear(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -
     given = arguments("input weight bias", args, kwargs, bias=None)
     x = context.input(args, kwargs)
     if len(x.shape) != 1:
-        raise NoForm(f"a linear layer works along the last of the axes {list(x.shape)}", "flatten first, or use a convolution")
+        raise NoForm(f"a linear layer works along the last of the axes {list(x.shape)}", "flatten first, or use nn.Conv2d")
     weight, step, integral = integer_weight(context.layer, given["weight"])
     synapse = Synapse(context.place, weight, integral)
     return _with_bias(convolved(x, synapse, step=step, shape=shape_of(context.result), values=context.values), given["bias"])

@@ -99,6 +99,11 @@ class _Recorder(Tracer):
     def check(self, name: str, affine: Affine, actual: Tensor) -> None:
         """Compare what was written down with the tensor that arrived."""
         check_finite(f"the current of {name}", actual, LoweringError, remedy="look for a division by 0 before it")
+        if len(affine.shape) == 2:
+            raise LoweringError(
+                f"the current of {name} has shape {list(affine.shape)}, and neurons lie in a row or in planes; flatten it "
+                "before, or give it a third axis: x[:, :, None]"
+            )
         expected = evaluate_affine(affine, self.values, self.numbers)
         error = float((expected - actual.double()).abs().max())
         if not error <= _TOLERANCE * max(float(actual.abs().max()), float(expected.abs().max()), 1e-6):
