@@ -163,6 +163,7 @@ def test_demo_prints_every_neuron_and_schedule(tmp_path: Path, capsys: pytest.Ca
     assert all(row["off"] == 0 for row in result["results"] if row["schedule"] != "fixed")
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_the_bundled_networks(capsys: pytest.CaptureFixture[str]) -> None:
     demo._show_zoo()
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "zoo:" in line]

@@ -87,6 +87,7 @@ def test_a_run_of_two_processes_goes_on_in_one(together, tmp_path):
     assert largest_difference(weights(tmp_path / "run"), weights(together / "whole")) <= 1e-6
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_revived_and_goes_on_from_the_last_step(together, tmp_path):
     said = torchrun(tmp_path, "killed", "--max-restarts", "2")
     assert "tiny: goes on from the training state in epoch 2, after step " in " ".join(said.split())

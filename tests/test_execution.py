@@ -97,6 +97,7 @@ def gradients(net, forward, images, labels):
 
 
 @pytest.mark.skipif(not execution.has_compiler(CPU), reason="no C++ compiler here")
+@pytest.mark.slow
 def test_the_compiled_step_has_the_gradients_of_the_eager_one():
     data = load_digits().train.take(slice(0, 8))
     net = digits_net().double().train()

@@ -54,6 +54,7 @@ def test_a_script_runs_by_itself(place: Path) -> None:
     assert run.stderr.startswith("error: unknown model 'cifar10/alexx'")
 
 
+@pytest.mark.slow
 def test_the_published_sequence_runs(place: Path, command: Callable[..., str]) -> None:
     float_best, low_best = (place / "result" / f"res20_{bit}bit" / "model_best.pth.tar" for bit in (32, 3))
     command("main.py", "--arch", "res20", "--bit", "32", "--wd", "5e-4", "--epochs", "1", "-b", "32", "-p", "1")
