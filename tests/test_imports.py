@@ -15,7 +15,7 @@ LEVELS = [
     ["errors"],
     ["settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
     ["quant.levels", "quant.functional", "quant.formats"],
-    ["recipe", "surgery", "tracing", "inputs", "distributed", "spiking.functional"],
+    ["recipe", "surgery", "wrappers", "tracing", "inputs", "distributed", "spiking.functional"],
     ["schema"],
     ["tensorfile"],
     ["recipes", "models", "quant", "data"],

@@ -6,7 +6,7 @@ from nets import SmallNet
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from nbsnn.surgery import copied, unwrap
+from nbsnn.wrappers import copied, unwrap
 
 WRAPPERS = {
     "DataParallel": nn.DataParallel,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbsnn.distributed import world
 from nbsnn.errors import CheckpointError, ConfigError, ConversionError, QuantizationError
 from nbsnn.finite import check_network
 from nbsnn.integer.network import IntegerNetwork
@@ -24,19 +25,21 @@ from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron
 from nbsnn.statedict import check_state, floating_type
-from nbsnn.surgery import copied
 from nbsnn.tensorfile import FORMAT_VERSION, Header, read_tensors, write_tensors
+from nbsnn.wrappers import as_network, bare_names, bare_state, copied, is_sharded, unwrap, without_wrappers
 
 
 def _plan_of(model: nn.Module) -> Plan:
     neurons: Plan = {name: ActFormat(m.bits) for name, m in model.named_modules() if isinstance(m, IFNeuron)}
-    return read_plan(model) | neurons
+    names = bare_names(model)
+    return {names[name]: fmt for name, fmt in (read_plan(model) | neurons).items()}
 
 
 def form_of(model: nn.Module | IntegerNetwork) -> str:
     """ "float", "quantized", "spiking" or "integer"."""
     if isinstance(model, IntegerNetwork):
         return "integer"
+    model = unwrap(model)
     return "spiking" if isinstance(model, SpikingNetwork) else "quantized" if read_plan(model) else "float"
 
 
@@ -44,9 +47,8 @@ def describe(
     model: nn.Module, *, recipe: Recipe | None = None, seed: int | None = None, metrics: Mapping[str, Any] | None = None
 ) -> Header:
     """The header that lets `load_checkpoint` rebuild a network, and says where it came from."""
-    spiking = model if isinstance(model, SpikingNetwork) else None
-    inner = spiking.network if spiking else model
-    spec = getattr(inner, "model_spec", None)
+    spiking, inner = _inside(model)
+    spec = getattr(unwrap(inner), "model_spec", None)
     return {
         "format": FORMAT_VERSION,
         "form": form_of(model),
@@ -81,12 +83,22 @@ def save_checkpoint(
 
     Args:
         path: `.safetensors`; `.pth.tar` writes a torch file with a `state_dict` instead.
-        model: float, quantized or spiking.
+        model: float, quantized or spiking; what it is wrapped in (DataParallel, DDP, torch.compile, ...) is not saved. One with
+            sharded parameters is put together from all processes, which must all call; the main one writes.
         recipe: how it was trained; kept in the header with its hash.
         seed: of the run, if not the recipe's.
         metrics: numbers to keep beside it, such as {"top1": 91.2}.
     """
-    write_tensors(Path(path), model.state_dict(), describe(model, recipe=recipe, seed=seed, metrics=metrics))
+    inner = _inside(model)[1]
+    state = bare_state(inner)
+    if world().is_main or not is_sharded(inner):
+        write_tensors(Path(path), state, describe(model, recipe=recipe, seed=seed, metrics=metrics))
+
+
+def _inside(model: nn.Module) -> tuple[SpikingNetwork | None, nn.Module]:
+    """The spiking network inside wrappers, if it is one, and the module tree that checkpoints are about."""
+    bare = unwrap(model)
+    return (bare, bare.network) if isinstance(bare, SpikingNetwork) else (None, model)
 
 
 def load_checkpoint(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
@@ -106,11 +118,15 @@ def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: 
     """The network that a header describes, with these tensors."""
     if header["form"] == "integer":
         raise CheckpointError(f"{source}: holds an integer network; read it with nbsnn.IntegerNetwork.load")
-    net = copied(model) if model is not None else _registered(header, source)
+    net = copied(as_network(model, CheckpointError)) if model is not None else _registered(header, source)
     try:
-        net = apply_plan_(net, plan_from_header(net, header["plan"]))
-        if header.get("packed"):
-            state = unpack_state(state, net)
+        # Earlier versions kept the names of wrappers.
+        plan = without_wrappers(header["plan"], dict(net.named_modules()))
+        net = apply_plan_(net, plan_from_header(net, plan))
+        if not header.get("packed"):
+            state = without_wrappers(state, net.state_dict())
+        else:
+            state = unpack_state(state if plan.keys() == header["plan"].keys() else without_wrappers(state), net)
     except (QuantizationError, ValueError) as error:
         raise CheckpointError(f"{source} does not fit the network: {error}") from None
     dtype = floating_type(state)

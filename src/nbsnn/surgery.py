@@ -14,64 +14,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from nbsnn.errors import NbsnnError
 from nbsnn.precision import full_float32
-
-# torch's classes that hold one network and call it, by name so that none need be imported: class → its only child.
-_WRAPPERS = {
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "AveragedModel": "module",
-    "OptimizedModule": "_orig_mod",
-    "FullyShardedDataParallel": "_fsdp_wrapped_module",
-    "CheckpointWrapper": "_checkpoint_wrapped_module",
-}
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DistributedDataParallel, FSDP, torch.compile and the like, however deep; else `module`.
-
-    Wrappers further down the tree stay; see `copied`.
-    """
-    while (inner := _wrapped(module)) is not None:
-        module = inner
-    return module
-
-
-def as_network(model: object, error: type[NbsnnError]) -> nn.Module:
-    """The bare network that `model` is or wraps.
-
-    Raises:
-        error: not a module whose layers can be swapped: of another class, TorchScript, or with sharded parameters.
-    """
-    if not isinstance(model, nn.Module):
-        raise error(f"the network is of class {type(model).__name__}; give an nn.Module")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise error("the network is TorchScript, whose layers are not modules; give the network that it was made from")
-    for name, part in model.named_modules():
-        strategy = getattr(part, "sharding_strategy", None) if type(part).__name__ == "FullyShardedDataParallel" else None
-        sharded = strategy is not None and strategy.name != "NO_SHARD"
-        sharded |= any(type(p).__name__ == "DTensor" or key == "_flat_param" for key, p in part._parameters.items())
-        if sharded:
-            raise error(
-                f"the parameters of {name or 'the network'} are sharded; load the full state dict (get_model_state_dict of "
-                "torch.distributed.checkpoint.state_dict, with full_state_dict=True) into a network without FSDP"
-            )
-    return unwrap(model)
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy without wrappers, at the root or anywhere in the tree, so that names in it are those of the bare network.
-
-    Tensors that hang on a graph, such as the weight that a hook of `weight_norm` computed last, are copied without it.
-    """
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        memo |= {id(t): t.detach().clone() for t in vars(part).values() if isinstance(t, Tensor) and t.grad_fn is not None}
-    for part in reversed(list(module.modules())):  # from the inside out: what a wrapper holds is copied before its holder
-        if (inner := _wrapped(part)) is not None:
-            memo[id(part)] = copy.deepcopy(inner, memo)
-    return copy.deepcopy(module, memo)
 
 
 @torch.no_grad()
@@ -115,14 +58,6 @@ def _fold_parametrizations_(module: nn.Module) -> list[str]:
         else:
             module.register_parameter(tensor, nn.Parameter(value.clone(), requires_grad=trained))
     return list(values)
-
-
-def _wrapped(module: nn.Module) -> nn.Module | None:
-    for cls in type(module).__mro__:
-        if cls.__module__.startswith("torch.") and cls.__name__ in _WRAPPERS:
-            inner = getattr(module, _WRAPPERS[cls.__name__], None)
-            return inner if isinstance(inner, nn.Module) else None
-    return None
 
 
 _HOOKS = (

@@ -17,6 +17,7 @@ from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.surgery import evaluation_mode
+from nbsnn.wrappers import unwrap
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def evaluate(
 
     require(model, (nn.Module, IntegerNetwork), "model", "a network: float, quantized, spiking or integer")
     if not isinstance(model, IntegerNetwork):
+        spiking = unwrap(model)
+        model = spiking if isinstance(spiking, SpikingNetwork) else model  # others may be faster as they are wrapped
         check_network(model.network if isinstance(model, SpikingNetwork) else model, ConfigError)
     top1 = top5 = fault = None
     steps: list[Tensor] = []

@@ -18,6 +18,7 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.schedules import schedule_named
 from nbsnn.surgery import shared_copy, tap
+from nbsnn.wrappers import bare, unwrap
 
 _BATCH = 50  # images of CIFAR's size at a time: every activation is kept
 
@@ -96,8 +97,9 @@ def measure_fidelity(
         ConfigError: no images and labels that the network takes, or numbers in it or in the images that are not finite.
         DataError: currents or logits are not finite all the same; names the layer.
     """
+    spiking = unwrap(spiking) if isinstance(spiking, nn.Module) else spiking  # type: ignore[assignment]
     require(spiking, SpikingNetwork, "spiking", "the result of nbsnn.to_spiking(quantized, example)")
-    images, labels = _checked(images, labels, quantized)
+    quantized, images, labels = _checked(images, labels, quantized)
     check_network(spiking.network, ConfigError, source="the spiking network")
     parameter = next(quantized.parameters())
     reference = with_ties_of(quantized, spiking)
@@ -137,7 +139,7 @@ def measure_integer_fidelity(
     in `measure_fidelity`; `steps` is T.
     """
     require(network, IntegerNetwork, "network", "the result of nbsnn.lower(quantized, example)")
-    images, labels = _checked(images, labels, quantized)
+    quantized, images, labels = _checked(images, labels, quantized)
     parameter = next(quantized.parameters())
     reference = shared_copy(quantized).eval()
     acts = {name: m for name, m in reference.named_modules() if isinstance(m, QuantReLU)}
@@ -156,13 +158,15 @@ def measure_integer_fidelity(
     return _fidelity(tally, expected, actual, torch.full((len(images),), network.timesteps), labels)
 
 
-def _checked(images: Tensor, labels: Tensor | None, quantized: nn.Module) -> tuple[Tensor, Tensor | None]:
+def _checked(images: Tensor, labels: Tensor | None, quantized: nn.Module) -> tuple[nn.Module, Tensor, Tensor | None]:
+    """The quantized network without wrappers, images and labels."""
     require(quantized, nn.Module, "quantized", "the result of nbsnn.quantize")
+    quantized = bare(quantized)
     check_network(quantized, ConfigError)
     checked = as_images(images, network=quantized, finite=True)
     with in_one_line(checked):
         shared_copy(quantized).eval()(to_network(checked[:1], quantized))
-    return checked, None if labels is None else as_labels(labels, count=len(checked))
+    return quantized, checked, None if labels is None else as_labels(labels, count=len(checked))
 
 
 def _note(name: str, entry: list[int], difference: Tensor) -> None:

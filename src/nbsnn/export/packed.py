@@ -9,6 +9,7 @@ from nbsnn.errors import ConfigError
 from nbsnn.quant.packing import CODES, pack_state
 from nbsnn.recipe import recipe_from_dict
 from nbsnn.tensorfile import Header, write_tensors
+from nbsnn.wrappers import bare
 
 _PROVENANCE = ("recipe", "recipe_hash", "seed", "metrics", "versions")
 
@@ -31,7 +32,7 @@ def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None
         raise ConfigError(f"{path}: a packed network is a .safetensors file")
     if form_of(quantized) != "quantized":
         raise ConfigError(f"only a quantized network is packed, and this one is {form_of(quantized)}; see nbsnn.quantize")
-    state = pack_state(quantized)
+    state = pack_state(bare(quantized))
     header = describe(quantized) | {key: origin[key] for key in _PROVENANCE if origin}
     if header["recipe"]:
         header["recipe"] = recipe_from_dict(header["recipe"]).to_dict(places=False)

@@ -18,6 +18,7 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import FLOAT_BITS, QuantSpec
 from nbsnn.tensorfile import is_ours, read_torch_state
+from nbsnn.wrappers import without_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def load_reference_checkpoint(path: str | Path, model: str, *, weight_bits: int,
     """A network with the weights of a `.pth.tar` file written by the authors' code, in evaluation mode.
 
     Args:
-        path: the file; keys with or without `module.`.
+        path: the file; keys with or without those of wrappers, such as `module.` and `_orig_mod.`.
         model: registered name or published short name, such as "cifar10/resnet20" or "alex".
         weight_bits: 2 to 5, or 32; the nets whose inner weights are float in the reference stay so.
         act_bits: 2 to 8; 32 together with weight_bits=32 gives the float network.
@@ -128,8 +129,7 @@ def rename_reference_keys(state: dict[str, Tensor], net: nn.Module) -> dict[str,
     """The same tensors under our parameter names."""
     units = _unit_names(net)
     renamed = {}
-    for key, tensor in state.items():
-        name = key.removeprefix("module.")
+    for name, tensor in without_wrappers(state).items():
         layer, dot, rest = name.partition(".")
         unit = units.get(layer, layer)
         if unit == "head":

@@ -17,6 +17,7 @@ from nbsnn.finite import count_not_finite
 from nbsnn.models import build_model, canonical_name
 from nbsnn.models.norms import match_norms_
 from nbsnn.models.plain import PLAIN_NETS
+from nbsnn.wrappers import without_wrappers
 
 COPIED = "copied"
 MOVED = "bias moved into the norm"
@@ -126,7 +127,7 @@ def load_torchvision_weights_(net: nn.Module, state: Mapping[str, Tensor], *, so
 
     Args:
         net: `imagenet/alexnet` or `imagenet/vgg16`, changed in place; its head stays if it has other classes.
-        state: names with or without `module.`.
+        state: names with or without those of wrappers, such as `module.`.
         source: where the state is from, for messages.
     Returns:
         A row for every tensor of both sides. Norms that are new do norm(x) = x + bias in evaluation mode.
@@ -202,7 +203,7 @@ def _rows(arch: str) -> list[_Row]:
 
 def _recognize(state: Mapping[str, Tensor], source: str) -> tuple[str, dict[str, Tensor]]:
     """The architecture, and its tensors without the prefix of data-parallel training."""
-    tensors = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    tensors = without_wrappers(state)
     known = {arch: [theirs for _, theirs, _ in _rows(arch) if theirs] for arch in SOURCES}
     arch = min(known, key=lambda arch: len(set(known[arch]) ^ set(tensors)))
     missing = [key for key in known[arch] if key not in tensors and not key.endswith("num_batches_tracked")]

@@ -18,7 +18,7 @@ from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.quantize import read_plan
 from nbsnn.spiking.network import SpikingNetwork
-from nbsnn.surgery import as_network, copied
+from nbsnn.wrappers import as_network, copied
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuanti
 from nbsnn.quant.normed import normed_layers
 from nbsnn.quant.planning import check_float, choose_layers
 from nbsnn.recipe import FLOAT_BITS, QuantSpec, check_bits
-from nbsnn.surgery import as_network, copied, evaluation_mode, fold_computed_weights_, replace_modules_, unwrap
+from nbsnn.surgery import evaluation_mode, fold_computed_weights_, replace_modules_
+from nbsnn.wrappers import as_network, copied, unwrap
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron, check_precision
 from nbsnn.spiking.schedules import Schedule, check_pair, schedule_named
-from nbsnn.surgery import as_network, copied, replace_modules_
+from nbsnn.surgery import replace_modules_
+from nbsnn.wrappers import as_network, copied
 
 
 @full_float32()

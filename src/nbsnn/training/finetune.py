@@ -28,6 +28,7 @@ from nbsnn.training.finetune_spec import START, Change, FinetuneSpec, check_sour
 from nbsnn.training.loss import distillation_loss
 from nbsnn.training.optim import keep_positive_
 from nbsnn.training.proxy import SpikingProxy, activation_of, channels_last_copy, find_units
+from nbsnn.wrappers import bare
 
 _CHECK_BATCH = 50  # images
 
@@ -80,6 +81,7 @@ def finetune(
     spec = spec or FinetuneSpec()
     require_set(train, "finetune: train")
     require_set(held_out, "finetune: held_out")
+    quantized = bare(quantized) if isinstance(quantized, nn.Module) else quantized
     check_source(quantized, spec)
     if not len(train) or not len(held_out):
         raise ConfigError(f"finetune: {len(train)} images to learn from and {len(held_out)} held out; both must be given")
