@@ -97,8 +97,8 @@ def refusal(root):
 
 def test_an_absent_data_set_is_refused_with_the_remedy(tmp_path):
     assert refusal(tmp_path) == (
-        f"{tmp_path}: no cifar-10-batches-py folder and no cifar-10-python.tar.gz there; put one there, name where it lies "
-        "(--root), or let it be fetched (download=True, nbsnn train --set data.download=true)"
+        f"{tmp_path}: no cifar-10-batches-py folder and no cifar-10-python.tar.gz there; put one there, name the folder that "
+        "has it (root=FOLDER; data.root=FOLDER of a recipe), or let it be fetched (download=True; data.download=true)"
     )
 
 

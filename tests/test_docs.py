@@ -2,14 +2,20 @@
 
 import math
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 
+from nbsnn.cli import app
+from nbsnn.recipes import load_recipe
 from nbsnn.spiking.functional import integrate_and_fire
+from nbsnn.zoo import PREFIX, list_zoo
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
@@ -129,6 +135,56 @@ def test_code_blocks_run_in_order(page, tmp_path, monkeypatch):
     for line, source in python_blocks(page):
         # Blank lines before it, so that a traceback shows the line of the page.
         exec(compile("\n" * (line - 1) + source, str(page), "exec"), namespace)
+
+
+def shell_lines(path: Path) -> list[str]:
+    """The commands of the blocks marked sh, a line each."""
+    blocks = [match[2] for match in _BLOCK.finditer(path.read_text(encoding="utf-8")) if match[1].split()[:1] == ["sh"]]
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def verbs() -> dict[str, Any]:
+    return typer.main.get_command(app).commands
+
+
+COMMANDS = [(page, line) for page in PAGES for line in shell_lines(page) if re.search(r"(^|-m )nbsnn ", line)]
+COMMANDS += [
+    (ROOT / name, line.strip().removeprefix("Example: "))
+    for name, verb in verbs().items()
+    for line in (verb.help or "").splitlines()
+    if re.match(r"\s*(Example: )?(nbsnn|torchrun) ", line)
+]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{page.name}: {line[:60]}" for page, line in COMMANDS])
+def test_every_command_line_is_one_that_the_program_takes(page, line):
+    words = shlex.split(line, comments=True)
+    verb, *arguments = words[words.index("nbsnn") + 1 :]
+    given = verbs()[verb].make_context(verb, arguments).params
+    recipe = given.get("recipe") or (given.get("name") if verb == "recipes" else None)
+    if recipe and recipe not in ("NAME", "pets.toml"):
+        load_recipe(recipe, given.get("settings", []))
+    for value in given.values():
+        if str(value).startswith(PREFIX):
+            assert str(value).removeprefix(PREFIX) in list_zoo()
+
+
+def test_help_and_readme_promise_the_zoo_to_the_verbs_that_take_it():
+    """A packed network has nothing to pack, and the other verbs take no checkpoint."""
+    promised = {
+        name for name, verb in verbs().items() if any("zoo:NAME" in (getattr(p, "help", "") or "") for p in verb.params)
+    }
+    assert promised == {"eval", "convert", "lower", "bench", "finetune", "classify", "info"}
+    told = verbs()["zoo"].help.replace(" and", ",").split(" take ")[0]
+    assert promised == set(re.findall(r"\w+", told.split(".")[1]))
+    assert "bundled networks are packed already" in " ".join(p.help or "" for p in verbs()["pack"].params)
+
+
+def test_every_file_that_a_page_names_is_there():
+    for page in PAGES:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            for name in re.findall(r"`((?:src|docs|tests|benchmarks|examples|reproduce)/[\w./-]*\w/?)`", line):
+                assert (ROOT / name).exists() or name.startswith("reproduce/cifar10/"), f"{page_id(page)}: {name}"
 
 
 def slug(heading: str) -> str:

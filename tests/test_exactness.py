@@ -15,6 +15,8 @@ from torch import nn
 from nbsnn.errors import ConversionError
 from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.quant.layers import QuantReLU
+from nbsnn.quant.quantize import quantize
+from nbsnn.recipe import QuantSpec
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.neuron import IFNeuron
 from nbsnn.spiking.schedules import SETTLE
@@ -243,3 +245,28 @@ def test_gradients_flow_through_the_average_of_the_head():
     spiking = to_spiking(quantized, torch.randn(1, 2, 6, 6))
     spiking(torch.randn(2, 2, 6, 6)).sum().backward()
     assert spiking.network.head.weight.grad.abs().sum() > 0
+
+
+def test_the_bound_of_settle_is_attained():
+    """A chain in which each neuron hears nothing that counts until the last spike of the one before, and then owes T."""
+    for T, depth in ((3, 5), (7, 3)):
+        chain = []
+        for place in range(depth):
+            # The first fires once, in step T; the next ones cross from 0 to T with the last spike that they hear.
+            weight, bias = {0: (1.0, 0.0), 1: (float(T * T), 0.0)}.get(place, (float(T), float(1 - T)))
+            layer = nn.Linear(1, 1)
+            nn.init.constant_(layer.weight, weight)
+            nn.init.constant_(layer.bias, bias)
+            chain += [layer, nn.ReLU()]
+        network = nn.Sequential(*chain, nn.Linear(1, 2)).double()
+        spec = QuantSpec(32, (T + 1).bit_length() - 1, edge_bits=32)
+        quantized = quantize(network, spec).eval()
+        for module in quantized.modules():
+            if isinstance(module, QuantReLU):
+                nn.init.constant_(module.threshold, 1.0)
+        image = torch.full((1, 1), 0.5 / (T - 0.5), dtype=torch.float64)
+        spiking = to_spiking(quantized, image, schedule="settle")
+        assert [(int(want), int(got)) for _, want, got in counts_of(quantized, spiking, image)] == [(1, 1)] + [(T, T)] * (
+            depth - 1
+        )
+        assert spiking.steps.tolist() == [T + (depth - 1) * (T - 1)]

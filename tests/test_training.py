@@ -218,9 +218,7 @@ def test_a_hang_up_that_is_ignored_stays_so():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, splits):
-    with pytest.raises(
-        DivergedError, match=r"^the loss is (nan|inf) in epoch 1 at step \d; lower phase.BITS.lr=1e\+30 .--lr., or set"
-    ):
+    with pytest.raises(DivergedError, match=r"^the loss is (nan|inf) in epoch 1 at step \d; lower phase\.N\.lr=1e\+30 "):
         fit(digits_net(quantized=False), splits, RECIPE, Phase(1, lr=1e30), out=tmp_path)
 
 

@@ -52,8 +52,9 @@ def demo(
         f"Digits, {len(test)} test images, ResNet-20", console.COMPARISON_COLUMNS, console.comparison_rows(results, float_top1)
     )
     console.say(
-        "quantized, spiking: top-1 in %.  neurons off: share whose spike count differs from the quantized activation.\n"
-        "fixed stops after T steps, as published; settle and barrier are exact."
+        "quantized, spiking: top-1 in %.  off %: share of neurons whose spike count differs from the quantized activation.\n"
+        "fixed stops after T steps, as published; settle and barrier are exact: each count is the quantized activation. That\n"
+        "takes more steps, and is not the same as more accurate: on few images, spikes that are off may score higher by chance."
     )
     _show_zoo()
 

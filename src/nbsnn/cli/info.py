@@ -19,7 +19,7 @@ from nbsnn.tensorfile import Header, read_tensors
 
 @app.command()
 def info(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint that nbsnn wrote.", metavar="[CHECKPOINT]")] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(help="A file of nbsnn's, or zoo:NAME.", metavar="[CHECKPOINT]")] = None,
     system: Annotated[bool, typer.Option("--system", help="Describe this machine and the versions instead.")] = False,
     json_: JsonOption = False,
 ) -> None:

@@ -42,7 +42,7 @@ def data_spec(header: Header, data: str | None, root: Path | None) -> DataSpec:
     if found.takes_classes and not spec.classes:
         where = root or spec.root
         logger.warning("the checkpoint does not name its classes; labels are places among the class folders of %s", where)
-    return replace(spec, root=str(root or spec.root))
+    return replace(spec, root=str(root or spec.root), loader="auto")  # what decodes here may lack where it was trained
 
 
 def load_splits(header: Header, spec: DataSpec) -> Splits:
@@ -76,33 +76,3 @@ def only_quantized(model: nn.Module | IntegerNetwork, checkpoint: Path, verb: st
 def origin_of(header: Header, checkpoint: Path) -> dict[str, object]:
     """What an integer network's file says of its source."""
     return {"model": header["model"], "recipe": header["recipe"], "metrics": header["metrics"], "source": checkpoint.name}
-
-
-def choose_engine(
-    model: nn.Module | IntegerNetwork,
-    header: Header,
-    images: LabelledImages,
-    engine: str | None,
-    neuron: str | None,
-    schedule: str | None,
-    backend: str,
-) -> tuple[nn.Module | IntegerNetwork, str]:
-    """The network as `--engine` and its companions want it, and its form in words."""
-    if engine != "spikes" and (neuron or schedule):
-        raise ConfigError("--neuron and --schedule say how spikes run: add --engine spikes")
-    if engine is None and backend != "auto" and not isinstance(model, IntegerNetwork):
-        raise ConfigError(f"--backend {backend} says what runs an integer network: add --engine counts or spikes")
-    if engine is None and not isinstance(model, IntegerNetwork):
-        return model, form_of(model)
-    if not isinstance(model, IntegerNetwork):
-        if form_of(model) != "quantized":
-            raise ConfigError(f"--engine runs integer and quantized networks, and this is a {form_of(model)} one")
-        device = next(model.parameters()).device
-        model = pipeline.integer_form(model, images).to(device)
-    options = {"engine": engine or "counts", "backend": backend}
-    if engine == "spikes":
-        options |= {"schedule": schedule or "fixed"} | ({"neuron": neuron} if neuron else {})
-    network = model.using(**options)
-    used = network.backend
-    words = [engine or "counts", *(word for word in (neuron, options.get("schedule")) if word), used]
-    return network, f"integer, {' '.join(words)}"

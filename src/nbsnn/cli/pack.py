@@ -8,7 +8,7 @@ import typer
 from nbsnn import console
 from nbsnn.checkpoint import rebuild
 from nbsnn.cli.app import app
-from nbsnn.cli.options import Checkpoint, JsonOption
+from nbsnn.cli.options import JsonOption
 from nbsnn.export.packed import save_packed
 from nbsnn.tensorfile import read_tensors
 from nbsnn.zoo import locate
@@ -16,14 +16,17 @@ from nbsnn.zoo import locate
 
 @app.command()
 def pack(
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A quantized checkpoint; bundled networks are packed already.", metavar="CHECKPOINT"),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The packed file, .safetensors.")],
     json_: JsonOption = False,
 ) -> None:
     """Write a quantized network as bit-packed integer weights, norms and thresholds, with its provenance and a hash.
 
-    Its logits are equal bit for bit. Other verbs take it as they take a checkpoint, but its weights
-    are not trained any more. Example:
+    Its logits are equal bit for bit. eval, convert, lower, bench, finetune, classify and info take it as they take a
+    checkpoint. Example:
     nbsnn pack runs/r20/2bit/best.safetensors --out resnet20-w2a2.safetensors
     """
     header, tensors = read_tensors(checkpoint)

@@ -11,7 +11,10 @@ from nbsnn.zoo import PREFIX, list_zoo, locate
 
 @app.command()
 def zoo(json_: JsonOption = False) -> None:
-    """List the bundled networks; each verb takes them by name, such as zoo:cifar10/resnet20-w2a2."""
+    """List the bundled networks. eval, convert, lower, bench, finetune, classify and info take them by name.
+
+    Example: nbsnn eval zoo:cifar10/resnet20-w2a2 --data sample
+    """
     entries = []
     for name in list_zoo():
         header, _ = read_tensors(Path(PREFIX + name))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nbsnn.errors import ConfigError, QuantizationError, unknown
 from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
+from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
 from nbsnn.quant.flow import Flow, follow
@@ -129,6 +130,7 @@ def _read_act_format(entry: Mapping[str, Any]) -> ActFormat:
     return read
 
 
+@full_float32()
 @torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
 def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None, example: Tensor | None = None) -> nn.Module:
     """The quantized form of a float network, as a new object.

@@ -119,7 +119,8 @@ class Run:
 
     @property
     def _lower_rate(self) -> str:
-        return f"lower phase.BITS.lr={self.phase.lr:g} (--lr), or set optim.clip_norm=1"
+        bits = next((bits for bits, phase in reversed(self.recipe.phase.items()) if phase == self.phase), "N")
+        return f"lower phase.{bits}.lr={self.phase.lr:g} (main.py, dali_main.py: --lr), or set optim.clip_norm=1"
 
     def _estimate_norms_(self) -> None:
         """Norm statistics from some batches of an epoch that is not trained on."""
