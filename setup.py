@@ -34,7 +34,7 @@ setup(
     ext_modules=[
         Extension(
             "nbsnn.integer._native",
-            sources=[f"{SOURCES}/{name}.cpp" for name in ("engine", "crew", "targets")],
+            sources=[f"{SOURCES}/{name}.cpp" for name in ("engine", "ways", "crew", "targets")],
             depends=[str(path) for path in sorted(Path(SOURCES).iterdir())],
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"],

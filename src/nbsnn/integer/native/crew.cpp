@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "targets.h"
+#include "ways.h"
 
 namespace nbsnn {
 namespace {
@@ -83,11 +84,6 @@ int chunks_of(const Net& net, const Request& ask, const Flight& flight, const No
   return (lanes + kLanes - 1) / kLanes;
 }
 
-// Bit planes pay if enough of a vector's images are there, and a node that can be computed from them.
-bool is_dense(const Net& net, const Kernel& kernel, int images) {
-  return net.planes && images <= kernel.vector && images * 8 >= kernel.vector * 3;
-}
-
 // One team takes its flights through the network; a team of several shares each node's tiles. Its leader waits for none that has
 // not arrived: members take part from the node on that is opened after they came. Waking a thread may take longer than a small
 // network does.
@@ -110,7 +106,7 @@ struct Team {
 
   void begin_flight(int first, int images) {
     flight.first = first, flight.images = images;
-    flight.dense = is_dense(net, kernel, images);
+    flight.dense = are_dense(net, kernel, images);
     flight.values.assign(net.nodes.size(), Value{});
     load_pixels(net, ask, flight);
     for (int i = 0; i < images; ++i) ask.steps[first + i] = net.timesteps;
@@ -259,7 +255,7 @@ void start(const std::shared_ptr<Crew>& crew, int n) {
 
 bool run(const Net& net, const Request& ask, int flight_images) try {
   const Kernel& kernel = kernel_of(net.target);
-  const bool dense = is_dense(net, kernel, std::min(ask.batch, kernel.vector));
+  const bool dense = are_dense(net, kernel, std::min(ask.batch, kernel.vector));
   const bool apart = !dense && ask.batch >= 2 * ask.threads;  // enough images for each thread to go its own way
   const int full = dense ? kernel.vector : 0;                 // full vectors first, then the rest
   int flights = (ask.batch + flight_images - 1) / flight_images;

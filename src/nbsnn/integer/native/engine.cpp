@@ -3,10 +3,10 @@
 // Every function that can fail returns a negative number or null; `nbsnn_error` has the reason. Nothing here keeps a pointer
 // that it was given beyond the call.
 #include <algorithm>
-#include <cmath>
 #include <string>
 
 #include "targets.h"
+#include "ways.h"
 
 #define NBSNN_API extern "C" __attribute__((visibility("default")))
 
@@ -24,29 +24,6 @@ int fail(const std::string& why) {
 }  // namespace nbsnn
 
 using nbsnn::fail;
-
-// Weights of a constant branch as doubles, if every sum stays below 2^51 and every product with a multiplier below 2^62.
-static void set_constant(const nbsnn::Net& net, const nbsnn::Node& node, nbsnn::Branch& b) {
-  const size_t outputs = static_cast<size_t>(node.channels / b.groups), inputs = static_cast<size_t>(b.inputs / b.groups);
-  int64_t reads = 1;
-  for (size_t i = 0; i + 1 < b.start.size(); ++i) reads = std::max(reads, static_cast<int64_t>(b.start[i + 1] - b.start[i]));
-  const double unit = static_cast<double>(net.pixel_bound) * static_cast<double>(reads);
-  std::vector<double> sum(static_cast<size_t>(node.channels), 0);
-  for (size_t row = 0; row < static_cast<size_t>(b.taps) * static_cast<size_t>(b.inputs); ++row)
-    for (size_t o = 0; o < outputs; ++o)
-      sum[row % static_cast<size_t>(b.inputs) / inputs * outputs + o] += unit * std::abs(b.weight[row * outputs + o]);
-  bool fits = true;
-  for (size_t o = 0; o < sum.size(); ++o)
-    fits = fits && sum[o] < std::ldexp(1.0, 51) && sum[o] * std::abs(static_cast<double>(b.multiplier[o])) < std::ldexp(1.0, 62);
-  if (fits) b.exact.assign(b.weight.begin(), b.weight.end());
-}
-
-// Which forms of each value are read where planes are in use; known when the head is there.
-static void set_readers(nbsnn::Net& net) {
-  for (const nbsnn::Node& node : net.nodes)
-    for (const nbsnn::Branch& b : node.branches)
-      if (b.source >= 0) (node.planes ? net.nodes[static_cast<size_t>(b.source)].planes_read : net.nodes[static_cast<size_t>(b.source)].records_read) = true;
-}
 
 // Of this interface; native.py asks for it, since a library may be older than the Python beside it.
 NBSNN_API int nbsnn_version() { return 2; }
@@ -109,18 +86,8 @@ NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int grou
   std::copy(multiplier, multiplier + node.channels, b.multiplier.begin());
   if (!node.wide) b.multiplier32.assign(b.multiplier.begin(), b.multiplier.end());
   b.weight.assign(weight, weight + weight_size);
-  b.wmax = 1;
-  for (int16_t w : b.weight) b.wmax = std::max(b.wmax, std::abs(static_cast<int>(w)));
-  const nbsnn::Kernel& kernel = nbsnn::kernel_of(net->target);
-  bool single = true;  // one input position per tap, as in every convolution
-  for (int64_t i = 0; i < slots; ++i) single = single && start[i + 1] - start[i] <= 1;
-  b.rows = source >= 0 && groups == 1 && b.wmax <= 31;
-  b.identity = groups == inputs && node.channels == inputs && taps == 1 && b.wmax == 1 && *std::min_element(weight, weight + inputs) == 1;
-  if (b.rows && single && node.positions > 1 && !node.wide && kernel.make_tables) kernel.make_tables(node, b, b.weight);
-  if (b.rows) kernel.pack(node, b);
   if (source >= 0) net->nodes[static_cast<size_t>(source)].last_use = index;
-  const bool planes = source < 0 || (single && b.identity) || !b.tables.empty();
-  node.planes = planes && (node.branches.empty() || node.planes) && node.positions > 1 && !node.wide && kernel.run_planes;
+  nbsnn::prepare_branch(nbsnn::kernel_of(net->target), node, b);
   node.branches.push_back(std::move(b));
   return 0;
 } catch (const std::bad_alloc&) {
@@ -132,12 +99,7 @@ NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
   if (net->nodes.empty() || !net->nodes.back().head) return fail("the network has no head");
   for (const nbsnn::Node& node : net->nodes)
     if (node.branches.empty()) return fail("a node has no branch");
-  set_readers(*net);
-  for (nbsnn::Node& node : net->nodes) {
-    net->planes = net->planes || node.planes;
-    for (nbsnn::Branch& b : node.branches)
-      if (node.planes && b.source < 0) set_constant(*net, node, b);
-  }
+  nbsnn::prepare_network(*net);
   net->finished = true;
   return 0;
 } catch (const std::bad_alloc&) {
