@@ -33,4 +33,4 @@ def run(modules: dict[str, ModuleType], script: str, words: list[str]) -> int:
     module = modules[script]
     parse = getattr(module, "parse", modules["options"].parse)
     arguments = parse("", words)
-    return exit_code(lambda: module.run(arguments))
+    return exit_code(lambda: module.run(arguments), flags=modules["options"].FLAGS)

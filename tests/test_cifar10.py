@@ -98,7 +98,7 @@ def refusal(root):
 def test_an_absent_data_set_is_refused_with_the_remedy(tmp_path):
     assert refusal(tmp_path) == (
         f"{tmp_path}: no cifar-10-batches-py folder and no cifar-10-python.tar.gz there; put one there, name the folder that "
-        "has it (root=FOLDER; data.root=FOLDER of a recipe), or let it be fetched (download=True; data.download=true)"
+        "holds it (root=FOLDER), or let it be downloaded (download=True)"
     )
 
 

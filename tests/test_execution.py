@@ -44,7 +44,7 @@ def test_compiling_is_picked_for_long_phases_on_machines_with_a_compiler(monkeyp
     assert not pick_execution(CPU, 10**6, compile="off").compiled
     machine(monkeypatch, compiler=False)
     assert str(pick_execution(CPU, 10**6)) == "float32, channels last, eager (no C++ compiler here)"
-    with pytest.raises(ConfigError, match=r"^compile=on: no C\+\+ compiler was found .*; install it, or use --compile off$"):
+    with pytest.raises(ConfigError, match=r"^compile=on: no C\+\+ compiler was found .*; install it, or use compile=off$"):
         pick_execution(CPU, 100, compile="on")
 
 
@@ -60,7 +60,7 @@ def test_on_a_gpu_steps_are_replayed_in_float32_and_compiled_in_long_phases_only
     monkeypatch.setattr(execution, "world", lambda: World(0, 2))
     assert not pick_execution(gpu, 100).recorded
     monkeypatch.setattr(execution, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"^compile=on: no Triton was found; install it, or use --compile off$"):
+    with pytest.raises(ConfigError, match=r"^compile=on: no Triton was found; install it, or use compile=off$"):
         pick_execution(gpu, 100, compile="on")
 
 

@@ -135,7 +135,7 @@ def test_without_a_state_that_is_whole_the_run_is_refused(tmp_path, train):
     flip(tmp_path / "run" / NEWEST)
     flip(tmp_path / "run" / PREVIOUS)
     files = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(CheckpointError, match=r"restore it from a copy, or train the phase anew \(--overwrite\)$"):
+    with pytest.raises(CheckpointError, match=r"restore it from a copy, or train the phase anew \(overwrite=True\)$"):
         train()
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == files
     train(overwrite=True)  # the remedy
@@ -254,7 +254,7 @@ def test_a_run_is_not_taken_up_in_another_precision(tmp_path, train):
     """Case 23."""
     train(3, execution=Execution(autocast=torch.bfloat16))
     with pytest.raises(
-        CheckpointError, match=r"with precision bf16, and this one has float32; train on in the same \(--precision"
+        CheckpointError, match=r"with precision bf16, and this one has float32; train on in the same \(precision=bf16"
     ):
         train()
     train(execution=Execution(autocast=torch.bfloat16))

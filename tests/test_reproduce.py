@@ -135,7 +135,7 @@ def test_init_takes_the_authors_checkpoints(command: Callable[..., str]) -> None
         ),
         (["snn.py", "--arch", "alex", "--bit", "3", "-e", "--init", "none.pth.tar"], "no such checkpoint file"),
         (["main.py", "--arch", "alexx", "--bit", "32"], "unknown model 'cifar10/alexx'; did you mean cifar10/alexnet"),
-        (["main.py", "--arch", "alex", "--bit", "6"], "phase=6: choose one of"),
+        (["main.py", "--arch", "alex", "--bit", "6"], "phase.6: choose one of"),
     ],
 )
 def test_bad_input_gives_one_line_and_code_2(command: Callable[..., str], words: list[str], expected: str) -> None:

@@ -84,7 +84,7 @@ def test_lines_that_cannot_run_are_one_line(scripts, place, capsys, monkeypatch)
     monkeypatch.setattr(scripts["options"], "is_installed", lambda: False)
     said = command(scripts, "dali_main", "-a alexnet --bit 4 --dali_cpu", place, capsys, code=2)
     assert "--dali_cpu needs nvidia-dali: pip install nvidia-dali-cuda120" in said
-    assert "use the torch loader (data.loader=torch; published scripts: --loader torch)" in said
+    assert "use the torch loader (--loader torch)" in said
     assert "--init: name the checkpoint" in command(scripts, "snn", "-a alexnet -e --bit 2", place, capsys, code=2)
     assert "unknown model" in command(scripts, "dali_main", "-a alexnot --bit 4", place, capsys, code=2)
     path = place / "float.safetensors"

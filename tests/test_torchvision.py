@@ -430,7 +430,7 @@ def test_a_failing_download_is_one_line_with_the_remedy(monkeypatch, error):
     with pytest.raises(CheckpointError, match=r"^TorchVision's vgg16 could not be fetched \(.*no route.*FILE$") as caught:
         torchvision_state("vgg16")
     assert "\n" not in str(caught.value)
-    assert "give it with --pretrained FILE" in str(caught.value)
+    assert "give that file: pretrained=FILE" in str(caught.value)
 
 
 def test_without_torchvision_the_message_says_how_to_do(monkeypatch):
@@ -439,7 +439,7 @@ def test_without_torchvision_the_message_says_how_to_do(monkeypatch):
     with pytest.raises(MissingDependencyError) as caught:
         torchvision_state("alexnet")
     assert str(caught.value) == (
-        "fetching TorchVision's alexnet (a state dict that is downloaded already can be given with --pretrained FILE) "
+        "fetching TorchVision's alexnet (a state dict that was downloaded elsewhere: pretrained=FILE) "
         "needs the package torchvision: pip install 'nbsnn[torchvision]'"
     )
 

@@ -51,4 +51,4 @@ def run(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = options.parse(__doc__ or "")
-    sys.exit(exit_code(lambda: run(arguments)))
+    sys.exit(exit_code(lambda: run(arguments), flags=options.FLAGS))

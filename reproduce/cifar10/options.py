@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from nbsnn import pipeline
-from nbsnn.console import download_progress, note
+from nbsnn.console import Flag, download_progress, note
 from nbsnn.data import load_data
 from nbsnn.data.images import Splits
 from nbsnn.errors import ConfigError
@@ -16,6 +16,11 @@ from nbsnn.recipes import load_recipe
 
 HERE = Path(__file__).resolve().parent
 BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"  # in the result folder
+FLAGS = {  # what these commands call arguments of the library
+    "root": Flag("--data"), "download": Flag("--download"), "overwrite": Flag("without -ct", "with -ct"),
+    "first_epoch": Flag("--start-epoch"),
+    "phase.N.lr": Flag("--lr"), "lr": Flag("--lr"), "bits": Flag("--bit"), "model": Flag("--arch"),
+}  # fmt: skip
 
 
 def parse(description: str, arguments: list[str] | None = None) -> argparse.Namespace:

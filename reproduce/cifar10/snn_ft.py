@@ -105,4 +105,4 @@ def run(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parsed = parse(__doc__ or "")
-    sys.exit(exit_code(lambda: run(parsed)))
+    sys.exit(exit_code(lambda: run(parsed), flags=options.FLAGS))

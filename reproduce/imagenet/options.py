@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from nbsnn import pipeline
+from nbsnn.console import Flag
 from nbsnn.data import load_data
 from nbsnn.data.dali import INSTALL, is_installed
 from nbsnn.data.images import Splits
@@ -18,6 +19,11 @@ from nbsnn.tensorfile import is_ours, read_tensors
 
 HERE = Path(__file__).resolve().parent
 BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
+FLAGS = {  # what these commands call arguments of the library
+    "overwrite": Flag("without -ct", "with -ct"),
+    "first_epoch": Flag("--start-epoch"), "phase.N.lr": Flag("--lr"), "bits": Flag("--bit"), "model": Flag("--arch"),
+    "data.loader": Flag("--loader"), "pretrained": Flag("--pretrained"),
+}  # fmt: skip
 
 
 def parse(description: str, arguments: list[str] | None = None) -> argparse.Namespace:

@@ -71,7 +71,7 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):  # torch's: no such index, built without it, no such backend
-        raise ConfigError(f"device={name}: torch sees no such device here; use --device cpu") from None
+        raise ConfigError(f"device={name}: torch sees no such device here; use device=cpu") from None
     return device
 
 
@@ -169,7 +169,7 @@ def train(
     if resume and overwrite:
         raise ConfigError("resume goes on with a run and overwrite begins it anew; give one of the two")
     if resume and not any(has_run(phase_folder(out, int(bits))) for bits in recipe.phase):
-        raise CheckpointError(f"{out} holds no run to resume; name its folder, or leave --resume out to start one")
+        raise CheckpointError(f"{out} holds no run to resume; name its folder, or leave resume=True out to start one")
     if recipe.data.name in list_data_sets() and not data_set(recipe.data.name).trains:
         known = choices(lambda data: data.trains)
         raise ConfigError(f"data.name={recipe.data.name}: these are test images; train on {known}")

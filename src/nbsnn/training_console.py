@@ -52,10 +52,13 @@ class TrainingConsole(Observer):
 
     def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
         note(f"{title}: {epochs} epochs of {steps} steps, {execution}")
+        first = "compiling the training step, which takes a minute or so" if execution.compiled else "the first step"
+        if execution.compiled:
+            note(f"{title}: {first}")
         self._title, self._epochs, self.steps = title, epochs, steps
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(title, total=epochs * steps, figures="")
+        self._task = self._bar.add_task(title, total=epochs * steps, figures=first)
 
     def on_resume(self, epoch: int, step: int) -> None:
         note(f"{self._title}: goes on from the training state in epoch {epoch + 1}, after step {step}")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from nbsnn import console
-from nbsnn.cli.app import app, in_options, run
+from nbsnn.cli.app import app, flags_of, run
 
 # isort: off
 from nbsnn.cli import demo, train, report, eval, convert, finetune, classify  # noqa: F401  (each registers its verb,
@@ -17,4 +17,4 @@ __all__ = ["app", "main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input (one line on standard error), 130 if interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return console.exit_code(lambda: run(words), spell=lambda message: in_options(message, words))
+    return console.exit_code(lambda: run(words), flags=flags_of(words))

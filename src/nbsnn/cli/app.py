@@ -1,17 +1,15 @@
 """The application that verbs register with: each verb is a file of its name that decorates a function with `app.command`."""
 
-import re
 from collections.abc import Sequence
 from importlib import metadata
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from nbsnn import console
-from nbsnn.errors import ConfigError, unknown
-
-_SETTING = re.compile(r"""(?<![\w.-])([a-z][a-z_]*)=(True|False|"[^"]*"|'[^']*'|[^\s,;:()"']+)?""")
+from nbsnn.errors import ConfigError, shown, unknown
 
 
 class _Verbs(TyperGroup):
@@ -63,36 +61,32 @@ def run(words: Sequence[str]) -> Any:
     except Exception as error:
         if not hasattr(error, "format_message"):  # not of the option parser
             raise
-        raise ConfigError(_usage(error)) from None
+        raise ConfigError(_usage(error, words)) from None
 
 
-def _usage(error: Any) -> str:
-    """An error of the option parser in one line, with close matches for an unknown option."""
+def _usage(error: Any, words: Sequence[str]) -> str:
+    """An error of the option parser in one line: what was given, what would do, and where to read on."""
     context = error.ctx
     where = f"see {context.command_path if context else 'nbsnn'} --help"
     if hasattr(error, "possibilities"):
         options = [option for parameter in context.command.params for option in (*parameter.opts, *parameter.secondary_opts)]
-        long = [option for option in options if option.startswith("--")]
-        return f"{unknown('option', error.option_name, long)}; {where}"
+        return f"{unknown('option', error.option_name, [o for o in options if o.startswith('--')])}; {where}"
+    names = getattr(getattr(error, "param", None), "opts", [])
+    given = [(word, value) for word, value in pairwise(words) if word in names]
+    given += [(name, value) for name, _, value in (word.partition("=") for word in words) if name in names and value]
+    if given and error.message:
+        reason = error.message.partition(",")[0].rstrip(".")
+        return f"{given[-1][0]} {shown(given[-1][1])}: {reason[0].lower()}{reason[1:]}; {where}"
     return f"{error.format_message().rstrip('.')}; {where}"
 
 
-def in_options(message: str, words: Sequence[str]) -> str:
-    """An error of the library with the options of the verb in the place of arguments: `overwrite=True` → `--overwrite`."""
-    verb = typer.main.get_command(app).commands.get(words[0]) if words else None  # type: ignore[attr-defined]
-    options = {}
-    for parameter in verb.params if verb else ():
-        names = [option for option in parameter.opts if option.startswith("--")]
-        if names:
-            options[names[0].removeprefix("--").replace("-", "_")] = (names[0], (parameter.secondary_opts or [""])[0])
-
-    def option(found: re.Match[str]) -> str:
-        name, value = found[1], (found[2] or "").strip("\"'")
-        if name not in options:
-            return found[0]
-        yes, no = options[name]
-        if value in ("True", "False"):
-            return yes if value == "True" else no or f"no {yes}"
-        return f"{yes} {value}".rstrip()
-
-    return _SETTING.sub(option, message)
+def flags_of(words: Sequence[str]) -> dict[str, console.Flag]:
+    """The options of the verb that the words begin with, by the names of the library's arguments."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    verb = commands.get(words[0]) if words else None
+    flags = {}
+    for option in verb.params if verb else ():
+        long = next((name for name in option.opts if name.startswith("--")), None)
+        if long:
+            flags[long.removeprefix("--").replace("-", "_")] = console.Flag(long, *option.secondary_opts[:1])
+    return flags

@@ -7,7 +7,7 @@ import typer
 from nbsnn import console, pipeline
 from nbsnn.cli.app import app
 from nbsnn.cli.networks import images_for, load, only_quantized
-from nbsnn.cli.options import Checkpoint, DataOption, JsonOption, RootOption, SplitOption
+from nbsnn.cli.options import BatchOption, Checkpoint, DataOption, DownloadOption, JsonOption, RootOption, SplitOption, between
 from nbsnn.evaluation.bench import Bench, images_to_see
 from nbsnn.evaluation.bench import bench as run_bench
 from nbsnn.integer.engines import backend_facts
@@ -16,23 +16,29 @@ from nbsnn.integer.engines import backend_facts
 @app.command()
 def bench(
     checkpoint: Checkpoint,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at a time.")] = 100,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed rounds after one to warm up; medians count.")] = 5,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Images in each round.")] = 100,
+    batch_size: BatchOption = 100,
+    repeats: Annotated[
+        int, typer.Option("--repeats", callback=between(1, 10_000), help="Timed rounds, after one to warm up; medians count.")
+    ] = 5,
+    limit: Annotated[int, typer.Option("--limit", callback=between(1), help="Images in each round.")] = 100,
     layers: Annotated[bool, typer.Option("--layers", help="Show the activity of every unit.")] = False,
     data: DataOption = None,
     root: RootOption = None,
+    download: DownloadOption = False,
     split: SplitOption = "test",
     json_: JsonOption = False,
 ) -> None:
     """Time float, quantized, counts and spikes against each other on this machine, and count what spikes cost.
 
-    Example: nbsnn bench runs/r20/2bit/best.safetensors --layers
+    \b
+    Example:
+      nbsnn bench zoo:cifar10/resnet20-w2a2 --data sample --layers
     """
     model, header = load(checkpoint, "cpu")
     quantized = only_quantized(model, checkpoint, "bench")
-    images = images_for(header, data, root, split, limit)
-    network = pipeline.integer_form(quantized, images)
+    images = images_for(header, split, limit, data=data, root=root, download=download)
+    with console.doing("lowering to an integer network"):
+        network = pipeline.integer_form(quantized, images)
     float_net = pipeline.float_form(header)
     with console.image_progress(images_to_see(len(images), repeats), "warming up") as tell:
         result = run_bench(

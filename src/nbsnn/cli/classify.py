@@ -23,10 +23,13 @@ def classify(
     photographs: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
     json_: JsonOption = False,
 ) -> None:
-    """The five likeliest classes of photographs, computed in whole numbers from the pixels on.
+    """The five likeliest classes of image files, by the integer network.
 
-    The largest square in the middle of a photograph is resized to the network's input. Example:
-    nbsnn classify zoo:cifar10/resnet20-w2a2 cat.jpg
+    The largest square in the middle of an image is resized to the network's input.
+
+    \b
+    Example:
+      nbsnn classify zoo:cifar10/resnet20-w2a2 cat.jpg
     """
     model, header = load(checkpoint, "cpu")
     quantized = only_quantized(model, checkpoint, "classify")
@@ -35,7 +38,8 @@ def classify(
         raise ConfigError(f"{checkpoint} does not say what it was trained on; classify takes networks of nbsnn train")
     spec = ModelSpec(**header["model"])
     images = load_photographs(recipe.data, photographs, size=spec.image_size, classes=spec.num_classes)
-    guesses = classify_images(pipeline.integer_form(quantized, images), images)
+    with console.doing("lowering to an integer network, and running it"):
+        guesses = classify_images(pipeline.integer_form(quantized, images), images)
     if json_:
         console.show_json({str(p): [asdict(guess) for guess in best] for p, best in zip(photographs, guesses, strict=True)})
         return

@@ -11,14 +11,17 @@ from nbsnn.cli.app import app
 from nbsnn.cli.networks import images_for, load, only_quantized
 from nbsnn.cli.options import (
     Checkpoint,
+    ComparedOption,
     DataOption,
     DeviceOption,
+    DownloadOption,
     JsonOption,
     LimitOption,
     NeuronOption,
     RootOption,
     ScheduleOption,
     SplitOption,
+    check_file,
 )
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare
@@ -33,25 +36,31 @@ def convert(
     schedule: ScheduleOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the spiking network here; needs --schedule.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every layer's fidelity.")] = False,
-    fidelity_images: Annotated[int, typer.Option("--fidelity-images", min=1, help="Images compared neuron by neuron.")] = 200,
+    fidelity_images: ComparedOption = 200,
     data: DataOption = None,
     root: RootOption = None,
+    download: DownloadOption = False,
     split: SplitOption = "test",
     limit: LimitOption = 0,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Turn a quantized checkpoint into a spiking network, and say how well and how exactly its spikes follow.
+    """Turn a quantized checkpoint into a spiking network, and measure how closely its spikes follow.
 
-    Without --schedule, every neuron and schedule is compared. Example:
-    nbsnn convert runs/r20/2bit/best.safetensors --schedule settle --out r20-settle.safetensors
+    Without --schedule, every neuron and schedule is compared.
+
+    \b
+    Examples:
+      nbsnn convert zoo:cifar10/resnet20-w2a2 --data sample
+      nbsnn convert runs/r20/2bit/best.safetensors --schedule settle -o s.safetensors
     """
     if schedule is None and (out or neuron):
         raise ConfigError("--out and --neuron need a schedule: add --schedule fixed, settle or barrier")
+    check_file(out)
     pairs = valid_pairs() if schedule is None else (check_pair(neuron, schedule),)
     model, header = load(checkpoint, device)
     model = only_quantized(model, checkpoint, "convert")
-    images = images_for(header, data, root, split, limit)
+    images = images_for(header, split, limit, data=data, root=root, download=download)
     total = len(pairs) * (len(images) + min(fidelity_images, len(images)))
     with console.image_progress(total, "converting") as tell:
         results = list(compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))

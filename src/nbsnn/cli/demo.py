@@ -8,7 +8,7 @@ import typer
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.cli.app import app
-from nbsnn.cli.options import JsonOption, LimitOption
+from nbsnn.cli.options import JsonOption, LimitOption, SeedOption, SetOption, check_folder
 from nbsnn.data import load_data
 from nbsnn.data.images import Batches
 from nbsnn.data.sets.sample import load_sample
@@ -19,24 +19,33 @@ from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.training_console import TrainingConsole
 from nbsnn.zoo import PREFIX, list_zoo
 
+_OWN_FOLDER = Path("runs/demo")  # trained anew each time
+
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option("--seed", help="Of weights and order.")] = 0,
-    settings: Annotated[list[str], typer.Option("--set", "-s", help="key=value of the recipe digits/resnet20.")] = [],  # noqa: B006
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = _OWN_FOLDER,
+    seed: SeedOption = 0,
+    settings: SetOption = [],  # noqa: B006
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew where --out holds results.")] = False,
     limit: LimitOption = 0,
     json_: JsonOption = False,
 ) -> None:
     """The whole path on handwritten digits: four phases of training, then every neuron and schedule, in one table.
 
-    It ends with the bundled networks on real images.
+    It takes a few minutes, and ends with the bundled networks on real images.
+
+    \b
+    Examples:
+      nbsnn demo
+      nbsnn demo --out runs/short --set phase.all.epochs=1
     """
     plan = load_recipe("digits/resnet20", [*settings, f"seed={seed}"])
+    check_folder(out)
     console.note(f"ResNet-20 on 8×8 digits: float, then 4, 3 and 2 bits → {out}")
     splits = load_data(plan.data)
     with TrainingConsole() as observer:
-        phases = list(pipeline.train(plan, out, splits=splits, observer=observer, overwrite=True))
+        phases = list(pipeline.train(plan, out, splits=splits, observer=observer, overwrite=overwrite or out == _OWN_FOLDER))
     test = splits.test.some(limit)
     float_top1 = next((p.best.top1 for p in phases if p.bits == 32), None)
     results: list[Comparison] = []
@@ -62,10 +71,11 @@ def demo(
 def _show_zoo() -> None:
     sample = load_sample().test
     rows = []
-    for name in list_zoo():
-        network = load_checkpoint(PREFIX + name)
-        integer = pipeline.integer_form(network, sample)
-        reports = [evaluate(form, Batches(sample, 100)) for form in (network, integer)]
-        rows.append((PREFIX + name, *(f"{r.top1:.2f}" for r in reports), *(f"{r.images_per_second:.0f}" for r in reports)))
+    with console.doing("running the bundled networks"):
+        for name in list_zoo():
+            network = load_checkpoint(PREFIX + name)
+            integer = pipeline.integer_form(network, sample)
+            reports = [evaluate(form, Batches(sample, 100)) for form in (network, integer)]
+            rows.append((PREFIX + name, *(f"{r.top1:.2f}" for r in reports), *(f"{r.images_per_second:.0f}" for r in reports)))
     columns = ("network", "quantized", "in integers", "images/s", "images/s, integers")
     console.show_table(f"Bundled networks, {len(sample)} test images of CIFAR-10 (JPEG q75), top-1 in %", columns, rows)

@@ -11,9 +11,11 @@ from nbsnn.cli.app import app
 from nbsnn.cli.networks import images_for, load
 from nbsnn.cli.options import (
     BackendOption,
+    BatchOption,
     Checkpoint,
     DataOption,
     DeviceOption,
+    DownloadOption,
     JsonOption,
     LimitOption,
     NeuronOption,
@@ -34,9 +36,10 @@ def eval_(
     checkpoint: Checkpoint,
     data: DataOption = None,
     root: RootOption = None,
+    download: DownloadOption = False,
     split: SplitOption = "test",
     limit: LimitOption = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images at a time.")] = 100,
+    batch_size: BatchOption = 100,
     device: DeviceOption = "auto",
     engine: Annotated[str | None, typer.Option("--engine", help="Run in integers: counts, or spikes step by step.")] = None,
     neuron: NeuronOption = None,
@@ -44,17 +47,21 @@ def eval_(
     backend: BackendOption = "auto",
     json_: JsonOption = False,
 ) -> None:
-    """Accuracy of a checkpoint of any form, and, where there is time, the steps that it took.
+    """Accuracy of a checkpoint of any form and, where there is time, the steps that it took.
 
-    Started by torchrun, several processes share the images.
+    Quantized networks run in floating point; --engine runs them as integer networks, by counts or by spikes. Started by
+    torchrun, several processes share the images.
 
-    Example: nbsnn eval runs/r20/2bit/best.safetensors --root data --engine spikes --schedule settle
+    \b
+    Examples:
+      nbsnn eval zoo:cifar10/resnet20-w2a2 --data sample
+      nbsnn eval runs/r20/2bit/best.safetensors --engine spikes --limit 500
     """
     chosen = pipeline.pick_device(device)
     with process_group(chosen) as group:
         console.speak_on_main_only(group)
         model, header = load(checkpoint, device)
-        images = images_for(header, data, root, split, limit).to(chosen)
+        images = images_for(header, split, limit, data=data, root=root, download=download).to(chosen)
         model, form = choose_engine(model, header, images, engine, neuron, schedule, backend)
         with console.image_progress(len(images) // group.size, f"{form} network") as tell:
             loader = Batches(images, batch_size, world=group)
@@ -89,7 +96,8 @@ def choose_engine(
         if form_of(model) != "quantized":
             raise ConfigError(f"--engine runs integer and quantized networks, and this is a {form_of(model)} one")
         device = next(model.parameters()).device
-        model = pipeline.integer_form(model, images).to(device)
+        with console.doing("lowering to an integer network"):
+            model = pipeline.integer_form(model, images).to(device)
     options = {"engine": engine or "counts", "backend": backend}
     if engine == "spikes":
         options |= {"schedule": schedule or "fixed"} | ({"neuron": neuron} if neuron else {})

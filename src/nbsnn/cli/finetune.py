@@ -1,4 +1,4 @@
-"""The verb `nbsnn finetune`."""
+"""`nbsnn finetune`."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +10,19 @@ from nbsnn import console
 from nbsnn.checkpoint import recipe_of, save_checkpoint
 from nbsnn.cli.app import app
 from nbsnn.cli.networks import data_spec, load, load_splits, only_quantized
-from nbsnn.cli.options import Checkpoint, DataOption, DeviceOption, JsonOption, LimitOption, RootOption
+from nbsnn.cli.options import (
+    BatchOption,
+    Checkpoint,
+    DataOption,
+    DeviceOption,
+    DownloadOption,
+    JsonOption,
+    LimitOption,
+    RootOption,
+    SeedOption,
+    between,
+    check_file,
+)
 from nbsnn.data import choices, data_set
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare_finetuned
@@ -63,12 +75,17 @@ def finetune_(
         float | None,
         typer.Option("--distillation", help="End to end: the teacher's share of the loss, 0.5; labels have the rest."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Images at a time.")] = 50,
-    seed: Annotated[int, typer.Option("--seed", help="Of order and augmentation.")] = 0,
-    limit_train: Annotated[int, typer.Option("--limit-train", min=0, help="Learn from the first so many; 0 is all.")] = 0,
-    held_out: Annotated[int, typer.Option("--held-out", min=1, help="Held-out training images that judge.")] = _HELD_OUT,
+    batch_size: BatchOption = 50,
+    seed: SeedOption = 0,
+    limit_train: Annotated[
+        int, typer.Option("--limit-train", callback=between(0), help="Train on the first so many images; 0 is all.")
+    ] = 0,
+    held_out: Annotated[
+        int, typer.Option("--held-out", callback=between(1), help="Training images that are held out, to judge changes by.")
+    ] = _HELD_OUT,
     data: DataOption = None,
     root: RootOption = None,
+    download: DownloadOption = False,
     limit: LimitOption = 0,
     device: DeviceOption = "auto",
     json_: JsonOption = False,
@@ -76,19 +93,22 @@ def finetune_(
     """Fine-tune a quantized checkpoint for spikes under the schedule "fixed": T = 2^b - 1 steps and stop.
 
     A change is kept only if spiking accuracy on held-out training images rises; --out is written after each kept change. The
-    result is a spiking network: read as a quantized one it is no reference for anything. A packed network, such as those of
-    the zoo, has fixed weights: calibrate it, or train its norms and biases end to end. Example:
-    nbsnn finetune zoo:cifar10/resnet20-w2a2 --method end-to-end --calibrate-first --out r20-fixed.safetensors
+    result is a spiking network, which cannot be read as a quantized one. A packed network, such as those of the zoo, has fixed
+    weights: calibrate it, or train its norms and biases end to end.
+
+    \b
+    Examples:
+      nbsnn finetune zoo:cifar10/resnet20-w2a2 --method calibrate --root data
+      nbsnn finetune runs/r20/2bit/best.safetensors --out r20-fixed.safetensors
     """
     wanted = {"method": method, "epochs": epochs, "neuron": neuron, "force": force, "calibrate_first": calibrate_first,
               "lr": lr, "weights": weights, "distillation": distillation, "batch_size": batch_size, "seed": seed}  # fmt: skip
-    spec: FinetuneSpec = convert(wanted, FinetuneSpec, "")
-    if out and any(parent.is_file() for parent in out.parents):  # found out now, not after an hour
-        raise ConfigError(f"{out}: a file stands where its folder should be; choose another folder")
+    spec: FinetuneSpec = convert(wanted, FinetuneSpec)
+    check_file(out)
     network, header = load(checkpoint, device)
     model = only_quantized(network, checkpoint, "finetune")
     check_source(model, spec)  # before images are looked for
-    source = data_spec(header, data, root)
+    source = data_spec(header, data=data, root=root, download=download)
     if not data_set(source.name).trains:
         others = choices(lambda data: data.trains)
         raise ConfigError(f"--data {source.name}: these are test images; fine-tune on the training images of {others}")

@@ -23,7 +23,13 @@ def info(
     system: Annotated[bool, typer.Option("--system", help="Describe this machine and the versions instead.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Form, bits, layers and sizes of a checkpoint; or, with --system, what nbsnn runs on."""
+    """Form, bits, layers and sizes of a checkpoint; or, with --system, versions and devices of this machine.
+
+    \b
+    Examples:
+      nbsnn info zoo:cifar10/resnet20-w2a2
+      nbsnn info --system
+    """
     if system or checkpoint is None:
         if not system:
             raise ConfigError("info: name a checkpoint, or ask for --system")

@@ -8,34 +8,43 @@ import typer
 from nbsnn import console, pipeline
 from nbsnn.cli.app import app
 from nbsnn.cli.networks import images_for, load, only_quantized
-from nbsnn.cli.options import Checkpoint, DataOption, JsonOption, RootOption, SplitOption
+from nbsnn.cli.options import Checkpoint, DataOption, DownloadOption, JsonOption, RootOption, SplitOption, between, check_file
 from nbsnn.evaluation.fidelity import measure_integer_fidelity
 from nbsnn.tensorfile import Header
-
-FloatBits = Annotated[int, typer.Option("--float-weight-bits", help="8 or 16, for weights that are not quantized.")]
 
 
 @app.command()
 def lower(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Write the integer network here, as .safetensors.")],
-    float_weight_bits: FloatBits = 8,
-    fidelity_images: Annotated[int, typer.Option("--fidelity-images", min=0, help="Images whose counts are compared.")] = 100,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Write the integer network to this file, .safetensors.")],
+    float_weight_bits: Annotated[
+        int, typer.Option("--float-weight-bits", help="8 or 16, for weights that are not quantized.")
+    ] = 8,
+    fidelity_images: Annotated[
+        int, typer.Option("--fidelity-images", callback=between(0), help="Images whose counts are compared, 0 for none.")
+    ] = 100,
     data: DataOption = None,
     root: RootOption = None,
+    download: DownloadOption = False,
     split: SplitOption = "test",
     json_: JsonOption = False,
 ) -> None:
-    """Turn a quantized checkpoint into an integer network: the same bits on every machine, and what a chip would run.
+    """Turn a quantized checkpoint into an integer network, which gives the same bits on every machine.
 
-    Example: nbsnn lower runs/r20/2bit/best.safetensors --out r20-int.safetensors
+    It is what a chip would run: integer weights, fixed-point multipliers, thresholds of 2^F.
+
+    \b
+    Example:
+      nbsnn lower runs/r20/2bit/best.safetensors --out r20-int.safetensors
     """
+    check_file(out)
     model, header = load(checkpoint, "cpu")
     quantized = only_quantized(model, checkpoint, "lower")
-    images = images_for(header, data, root, split, fidelity_images or 1)
-    network = pipeline.integer_form(
-        quantized, images, float_weight_bits=float_weight_bits, origin=origin_of(header, checkpoint)
-    )
+    images = images_for(header, split, fidelity_images or 1, data=data, root=root, download=download)
+    with console.doing("lowering to an integer network"):
+        network = pipeline.integer_form(
+            quantized, images, float_weight_bits=float_weight_bits, origin=origin_of(header, checkpoint)
+        )
     network.save(out)
     console.note(f"wrote {out}")
     fidelity = None

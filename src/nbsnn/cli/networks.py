@@ -28,7 +28,7 @@ def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Hea
     return rebuild(header, state, source=str(checkpoint)).to(chosen), header
 
 
-def data_spec(header: Header, data: str | None, root: Path | None) -> DataSpec:
+def data_spec(header: Header, *, data: str | None, root: Path | None, download: bool) -> DataSpec:
     """The data set that the options name, or else the checkpoint's own."""
     recipe = recipe_of(header)
     spec = recipe.data if recipe else None
@@ -42,7 +42,8 @@ def data_spec(header: Header, data: str | None, root: Path | None) -> DataSpec:
     if found.takes_classes and not spec.classes:
         where = root or spec.root
         logger.warning("the checkpoint does not name its classes; labels are places among the class folders of %s", where)
-    return replace(spec, root=str(root or spec.root), loader="auto")  # what decodes here may lack where it was trained
+    # What decodes here may lack where it was trained.
+    return replace(spec, root=str(root or spec.root), download=download or spec.download, loader="auto")
 
 
 def load_splits(header: Header, spec: DataSpec) -> Splits:
@@ -54,11 +55,13 @@ def load_splits(header: Header, spec: DataSpec) -> Splits:
     return splits
 
 
-def images_for(header: Header, data: str | None, root: Path | None, split: str, limit: int) -> LabelledImages:
+def images_for(
+    header: Header, split: str, limit: int, *, data: str | None, root: Path | None, download: bool
+) -> LabelledImages:
     """The images that the options name, or else those that the checkpoint was trained on."""
     if split not in ("test", "validation", "train"):
         raise ConfigError(unknown("split", split, ("test", "validation", "train")))
-    images: LabelledImages = getattr(load_splits(header, data_spec(header, data, root)), split)
+    images: LabelledImages = getattr(load_splits(header, data_spec(header, data=data, root=root, download=download)), split)
     return images.some(limit)
 
 

@@ -1,22 +1,53 @@
-"""Options and arguments that several verbs share."""
+"""Options and arguments that several verbs share, and the ranges of numbers."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from nbsnn.errors import ConfigError
+from nbsnn.recipe import MOST_SEED
+
+MANY = 1_000_000_000
+
+
+def between(least: float, most: float = MANY) -> Callable[[Any, Any, Any], Any]:
+    """The callback of an option whose numbers lie in a range; nan lies in none."""
+
+    def check(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"{option.opts[0]} {value}: must be {least} or more, up to {most}")
+        return value
+
+    return check
+
 
 Checkpoint = Annotated[
     Path, typer.Argument(help="A checkpoint that nbsnn wrote, or a bundled network, zoo:NAME.", metavar="CHECKPOINT")
 ]
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A name of 'nbsnn recipes', or a TOML file.")]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the recipe, such as phase.4.epochs=10; repeatable."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", callback=between(0, MOST_SEED), help="Of weights, order and augmentation.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", "-b", callback=between(1), help="Images at a time, 1 or more.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 DataOption = Annotated[
     str | None,
     typer.Option("--data", help="cifar10, digits, folder, imagenet, sample (bundled); by default the checkpoint's own."),
 ]
-RootOption = Annotated[Path | None, typer.Option("--root", help="Where the data lies; unless given, the checkpoint's own.")]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Folder of the data; by default the one that the recipe or checkpoint names.")
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Download the data if it is not there.")]
 SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
-LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Look at so many images only; 0 is all.")]
+LimitOption = Annotated[int, typer.Option("--limit", callback=between(0), help="The first so many images; 0 is all.")]
+ComparedOption = Annotated[
+    int, typer.Option("--fidelity-images", callback=between(1), help="Images compared neuron by neuron, 1 or more.")
+]
 NeuronOption = Annotated[str | None, typer.Option("--neuron", help="signed or unsigned.")]
 ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="fixed, settle or barrier.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="Of integer networks: auto, native or torch.")]
@@ -25,3 +56,29 @@ BackendOption = Annotated[str, typer.Option("--backend", help="Of integer networ
 def default_folder(recipe: str) -> Path:
     """Where a run of a recipe lies unless another folder is named."""
     return Path("runs") / recipe.replace(":", "-").removesuffix(".toml")
+
+
+def check_folder(path: Path) -> Path:
+    """A folder that a run may be written to, which need not be there yet; found out before an hour is spent."""
+    _check_parents(path, path)
+    return path
+
+
+def check_file(path: Path | None) -> Path | None:
+    """A file that a result may be written to; its folder need not be there yet."""
+    if path:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; name a file in it")
+        _check_parents(path, path.parent)
+    return path
+
+
+def _check_parents(path: Path, folder: Path) -> None:
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"{path}: {'this' if place == path else place} is a file, not a folder; choose another place")
+
+
+def with_data(settings: list[str], root: Path | None, download: bool) -> list[str]:
+    """Settings of a recipe with --root and --download, which are short for two of them."""
+    return [*settings, *([f"data.root={root}"] if root else []), *(["data.download=true"] if download else [])]

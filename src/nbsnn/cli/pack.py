@@ -8,7 +8,7 @@ import typer
 from nbsnn import console
 from nbsnn.checkpoint import rebuild
 from nbsnn.cli.app import app
-from nbsnn.cli.options import JsonOption
+from nbsnn.cli.options import JsonOption, check_file
 from nbsnn.export.packed import save_packed
 from nbsnn.tensorfile import read_tensors
 from nbsnn.zoo import locate
@@ -23,12 +23,16 @@ def pack(
     out: Annotated[Path, typer.Option("--out", "-o", help="The packed file, .safetensors.")],
     json_: JsonOption = False,
 ) -> None:
-    """Write a quantized network as bit-packed integer weights, norms and thresholds, with its provenance and a hash.
+    """Write a quantized checkpoint as a small file: weights in codes of b bits, with provenance and a hash.
 
-    Its logits are equal bit for bit. eval, convert, lower, bench, finetune, classify and info take it as they take a
-    checkpoint. Example:
-    nbsnn pack runs/r20/2bit/best.safetensors --out resnet20-w2a2.safetensors
+    Its logits are equal bit for bit. eval, convert, lower, bench, classify, finetune and info take it as they take a
+    checkpoint; fine-tuning leaves its weights as they are.
+
+    \b
+    Example:
+      nbsnn pack runs/r20/2bit/best.safetensors --out resnet20-w2a2.safetensors
     """
+    check_file(out)
     header, tensors = read_tensors(checkpoint)
     size = save_packed(out, rebuild(header, tensors, source=str(checkpoint)), origin=header)
     before = locate(checkpoint).stat().st_size

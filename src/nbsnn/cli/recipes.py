@@ -11,8 +11,17 @@ from nbsnn.recipes import list_recipes, load_recipe
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None, json_: JsonOption = False) -> None:
-    """List the bundled recipes, or show one with all its settings."""
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe or TOML file to show whole.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the bundled recipes, or show one with all its settings, as JSON.
+
+    \b
+    Examples:
+      nbsnn recipes
+      nbsnn recipes cifar10/resnet20:fast
+    """
     if name:
         recipe = load_recipe(name)
         console.show_json(recipe.to_dict() | {"hash": recipe.hash})

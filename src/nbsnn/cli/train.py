@@ -1,5 +1,6 @@
 """`nbsnn train`."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -9,54 +10,82 @@ import typer
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.cli.app import app
-from nbsnn.cli.options import DeviceOption, JsonOption, default_folder
+from nbsnn.cli.options import (
+    DeviceOption,
+    DownloadOption,
+    JsonOption,
+    RecipeOption,
+    RootOption,
+    SetOption,
+    between,
+    check_folder,
+    default_folder,
+    with_data,
+)
 from nbsnn.data import load_data
 from nbsnn.data.photos import PhotoSet
 from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
+from nbsnn.recipe import MOST_SEED
 from nbsnn.recipes import load_recipe
 from nbsnn.training.loop import SAVE_EVERY
+from nbsnn.training.observer import Observer, Observers
+from nbsnn.training.tensorboard import TensorBoard
 from nbsnn.training_console import TrainingConsole
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A name of 'nbsnn recipes', or a TOML file.")],
-    settings: Annotated[list[str], typer.Option("--set", "-s", help="key=value, such as phase.4.epochs=10; repeatable.")] = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/<recipe> unless given.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of weights, order and augmentation.")] = None,
+    recipe: RecipeOption,
+    settings: SetOption = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; by default runs/<recipe>.")] = None,
+    root: RootOption = None,
+    download: DownloadOption = False,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", callback=between(0, MOST_SEED), help="Of weights, order and augmentation."),
+    ] = None,
     device: DeviceOption = "auto",
     compile_: Annotated[str, typer.Option("--compile", help="Compile the training step: auto, on or off.")] = "auto",
     precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bf16 (autocast).")] = "auto",
     init: Annotated[Path | None, typer.Option("--init", help="Checkpoint that the first phase starts from.")] = None,
     pretrained: Annotated[
         str | None,
-        typer.Option("--pretrained", help="Start from TorchVision's: 'torchvision', or its state dict's file."),
+        typer.Option("--pretrained", help="Start from TorchVision's network: 'torchvision', or the file of its state dict."),
     ] = None,
-    save_every: Annotated[float, typer.Option("--save-every", min=0, help="Seconds between training states.")] = SAVE_EVERY,
-    resume: Annotated[bool, typer.Option("--resume", help="Insist that there is a run to go on with.")] = False,
+    save_every: Annotated[
+        float, typer.Option("--save-every", callback=between(0), help="Seconds between training states; 0 is after each step.")
+    ] = SAVE_EVERY,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail if there is no run to resume.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew where the folder holds results.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write loss, accuracy and thresholds for TensorBoard, in the run's folder.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Train a recipe's phases, 32 → 4 → 3 → 2 bits. The same command goes on with an unfinished run, on the same
-    processor or GPU bit for bit.
+    """Train the phases of a recipe: float, then 4, 3 and 2 bits.
 
-    Ctrl-C saves and leaves; a run that was killed goes on from its last training state. Started by torchrun, several
-    processes train together, on any number of machines.
+    The same command resumes an unfinished run, bit for bit on the same processor or GPU. Ctrl-C saves and exits; a run that
+    was killed resumes from its last training state. Started by torchrun, several processes train together, on one machine or
+    on many.
 
-    Example: nbsnn train --recipe cifar10/resnet20:fast --set data.root=data --out runs/r20
-
-    torchrun --nproc-per-node 8 -m nbsnn train --recipe imagenet/alexnet --pretrained torchvision --set data.root=/data/imagenet
+    \b
+    Examples:
+      nbsnn train --recipe cifar10/resnet20:fast --root data --out runs/r20
+      nbsnn train -r digits/resnet20 --set phase.2.epochs=20 --set seed=1
+      torchrun --nproc-per-node 8 -m nbsnn train -r imagenet/vgg16 --root /data
     """
-    plan = load_recipe(recipe, settings if seed is None else [*settings, f"seed={seed}"])
+    given = with_data(settings, root, download)
+    plan = load_recipe(recipe, given if seed is None else [*given, f"seed={seed}"])
     if init and pretrained:
         raise ConfigError("--init and --pretrained both name a start; give one of them")
     chosen = pipeline.pick_device(device)
-    folder = out or default_folder(recipe)
+    folder = check_folder(out or default_folder(recipe))
     with process_group(chosen) as group:
         console.speak_on_main_only(group)
         where = f"{chosen}, {torch.get_num_threads()} threads" + (f", {group.size} processes" if group.size > 1 else "")
         console.note(f"recipe {plan.name} ({plan.hash}), seed {plan.seed}, {where} → {folder}")
+        board = TensorBoard(folder / "tensorboard") if tensorboard and group.is_main else Observer()
         with console.download_progress() as progress:
             splits = load_data(plan.data, size=plan.model.image_size, progress=progress)
         if isinstance(splits.train, PhotoSet):
@@ -65,10 +94,10 @@ def train(
         if pretrained:
             start, mapped = pipeline.pretrained_model(plan, pretrained, splits.train)
             console.show_mapping(mapped)
-        with TrainingConsole() as observer:
+        with TrainingConsole() as screen, closing(board):
             found = pipeline.train(
                 plan, folder, splits=splits, init=start, device=chosen, compile=compile_, precision=precision,
-                save_every=save_every, observer=observer, overwrite=overwrite, resume=resume,
+                save_every=save_every, observer=Observers(screen, board), overwrite=overwrite, resume=resume,
             )  # fmt: skip
             results = list(found)
     if json_:

@@ -11,9 +11,14 @@ from nbsnn.zoo import PREFIX, list_zoo, locate
 
 @app.command()
 def zoo(json_: JsonOption = False) -> None:
-    """List the bundled networks. eval, convert, lower, bench, finetune, classify and info take them by name.
+    """List the bundled networks, which are packed.
 
-    Example: nbsnn eval zoo:cifar10/resnet20-w2a2 --data sample
+    eval, convert, lower, bench, classify, finetune and info take their names in the place of a file.
+
+    \b
+    Examples:
+      nbsnn zoo
+      nbsnn eval zoo:cifar10/resnet20-w2a2 --data sample
     """
     entries = []
     for name in list_zoo():

@@ -1,5 +1,6 @@
 """What a person sees. Results go to standard output, all else to standard error."""
 
+from nbsnn.console.flags import Flag
 from nbsnn.console.layout import show_table
 from nbsnn.console.progress import doing, download_progress, figures_bar, image_progress
 from nbsnn.console.results import (
@@ -18,6 +19,7 @@ from nbsnn.console.screen import err, exit_code, fail, note, out, say, show_json
 
 __all__ = [
     "COMPARISON_COLUMNS",
+    "Flag",
     "change_line",
     "comparison_rows",
     "doing",

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
+from nbsnn.console.flags import Flag, in_flags
 from nbsnn.console.streams import OutputClosed, guarded
 from nbsnn.distributed import World, rank_in_environment
 from nbsnn.errors import Interrupted, NbsnnError
@@ -86,12 +87,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def exit_code(run: Callable[[], Any], *, spell: Callable[[str], str] = str) -> int:
+def exit_code(run: Callable[[], Any], *, flags: Mapping[str, Flag] | None = None) -> int:
     """Run a command: 0, 2 for bad input (one line on standard error), 130 if interrupted with its state saved.
 
     Args:
         run: may return an exit code.
-        spell: restates an error of the library in the command's words, such as its options.
+        flags: what the command calls the arguments that errors of the library name.
     """
     with guarded():
         try:
@@ -102,10 +103,10 @@ def exit_code(run: Callable[[], Any], *, spell: Callable[[str], str] = str) -> i
         except OutputClosed:
             return 0
         except Interrupted as stop:
-            note(spell(str(stop)))
+            note(in_flags(str(stop), flags or {}))
             return 130
         except NbsnnError as error:
-            fail(spell(str(error)))
+            fail(in_flags(str(error), flags or {}))
             return 2
         except KeyboardInterrupt:
             note("interrupted")

@@ -17,10 +17,7 @@ from torch import Tensor
 from nbsnn.data.decode import CROP_AREA, CROP_RATIO, RESIZE, open_picture
 from nbsnn.errors import DataError
 
-INSTALL = (
-    "pip install nvidia-dali-cuda120  (or -cuda130), or use the torch loader (data.loader=torch; published scripts: --loader "
-    "torch)"
-)
+INSTALL = "pip install nvidia-dali-cuda120  (or -cuda130), or use the torch loader (data.loader=torch)"
 _LOOK_AHEAD = 4  # batches that DALI may have begun when it stops at a damaged file
 
 

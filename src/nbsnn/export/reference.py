@@ -78,7 +78,7 @@ def load_start(path: str | Path, model: str, *, bits: int) -> nn.Module:
         net = load_checkpoint(path)
         spec = getattr(net, "model_spec", None)
         if spec is not None and spec.name != name:
-            raise ConfigError(f"{path} holds {spec.name}, not {name}; give its own --arch, or another checkpoint")
+            raise ConfigError(f"{path} holds {spec.name}, not {name}; give model={spec.name}, or another checkpoint")
         return net
     quantized = bits != FLOAT_BITS and any(key.endswith("act_alpha") for key in read_torch_state(Path(path)))
     act_bits = bits if quantized else FLOAT_BITS
@@ -96,10 +96,10 @@ def load_quantized_start(path: str | Path, model: str, *, bits: int, trainer: st
     """
     quantized = load_start(path, model, bits=bits)
     if form_of(quantized) != "quantized":
-        raise ConfigError(f"{path} holds a {form_of(quantized)} network; train it with {trainer} --bit {bits} first")
+        raise ConfigError(f"{path} holds a {form_of(quantized)} network; train it with {bits} bits first ({trainer})")
     found = max(m.bits for m in quantized.modules() if isinstance(m, QuantReLU))
     if found != bits:
-        raise ConfigError(f"--bit {bits}: {path} was trained with {found} bits; give that number, or another checkpoint")
+        raise ConfigError(f"bits={bits}: {path} was trained with {found} bits; give that number, or another checkpoint")
     return quantized
 
 

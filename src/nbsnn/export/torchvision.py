@@ -82,11 +82,11 @@ def torchvision_state(arch: str) -> dict[str, Tensor]:
 
         return dict(get_model(arch, weights="DEFAULT").state_dict())
     except ImportError:
-        purpose = f"fetching TorchVision's {arch} (a state dict that is downloaded already can be given with --pretrained FILE)"
+        purpose = f"fetching TorchVision's {arch} (a state dict that was downloaded elsewhere: pretrained=FILE)"
         raise MissingDependencyError("torchvision", extra="torchvision", purpose=purpose) from None
     except Exception as error:  # networks, caches and readers raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        remedy = "download its state dict elsewhere and give it with --pretrained FILE"
+        remedy = "download its state dict elsewhere and give that file: pretrained=FILE"
         raise CheckpointError(f"TorchVision's {arch} could not be fetched ({reason}); {remedy}") from None
 
 

@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 Conditions = dict[str, str]
 
 _REMEDIES = {  # of the conditions that must not change
-    "precision": "train on in the same (--precision {then})",
+    "precision": "train on in the same (precision={then})",
     "images": "train on with the same images",
-    "first epoch": "start at the same one (--start-epoch)",
+    "first epoch": "start at the same one (first_epoch={then})",
 }
 
 
@@ -66,7 +66,7 @@ def compare_conditions(then: Mapping[str, str], now: Mapping[str, str], where: A
         if name in _REMEDIES:
             raise CheckpointError(
                 f"{where} holds an unfinished run with {name} {then[name]}, and this one has {now[name]}; "
-                f"{_REMEDIES[name].format(then=then[name])}, choose another folder, or overwrite it (--overwrite)"
+                f"{_REMEDIES[name].format(then=then[name])}, choose another folder, or overwrite it (overwrite=True)"
             )
     if changed:
         words = ", ".join(f"{name} {now[name]} (was {then[name]})" for name in changed)

@@ -66,7 +66,7 @@ def pick_execution(device: torch.device, images: int, *, compile: str = "auto", 
     lacking = "no Triton" if device.type == "cuda" else "no C++ compiler"
     if compile == "on" and not compiler:
         which = "" if device.type == "cuda" else " (g++ or clang++)"
-        raise ConfigError(f"compile=on: {lacking} was found{which}; install it, or use --compile off")
+        raise ConfigError(f"compile=on: {lacking} was found{which}; install it, or use compile=off")
     compiled = compile == "on" or (compile == "auto" and compiler and images >= _COMPILE_PAYS.get(device.type, 0))
     if compile != "auto":
         reason = "as asked"

@@ -155,7 +155,7 @@ class _Run:
         groups = named if self.spec.method == "layerwise" else {"the network": self.pair.network.parameters()}
         for name, parameters in groups.items():
             if not any(p.requires_grad for p in parameters):
-                raise ConfigError(f"{name} has no norm and no bias to train; train weights too (--weights, weights=True)")
+                raise ConfigError(f"{name} has no norm and no bias to train; train weights too (weights=True)")
 
     def prepare(self, images: Tensor) -> Tensor:
         return images.to(self.like).contiguous(memory_format=torch.channels_last)

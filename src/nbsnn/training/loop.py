@@ -68,7 +68,7 @@ def fit(
     check_network(model, ConfigError, source="the network to train")
     _check_shares(recipe.data.batch_size, recipe.optim.accumulate)
     if first_epoch >= phase.epochs:
-        raise ConfigError(f"first_epoch={first_epoch}: the phase has {phase.epochs} epochs; give it more (--epochs)")
+        raise ConfigError(f"first_epoch={first_epoch}: the phase has {phase.epochs} epochs; give it more")
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with sole_writer(out), one_order_of_sums():
         if world().is_main:
@@ -80,7 +80,7 @@ def fit(
         conditions = run.conditions | {"first epoch": str(first_epoch)}
         if overwrite and not (is_revived() and has_unfinished(out)):  # by torchrun: then what lies there is this run's own
             records.forget()
-            run.remedy = "run it again without overwriting (without --overwrite; main.py, dali_main.py: with -ct) to go on"
+            run.remedy = "run it again without overwriting (overwrite=False) to resume"
         else:
             records.restore_(conditions)
         records.state.conditions = conditions

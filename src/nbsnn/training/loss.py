@@ -84,5 +84,5 @@ def check_teacher(recipe: Recipe, to_run: Sequence[int], start: nn.Module | None
     if pupils and start is None and str(FLOAT_BITS) not in recipe.phase:
         raise ConfigError(
             f"phase.{pupils[0]}.distill={recipe.phase[str(pupils[0])].distill:g}: the run has no float net to teach; "
-            f"begin with phase {FLOAT_BITS}, or with a float --init"
+            f"begin with phase {FLOAT_BITS}, or give a float network as init=START"
         )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from nbsnn.training.execution import Execution
 
 
@@ -30,9 +32,49 @@ class Observer:
     def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
         """A batch of `images` was trained on; loss and accuracy are of the epoch so far."""
 
+    def on_network(self, epoch: int, network: nn.Module) -> None:
+        """The network after so many epochs, as its checkpoint holds it; only to be read."""
+
     def on_epoch(self, row: Epoch) -> None:
         """An epoch ended."""
 
     def should_stop(self) -> bool:
         """Asked after each step; True saves the training state and raises `Interrupted`."""
         return False
+
+    def close(self) -> None:
+        """The run has ended, one way or another; whoever made the observer calls this."""
+
+
+class Observers(Observer):
+    """Several observers in the place of one; the run ends early where any asks for it."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
+        for observer in self.observers:
+            observer.on_phase(title, epochs, steps, execution)
+
+    def on_resume(self, epoch: int, step: int) -> None:
+        for observer in self.observers:
+            observer.on_resume(epoch, step)
+
+    def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
+        for observer in self.observers:
+            observer.on_step(epoch, step, loss, top1, images)
+
+    def on_network(self, epoch: int, network: nn.Module) -> None:
+        for observer in self.observers:
+            observer.on_network(epoch, network)
+
+    def on_epoch(self, row: Epoch) -> None:
+        for observer in self.observers:
+            observer.on_epoch(row)
+
+    def should_stop(self) -> bool:
+        return max(observer.should_stop() for observer in self.observers)  # each is asked
+
+    def close(self) -> None:
+        for observer in self.observers:
+            observer.close()

@@ -139,7 +139,7 @@ class Records:
         if header.get("fingerprint") != fingerprint or not 0 < done <= self.phase.epochs:
             raise CheckpointError(
                 f"{self.out} holds a finished phase, of this or another recipe or start; choose another folder, or overwrite "
-                "it (--overwrite; main.py, dali_main.py: without -ct)"
+                "it (overwrite=True)"
             )
         saved = read_state(path, self.learner, Expected(fingerprint, done, self.steps))
         if done < self.phase.epochs:

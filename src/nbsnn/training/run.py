@@ -109,6 +109,7 @@ class Run:
             rate = self._rate(self.steps - 1)
             row = Epoch(state.epoch + 1, loss, train_top1, top1, rate, seconds, (state.seen - seen) / max(seconds, 1e-9))
             self.records.finish_epoch_(row)
+            self.observer.on_network(row.epoch, self.model)
         self.save_()
         self.records.write_log()
         self.observer.on_epoch(row)
@@ -120,7 +121,7 @@ class Run:
     @property
     def _lower_rate(self) -> str:
         bits = next((bits for bits, phase in reversed(self.recipe.phase.items()) if phase == self.phase), "N")
-        return f"lower phase.{bits}.lr={self.phase.lr:g} (main.py, dali_main.py: --lr), or set optim.clip_norm=1"
+        return f"lower phase.{bits}.lr={self.phase.lr:g}, or set optim.clip_norm=1"
 
     def _estimate_norms_(self) -> None:
         """Norm statistics from some batches of an epoch that is not trained on."""

@@ -146,7 +146,7 @@ def newest_state(folder: Path, learner: Learner, expected: Expected) -> Saved | 
             return found
         problem = problem or said or f"{path}: another process cannot read it"
     if problem:
-        raise CheckpointError(f"{problem}, or train the phase anew (--overwrite)")
+        raise CheckpointError(f"{problem}, or train the phase anew (overwrite=True)")
     return None
 
 
@@ -163,7 +163,7 @@ def read_state(path: Path, learner: Learner, expected: Expected) -> Saved:
     if header["fingerprint"] != expected.fingerprint:
         raise OtherRun(
             f"{path.parent} holds an unfinished run of another recipe, or of the same with another start or teacher; "
-            "choose another folder, or overwrite it (--overwrite)"
+            "choose another folder, or overwrite it (overwrite=True)"
         )
     known = {f.name for f in fields(TrainingState)}
     state = TrainingState(**{key: value for key, value in header.items() if key in known})

@@ -77,8 +77,8 @@ def _reader(root: Path, download: bool, progress: Progress | None) -> Callable[[
     if reason:
         if not download:
             raise DataError(
-                f"{printable(root)}: no {FOLDER} folder and no {ARCHIVE} there; put one there, name the folder that has it "
-                "(root=FOLDER; data.root=FOLDER of a recipe), or let it be fetched (download=True; data.download=true)"
+                f"{printable(root)}: no {FOLDER} folder and no {ARCHIVE} there; put one there, name the folder that "
+                "holds it (root=FOLDER), or let it be downloaded (download=True)"
             )
         fetch(URL, archive, md5=MD5, progress=progress)
     contents = _read_archive(archive)
