@@ -160,6 +160,18 @@ def test_a_loader_goes_on_to_nothing_and_every_process_hears_of_it(images):
     assert seen == []
 
 
+@pytest.mark.parametrize("schedule", ["fixed", "settle", "barrier"])
+def test_a_weight_that_becomes_nan_after_conversion_shows_in_the_spikes(images, schedule):
+    """NaN reaches no threshold; without care the network would answer as if nothing were there, in training above all."""
+    spiking = nbsnn.to_spiking(small_quantized(), images[:1], schedule=schedule)
+    with torch.no_grad():
+        spiking.network.norm2.bias[0] = torch.nan
+    for network in (spiking.eval(), spiking.train()):
+        assert network(images).isnan().all()
+    with pytest.raises(ConfigError, match=r"^norm2\.bias: 1 of 6 values is not finite"):
+        nbsnn.evaluate(torch.nn.DataParallel(spiking), labelled(images))
+
+
 # ------------------------------------------------------------------------------------------------- numbers on their way
 
 

@@ -65,9 +65,9 @@ def evaluate(
 
     require(model, (nn.Module, IntegerNetwork), "model", "a network: float, quantized, spiking or integer")
     if not isinstance(model, IntegerNetwork):
-        spiking = unwrap(model)
-        model = spiking if isinstance(spiking, SpikingNetwork) else model  # others may be faster as they are wrapped
-        check_network(model.network if isinstance(model, SpikingNetwork) else model, ConfigError)
+        bare = unwrap(model)
+        check_network(bare.network if isinstance(bare, SpikingNetwork) else bare, ConfigError)
+        model = bare if isinstance(bare, SpikingNetwork) else model  # others may be faster as they are wrapped
     top1 = top5 = fault = None
     steps: list[Tensor] = []
     images_seen, start = 0, time.perf_counter()

@@ -75,7 +75,7 @@ def integrate_and_fire(
         rule: when to fire in a step; by `cap` unless given.
     Returns:
         [T, ...] spikes in {0, 1}, or {-1, 0, 1} if signed; their sum over T lies in [0, T]. Charge is conserved: the final
-        membrane is the initial one + Σ current − θ · Σ spikes.
+        membrane is the initial one + Σ current − θ · Σ spikes. A neuron whose current is not finite gives NaN in the last step.
     """
     rule = rule or (published_rule if cap is None else capped_rule)
     limits = Limits(threshold.detach(), len(current) if cap is None else cap, RETRACT_AT, signed)
@@ -91,6 +91,8 @@ def integrate_and_fire(
             spike = _Surrogate.apply(membrane, threshold, spike, _is_near(membrane.detach(), count - spike, limits))  # type: ignore[no-untyped-call]
         membrane = membrane - spike * threshold
         spikes.append(spike)
+    # NaN reaches no threshold and would pass for silence. The difference is 0, or NaN where a membrane is not finite.
+    spikes[-1] = spikes[-1] + (membrane.detach() - membrane.detach())
     return torch.stack(spikes)
 
 

@@ -68,7 +68,7 @@ class IFNeuron(nn.Module):
             sequence = sequence - state.bias
         spikes = self._fire(sequence, call, schedule)
         if schedule.windows is None:
-            call.fired.append((spikes != 0).flatten(2).any(2))
+            call.fired.append((spikes.abs() > 0).flatten(2).any(2))  # not != 0: NaN would never fall silent
         return fold(spikes * self.height())
 
     def _fire(self, sequence: Tensor, call: Call, schedule: Schedule) -> Tensor:
