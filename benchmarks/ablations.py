@@ -1,8 +1,8 @@
 """What each part of a recipe is worth: one phase trained again and again, each time with some settings changed.
 
-    python benchmarks/ablations.py --bits 32 --variants "" phase.32.average=0.999 data.padding=mirror
+    python benchmarks/ablations.py --bits 32 --variants "" phase.32.ema_decay=0.999 data.padding=mirror
     python benchmarks/ablations.py --bits 2 --start runs/r20/3bit/best.safetensors --teacher runs/r20/32bit/best.safetensors \\
-        --variants "" phase.2.distill=0 phase.2.average=0.998
+        --variants "" phase.2.distill=0 phase.2.ema_decay=0.998
 
 All variants of a phase see the same batches and start from the same network, for the same number of epochs. A variant is its
 settings, with spaces between them; "" is the recipe as it stands. A row is written as soon as it is measured; one that stands
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="the network that the phase begins with; fresh unless given")
     parser.add_argument("--teacher", type=Path, help="float network, for variants that distil")
     parser.add_argument("--uncalibrated", action="store_true", help="thresholds begin without images")
-    parser.add_argument("--variants", nargs="+", default=[""], help='settings, such as "phase.2.average=0.999"; "" for none')
+    parser.add_argument("--variants", nargs="+", default=[""], help='settings, such as "phase.2.ema_decay=0.999"; "" for none')
     parser.add_argument("--set", nargs="+", default=[], help="settings of all variants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of cifar-10-batches-py")

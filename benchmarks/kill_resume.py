@@ -2,8 +2,8 @@
 
     python benchmarks/kill_resume.py [--times 100] [--damage 20] [--seed 0]
 
-The run is `nbsnn train` on digits, ResNet-20, a float phase and a 2-bit one that it teaches, with averaged weights, norm
-statistics taken anew, and a training state after each step. A kill is SIGKILL after a random number of states were written,
+The run is `nbsnn train` on digits, ResNet-20, a float phase and a 2-bit one that it teaches, with an EMA of the weights,
+recalibrated batch norm, and a training state after each step. A kill is SIGKILL after a random number of states were written,
 so it strikes in the middle of steps, of writing, and of changing phases. When a run survives to its end, the next one starts
 anew, until there were `--times` kills.
 
@@ -39,14 +39,14 @@ validation = 1300
 batch_size = 16
 [optim]
 schedule = "cosine"
-norm_batches = 2
+recalibrate_batches = 2
 [phase.32]
 epochs = 1
-average = 0.9
+ema_decay = 0.9
 [phase.2]
 epochs = 2
 distill = 0.5
-average = 0.9
+ema_decay = 0.9
 """
 PHASES = ("32bit", "2bit")
 LONGEST_WAIT = 9  # states

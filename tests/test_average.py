@@ -35,11 +35,11 @@ class Follower(Observer):
 def test_the_average_is_evaluated_and_kept_and_the_weights_train_on(tmp_path):
     full = load_digits()
     splits = Splits(full.train.take(slice(0, 200)), full.validation.take(slice(0, 60)), full.test)
-    settings = ["data.batch_size=32", "data.augment=true", "optim.norm_batches=2"]
+    settings = ["data.batch_size=32", "data.augment=true", "optim.recalibrate_batches=2"]
     recipe = load_recipe("digits/resnet20", settings)
     net = digits_net()
     follower = Follower(net, 0.8)
-    found = fit(net, splits, recipe, Phase(2, lr=0.1, average=0.8), out=tmp_path / "averaged", observer=follower)
+    found = fit(net, splits, recipe, Phase(2, lr=0.1, ema_decay=0.8), out=tmp_path / "averaged", observer=follower)
     kept = read_tensors(found.last)[1]
     plain = digits_net()
     other = fit(plain, splits, recipe, Phase(2, lr=0.1), out=tmp_path / "plain")
@@ -70,16 +70,16 @@ def test_a_state_is_gone_on_with():
 
 @pytest.mark.parametrize("value", [-0.1, 1.0])
 def test_a_share_outside_its_range_is_refused(value):
-    with pytest.raises(ConfigError, match=rf"^phase.average={value}: must be 0 \(off\) or a share in \(0, 1\)"):
-        Phase(1, average=value)
+    with pytest.raises(ConfigError, match=rf"^ema_decay={value}: must be 0 \(off\) or a decay in \(0, 1\)"):
+        Phase(1, ema_decay=value)
 
 
 def test_averaged_weights_with_statistics_of_others_are_refused():
-    message = r"^phase.32.average=0.9: must be 0 unless optim.norm_batches is set \(60, say\)"
+    message = r"^phase.32.ema_decay=0.9: must be 0 unless optim.recalibrate_batches is set \(60, say\)"
     with pytest.raises(ConfigError, match=message):
-        load_recipe("digits/resnet20", ["phase.32.average=0.9"])
-    for settled in ("optim.norm_batches=2", "optim.freeze_norms=true"):
-        assert load_recipe("digits/resnet20", ["phase.32.average=0.9", settled]).phase["32"].average == 0.9
+        load_recipe("digits/resnet20", ["phase.32.ema_decay=0.9"])
+    for settled in ("optim.recalibrate_batches=2", "optim.freeze_norms=true"):
+        assert load_recipe("digits/resnet20", ["phase.32.ema_decay=0.9", settled]).phase["32"].ema_decay == 0.9
 
 
 def test_a_header_with_the_setting_where_it_was_is_read_unless_it_was_used():
@@ -88,6 +88,6 @@ def test_a_header_with_the_setting_where_it_was_is_read_unless_it_was_used():
     assert recipe_from_dict(table) == load_recipe("digits/resnet20")
     table["optim"]["average"] = 0.9
     with pytest.raises(
-        ConfigError, match=r"^optim\.average=0\.9: must be left out: it is a setting of a phase, phase\.BITS\.average"
+        ConfigError, match=r"^optim\.average=0\.9: must be left out: it is a setting of a phase, phase\.BITS\.ema_decay"
     ):
         recipe_from_dict(table)

@@ -69,11 +69,13 @@ def test_an_ablation_trains_each_variant_once_and_becomes_a_section(tmp_path, mo
     file = tmp_path / "ablations.json"
     words = ["--recipe", "digits/resnet20", "--bits", "2", "--set", "phase.2.epochs=1", "--device", "cpu", "--uncalibrated"]
     monkeypatch.setattr(
-        sys, "argv", ["ablations.py", *words, "--variants", "", "phase.2.average=0.9 optim.norm_batches=2", "--json", str(file)]
+        sys,
+        "argv",
+        ["ablations.py", *words, "--variants", "", "phase.2.ema_decay=0.9 optim.recalibrate_batches=2", "--json", str(file)],
     )
     ablations.main()
     rows = json.loads(file.read_text())["rows"]
-    assert [row["settings"] for row in rows] == ["", "phase.2.average=0.9 optim.norm_batches=2"]
+    assert [row["settings"] for row in rows] == ["", "phase.2.ema_decay=0.9 optim.recalibrate_batches=2"]
     assert rows[0]["train_loss"] == rows[1]["train_loss"]  # the average is looked at, not trained on
     assert {row["epochs"] for row in rows} == {1}
     monkeypatch.setattr(ablations, "measure", None)
@@ -81,7 +83,7 @@ def test_an_ablation_trains_each_variant_once_and_becomes_a_section(tmp_path, mo
     section = sections.ablations_section(json.loads(file.read_text()))
     begun = "| digits/resnet20 phase.2.epochs=1 | 2 | fresh weights; thresholds without images | 1 | 0 |"
     assert f"{begun} as it stands |" in section
-    assert f"{begun} phase.2.average=0.9 optim.norm_batches=2 |" in section
+    assert f"{begun} phase.2.ema_decay=0.9 optim.recalibrate_batches=2 |" in section
     assert "as it stands" in capsys.readouterr().out
 
 

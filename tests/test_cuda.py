@@ -27,7 +27,7 @@ from nbsnn.training.step import Step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 SETTINGS = ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"]
-CHANGED = [*SETTINGS, "phase.all.average=0.9", "optim.norm_batches=3", "optim.clip_norm=1"]
+CHANGED = [*SETTINGS, "phase.all.ema_decay=0.9", "optim.recalibrate_batches=3", "optim.clip_norm=1"]
 RECIPE = load_recipe("digits/resnet20", CHANGED)
 PHASE = Phase(2, lr=0.05, distill=0.5)
 CUDA = torch.device("cuda")
@@ -60,7 +60,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize(
-    ("autocast", "settings"), [(None, ()), (torch.bfloat16, ()), (None, ("optim.accumulate=2", "phase.all.average=0"))]
+    ("autocast", "settings"), [(None, ()), (torch.bfloat16, ()), (None, ("optim.accumulate=2", "phase.all.ema_decay=0"))]
 )
 def test_a_replayed_run_ends_with_the_bits_of_an_eager_one(tmp_path, splits, autocast, settings):
     eager, history = trained(tmp_path / "eager", splits, Execution(autocast=autocast), settings=settings)

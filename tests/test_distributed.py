@@ -151,7 +151,7 @@ def test_accumulated_parts_equal_the_whole_batch(tmp_path):
 
 
 def test_the_rate_grows_with_the_batch(tmp_path):
-    recipe = gloo_worker.load_recipe("digits/resnet20", ["data.batch_size=40", "optim.rate_batch=20", "optim.schedule=step"])
+    recipe = gloo_worker.load_recipe("digits/resnet20", ["data.batch_size=40", "optim.lr_batch_size=20", "optim.schedule=step"])
     model = gloo_worker.digits_net()
     row = fit(model, gloo_worker.splits(), recipe, gloo_worker.Phase(1, lr=0.1), out=tmp_path).history[-1]
-    assert row.lr == pytest.approx(2 * 0.1 * recipe.optim.decay**2)
+    assert row.lr == pytest.approx(2 * 0.1 * recipe.optim.lr_gamma**2)

@@ -261,7 +261,7 @@ def test_what_the_last_step_of_an_epoch_spoils_is_neither_judged_nor_saved(tmp_p
     pytest.importorskip("sklearn")
     splits = load_digits()
     few = nbsnn.Splits(splits.train.some(64), splits.validation.some(20), splits.test)
-    recipe = nbsnn.load_recipe("digits/resnet20", ["data.batch_size=32", "optim.norm_batches=0"])
+    recipe = nbsnn.load_recipe("digits/resnet20", ["data.batch_size=32", "optim.recalibrate_batches=0"])
 
     class Spoiled(DigitsNet):
         steps = 0

@@ -93,7 +93,7 @@ FIELDS = {  # case 20, and others of its kind
         ("model", {"name": "x"}, "model.num_classes is missing"),
         ("recipe", [], "recipe: recipe=[]: must be a table"),
         ("recipe.phase.2.epochs", 10**30, "recipe: phase.2.epochs=1000000000000000000000000000000: must be"),
-        ("recipe.optim.decay", "nan", "recipe: optim.decay=nan: must be a finite number"),
+        ("recipe.optim.lr_gamma", "nan", "recipe: optim.lr_gamma=nan: must be a finite number"),
         ("recipe.colour", 1, "recipe: unknown key 'colour'"),
         ("recipe_hash", 7, "recipe_hash=7 must be text"),
         ("seed", -1, "seed=-1 must be a whole number"),

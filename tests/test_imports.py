@@ -13,7 +13,7 @@ import nbsnn
 ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors"],
-    ["settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
+    ["aliases", "settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
     ["quant.levels", "quant.functional", "quant.formats"],
     ["recipe", "surgery", "wrappers", "tracing", "inputs", "distributed", "spiking.functional"],
     ["schema"],

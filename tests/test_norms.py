@@ -46,7 +46,7 @@ def test_training_with_statistics_taken_anew_changes_nothing_but_them(tmp_path):
     splits = Splits(full.train.take(slice(0, 200)), full.validation.take(slice(0, 60)), full.test)
     found = []
     for count in (0, 2):
-        recipe = load_recipe("digits/resnet20", ["data.batch_size=32", f"optim.norm_batches={count}"])
+        recipe = load_recipe("digits/resnet20", ["data.batch_size=32", f"optim.recalibrate_batches={count}"])
         result = fit(digits_net(), splits, recipe, Phase(2, lr=0.02), out=tmp_path / str(count))
         found.append(read_tensors(result.last)[1])
     running, anew = found
@@ -55,7 +55,5 @@ def test_training_with_statistics_taken_anew_changes_nothing_but_them(tmp_path):
 
 
 def test_frozen_norms_and_statistics_taken_anew_exclude_each_other():
-    with pytest.raises(
-        ConfigError, match=r"^optim.norm_batches=5: must be 0 where optim.freeze_norms leaves statistics alone$"
-    ):
-        OptimSpec(freeze_norms=True, norm_batches=5)
+    with pytest.raises(ConfigError, match=r"^recalibrate_batches=5: must be 0 where optim.freeze_norms is set$"):
+        OptimSpec(freeze_norms=True, recalibrate_batches=5)

@@ -19,7 +19,7 @@ PHASE = Phase(2, lr=0.04, weight_decay=1e-4)
 
 
 def test_the_step_schedule_divides_at_its_milestones():
-    spec = OptimSpec(milestones=(0.5, 0.75), decay=0.1)
+    spec = OptimSpec(milestones=(0.5, 0.75), lr_gamma=0.1)
     rates = [learning_rate(p, spec) for p in (0.0, 0.49, 0.5, 0.74, 0.75, 0.99)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 

@@ -6,6 +6,8 @@ from nbsnn.errors import ConfigError
 from nbsnn.models import list_models
 from nbsnn.recipe import OptimSpec, Phase, QuantSpec, recipe_from_dict
 from nbsnn.recipes import departures, list_recipes, load_recipe
+from nbsnn.tensorfile import read_header
+from nbsnn.zoo import PREFIX, list_zoo, locate
 
 NETS = [f"cifar10/{n}" for n in ("alexnet", "resnet110", "resnet18", "resnet20", "resnet32", "resnet44", "resnet56", "vgg11")]
 
@@ -63,7 +65,7 @@ def test_the_hash_depends_on_what_decides_the_result_alone():
         "phase.2.lr=0.041",
         "seed=1",
         "data.batch_size=64",
-        "optim.decay=0.2",
+        "optim.lr_gamma=0.2",
         "data.padding=mirror",
         "phase.4.distill=0.5",
         "phase.4.refit_scales=true",
@@ -78,7 +80,7 @@ def test_the_hash_depends_on_what_decides_the_result_alone():
 def test_hashes_of_earlier_versions_stand():
     """As docs/results.md has them; what came later counts only where it is used."""
     cut = ["phase.32.epochs=20", "phase.4.epochs=6", "phase.3.epochs=6", "phase.2.epochs=4", "phase.all.distill=0"]
-    cut += ["optim.norm_batches=0", "phase.2.refit_scales=false", "phase.2.lr=0.04"]
+    cut += ["optim.recalibrate_batches=0", "phase.2.refit_scales=false", "phase.2.lr=0.04"]
     recipe = load_recipe("cifar10/resnet20:fast", cut)
     assert recipe.hash == "9579b6401c31"
     assert str(recipe.phase["4"]) == "Phase(epochs=6, lr=0.04, weight_decay=0.0001)"
@@ -86,6 +88,53 @@ def test_hashes_of_earlier_versions_stand():
     taught = [load_recipe("cifar10/resnet20:fast", [*cut, "phase.2.distill=0.7", f"optim.temperature={t}"]) for t in (4, 2)]
     assert len({recipe.hash, *(r.hash for r in taught)}) == 3
     assert {r.until(3).hash for r in taught} == {recipe.until(3).hash}
+
+
+FORMER = {
+    "optim.decay=0.3": "optim.lr_gamma=0.3",
+    "optim.rate_batch=64": "optim.lr_batch_size=64",
+    "optim.norm_batches=2": "optim.recalibrate_batches=2",
+    "phase.32.average=0.9": "phase.32.ema_decay=0.9",
+    " phase.all.average = 0.5": "phase.all.ema_decay=0.5",
+}
+
+
+@pytest.mark.parametrize(("former", "current"), FORMER.items())
+def test_a_setting_may_go_by_its_former_name(former, current):
+    recipe = load_recipe("cifar10/resnet20:fast", [former])
+    assert recipe == load_recipe("cifar10/resnet20:fast", [current])
+    assert recipe != load_recipe("cifar10/resnet20:fast")
+    assert recipe == load_recipe("cifar10/resnet20:fast", [current.partition("=")[0] + "=0.1", former])
+
+
+def test_settings_by_former_names_have_the_hash_that_they_had():
+    recipe = load_recipe("cifar10/resnet20:fast", [former for former in FORMER if former.startswith(("optim", "phase"))])
+    assert recipe.hash == "66b86ca3aec7"
+    assert str(recipe.phase["32"]) == "Phase(epochs=24, lr=0.2, weight_decay=0.0005, average=0.9)"
+
+
+def test_files_and_headers_may_use_former_names(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "cifar10/resnet20"\n[optim]\ndecay = 0.3\nnorm_batches = 2\n[averaged.phase.2]\naverage = 0.9\n')
+    recipe = load_recipe(f"{path}:averaged", ["optim.lr_gamma=0.2"])
+    assert (recipe.optim.lr_gamma, recipe.optim.recalibrate_batches, recipe.phase["2"].ema_decay) == (0.2, 2, 0.9)
+    table = recipe.to_dict()
+    table["optim"]["norm_batches"] = table["optim"].pop("recalibrate_batches")
+    for phase in table["phase"].values():
+        phase["average"] = phase.pop("ema_decay")
+    assert recipe_from_dict(table) == recipe
+
+
+def test_a_setting_under_both_names_is_refused(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "cifar10/resnet20"\n[optim]\ndecay = 0.3\nlr_gamma = 0.2\n')
+    assert refusal(name=str(path)) == "optim.decay is the former name of optim.lr_gamma; give one of the two"
+
+
+@pytest.mark.parametrize("name", list_zoo())
+def test_recipes_of_the_bundled_networks_keep_their_hashes(name):
+    header = read_header(locate(PREFIX + name))
+    assert recipe_from_dict(header["recipe"]).hash == header["recipe_hash"]
 
 
 def test_the_hash_depends_on_the_order_of_the_phases():
@@ -130,7 +179,7 @@ def test_phase_all_without_any_phase_is_an_error_of_one_line(tmp_path):
         ("phase.2.lr=nan", "phase.2.lr=nan: must be a finite number"),
         ("phase.2.lr=inf", "phase.2.lr=inf: must be a finite number"),
         ("phase.2.weight_decay=inf", "phase.2.weight_decay=inf: must be a finite number"),
-        ("optim.decay=-1", "optim.decay=-1.0: must be a factor in (0, 1]"),
+        ("optim.lr_gamma=-1", "optim.lr_gamma=-1.0: must be a factor in (0, 1]"),
         ("optim.threshold_lr=-1", "optim.threshold_lr=-1.0: must be 0 (frozen) or a positive factor"),
         ("optim.scale_lr=inf", "optim.scale_lr=inf: must be a finite number"),
         ("optim.clip_norm=inf", "optim.clip_norm=inf: must be a finite number"),

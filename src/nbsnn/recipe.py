@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from nbsnn.aliases import current_names, former_names
 from nbsnn.errors import ConfigError, shown
 from nbsnn.quant.formats import check_width, weight_format
 from nbsnn.settings import convert, require
@@ -19,10 +20,10 @@ FLOAT_BITS = 32
 Padding = Literal["black", "mirror"]
 _NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt", "classes")
 _LATER: dict[str, dict[str, Any]] = {
-    "optim": {"accumulate": 1, "rate_batch": 0, "freeze_norms": False, "temperature": 4.0, "norm_batches": 0},
+    "optim": {"accumulate": 1, "lr_batch_size": 0, "freeze_norms": False, "temperature": 4.0, "recalibrate_batches": 0},
     "data": {"padding": "black"},
     "quant": {"weight_format": "apot"},
-    "phase": {"distill": 0.0, "refit_scales": False, "average": 0.0},
+    "phase": {"distill": 0.0, "refit_scales": False, "ema_decay": 0.0},
 }
 MODEL_LIMITS = {"num_classes": 2**20, "in_channels": 2**12, "image_size": 2**13}  # the largest network of a name
 MOST_EPOCHS = 10**6
@@ -129,40 +130,40 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """SGD. Milestones and warm-up are fractions of a phase; `threshold_lr` and `scale_lr` multiply the phase's rate.
+    """SGD. Milestones and warm-up are fractions of a phase; `threshold_lr` and `scale_lr` multiply the phase's learning rate.
 
-    `accumulate` parts of a batch are run one after the other; the phase's rate is meant for batches of `rate_batch` images
-    and grows with them (0: for any); `freeze_norms` leaves the statistics of norm layers as they are; `temperature` is that of
-    the softmax in phases that distil; after each epoch norm layers take their statistics anew from `norm_batches` batches (0:
-    they keep the running averages).
+    `lr_gamma` is the factor on the learning rate at each milestone. `accumulate` parts of a batch are run one after the other.
+    The phase's learning rate is meant for batches of `lr_batch_size` images and grows in proportion (0: for any size).
+    `freeze_norms` freezes the statistics of batch norm. `recalibrate_batches`: batch norm is recalibrated on so many batches
+    after each epoch (0: it keeps its running averages). `temperature` is that of the softmax in phases that distil.
     """
 
     momentum: float = 0.9
     nesterov: bool = False
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[float, ...] = (0.5, 0.75)
-    decay: float = 0.1
+    lr_gamma: float = 0.1
     warmup: float = 0.0
     label_smoothing: float = 0.0
     clip_norm: float = 0.0  # 0: no clipping
     threshold_lr: float = 1.0
     scale_lr: float = 1.0
     accumulate: int = 1
-    rate_batch: int = 0
+    lr_batch_size: int = 0
     freeze_norms: bool = False
     temperature: float = 4.0
-    norm_batches: int = 0
+    recalibrate_batches: int = 0
 
     def __post_init__(self) -> None:
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "a positive number")
-        require(0 <= self.norm_batches <= _MANY, "norm_batches", self.norm_batches, "0 (off) or a number of batches")
-        frozen = self.freeze_norms and self.norm_batches
-        require(not frozen, "norm_batches", self.norm_batches, "0 where optim.freeze_norms leaves statistics alone")
+        count = self.recalibrate_batches
+        require(0 <= count <= _MANY, "recalibrate_batches", count, "0 (off) or a number of batches")
+        require(not (self.freeze_norms and count), "recalibrate_batches", count, "0 where optim.freeze_norms is set")
         require(1 <= self.accumulate <= _MANY, "accumulate", self.accumulate, "a whole number from 1")
-        require(0 <= self.rate_batch <= _MANY, "rate_batch", self.rate_batch, "0 (off) or a number of images")
+        require(0 <= self.lr_batch_size <= _MANY, "lr_batch_size", self.lr_batch_size, "0 (off) or a number of images")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "a number in [0, 1)")
         require(self.momentum > 0 or not self.nesterov, "nesterov", True, "false where optim.momentum is 0")
-        require(0 < self.decay <= 1, "decay", self.decay, "a factor in (0, 1]")
+        require(0 < self.lr_gamma <= 1, "lr_gamma", self.lr_gamma, "a factor in (0, 1]")
         require(0 <= self.threshold_lr < math.inf, "threshold_lr", self.threshold_lr, "0 (frozen) or a positive factor")
         require(0 <= self.scale_lr < math.inf, "scale_lr", self.scale_lr, "0 (frozen) or a positive factor")
         require(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction of the phase in [0, 1)")
@@ -176,9 +177,9 @@ class Phase:
     """One bit-width of progressive training; the next one starts from its result.
 
     `distill` is the share of the loss by which the run's float net teaches a quantized one; the labels have the rest.
-    `refit_scales` sets the weight scales anew, at their least error, where they would go on from the phase before. `average` is
-    the share of a moving average of the weights that a step leaves, such as 0.999 (0: the weights themselves are evaluated and
-    kept); it needs norm statistics of its own, from `optim.norm_batches`.
+    `refit_scales` sets the weight scales anew, at their least error, where they would go on from the phase before. `ema_decay`
+    is the decay of an exponential moving average (EMA) of the weights, such as 0.999: the average is evaluated and saved, and
+    the weights train on (0: no average). It needs batch norm statistics of its own, from `optim.recalibrate_batches`.
     """
 
     epochs: int
@@ -186,18 +187,18 @@ class Phase:
     weight_decay: float = 5e-4
     distill: float = 0.0
     refit_scales: bool = False
-    average: float = 0.0
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         require(1 <= self.epochs <= MOST_EPOCHS, "epochs", self.epochs, f"a whole number from 1 to {MOST_EPOCHS}")
         require(0 < self.lr < math.inf, "lr", self.lr, "a positive rate")
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
         require(0 <= self.distill <= 1, "distill", self.distill, "a share in [0, 1]")
-        require(0 <= self.average < 1, "average", self.average, "0 (off) or a share in (0, 1), such as 0.999")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 (off) or a decay in (0, 1), such as 0.999")
 
     def __str__(self) -> str:
-        """Its settings, but for later ones that are not used: training states of earlier versions are taken up."""
-        return f"Phase({', '.join(f'{k}={v!r}' for k, v in _used('phase', asdict(self)).items())})"
+        """The settings that its hash is of: training states hold this text, those of earlier versions too."""
+        return f"Phase({', '.join(f'{k}={v!r}' for k, v in _hashed('phase', asdict(self)).items())})"
 
 
 @dataclass(frozen=True)
@@ -220,10 +221,10 @@ class Recipe:
             if bits not in known:  # nor another spelling, such as 02
                 raise ConfigError(f"phase.{shown(bits)}: choose one of {', '.join(known)} bits ({FLOAT_BITS} is float)")
             self.spec(int(bits))
-        stale = not self.optim.norm_batches and not self.optim.freeze_norms
+        stale = not self.optim.recalibrate_batches and not self.optim.freeze_norms
         for bits, phase in self.phase.items():
-            wanted = "0 unless optim.norm_batches is set (60, say): averaged weights need norm statistics of their own"
-            require(not (phase.average and stale), f"phase.{bits}.average", phase.average, wanted)
+            wanted = "0 unless optim.recalibrate_batches is set (60, say): averaged weights need norm statistics of their own"
+            require(not (phase.ema_decay and stale), f"phase.{bits}.ema_decay", phase.ema_decay, wanted)
         first = self.phase.get(str(FLOAT_BITS))
         if first:
             require(not first.distill, f"phase.{FLOAT_BITS}.distill", first.distill, "0: the float net is the teacher")
@@ -246,34 +247,37 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits of all that decides the result: not the name, nor whence the data comes."""
+        """12-digit hash of every setting that affects the result, so not of the name nor of where the data lie."""
         content = self.to_dict()
         content.pop("name")
         content["data"] = {k: v for k, v in content["data"].items() if k not in _NOT_DECIDING}
         for table in ("optim", "data", "quant"):
-            content[table] = _used(table, content[table])
+            content[table] = _hashed(table, content[table])
         if not any(phase.distill for phase in self.phase.values()):
             content["optim"].pop("temperature", None)
-        content["phase"] = [(bits, _used("phase", phase)) for bits, phase in content["phase"].items()]  # their order matters
+        content["phase"] = [(bits, _hashed("phase", phase)) for bits, phase in content["phase"].items()]  # their order matters
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _used(table: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that came later count only where they are used, so that the hashes of earlier runs stand."""
-    return {k: v for k, v in settings.items() if _LATER[table].get(k, ...) != v}
+def _hashed(table: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a hash is taken over, so that those of earlier runs stand: later settings where used, all by their first names."""
+    return former_names(table, {k: v for k, v in settings.items() if _LATER[table].get(k, ...) != v})
 
 
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from plain values; unknown keys are errors."""
+    """Build a recipe from plain values; unknown keys are errors, and names of earlier versions are taken."""
     recipe: Recipe = convert(_as_it_is_now(table), Recipe, "")
     return recipe
 
 
 def _as_it_is_now(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A table of an earlier version: `average` was a setting of all phases, and headers hold it unused."""
-    optim = table.get("optim") if isinstance(table, Mapping) else None
+    """A table of an earlier version under today's names; `optim.average` was of all phases, and headers hold it unused."""
+    if not isinstance(table, Mapping):
+        return table
+    table = current_names(table)
+    optim = table.get("optim")
     if not isinstance(optim, Mapping) or "average" not in optim:
         return table
     average = optim["average"]
-    require(average in (0, "0"), "optim.average", average, "left out: it is a setting of a phase, phase.BITS.average")
+    require(average in (0, "0"), "optim.average", average, "left out: it is a setting of a phase, phase.BITS.ema_decay")
     return {**table, "optim": {key: value for key, value in optim.items() if key != "average"}}

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nbsnn.aliases import current_key, current_names
 from nbsnn.errors import ConfigError, shown, unknown
 from nbsnn.recipe import Recipe, recipe_from_dict
 from nbsnn.settings import merge, override_
@@ -42,10 +43,16 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         table = merge({k: v for k, v in table.items() if k not in variants}, variants.get(variant, {}))
         table["name"] = name
         for override in overrides:
-            override_(table, override)
+            override_(table, _current(override))
         return recipe_from_dict(table)
     except RecursionError:
         raise ConfigError(f"{shown(name)}: tables are nested too deeply; a recipe has two levels") from None
+
+
+def _current(override: str) -> str:
+    """A key=value override by the name that its setting has now."""
+    key, equals, value = override.partition("=")
+    return current_key(key.strip()) + equals + value
 
 
 def departures(recipe: Recipe) -> list[str]:
@@ -116,6 +123,7 @@ def _read_table(path: Path, name: str, trail: tuple[Path, ...] = ()) -> dict[str
         raise ConfigError(f"{shown(name)}: not valid TOML ({error})") from None
     except OSError as error:
         raise ConfigError(f"{shown(name)}: {error.strerror}") from None
+    table = current_names(table)
     parent = table.pop("extends", None)
     if parent is None:
         return table

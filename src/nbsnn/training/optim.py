@@ -34,7 +34,7 @@ def learning_rate(progress: float, spec: OptimSpec) -> float:
         return max(progress / spec.warmup, 1e-3)
     if spec.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (progress - spec.warmup) / (1 - spec.warmup)))
-    return float(spec.decay ** sum(progress >= milestone for milestone in spec.milestones))
+    return float(spec.lr_gamma ** sum(progress >= milestone for milestone in spec.milestones))
 
 
 def set_learning_rate_(optimizer: torch.optim.SGD, rate: float) -> None:

@@ -125,13 +125,13 @@ class Run:
 
     def _estimate_norms_(self) -> None:
         """Norm statistics from some batches of an epoch that is not trained on."""
-        batches = islice(self._batches(self.phase.epochs + self.state.epoch), self.recipe.optim.norm_batches)
+        batches = islice(self._batches(self.phase.epochs + self.state.epoch), self.recipe.optim.recalibrate_batches)
         estimate_norms_(self.model, (images.contiguous(memory_format=torch.channels_last) for images, _ in batches))
 
     def _rate(self, step: int) -> float:
         progress = (self.state.epoch * self.steps + step) / (self.phase.epochs * self.steps)
         spec = self.recipe.optim
-        scale = self.recipe.data.batch_size / spec.rate_batch if spec.rate_batch else 1.0
+        scale = self.recipe.data.batch_size / spec.lr_batch_size if spec.lr_batch_size else 1.0
         return scale * self.phase.lr * learning_rate(progress, spec)
 
     def _note_(self, sums: Tensor, images: int) -> bool:

@@ -52,7 +52,7 @@ class Step:
     ) -> None:
         self.model, self.spec, self.execution, self.loss, self.batch = model, spec, execution, loss, batch
         self.optimizer = make_optimizer(model, phase, spec)
-        self.average = WeightAverage(model, phase.average) if phase.average else None
+        self.average = WeightAverage(model, phase.ema_decay) if phase.ema_decay else None
         self.world = world()
         self.model_of_all = _together(model) if self.world.size > 1 else model
         self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all

@@ -1,0 +1,56 @@
+"""Names that settings had in earlier versions: still read everywhere, and still what a recipe's hash is taken over.
+
+To rename a setting, rename the field and add a line to `_FORMER`. TOML files, overrides and headers that use the former name go
+on meaning the same, and so do the hashes of recipes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nbsnn.errors import ConfigError
+
+_FORMER = {  # table → name → former name; tables named by bits, such as phase.2, are "phase"
+    "optim": {"lr_gamma": "decay", "lr_batch_size": "rate_batch", "recalibrate_batches": "norm_batches"},
+    "phase": {"ema_decay": "average"},
+}
+_DEPTH = 3  # of tables: variant, phase, bits
+
+
+def former_names(table: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a table ("optim", "phase") under the names that they had first."""
+    former = _FORMER.get(table, {})
+    return {former.get(name, name): value for name, value in settings.items()}
+
+
+def current_key(key: str) -> str:
+    """The key of a setting as it is called now: "optim.decay" → "optim.lr_gamma"; any other key as it is."""
+    *path, name = key.split(".")
+    return ".".join([*path, _current(_table_at(path)).get(name, name)])
+
+
+def current_names(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's tables, or tables with recipes in them, with the names that settings have now.
+
+    Raises:
+        ConfigError: a setting is there under both of its names.
+    """
+    current, renamed = _current(_table_at(path)), {}
+    for name, value in settings.items():
+        new = current.get(name, name)
+        if new != name and new in settings:
+            here = ".".join(map(str, path))
+            raise ConfigError(f"{here}.{name} is the former name of {here}.{new}; give one of the two")
+        inner = isinstance(value, Mapping) and len(path) < _DEPTH
+        renamed[new] = current_names(value, (*path, name)) if inner else value
+    return renamed
+
+
+def _table_at(path: tuple[str, ...] | list[str]) -> str:
+    """Which of the tables with renamed settings lies at this path, at the top or in a variant of a recipe; "" if none does."""
+    if path[-1:] and path[-1] == "optim":
+        return "optim"
+    return "phase" if len(path) >= 2 and path[-2] == "phase" else ""
+
+
+def _current(table: str) -> dict[str, str]:
+    return {former: name for name, former in _FORMER.get(table, {}).items()}
