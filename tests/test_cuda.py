@@ -14,6 +14,7 @@ from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import Interrupted
 from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.models import build_model
+from nbsnn.precision import full_float32
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.spiking.convert import to_spiking
@@ -143,3 +144,16 @@ def test_integer_networks_have_the_same_bits_on_a_gpu(neuron, schedule, splits):
         assert found.logits.cpu().equal(wanted.logits)
         assert found.steps.cpu().equal(wanted.steps)
         assert all(found.counts[key].cpu().equal(wanted.counts[key]) for key in wanted.counts)
+
+
+def test_what_is_evaluated_keeps_all_bits_of_its_convolutions():
+    """TF32 would leave a relative error of about 10⁻³; the settings of the process come back."""
+    torch.manual_seed(0)
+    conv, images = torch.nn.Conv2d(64, 64, 3).to(CUDA), torch.randn(8, 64, 16, 16, device=CUDA)
+    before = torch.backends.cudnn.allow_tf32
+    with torch.no_grad():
+        exact = copy.deepcopy(conv).double()(images.double())
+        with full_float32():
+            error = (conv(images) - exact).abs().max() / exact.abs().max()
+    assert error < 1e-5
+    assert torch.backends.cudnn.allow_tf32 == before
