@@ -7,6 +7,7 @@ import sys
 import ablations
 import inference
 import pytest
+import random_nets
 import rivals
 import sections
 import tables
@@ -24,6 +25,14 @@ IMAGES = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(2))
 def test_the_figures_of_bundled_networks_are_of_the_files_that_are_bundled():
     figures = json.loads((tables.RESULTS / "zoo.json").read_text())
     assert {row["name"]: row["file"] for row in figures["rows"]} == {name: zoo.fingerprint(name) for name in list_zoo()}
+
+
+def test_random_networks_settle_within_the_bound():
+    T, signed, unsigned, steps, bound, spikes = random_nets.measure("cifar10/resnet20", 2, torch.randn(2, 3, 32, 32))
+    assert (T, bound) == ("3", "39")  # D = 19
+    assert 3 < int(steps.split(", ")[1]) <= 39
+    assert 0 < int(signed) < int(unsigned) < 100
+    assert float(spikes) > 1
 
 
 @pytest.fixture(scope="module")
