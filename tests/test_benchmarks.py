@@ -28,7 +28,7 @@ def test_the_figures_of_bundled_networks_are_of_the_files_that_are_bundled():
 
 
 def test_random_networks_settle_within_the_bound():
-    T, signed, unsigned, steps, bound, spikes = random_nets.measure("cifar10/resnet20", 2, torch.randn(2, 3, 32, 32))
+    T, signed, unsigned, steps, bound, spikes = random_nets.measure("cifar10/resnet20", 2, torch.randn(4, 3, 8, 8))
     assert (T, bound) == ("3", "39")  # D = 19
     assert 3 < int(steps.split(", ")[1]) <= 39
     assert 0 < int(signed) < int(unsigned) < 100
