@@ -7,7 +7,7 @@ import torch
 from conftest import GOLDEN
 
 from nbsnn.errors import ConfigError
-from nbsnn.export.reference import rename_reference_keys
+from nbsnn.importers.reference import rename_reference_keys
 from nbsnn.models import build_model, canonical_name, list_models
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import quantize

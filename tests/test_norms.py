@@ -8,9 +8,9 @@ from torch import nn
 from nbsnn.data.images import Splits
 from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import ConfigError
+from nbsnn.norms import recalibrate_norms_
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
-from nbsnn.surgery import estimate_norms_
 from nbsnn.tensorfile import read_tensors
 from nbsnn.training.loop import fit
 
@@ -25,7 +25,7 @@ def test_statistics_are_the_mean_over_the_batches_and_all_else_is_left():
     net = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(2, momentum=0.3), nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).train()
     net[1].running_mean.fill_(100)
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    estimate_norms_(net, batches())
+    recalibrate_norms_(net, batches())
     first = net[1]
     torch.testing.assert_close(first.running_mean, torch.stack([x.mean((0, 2, 3)) for x in batches()]).mean(0))
     torch.testing.assert_close(first.running_var, torch.stack([x.var((0, 2, 3)) for x in batches()]).mean(0))
@@ -37,7 +37,7 @@ def test_statistics_are_the_mean_over_the_batches_and_all_else_is_left():
 def test_without_a_batch_nothing_is_lost():
     net = nn.BatchNorm2d(2)
     net.running_mean.fill_(3)
-    estimate_norms_(net, [])
+    recalibrate_norms_(net, [])
     assert net.running_mean.tolist() == [3, 3]
 
 

@@ -10,10 +10,9 @@ from nets import SmallNet, digits_net, small_quantized
 import nbsnn
 from nbsnn import precision
 from nbsnn.data.sets.digits import load_digits
-from nbsnn.models.norms import match_norms_
+from nbsnn.norms import match_norms_, recalibrate_norms_
 from nbsnn.precision import convolutions_in_tf32, full_float32
 from nbsnn.recipe import Phase
-from nbsnn.surgery import estimate_norms_
 from nbsnn.training.execution import Execution
 from nbsnn.training.finetune_spec import FinetuneSpec
 from nbsnn.training.loop import fit
@@ -82,7 +81,7 @@ def test_what_is_measured_or_converted_runs_in_full_float32(images, fast):
         "integer fidelity": lambda: nbsnn.measure_integer_fidelity(quantized, network, images),
         "evaluate": lambda: nbsnn.evaluate(quantized, [(images, torch.zeros(4, dtype=torch.int64))]),
         "quantize": lambda: nbsnn.quantize(float_net, nbsnn.QuantSpec(2, 2), images=images),
-        "estimate_norms_": lambda: estimate_norms_(quantized, [images]),
+        "recalibrate_norms_": lambda: recalibrate_norms_(quantized, [images]),
         "match_norms_": lambda: match_norms_(float_net, [images]),
     }
     for name, use in uses.items():

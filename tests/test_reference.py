@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 
 from nbsnn.errors import CheckpointError
-from nbsnn.export import reference as module
-from nbsnn.export.reference import load_reference_checkpoint, rename_reference_keys
+from nbsnn.importers import reference as module
+from nbsnn.importers.reference import load_reference_checkpoint, rename_reference_keys
 from nbsnn.models import build_model
 from nbsnn.spiking.convert import to_spiking
 

@@ -14,7 +14,7 @@ from nets import SmallNet, small_quantized
 
 from nbsnn.checkpoint import describe, load_checkpoint, save_checkpoint
 from nbsnn.errors import CheckpointError
-from nbsnn.export.reference import load_reference_checkpoint
+from nbsnn.importers.reference import load_reference_checkpoint
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.tensorfile import is_ours, read_tensors, read_torch_state, write_tensors
 

@@ -12,11 +12,11 @@ from conftest import DATA
 from torch import nn
 
 from nbsnn.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
-from nbsnn.export import torchvision as module
-from nbsnn.export.torchvision import differences, from_torchvision, load_torchvision_weights_, torchvision_state
+from nbsnn.importers import torchvision as module
+from nbsnn.importers.torchvision import differences, from_torchvision, load_torchvision_weights_, torchvision_state
 from nbsnn.models import build_model
-from nbsnn.models.norms import match_norms_
 from nbsnn.models.units import ConvNormAct, LinearNormAct, PlainNet
+from nbsnn.norms import match_norms_
 from nbsnn.surgery import tap
 
 SHAPES = json.loads((DATA / "torchvision_shapes.json").read_text())  # recorded from torchvision 0.29.1

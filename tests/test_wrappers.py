@@ -12,7 +12,7 @@ import nbsnn
 from nbsnn.checkpoint import describe, form_of, load_checkpoint, save_checkpoint
 from nbsnn.errors import CheckpointError
 from nbsnn.export.packed import save_packed
-from nbsnn.export.reference import load_reference_checkpoint
+from nbsnn.importers.reference import load_reference_checkpoint
 from nbsnn.tensorfile import read_tensors, write_tensors
 from nbsnn.wrappers import bare_names, bare_state, without_wrappers
 

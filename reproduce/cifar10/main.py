@@ -13,7 +13,7 @@ from nbsnn import pipeline
 from nbsnn.console import exit_code, note
 from nbsnn.data.images import evaluation_batches
 from nbsnn.evaluation.accuracy import evaluate
-from nbsnn.export.reference import load_start
+from nbsnn.importers.reference import load_start
 from nbsnn.tensorfile import is_ours, read_tensors
 from nbsnn.training.execution import pick_execution
 from nbsnn.training.loop import fit

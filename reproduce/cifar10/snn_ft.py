@@ -20,7 +20,7 @@ from nbsnn.data.images import Batches
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.evaluation.comparison import compare_finetuned
-from nbsnn.export.reference import load_quantized_start, load_start
+from nbsnn.importers.reference import load_quantized_start, load_start
 from nbsnn.recipe import Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.training.finetune import finetune, finetuned_metrics, images_to_see

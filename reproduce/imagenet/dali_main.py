@@ -17,7 +17,7 @@ from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
 from nbsnn.distributed import process_group, world
 from nbsnn.errors import CheckpointError, MissingDependencyError
 from nbsnn.evaluation.accuracy import evaluate
-from nbsnn.export.reference import load_start
+from nbsnn.importers.reference import load_start
 from nbsnn.recipe import Recipe
 from nbsnn.tensorfile import is_ours, read_tensors
 from nbsnn.training.execution import pick_execution

@@ -26,7 +26,7 @@ from nbsnn.evaluation.accuracy import Report, evaluate
 from nbsnn.evaluation.fidelity import Fidelity, LayerFidelity, measure_fidelity, measure_integer_fidelity
 from nbsnn.evaluation.synops import LayerSynops, Synops, count_synops
 from nbsnn.export.packed import save_packed
-from nbsnn.export.reference import load_reference_checkpoint
+from nbsnn.importers.reference import load_reference_checkpoint
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model, list_models

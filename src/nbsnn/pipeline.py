@@ -19,8 +19,8 @@ from nbsnn.data.photos import PhotoSet
 from nbsnn.distributed import is_revived, local_rank, started_by_torchrun, world
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluation.accuracy import Report, evaluate
-from nbsnn.export.torchvision import MappedTensor, from_torchvision, torchvision_state
 from nbsnn.finite import check_network
+from nbsnn.importers.torchvision import MappedTensor, from_torchvision, torchvision_state
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model

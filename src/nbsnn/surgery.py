@@ -1,4 +1,4 @@
-"""Unwrap, copy and swap modules, watch what flows through them, and let norms take their statistics from it."""
+"""Copy and swap modules, and watch what flows through them."""
 
 import copy
 import threading
@@ -9,12 +9,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
-
-from nbsnn.precision import full_float32
 
 
 @torch.no_grad()
@@ -124,34 +121,6 @@ def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
                     module.training = mode.training
                 else:
                     contexts[place].training = mode.training  # a later context is still open: it inherits what to go back to
-
-
-@full_float32()
-@torch.no_grad()
-def estimate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Let every norm take the statistics of its input over some batches in place of its running averages.
-
-    Those trail behind the weights, the more the coarser the weights' grid is (Nagel et al., ICML 2022). All else runs as in
-    evaluation, so that a dropout layer has no say.
-
-    Args:
-        net: changed in place; modes are left as they were.
-        batches: [B, C, H, W] normalised images as in training, cropped and flipped; each batch weighs the same.
-    """
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    try:
-        with evaluation_mode(net):
-            for index, images in enumerate(batches):
-                for norm in norms:
-                    if index == 0:  # not before: without any batch nothing is lost
-                        norm.reset_running_stats()
-                        norm.momentum = None  # the mean over the batches
-                    norm.train()
-                net(images)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 @contextmanager

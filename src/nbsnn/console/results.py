@@ -7,7 +7,7 @@ from nbsnn.console.layout import show_table
 from nbsnn.console.screen import err, say
 from nbsnn.evaluation.comparison import Comparison, Finetuned
 from nbsnn.evaluation.fidelity import Fidelity
-from nbsnn.export.torchvision import MappedTensor
+from nbsnn.importers.torchvision import MappedTensor
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.pipeline import PhaseResult
 from nbsnn.report import COLUMNS as REPORT_COLUMNS

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from nbsnn.errors import QuantizationError
 from nbsnn.finite import check_finite, check_network
+from nbsnn.norms import recalibrate_norms_
 from nbsnn.precision import full_float32
 from nbsnn.quant.functional import quantize_activation
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
-from nbsnn.surgery import estimate_norms_, evaluation_mode
+from nbsnn.surgery import evaluation_mode
 
 _SAMPLES = 32_768  # values of one activation that the search looks at
 _CANDIDATES = 48
@@ -93,7 +94,7 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
     handles = [act.register_forward_pre_hook(start_threshold) for act in acts]
     try:
         if any(isinstance(m, WeightQuantizer) for m in quantized.modules()):
-            estimate_norms_(quantized, the_first_starts_thresholds())
+            recalibrate_norms_(quantized, the_first_starts_thresholds())
         else:
             with evaluation_mode(quantized):
                 quantized(chunks[0])

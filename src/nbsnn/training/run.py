@@ -14,9 +14,8 @@ from nbsnn.distributed import share_buffers_, sum_over_ranks, wait_for_all, worl
 from nbsnn.errors import ConfigError, DivergedError, Interrupted
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.finite import check_network
-from nbsnn.models.norms import freeze_norms_
+from nbsnn.norms import freeze_norms_, recalibrate_norms_
 from nbsnn.recipe import Phase, Recipe
-from nbsnn.surgery import estimate_norms_
 from nbsnn.training.conditions import conditions_of
 from nbsnn.training.execution import Execution
 from nbsnn.training.loss import Loss
@@ -102,7 +101,7 @@ class Run:
         loss, train_top1 = state.running
         average = self.step.average
         with average.in_place() if average else nullcontext():
-            self._estimate_norms_()
+            self._recalibrate_()
             share_buffers_(self.model)
             self._check_finite()
             top1 = evaluate(self.model, evaluation_batches(self.validation, world=self.world)).top1
@@ -123,10 +122,10 @@ class Run:
         bits = next((bits for bits, phase in reversed(self.recipe.phase.items()) if phase == self.phase), "N")
         return f"lower phase.{bits}.lr={self.phase.lr:g}, or set optim.clip_norm=1"
 
-    def _estimate_norms_(self) -> None:
+    def _recalibrate_(self) -> None:
         """Norm statistics from some batches of an epoch that is not trained on."""
         batches = islice(self._batches(self.phase.epochs + self.state.epoch), self.recipe.optim.recalibrate_batches)
-        estimate_norms_(self.model, (images.contiguous(memory_format=torch.channels_last) for images, _ in batches))
+        recalibrate_norms_(self.model, (images.contiguous(memory_format=torch.channels_last) for images, _ in batches))
 
     def _rate(self, step: int) -> float:
         progress = (self.state.epoch * self.steps + step) / (self.phase.epochs * self.steps)

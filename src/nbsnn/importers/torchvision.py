@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from nbsnn.errors import CheckpointError, ConfigError, MissingDependencyError, unknown
 from nbsnn.finite import count_not_finite
 from nbsnn.models import build_model, canonical_name
-from nbsnn.models.norms import match_norms_
 from nbsnn.models.plain import PLAIN_NETS
+from nbsnn.norms import match_norms_
 from nbsnn.wrappers import without_wrappers
 
 COPIED = "copied"

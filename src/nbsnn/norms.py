@@ -1,4 +1,4 @@
-"""Batch norm's statistics: given anew from images without changing the function, or left alone in training."""
+"""Batch norm's statistics: recalibrated on images, replaced without changing the function, or frozen in training."""
 
 from collections.abc import Iterable
 
@@ -10,6 +10,34 @@ from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_images
 from nbsnn.precision import full_float32
 from nbsnn.surgery import evaluation_mode
+
+
+@full_float32()
+@torch.no_grad()
+def recalibrate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running averages of every batch norm by the statistics of its input over some batches.
+
+    Running averages lag behind the weights, the more the coarser the weights' grid is (Nagel et al., ICML 2022). All other
+    layers are in evaluation mode, so that dropout is off.
+
+    Args:
+        net: changed in place; modes are left as they were. Without any batch nothing changes.
+        batches: [B, C, H, W] normalised images, augmented as in training; each batch has the same weight.
+    """
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with evaluation_mode(net):
+            for index, images in enumerate(batches):
+                for norm in norms:
+                    if index == 0:  # not before: without any batch nothing is lost
+                        norm.reset_running_stats()
+                        norm.momentum = None  # the mean over the batches
+                    norm.train()
+                net(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 @full_float32()
