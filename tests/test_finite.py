@@ -29,7 +29,6 @@ from nbsnn.training.finetune_spec import FinetuneSpec
 from nbsnn.training.loop import fit
 
 SPEC = nbsnn.QuantSpec(2, 2)
-BAD = (torch.nan, torch.inf, -torch.inf)
 
 
 @pytest.fixture
@@ -91,12 +90,11 @@ def test_case_7_every_entry_names_the_tensor_and_how_many_of_its_values(tmp_path
     assert not any(tmp_path.iterdir()), "nothing was written"
 
 
-@pytest.mark.parametrize("value", BAD)
-def test_infinity_is_named_like_nan(tmp_path, images, value):
+def test_infinity_is_named_like_nan(tmp_path, images):
     """An infinite variance silences a channel, and the logits stay finite: nothing else would show it."""
     for error, use in entries(tmp_path, images).values():
         with pytest.raises(error, match=r"norm1\.running_var: 1 of 5 values is not finite"):
-            use(with_bad(small_quantized(), "norm1.running_var", value))
+            use(with_bad(small_quantized(), "norm1.running_var", torch.inf))
 
 
 def test_a_variance_without_a_root_is_named(tmp_path, images):
@@ -273,7 +271,7 @@ def test_what_the_last_step_of_an_epoch_spoils_is_neither_judged_nor_saved(tmp_p
                     self.head.weight.register_hook(lambda gradient: gradient * torch.nan)
             return super().forward(x)
 
-    told = r"^epoch 1: head\.weight: 640 of 640 values are not finite .*; lower phase\.N\.lr=0\.1 "
+    told = r"^epoch 1: head\.weight: 640 of 640 values are not finite .*; lower phase\.N\.lr=0\.1, or set optim\.clip_norm"
     with pytest.raises(DivergedError, match=told):
         fit(Spoiled(), few, recipe, Phase(2, lr=0.1), out=tmp_path)
     assert not list(tmp_path.glob("*best*")) + list(tmp_path.glob("*last*"))
