@@ -361,7 +361,7 @@ def test_weights_that_are_not_there_or_no_floats_are_refused():
     )
     network = nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64), nn.ReLU())
     assert said(nbsnn.quantize, network, SPEC) == (
-        "0.weight has type torch.complex64, and weights are quantized from floats; call .float()"
+        "0.weight has type torch.complex64; build its layer with dtype=torch.float32"
     )
 
 
@@ -510,8 +510,8 @@ def test_a_layer_along_the_last_axis_is_refused_by_the_lowering_alone():
     )
     quantized = nbsnn.quantize(nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)), SPEC, images=rows).eval()
     assert said(nbsnn.lower, quantized, rows) == (
-        "the current of 0 has shape [2, 10], and neurons lie in a row or in planes; flatten it before, or give it a third "
-        "axis: x[:, :, None]"
+        "the current of 0 has shape [2, 10], and neurons lie in a row or in planes; flatten it before, or give images "
+        "[B, C, 1, L]"
     )
 
 
@@ -622,8 +622,9 @@ def test_edges_follow_the_data_and_not_the_order_of_registration():
 @pytest.mark.parametrize("name", ["cifar10/alexnet", "cifar10/resnet20"])
 def test_own_models_have_one_plan_with_and_without_data(name):
     network = nbsnn.build_model(name)
-    flow = follow(network, torch.zeros(1, 3, 32, 32))
-    assert plan_formats(network, SPEC, flow) == plan_formats(network, SPEC)
+    image = torch.zeros(1, 3, 32, 32)
+    flow = follow(network, image)
+    assert plan_formats(network, SPEC, image) == plan_formats(network, SPEC)
     assert not flow.loose
     assert flow.seen >= set(plan_formats(network, SPEC))
 

@@ -96,7 +96,7 @@ ALREADY = "the network is quantized already; change its bits with nbsnn.set_bits
         (
             lambda: nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU(), nn.Linear(3, 3)),
             QuantSpec(),
-            "0 is a Conv1d, which has no quantized form; use nn.Conv2d on x[:, :, None], or leave it in float with "
+            "0 is a Conv1d, which has no quantized form; use nn.Conv2d on images [B, C, 1, L], or leave it in float with "
             "QuantSpec(skip=('0',))",
         ),
         (SmallNet, QuantSpec(skip=("conv9",)), "QuantSpec.skip: unknown layer 'conv9'; did you mean conv2, conv1?"),

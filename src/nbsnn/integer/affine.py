@@ -145,8 +145,6 @@ def selected(x: Affine, index: Tensor) -> Affine:
 def concatenated(parts: Iterable[Affine]) -> Affine:
     """Parts one after the other on the channel axis."""
     parts = list(parts)
-    if len({p.shape[1:] for p in parts}) > 1:
-        raise NoForm("currents of different sizes are concatenated", "concatenate currents of one height and width")
     total, start = sum(p.channels for p in parts), 0
     placed = []
     for part in parts:
@@ -163,6 +161,8 @@ def concatenated(parts: Iterable[Affine]) -> Affine:
 def pooled(x: Affine, values: Values, *, kernel: Pair, stride: Pair, padding: Pair, divisor: float) -> Affine:
     """Window sums over `divisor`. After a synapse the window is folded into its weight."""
     window = kernel[0] * kernel[1]
+    if len(x.shape) != 3:
+        raise NoForm(f"a window over currents of shape {list(x.shape)}", "give images [B, C, 1, L] to layers for planes")
     if any(padding) and bool(x.shift.any()):
         raise NoForm("a padded average of a shifted current differs at the border", "pool without padding, or before the shift")
 

@@ -96,7 +96,8 @@ def _sum(sign: float, *, reverse: bool = False) -> Reader:
         if len(forms) == 2:
             return added(*forms)
         constant, factor = next((value, f) for a, value, f in sides if a is None)
-        return _same_shape(context, shifted(forms[0], factor * _constant(constant, forms[0])))
+        _check_shape(context, forms[0])
+        return shifted(forms[0], factor * _constant(constant, forms[0]))
 
     return read
 
@@ -108,8 +109,9 @@ def _product(*, divide: bool = False) -> Reader:
         if x is None:
             x, constant = context.of(given["other"]), given["input"]
         assert x is not None
+        _check_shape(context, x)
         factor = _constant(constant, x)
-        return _same_shape(context, scaled(x, 1 / factor if divide else factor))
+        return scaled(x, 1 / factor if divide else factor)
 
     return read
 
@@ -119,10 +121,9 @@ def _negative(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any])
     return scaled(x, torch.full((x.channels,), -1.0, dtype=torch.float64))
 
 
-def _same_shape(context: Context, x: Affine) -> Affine:
+def _check_shape(context: Context, x: Affine) -> None:
     if shape_of(context.result) != x.shape:
         raise NoForm("a current is broadcast to a larger shape", "give both operands one shape")
-    return x
 
 
 READERS: dict[str, Reader] = {

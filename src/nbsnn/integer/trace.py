@@ -102,7 +102,7 @@ class _Recorder(Tracer):
         if len(affine.shape) == 2:
             raise LoweringError(
                 f"the current of {name} has shape {list(affine.shape)}, and neurons lie in a row or in planes; flatten it "
-                "before, or give it a third axis: x[:, :, None]"
+                "before, or give images [B, C, 1, L]"
             )
         expected = evaluate_affine(affine, self.values, self.numbers)
         error = float((expected - actual.double()).abs().max())

@@ -129,6 +129,10 @@ class _Audit(Flow):
     def _check(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> None:
         if name in ("T", "mT", "H", "mH"):
             self._refuse(f".{name} moves the batch axis", "keep the batch axis first; use x.transpose(1, 2) and the like")
+        later = list(tensors_in((args[1:], {k: v for k, v in kwargs.items() if k not in ("input", "self")})))
+        weighted = name in QUOTIENTS or name.startswith("conv") or name in ("linear", "batch_norm")
+        if (name in PRODUCTS and len(sources) > 1) or (weighted and any(t in self.known for t in later)):
+            self._refuse(f"{name}() of two currents", "multiply or divide currents by constants or parameters only")
         if name in DROPOUT:
             if _argument(func, args, kwargs, "training"):
                 self._refuse("dropout is at work in evaluation too", "use nn.Dropout, or give F.dropout training=self.training")
@@ -139,10 +143,6 @@ class _Audit(Flow):
             return
         if name not in AFFINE:
             self._refuse(*refused_function(name, self.innermost))
-        later = tensors_in((args[1:], {k: v for k, v in kwargs.items() if k not in ("input", "self")}))
-        bilinear = name in QUOTIENTS or name.startswith("conv") or name == "linear"
-        if (name in PRODUCTS and len(sources) > 1) or (bilinear and any(t in self.known for t in later)):
-            self._refuse(f"{name}() of two currents", "multiply or divide currents by constants or parameters only")
         if kwargs.get("rounding_mode") is not None:
             self._refuse(f"{name}() rounds currents", "leave rounding to the quantized activations")
         if name == "index_select" and _argument_at(args, kwargs, 1, "dim") in (0, -args[0].dim()):

@@ -59,9 +59,7 @@ class Flow(Tracer):
                 raise error(
                     f"{name} is on the meta device and has no numbers; call to_empty(device='cpu') and load a state dict"
                 )
-        # Memory of its own for each copy: a network may write into its input.
-        image = images[:1].detach().repeat(BATCH, *(1 for _ in images.shape[1:]))
-        output = self.follow(self._network, image, Origin(0, frozenset([_IMAGE])), error=error)
+        output = self.follow(self._network, few(images), Origin(0, frozenset([_IMAGE])), error=error)
         for tensor in tensors_in(output):
             if tensor in self.known:
                 self.last |= self.known[tensor].layers - {_IMAGE}
@@ -109,6 +107,11 @@ class Flow(Tracer):
             for output in tensors_in(result):
                 self._names[output] = names[0]
         return result
+
+
+def few(images: Tensor) -> Tensor:
+    """[3, ...]: the first of some images, in memory of its own, as a network may write into it."""
+    return images[:1].detach().repeat(BATCH, *(1 for _ in images.shape[1:]))
 
 
 def follow(network: nn.Module, images: Tensor) -> Flow:

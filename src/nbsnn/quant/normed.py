@@ -1,8 +1,8 @@
 """Which weight layers a batch norm follows directly: it takes their scale and mean back, whatever these become.
 
-A copy of the network without numbers (on the device "meta") is run, and the outputs of the layers are followed. Where that
-fails, and where an output goes anywhere else as well, no norm is assumed: keeping a scale that a norm would take back does no
-harm, losing one that nothing takes back does.
+The outputs of the layers are followed: through a run on an image, or, where there is none, through a copy of the network
+without numbers (on the device "meta") on images of common sizes. Where that fails, and where an output goes anywhere else as
+well, no norm is assumed: keeping a scale that a norm would take back does no harm, losing one that nothing takes back does.
 """
 
 import copy
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import NbsnnError, QuantizationError
+from nbsnn.quant.flow import few
+from nbsnn.surgery import evaluation_mode
 from nbsnn.tracing import Tracer, tensors_in
 
 # What may stand between: c times the input gives c times the output, and a shift per channel stays one.
@@ -23,16 +25,21 @@ _BETWEEN = {
 _SIDES = (32, 224, 28, 64, 8, 16, 96, 128, 227, 256, 299, 12, 6)  # of the images of common data sets, where there are none
 
 
-def normed_layers(model: nn.Module, layers: Collection[str], shape: tuple[int, ...] | None = None) -> set[str]:
+def normed_layers(model: nn.Module, layers: Collection[str], example: Tensor | None = None) -> set[str]:
     """Those of `layers` (names of weight layers) whose every output goes to a batch norm and nowhere else.
 
     Args:
-        model: a float network; it is not run itself.
-        shape: of an image or a row of features, without the batch. Unless given, common sizes are tried.
+        model: a float network.
+        example: [B, ...], images or rows of features, the first of which is followed.
     """
-    for candidate in [shape] if shape else _shapes(model, layers):
+    if example is not None:
+        with evaluation_mode(model):
+            return _followed(model, layers, few(example))
+    bare = _without_numbers(model)
+    dtype = next((p.dtype for p in bare.parameters() if p.is_floating_point()), torch.float32)
+    for shape in _shapes(model, layers):
         try:
-            return _followed(model, layers, candidate)
+            return _followed(bare, layers, torch.empty(2, *shape, dtype=dtype, device="meta"))
         except (NbsnnError, RuntimeError, NotImplementedError, TypeError):  # another size, or code that looks at numbers
             continue
     return set()
@@ -49,11 +56,9 @@ def _shapes(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[int, ..
     yield from ((channels, side, side) for side in _SIDES)
 
 
-def _followed(model: nn.Module, layers: Collection[str], shape: tuple[int, ...]) -> set[str]:
-    bare = _without_numbers(model)
-    dtype = next((p.dtype for p in bare.parameters() if p.is_floating_point()), torch.float32)
+def _followed(model: nn.Module, layers: Collection[str], images: Tensor) -> set[str]:
     run = _Follower(layers)
-    output = run.follow(bare, torch.empty(2, *shape, dtype=dtype, device="meta"), None, error=QuantizationError)
+    output = run.follow(model, images, None, error=QuantizationError)
     returned = {run.known[t] for t in tensors_in(output) if t in run.known}
     return {name for name in run.normed - run.used_otherwise - returned if name is not None}  # None is the image
 

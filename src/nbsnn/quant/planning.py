@@ -43,7 +43,7 @@ def check_float(model: nn.Module) -> None:
             layer = name.rpartition(".")[0] or "the network"
             raise QuantizationError(f"{layer} is lazy: it has no shape yet; run the network on one image first")
         if isinstance(tensor, nn.Parameter) and not tensor.is_floating_point():
-            raise QuantizationError(f"{name} has type {tensor.dtype}, and weights are quantized from floats; call .float()")
+            raise QuantizationError(f"{name} has type {tensor.dtype}; build its layer with dtype=torch.float32")
 
 
 def choose_layers(model: nn.Module, spec: QuantSpec, flow: Flow | None = None) -> Layers:
@@ -123,7 +123,7 @@ def _check_weights(name: str, module: nn.Module, spec: QuantSpec, flow: Flow | N
 
 
 _INSTEAD = {
-    nn.Conv1d: "use nn.Conv2d on x[:, :, None]",
+    nn.Conv1d: "use nn.Conv2d on images [B, C, 1, L]",
     nn.modules.conv._ConvTransposeNd: "use nn.Upsample and nn.Conv2d",
 }
 _HOLDERS = (nn.ParameterList, nn.ParameterDict)

@@ -18,7 +18,7 @@ from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
-from nbsnn.quant.flow import Flow, follow
+from nbsnn.quant.flow import follow
 from nbsnn.quant.formats import EdgeUniform, WeightFormat, read_weight_format, weight_format
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
 from nbsnn.quant.normed import normed_layers
@@ -47,16 +47,15 @@ class ActFormat:
 Plan = dict[str, WeightFormat | ActFormat]
 
 
-def plan_formats(model: nn.Module, spec: QuantSpec, flow: Flow | None = None, *, shape: tuple[int, ...] | None = None) -> Plan:
+def plan_formats(model: nn.Module, spec: QuantSpec, example: Tensor | None = None) -> Plan:
     """The format of each layer of a float network; errors as in `choose_layers`.
 
     Args:
-        flow: of an image through the network, which decides the edges.
-        shape: of an image, to find out which layers a batch norm follows; unless given, common sizes are tried.
+        example: [B, ...], images whose first one is followed, to find the edges and which layers a batch norm follows.
     """
-    layers = choose_layers(model, spec, flow)
+    layers = choose_layers(model, spec, None if example is None else follow(model, example))
     inner = weight_format(spec.weight_format)
-    normed = normed_layers(model, layers.weights, shape) if spec.weight_bits != FLOAT_BITS else set()
+    normed = normed_layers(model, layers.weights, example) if spec.weight_bits != FLOAT_BITS else set()
     plan: Plan = {}
     for name in layers.weights:
         if name in layers.edges and spec.edge_bits != FLOAT_BITS:
@@ -168,8 +167,7 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None,
     _fold_(net)
     sample = images if images is not None else example
     sample = None if sample is None else to_network(sample, net)
-    flow = None if sample is None else follow(net, sample)
-    plan = plan_formats(net, spec, flow, shape=None if sample is None else tuple(sample.shape[1:]))
+    plan = plan_formats(net, spec, sample)
     if not plan:
         raise QuantizationError(_nothing(spec))
     quantized = apply_plan_(net, plan)
