@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_images
 from nbsnn.precision import full_float32
+from nbsnn.sums import channel_sums
 from nbsnn.surgery import evaluation_mode
 
 
@@ -18,7 +19,8 @@ def recalibrate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running averages of every batch norm by the statistics of its input over some batches.
 
     Running averages lag behind the weights, the more the coarser the weights' grid is (Nagel et al., ICML 2022). All other
-    layers are in evaluation mode, so that dropout is off.
+    layers are in evaluation mode, so that dropout is off. Statistics are summed in float64: torch sums channels-last tensors in
+    float32, and the variance of a large batch would be off by 10^-5, the mean by more.
 
     Args:
         net: changed in place; modes are left as they were. Without any batch nothing changes.
@@ -26,18 +28,33 @@ def recalibrate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
+    seen: dict[nn.Module, list[Tensor]] = {}  # [2, C] float64 of each batch: mean and variance
+
+    def collect(norm: nn.Module, args: tuple[Tensor]) -> None:
+        count, total, squares = channel_sums(args[0])
+        mean = total / count
+        variance = (squares - total * mean).clamp_min(0) / (count - 1)  # with Bessel's correction, as torch keeps it
+        seen.setdefault(norm, []).append(torch.stack([mean, variance]))
+
+    handles = [norm.register_forward_pre_hook(collect) for norm in norms]
     try:
         with evaluation_mode(net):
-            for index, images in enumerate(batches):
+            for images in batches:
                 for norm in norms:
-                    if index == 0:  # not before: without any batch nothing is lost
-                        norm.reset_running_stats()
-                        norm.momentum = None  # the mean over the batches
+                    norm.momentum = 0.0  # what it keeps stays as it is until the end
                     norm.train()
                 net(images)
     finally:
+        for handle in handles:
+            handle.remove()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+    for norm in norms:
+        if norm in seen and norm.running_mean is not None and norm.running_var is not None:
+            mean, variance = torch.stack(seen[norm]).mean(0)
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.num_batches_tracked.fill_(len(seen[norm]))  # type: ignore[union-attr]
 
 
 @full_float32()
@@ -60,9 +77,7 @@ def match_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     sums: dict[nn.Module, Tensor] = {}  # [3, C] float64: how many values, their sum, their squares' sum
 
     def collect(norm: nn.Module, args: tuple[Tensor]) -> None:
-        for image in args[0]:  # [C, ...], one at a time: float64 takes twice the memory
-            x = image.double().reshape(len(image), -1)
-            sums[norm] = sums.get(norm, 0) + torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)])
+        sums[norm] = sums.get(norm, 0) + channel_sums(args[0])
 
     count, device = 0, next(net.parameters()).device
     handles = [norm.register_forward_pre_hook(collect) for norm in norms.values()]

@@ -12,28 +12,39 @@ from torch import Tensor
 
 # Numbers in a block: on a CPU a block of float64 stays in the cache; elsewhere a launch costs more than memory.
 _MOMENT_BLOCK = {"cpu": 2**17}
-_DOT_BLOCK = {"cpu": 2**16}
+_DOT_BLOCK = {"cpu": 2**18}
 _BLOCK_ELSEWHERE = 2**22
 
 
 class Moments(NamedTuple):
-    """Mean, standard deviation (with Bessel's correction) and root mean square; scalars, float64."""
+    """Number of values, their mean, and the sum of their squared deviations from it; scalars, float64."""
 
+    entries: int
     mean: Tensor
-    deviation: Tensor
-    root_mean_square: Tensor
+    squares: Tensor
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation, with Bessel's correction."""
+        return (self.squares / max(self.entries - 1, 1)).sqrt()
+
+    @property
+    def root_mean_square(self) -> Tensor:
+        """√(mean of the squares)."""
+        return (self.squares / self.entries + self.mean.square()).sqrt()
 
 
 @torch.no_grad()
 def moments(t: Tensor) -> Moments:
     """The moments of all entries of a tensor, each to 10^-8 or better; at least one entry."""
     # Values are measured from one of them: a common offset would cost digits in the difference of squares.
-    first = t[(0,) * t.dim()].double()
     if torch.compiler.is_compiling():  # one fused pass, without copies in float64
+        first = t[(0,) * t.dim()].double()
         x = t.double() - first
         total, squares = x.sum(), x.square().sum()
     else:
         flat = in_storage_order(t)
+        first = flat[0].double()
         size = _MOMENT_BLOCK.get(t.device.type, _BLOCK_ELSEWHERE)
         buffer = torch.empty(min(size, flat.numel()), dtype=torch.float64, device=t.device)
         totals, all_squares = [], []
@@ -41,10 +52,14 @@ def moments(t: Tensor) -> Moments:
             x = buffer[: block.numel()].copy_(block).sub_(first)
             totals.append(x.sum())
             all_squares.append(torch.dot(x, x))
-        total, squares = torch.stack(totals).sum(), torch.stack(all_squares).sum()
-    count, shift = t.numel(), total / t.numel()
-    mean, spread = first + shift, (squares - total * shift).clamp_min(0)
-    return Moments(mean, (spread / max(count - 1, 1)).sqrt(), (spread / count + mean.square()).sqrt())
+        total, squares = _added(totals), _added(all_squares)
+    shift = total / t.numel()
+    return Moments(t.numel(), first + shift, (squares - total * shift).clamp_min(0))
+
+
+def _added(parts: list[Tensor]) -> Tensor:
+    """The sum of some scalars, float64."""
+    return parts[0].double() if len(parts) == 1 else torch.stack(parts).sum(dtype=torch.float64)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -55,7 +70,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
         return total(_at_least_float32(a) * _at_least_float32(b))
     size = _DOT_BLOCK.get(a.device.type, _BLOCK_ELSEWHERE)
     pairs = zip(torch.split(in_storage_order(a), size), torch.split(in_storage_order(b), size), strict=True)
-    return torch.stack([torch.dot(_at_least_float32(x), _at_least_float32(y)) for x, y in pairs]).double().sum()
+    return _added([torch.dot(_at_least_float32(x), _at_least_float32(y)) for x, y in pairs])
 
 
 def total(t: Tensor) -> Tensor:
@@ -65,9 +80,22 @@ def total(t: Tensor) -> Tensor:
     return _at_least_float32(t).sum().double()  # eager sums are pairwise
 
 
+def channel_sums(x: Tensor) -> Tensor:
+    """How many values each channel of a tensor [B, C, ...] has, their sum, and the sum of their squares: [3, C] float64."""
+    others = [axis for axis in range(x.dim()) if axis != 1]
+    result = torch.zeros(3, x.shape[1], dtype=torch.float64, device=x.device)
+    result[0] = x.numel() // x.shape[1]
+    size = _MOMENT_BLOCK.get(x.device.type, _BLOCK_ELSEWHERE)
+    for part in torch.split(x.detach(), max(1, size * len(x) // max(x.numel(), 1))):
+        values = part.double()
+        result[1] += values.sum(others)
+        result[2] += values.square_().sum(others)
+    return result
+
+
 def norm(tensors: Iterable[Tensor]) -> Tensor:
     """The Euclidean norm of all entries of some tensors on one device together, scalar float64."""
-    return torch.stack([dot(t, t) for t in tensors]).sum().sqrt()
+    return _added([dot(t, t) for t in tensors]).sqrt()
 
 
 def is_dense(t: Tensor) -> bool:

@@ -73,7 +73,7 @@ def shift_biases_(
         for handle in handles:
             handle.remove()
     if "" in chosen:
-        shifts[""] = (logits - answer).mean(0)
+        shifts[""] = (logits - answer).double().mean(0).to(logits)
     for name, shift in shifts.items():
         unit = chosen[name]
         assert unit.bias is not None
@@ -96,7 +96,7 @@ def least_error_shift(current: Tensor, target: Tensor, threshold: Tensor, *, sig
     best = torch.zeros(current.shape[2]).to(current)
     for offsets in (_COARSE, _FINE):
         candidates = best + torch.tensor(offsets).to(best)[:, None] * (threshold / len(current))
-        errors = torch.zeros_like(candidates)
+        errors = torch.zeros_like(candidates, dtype=torch.float64)
         blocks = zip(torch.split(current, _BLOCK, dim=1), torch.split(target, _BLOCK), strict=True)
         for part, wanted in blocks:
             for index, shift in enumerate(candidates):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nbsnn.distributed import world
 from nbsnn.errors import ConfigError
 from nbsnn.recipe import OptimSpec, Phase
+from nbsnn.sums import norm
 from nbsnn.training.average import WeightAverage
 from nbsnn.training.execution import Execution
 from nbsnn.training.loss import Loss
@@ -83,7 +84,9 @@ class Step:
         else:
             sums = self._gradients(images, labels, full=True)
         if self.spec.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip_norm)
+            trained = [p for p in self.model.parameters() if p.grad is not None]
+            length = norm(p.grad for p in trained if p.grad is not None)
+            nn.utils.clip_grads_with_norm_(trained, self.spec.clip_norm, length.float())
         self.optimizer.step()
         keep_positive_(self.model)
         if self.average:
