@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check sanitize clean
+.PHONY: demo test check fuzz sanitize clean
 
 demo: $(STAMP)  ## the whole path on bundled data: float → 4, 3, 2 bits → spikes
 	$(BIN)/nbsnn demo
@@ -18,6 +18,9 @@ check: $(STAMP)  ## style and types
 	$(BIN)/python -m pytest tests/test_imports.py
 
 SECONDS ?= 60
+fuzz: $(STAMP)  ## random files, recipes and command lines, for so many seconds
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS)
+
 sanitize: $(STAMP)  ## the native kernel under AddressSanitizer, UBSan and ThreadSanitizer; needs g++
 	$(BIN)/python tests/fuzz/sanitizers.py --seconds $(SECONDS)
 

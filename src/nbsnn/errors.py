@@ -67,13 +67,13 @@ class MissingDependencyError(NbsnnError, ImportError):
         super().__init__(f"{purpose} needs the package {package}: pip install 'nbsnn[{extra}]'")
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, *, longest: int = _LONGEST) -> str:
     """A value from outside for a message: on one line, printable, cut short."""
     try:
         text = value if isinstance(value, str) else repr(value)
     except (ValueError, RecursionError):  # a number of too many digits; lists in too many lists
         return f"a {type(value).__name__} too large to print"
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    text = text if len(text) <= longest else f"{text[:longest]}..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

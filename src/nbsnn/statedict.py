@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nbsnn.errors import CheckpointError
 
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MOST_NAMED = 8  # problems in one message
 
 
@@ -48,7 +48,7 @@ def _problems(net: nn.Module, state: Mapping[str, Tensor]) -> Iterator[str]:
         given = state[key]
         if given.shape != wanted.shape:
             yield f"{key} has shape {list(given.shape)} instead of {list(wanted.shape)}"
-        elif given.dtype != wanted.dtype and not (wanted.is_floating_point() and given.dtype == common and common in _FLOATS):
+        elif given.dtype != wanted.dtype and not (wanted.is_floating_point() and given.dtype == common and common in FLOATS):
             yield f"{key} is {_name(given)} instead of {_name(wanted)}{_mixture(state, common)}"
         elif key.endswith(("running_var", "num_batches_tracked")) and bool((given < 0).any()):
             yield f"{key} is negative"

@@ -191,7 +191,9 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, Any]]:
             state = {key: file.get_tensor(key) for key in names} if len(names) <= _MOST_TENSORS else dict.fromkeys(names)
             return (file.metadata() or {}).get(_KEY), state
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); restore it from a copy") from None
+        raise CheckpointError(
+            f"{path}: damaged or not a safetensors file ({shown(str(error))}); restore it from a copy"
+        ) from None
 
 
 def _check_length(path: Path) -> None:

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nbsnn.errors import CheckpointError
+from nbsnn.errors import CheckpointError, shown
 
 _MARK = b"nbsnn sha256 "
 _SEAL = len(_MARK) + 64  # bytes
 _END, _END_SIZE = b"PK\x05\x06", 22  # how the last record of an archive begins; its bytes without the comment
-_LONGEST_NAME = 80  # characters of a type's name in a message
+_LONGEST_NAME, _LONGEST_REASON = 80, 300  # characters of a type's name, and of what torch says, in a message
 
 
 def write_torch(path: Path, content: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ def _refusal(path: Path, error: Exception) -> str:
             f"{path}: holds {', '.join(names)}, which could execute code when it is read; if you trust its source, load it "
             "with torch.load(..., weights_only=False) and save its state_dict alone"
         )
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__, longest=_LONGEST_REASON)
     return f"{path}: damaged or not a torch file of plain tensors ({reason}); restore it from a copy"
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nbsnn.errors import QuantizationError
 from nbsnn.finite import check_finite, check_network
 from nbsnn.quant.layers import WeightQuantizer
+from nbsnn.statedict import FLOATS
 
 CODES, STEP, SCALE = ".weight.codes", ".weight.step", ".weight_scale"  # tensors of a packed layer beside its bias
 
@@ -92,7 +93,7 @@ def _unit(state: Mapping[str, Tensor], key: str, layer: WeightQuantizer) -> Tens
     """What a layer's values are multiplied by: one finite number, or one per output channel if its format says so."""
     unit = state[key]
     shape = (len(layer.weight), *(1 for _ in layer.weight.shape[1:])) if layer.format.per_channel else ()
-    if unit.shape != shape or not unit.is_floating_point() or not bool(unit.isfinite().all()):
+    if unit.shape != shape or unit.dtype not in FLOATS or not bool(unit.isfinite().all()):
         each = " for each output channel" if layer.format.per_channel else ""
         raise ValueError(f"{key} is not one finite number{each}")
     return unit

@@ -120,7 +120,7 @@ def weight_format(name: str) -> type[WeightFormat]:
     Raises:
         ConfigError: not known.
     """
-    if name not in WEIGHT_FORMATS:
+    if not isinstance(name, str) or name not in WEIGHT_FORMATS:  # it may come from a file
         raise ConfigError(f"{unknown('weight format', name, WEIGHT_FORMATS)}; import the module that defines it first")
     return WEIGHT_FORMATS[name]
 
