@@ -66,7 +66,10 @@ def pick_device(name: str = "auto") -> torch.device:
         name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
+        known = device.type in ("cpu", "cuda", "mps")
     except RuntimeError:
+        known = False
+    if not known:
         raise ConfigError(f"device={name}: choose auto, cpu, cuda, cuda:N or mps") from None
     try:
         torch.zeros(1, device=device)
