@@ -33,6 +33,7 @@ from nbsnn.tensorfile import read_tensors
 from nbsnn.training.execution import pick_execution
 from nbsnn.training.folder import sole_writer
 from nbsnn.training.loop import fit
+from nbsnn.training.options import FitOptions
 from nbsnn.training.progressive import next_form
 from nbsnn.training_console import TrainingConsole
 
@@ -56,11 +57,10 @@ def measure(recipe: Recipe, settings: str, device: torch.device, args: argparse.
     execution = pick_execution(device, phase.epochs * len(splits.train), compile=args.compile, precision=args.precision)
     teacher = load_checkpoint(args.teacher) if args.teacher else None
     begun = time.monotonic()
+    options = FitOptions(device, execution, title=settings or "as it stands")
     with tempfile.TemporaryDirectory() as folder, TrainingConsole() as observer:
-        found = fit(
-            start_of(recipe, args.bits, splits, args), splits, recipe, phase, out=Path(folder),
-            title=settings or "as it stands", device=device, execution=execution, observer=observer, teacher=teacher,
-        )  # fmt: skip
+        start = start_of(recipe, args.bits, splits, args)
+        found = fit(start, splits, recipe, phase, out=Path(folder), options=options, observer=observer, teacher=teacher)
         seconds = time.monotonic() - begun
         test = evaluation_batches(splits.test.to(device))
         last, best = (evaluate(load_checkpoint(path).to(device), test).top1 for path in (found.last, found.best))

@@ -35,6 +35,7 @@ from nbsnn.training.execution import Execution
 from nbsnn.training.loop import fit
 from nbsnn.training.loss import Loss
 from nbsnn.training.observer import Epoch, Observer
+from nbsnn.training.options import FitOptions
 from nbsnn.training.step import Step
 
 STEPS = {"cpu": 1, "cuda": 60}  # timed together: kernels of a GPU take less time than it takes to ask for it
@@ -122,7 +123,7 @@ def measure_loop(
         ours, phase = _Pairs(bare, steps), Phase(epochs=repeats + WARM_UP, lr=0.01)
         plain_step, plain = step_of(copy.deepcopy(net), batch, Execution(execution.compiled, execution.autocast)), []
         with tempfile.TemporaryDirectory() as folder:
-            fit(net, splits, recipe, phase, out=Path(folder), observer=ours, execution=execution, device=device)
+            fit(net, splits, recipe, phase, out=Path(folder), options=FitOptions(device, execution), observer=ours)
         singles = DataLoader(_SingleImages(data), batch, shuffle=True)
         for inputs, labels in _timed((p for _ in range(-(-(repeats + 1) // steps)) for p in singles), plain):
             plain_step(inputs.to(device).contiguous(memory_format=torch.channels_last), labels.to(device))
@@ -165,7 +166,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     recorded = device.type == "cuda" and not args.no_graph
-    execution = Execution(args.compile, torch.bfloat16 if args.precision == "bf16" else None, recorded=recorded)
+    execution = Execution(args.compile, torch.bfloat16 if args.precision == "bf16" else None, cuda_graph=recorded)
     how = f"{args.precision}, {'compiled' if args.compile else 'eager'}{', CUDA graph' if recorded else ''}"
     sizes = {"bits": args.bits, "batch": args.batch, "repeats": args.repeats, "device": device, "execution": execution}
     here = machine(gpu=torch.cuda.get_device_name()) if device.type == "cuda" else machine()

@@ -24,6 +24,7 @@ from nbsnn.tensorfile import read_tensors
 from nbsnn.training.execution import Execution, pick_execution
 from nbsnn.training.loop import fit
 from nbsnn.training.loss import Loss
+from nbsnn.training.options import FitOptions, TrainOptions
 from nbsnn.training.step import Step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -51,7 +52,7 @@ def trained(folder, splits, execution, observer=None, settings=()):
     net, teacher = resnet(pipeline.calibration_images(splits.train))
     recipe = load_recipe("digits/resnet20", [*CHANGED, *settings])
     found = fit(
-        net, splits, recipe, PHASE, out=folder, device=CUDA, execution=execution, teacher=teacher, observer=observer
+        net, splits, recipe, PHASE, out=folder, options=FitOptions(CUDA, execution), teacher=teacher, observer=observer
     )  # 300 images: nine full batches and one of 12
     return read_tensors(found.last)[1], found.history
 
@@ -65,14 +66,14 @@ def same(first, second):
 )
 def test_a_replayed_run_ends_with_the_bits_of_an_eager_one(tmp_path, splits, autocast, settings):
     eager, history = trained(tmp_path / "eager", splits, Execution(autocast=autocast), settings=settings)
-    replayed, other = trained(tmp_path / "replayed", splits, Execution(autocast=autocast, recorded=True), settings=settings)
+    replayed, other = trained(tmp_path / "replayed", splits, Execution(autocast=autocast, cuda_graph=True), settings=settings)
     assert same(eager, replayed)
     assert [row.loss for row in history] == [row.loss for row in other]
     assert [row.train_top1 for row in history] == [row.train_top1 for row in other]
 
 
 def test_a_replayed_run_goes_on_with_the_same_bits(tmp_path, splits):
-    execution = Execution(recorded=True)
+    execution = Execution(cuda_graph=True)
     whole, _ = trained(tmp_path / "whole", splits, execution)
     for steps in (2, 7, 5):
         with pytest.raises(Interrupted):
@@ -83,14 +84,14 @@ def test_a_replayed_run_goes_on_with_the_same_bits(tmp_path, splits):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, which the compiler imports
 def test_a_compiled_and_replayed_run_learns(tmp_path, splits):
-    _, history = trained(tmp_path, splits, Execution(compiled=True, recorded=True))
+    _, history = trained(tmp_path, splits, Execution(compiled=True, cuda_graph=True))
     assert history[-1].loss < history[0].loss
 
 
 def test_quantized_weights_are_computed_anew_after_replays(splits):
     net, _ = resnet(pipeline.calibration_images(splits.train))
     net = net.to(CUDA).to(memory_format=torch.channels_last).train()
-    spec, phase, execution = OptimSpec(), Phase(1, lr=0.05), Execution(recorded=True)
+    spec, phase, execution = OptimSpec(), Phase(1, lr=0.05), Execution(cuda_graph=True)
     loss = Loss(spec, phase, execution, None, CUDA)
     step = Step(net, spec=spec, phase=phase, execution=execution, loss=loss, batch=32)
     data = splits.train.to(CUDA)
@@ -105,14 +106,14 @@ def test_quantized_weights_are_computed_anew_after_replays(splits):
 
 def test_a_gpu_is_picked_with_replays():
     chosen = pick_execution(CUDA, 1000)
-    assert chosen.recorded
+    assert chosen.cuda_graph
     assert str(chosen).endswith("replayed as a CUDA graph")
     assert pipeline.pick_device().type == "cuda"
 
 
 def test_a_recipe_runs_on_a_gpu(tmp_path, splits):
     recipe = load_recipe("digits/resnet20", SETTINGS)
-    phases = list(pipeline.train(recipe, tmp_path, splits=splits, device="cuda"))
+    phases = list(pipeline.train(recipe, tmp_path, TrainOptions("cuda"), splits=splits))
     assert [phase.bits for phase in phases] == [32, 4, 3, 2]
 
 

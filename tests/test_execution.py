@@ -17,6 +17,7 @@ from nbsnn.recipes import load_recipe
 from nbsnn.training import execution
 from nbsnn.training.execution import Execution, pick_execution
 from nbsnn.training.loop import fit
+from nbsnn.training.options import FitOptions
 
 CPU = torch.device("cpu")
 
@@ -58,19 +59,20 @@ def test_on_a_gpu_steps_are_replayed_in_float32_and_compiled_in_long_phases_only
     assert pick_execution(gpu, 10**7).compiled
     assert pick_execution(gpu, 100, precision="bf16").autocast is torch.bfloat16
     monkeypatch.setattr(execution, "world", lambda: World(0, 2))
-    assert not pick_execution(gpu, 100).recorded
+    assert not pick_execution(gpu, 100).cuda_graph
     monkeypatch.setattr(execution, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^compile=on: no Triton was found; install it, or use compile=off$"):
         pick_execution(gpu, 100, compile="on")
 
 
-def test_recording_without_a_gpu_is_refused(tmp_path):
+def test_a_cuda_graph_without_a_gpu_is_refused(tmp_path):
     full = load_digits()
     splits = Splits(full.train, full.validation, full.test)
+    options = FitOptions(execution=Execution(cuda_graph=True))
     with pytest.raises(
-        ConfigError, match=r"^recorded=True: steps are recorded by one process on a CUDA device, not by 1 on cpu"
+        ConfigError, match=r"^cuda_graph=True: steps are captured by one process on a CUDA device, not by 1 on cpu"
     ):
-        fit(digits_net(), splits, load_recipe("digits/resnet20"), Phase(1), out=tmp_path, execution=Execution(recorded=True))
+        fit(digits_net(), splits, load_recipe("digits/resnet20"), Phase(1), out=tmp_path, options=options)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,13 @@ def test_a_phase_in_bfloat16_learns(tmp_path):
     full = load_digits()
     splits = Splits(full.train.take(slice(0, 600)), full.validation.take(slice(0, 60)), full.test)
     recipe = load_recipe("digits/resnet20", ["data.batch_size=32"])
-    result = fit(digits_net(), splits, recipe, Phase(2, lr=0.1), out=tmp_path, execution=Execution(autocast=torch.bfloat16))
+    result = fit(
+        digits_net(),
+        splits,
+        recipe,
+        Phase(2, lr=0.1),
+        out=tmp_path,
+        options=FitOptions(execution=Execution(autocast=torch.bfloat16)),
+    )
     assert result.history[-1].loss < result.history[0].loss
     assert result.history[-1].top1 > 40

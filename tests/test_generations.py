@@ -23,6 +23,7 @@ from nbsnn.training.execution import Execution
 from nbsnn.training.history import finished_phase
 from nbsnn.training.loop import fit
 from nbsnn.training.observer import Observer
+from nbsnn.training.options import FitOptions
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "phase.all.epochs=2"])
 PHASE = RECIPE.phase["4"]
@@ -42,9 +43,10 @@ def train(tmp_path, splits):
 
     def train(stop=None, *, name="run", phase=PHASE, **options):
         observer = StopAfter(stop) if stop else Observer()
-        options = {"splits": splits, "recipe": RECIPE, "save_every": 0} | options
+        given = {"splits": splits, "recipe": RECIPE} | {key: options.pop(key) for key in ("splits", "recipe") if key in options}
+        how = FitOptions(**{"save_every": 0} | options)
         try:
-            return fit(digits_net(), phase=phase, out=tmp_path / name, observer=observer, **options)
+            return fit(digits_net(), phase=phase, out=tmp_path / name, options=how, observer=observer, **given)
         except Interrupted as stopped:
             return stopped
 

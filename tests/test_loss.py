@@ -17,9 +17,10 @@ from nbsnn.errors import CheckpointError, ConfigError, Interrupted
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
+from nbsnn.training.checks import check_teacher
 from nbsnn.training.execution import Execution
 from nbsnn.training.loop import fit
-from nbsnn.training.loss import Loss, check_teacher
+from nbsnn.training.loss import Loss
 
 CPU = torch.device("cpu")
 LOGITS, LABELS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]]), torch.tensor([0, 1])

@@ -65,7 +65,7 @@ def test_the_published_sequence_runs(scripts, place, capsys, monkeypatch):
     assert "epoch 2/2" in said
     assert "epoch 1/2" not in said
     said = command(scripts, "dali_main", f"-a alexnet --bit 2 --resume {last} --epochs 2", place, capsys, code=2)
-    assert "first_epoch=2: the phase has 2 epochs" in said
+    assert "--start-epoch 2: the phase has 2 epochs" in said
     said = command(scripts, "dali_main", f"-a alexnet --bit 2 --init {last} --lowbit", place, capsys, code=2)
     assert "the start has float weights between its edges" in said
 

@@ -25,6 +25,7 @@ from nbsnn.training.folder import sole_writer
 from nbsnn.training.history import finished_phase, write_history
 from nbsnn.training.loop import fit
 from nbsnn.training.observer import Observer
+from nbsnn.training.options import FitOptions
 from nbsnn.training_console import TrainingConsole
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "data.augment=true", "phase.all.epochs=2"])
@@ -60,7 +61,9 @@ class Recorder(Observer):
 def test_a_short_fit_on_digits_learns_and_writes_its_files(tmp_path, splits):
     recorder = Recorder()
     full = Splits(load_digits().train, splits.validation, splits.test)
-    result = fit(digits_net(), full, STILL, Phase(3, lr=0.1), out=tmp_path, title="four bits", observer=recorder)
+    result = fit(
+        digits_net(), full, STILL, Phase(3, lr=0.1), out=tmp_path, options=FitOptions(title="four bits"), observer=recorder
+    )
     assert result.history[-1].top1 > 70
     assert result.history[-1].loss < result.history[0].loss
     left = ["best.safetensors", "finished.safetensors", "last.safetensors", "log.csv", "log.jsonl"]
@@ -154,7 +157,7 @@ def test_results_of_another_recipe_are_not_overwritten_unasked(tmp_path, splits)
     ):
         fit(digits_net(quantized=False), splits, RECIPE, Phase(2), out=tmp_path)
     assert (tmp_path / "last.safetensors").read_bytes() == before
-    fit(digits_net(quantized=False), splits, RECIPE, Phase(1, lr=0.01), out=tmp_path, overwrite=True)
+    fit(digits_net(quantized=False), splits, RECIPE, Phase(1, lr=0.01), out=tmp_path, options=FitOptions(overwrite=True))
     assert (tmp_path / "last.safetensors").read_bytes() != before
 
 
@@ -175,7 +178,7 @@ def test_a_phase_that_starts_late_keeps_the_log_and_the_best_of_what_was_before(
     write_history(tmp_path, [asdict(replace(row, top1=99.0)) for row in uninterrupted.history[:1]])
     save_checkpoint(tmp_path / "best.safetensors", digits_net(), metrics={"epoch": 1, "validation_top1": 99.0})
     before = (tmp_path / "best.safetensors").read_bytes()
-    result = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, first_epoch=1)
+    result = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, options=FitOptions(first_epoch=1))
     assert [row.epoch for row in result.history] == [1, 2]
     assert result.best_epoch.epoch == 1
     assert (tmp_path / "best.safetensors").read_bytes() == before
@@ -183,11 +186,12 @@ def test_a_phase_that_starts_late_keeps_the_log_and_the_best_of_what_was_before(
 
 def test_a_state_is_not_taken_up_by_a_run_with_another_start(tmp_path, splits):
     with pytest.raises(Interrupted, match="run the same command to go on"):
-        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(1), start="one")
+        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(1), options=FitOptions(start="one"))
     with pytest.raises(CheckpointError, match="another start"):
-        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, start="other")
+        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, options=FitOptions(start="other"))
+    again = FitOptions(start="other", overwrite=True)
     with pytest.raises(Interrupted, match="run it again without overwriting"):
-        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(1), start="other", overwrite=True)
+        fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(1), options=again)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -268,7 +272,7 @@ def test_a_run_stopped_with_figures_on_their_way_goes_on(tmp_path, splits, late)
     for steps in (3, 4):
         with pytest.raises(Interrupted, match=rf"^stopped in epoch 1 at step {3 if steps == 3 else 7}; "):
             fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "parts", observer=StopAfter(steps))
-    parts = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "parts", save_every=0)
+    parts = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "parts", options=FitOptions(save_every=0))
     assert all(value.equal(weights(parts.last)[key]) for key, value in weights(whole.last).items())
     assert [row.loss for row in parts.history] == [row.loss for row in whole.history]
 

@@ -17,8 +17,9 @@ from nbsnn.importers.reference import load_start
 from nbsnn.tensorfile import is_ours, read_tensors
 from nbsnn.training.execution import pick_execution
 from nbsnn.training.loop import fit
+from nbsnn.training.options import FitOptions
 from nbsnn.training.progressive import next_form
-from nbsnn.training.state import identity
+from nbsnn.training.state import fingerprint
 from nbsnn.training_console import TrainingConsole
 
 
@@ -38,13 +39,13 @@ def run(args: argparse.Namespace) -> None:
     if first is None:
         first = read_tensors(start)[0]["metrics"].get("epoch", 0) if args.resume and is_ours(args.resume) else 0
     folder, phase = options.result_folder(args), recipe.phase[str(args.bit)]
-    execution = pick_execution(device, phase.epochs * len(splits.train))
+    how = FitOptions(
+        device=device, execution=pick_execution(device, phase.epochs * len(splits.train)), overwrite=not args.continue_,
+        first_epoch=first, names=(options.BEST, options.LAST), start=fingerprint(previous) if start else "",
+        title=f"{args.arch} {args.bit} bit",
+    )  # fmt: skip
     with TrainingConsole(every=args.print_freq) as observer:
-        result = fit(
-            model, splits, recipe, phase, out=folder, title=f"{args.arch} {args.bit} bit", device=device,
-            execution=execution, observer=observer, names=(options.BEST, options.LAST), first_epoch=first,
-            overwrite=not args.continue_, start=identity(previous) if start else "",
-        )  # fmt: skip
+        result = fit(model, splits, recipe, phase, out=folder, options=how, observer=observer)
     report = evaluate(load_start(result.best, args.arch, bits=args.bit).to(device), evaluation_batches(splits.test))
     note(f"{result.best}: test accuracy {report.top1:.2f} % on {report.images} images")
 

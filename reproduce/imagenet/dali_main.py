@@ -20,19 +20,21 @@ from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.importers.reference import load_start
 from nbsnn.recipe import Recipe
 from nbsnn.tensorfile import is_ours, read_tensors
+from nbsnn.training.checks import with_classes
 from nbsnn.training.execution import pick_execution
 from nbsnn.training.loop import fit
+from nbsnn.training.options import FitOptions
 from nbsnn.training.progressive import next_form
-from nbsnn.training.state import identity
+from nbsnn.training.state import fingerprint
 from nbsnn.training_console import TrainingConsole
 
 
 def start_of(args: argparse.Namespace, recipe: Recipe, images: LabelledImages) -> tuple[nn.Module, str]:
-    """The network to go on from: --resume, --init, --pretrained, or TorchVision's where it can be had. And its identity."""
+    """The network to go on from: --resume, --init, --pretrained, or TorchVision's where it can be had. And its fingerprint."""
     path = args.resume or args.init
     if path:
         net = load_start(path, recipe.model.name, bits=args.bit)
-        return net, identity(net)
+        return net, fingerprint(net)
     try:
         net, mapped = pipeline.pretrained_model(recipe, args.pretrained or "torchvision", images)
     except (MissingDependencyError, CheckpointError) as error:
@@ -41,7 +43,7 @@ def start_of(args: argparse.Namespace, recipe: Recipe, images: LabelledImages) -
         note(f"no --init and no --pretrained: starting from fresh weights, which the published results did not ({error})")
         return pipeline.new_model(recipe), ""
     show_mapping(mapped)
-    return net, identity(net)
+    return net, fingerprint(net)
 
 
 def train(args: argparse.Namespace, recipe: Recipe, splits: Splits) -> None:
@@ -53,13 +55,12 @@ def train(args: argparse.Namespace, recipe: Recipe, splits: Splits) -> None:
     if first is None:
         first = read_tensors(args.resume)[0]["metrics"].get("epoch", 0) if args.resume and is_ours(args.resume) else 0
     phase = recipe.phase[str(args.bit)]
-    execution = pick_execution(device, phase.epochs * len(splits.train))
+    how = FitOptions(
+        device=device, execution=pick_execution(device, phase.epochs * len(splits.train)), overwrite=not args.continue_,
+        first_epoch=first, names=(options.BEST, options.LAST), start=start, title=f"{args.arch} {args.bit} bit",
+    )  # fmt: skip
     with TrainingConsole(every=args.print_freq) as observer:
-        result = fit(
-            model, splits, recipe, phase, out=options.result_folder(args), title=f"{args.arch} {args.bit} bit",
-            device=device, execution=execution, observer=observer, names=(options.BEST, options.LAST), first_epoch=first,
-            overwrite=not args.continue_, start=start,
-        )  # fmt: skip
+        result = fit(model, splits, recipe, phase, out=options.result_folder(args), options=how, observer=observer)
     note_accuracy(args, load_start(result.best, recipe.model.name, bits=args.bit), splits.test, str(result.best))
 
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
             note_accuracy(args, model, options.data_of(recipe, path).test, str(path))
         else:
             splits = options.data_of(recipe)
-            train(args, pipeline.with_classes(recipe, splits.train, []), splits)
+            train(args, with_classes(recipe, splits.train, []), splits)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.surgery import tap
 from nbsnn.training.finetune import FinetuneResult, finetune
 from nbsnn.training.finetune_spec import FinetuneSpec
+from nbsnn.training.options import TrainOptions
 
 __version__ = _version("nbsnn")
 
@@ -70,6 +71,7 @@ __all__ = [
     "SpikingNetwork",
     "Splits",
     "Synops",
+    "TrainOptions",
     "__version__",
     "build_model",
     "count_synops",

@@ -155,7 +155,7 @@ def wait_for_all() -> None:
 
 
 @torch.no_grad()
-def share_buffers_(model: nn.Module) -> None:
+def broadcast_buffers_(model: nn.Module) -> None:
     """Give every process the main one's buffers: the statistics of norm layers, which each takes from its own images."""
     if world().size > 1:
         for buffer in model.buffers():

@@ -16,10 +16,11 @@ from nbsnn.evaluation.comparison import FIDELITY_IMAGES, convert
 from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.pipeline import phase_folder, with_classes
+from nbsnn.pipeline import phase_folder
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.summary import system_facts
+from nbsnn.training.checks import with_classes
 from nbsnn.training.history import finished_phase
 
 Progress = Callable[[str, int], None]

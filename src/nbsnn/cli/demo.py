@@ -16,6 +16,7 @@ from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.evaluation.comparison import Comparison, compare
 from nbsnn.recipes import load_recipe
 from nbsnn.spiking.schedules import valid_pairs
+from nbsnn.training.options import TrainOptions
 from nbsnn.training_console import TrainingConsole
 from nbsnn.zoo import PREFIX, list_zoo
 
@@ -44,8 +45,9 @@ def demo(
     check_folder(out)
     console.note(f"ResNet-20 on 8×8 digits: float, then 4, 3 and 2 bits → {out}")
     splits = load_data(plan.data)
+    how = TrainOptions(overwrite=overwrite or out == _OWN_FOLDER)
     with TrainingConsole() as observer:
-        phases = list(pipeline.train(plan, out, splits=splits, observer=observer, overwrite=overwrite or out == _OWN_FOLDER))
+        phases = list(pipeline.train(plan, out, how, splits=splits, observer=observer))
     test = splits.test.some(limit)
     float_top1 = next((p.best.top1 for p in phases if p.bits == 32), None)
     results: list[Comparison] = []

@@ -15,6 +15,7 @@ from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from
 from nbsnn.recipe import DataSpec, ModelSpec
 from nbsnn.tensorfile import Header, read_tensors
+from nbsnn.training.checks import check_fit
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def load_splits(header: Header, spec: DataSpec) -> Splits:
     with console.download_progress() as progress:
         splits = load_data(spec, size=(header["model"] or {}).get("image_size"), progress=progress)
     if header["model"]:
-        pipeline.check_fit(ModelSpec(**header["model"]), splits.test, spec.name)
+        check_fit(ModelSpec(**header["model"]), splits.test, spec.name)
     return splits
 
 

@@ -28,8 +28,8 @@ from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
 from nbsnn.recipe import MOST_SEED
 from nbsnn.recipes import load_recipe
-from nbsnn.training.loop import SAVE_EVERY
 from nbsnn.training.observer import Observer, Observers
+from nbsnn.training.options import SAVE_EVERY, TrainOptions
 from nbsnn.training.tensorboard import TensorBoard
 from nbsnn.training_console import TrainingConsole
 
@@ -95,11 +95,9 @@ def train(
             start, mapped = pipeline.pretrained_model(plan, pretrained, splits.train)
             console.show_mapping(mapped)
         with TrainingConsole() as screen, closing(board):
-            found = pipeline.train(
-                plan, folder, splits=splits, init=start, device=chosen, compile=compile_, precision=precision,
-                save_every=save_every, observer=Observers(screen, board), overwrite=overwrite, resume=resume,
-            )  # fmt: skip
-            results = list(found)
+            how = TrainOptions(chosen, compile_, precision, save_every, overwrite=overwrite, resume=resume)
+            observer = Observers(screen, board)
+            results = list(pipeline.train(plan, folder, how, splits=splits, init=start, observer=observer))
     if json_:
         phases = [{"bits": r.bits, "epochs": r.epochs, "last": r.last.to_dict(), "best": r.best.to_dict(),
                    "checkpoint": str(r.fit.best)} for r in results]  # fmt: skip

@@ -35,7 +35,7 @@ def conditions_of(splits: Splits, execution: Execution, device: torch.device) ->
     """The conditions of a run, as short texts by name."""
     return {
         "precision": "float32" if execution.autocast is None else "bf16",
-        "images": f"{_identity(splits.train)} {_identity(splits.validation)}",
+        "images": f"{_fingerprint(splits.train)} {_fingerprint(splits.validation)}",
         "decoder": str(getattr(splits.train, "loading", "none")).partition(",")[0],
         "compiled": "yes" if execution.compiled else "no",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -73,7 +73,7 @@ def compare_conditions(then: Mapping[str, str], now: Mapping[str, str], where: A
         warn(logger, "%s: goes on with %s; the weights will not be those of an undisturbed run bit for bit", where, words)
 
 
-def _identity(images: LabelledImages) -> str:
+def _fingerprint(images: LabelledImages) -> str:
     """Twelve hexadecimal digits of a set: labels, classes, normalisation; pixels in memory, or names of files."""
     digest = hashlib.sha256(repr((tuple(images.classes), tuple(images.mean), tuple(images.std), images.shape)).encode())
     digest.update(_bytes(images.labels))

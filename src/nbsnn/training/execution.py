@@ -29,13 +29,14 @@ _COMPILE_PAYS = {"cpu": 200_000, "cuda": 5_000_000}
 class Execution:
     """Settings of a step. The default is plain eager float32.
 
-    `recorded`: replayed as a CUDA graph. `tf32`: convolutions of float32 are rounded to TF32, in training alone; for the words.
+    `cuda_graph`: steps are replayed as a CUDA graph. `tf32`: float32 convolutions are rounded to TF32, in training alone; for
+    the words.
     """
 
     compiled: bool = False
     autocast: torch.dtype | None = None
     reason: str = "as asked"
-    recorded: bool = False
+    cuda_graph: bool = False
     tf32: bool = False
 
     def precision(self, device: torch.device) -> AbstractContextManager[object]:
@@ -46,7 +47,7 @@ class Execution:
         dtype = "float32" if self.autocast is None else f"{str(self.autocast).removeprefix('torch.')} autocast"
         if self.tf32 or self.autocast:
             dtype += " (" + ("convolutions in TF32, " if self.tf32 else "") + "evaluated in full float32)"
-        graph = ", replayed as a CUDA graph" if self.recorded else ""
+        graph = ", replayed as a CUDA graph" if self.cuda_graph else ""
         return f"{dtype}, channels last, {'compiled' if self.compiled else 'eager'} ({self.reason}){graph}"
 
 
@@ -56,9 +57,7 @@ def pick_execution(device: torch.device, images: int, *, compile: str = "auto", 
     Raises:
         ConfigError: unknown choice, or compiling is asked for and there is no C++ compiler.
     """
-    for key, value, allowed in (("compile", compile, COMPILE_CHOICES), ("precision", precision, PRECISION_CHOICES)):
-        if value not in allowed:
-            raise ConfigError(f"{key}={value}: choose {', '.join(allowed[:-1])} or {allowed[-1]}")
+    check_choices(compile, precision)
     # Not on CUDA: in bfloat16 a replayed step of a quantized ResNet-20 took 8 % less time on an H200, and activations that are
     # to be rounded had 8 bits only. Convolutions in float32 run in TF32 there.
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
@@ -76,9 +75,16 @@ def pick_execution(device: torch.device, images: int, *, compile: str = "auto", 
         reason = "long enough for compiling to pay" if compiled else "too short for compiling to pay"
     cuda = device.type == "cuda"
     return Execution(
-        compiled, torch.bfloat16 if bf16 else None, reason, recorded=cuda and world().size == 1,
+        compiled, torch.bfloat16 if bf16 else None, reason, cuda_graph=cuda and world().size == 1,
         tf32=cuda and not bf16 and convolutions_in_tf32(),
     )  # fmt: skip
+
+
+def check_choices(compile: str, precision: str) -> None:
+    """Refuse what is none of the choices of `pick_execution`."""
+    for key, value, allowed in (("compile", compile, COMPILE_CHOICES), ("precision", precision, PRECISION_CHOICES)):
+        if value not in allowed:
+            raise ConfigError(f"{key}={value}: choose {', '.join(allowed[:-1])} or {allowed[-1]}")
 
 
 @contextmanager

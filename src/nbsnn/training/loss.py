@@ -1,14 +1,13 @@
 """What a training step makes small: cross-entropy with the labels, or a mixture of it with what a float net says."""
 
 import copy
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError
-from nbsnn.recipe import FLOAT_BITS, OptimSpec, Phase, Recipe
+from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.tensorfile import content_hash
 from nbsnn.training.execution import Execution
 
@@ -68,21 +67,3 @@ class Loss:
     def fingerprint(self) -> str:
         """Who teaches: a run must not go on under another teacher."""
         return "" if self.teacher is None else f" taught by {content_hash({}, self.teacher.state_dict())[:12]}"
-
-
-def check_teacher(recipe: Recipe, to_run: Sequence[int], start: nn.Module | None) -> None:
-    """Refuse a recipe that distils where no float net would be there to teach.
-
-    Args:
-        recipe: its float phase, if it has one, trains the teacher.
-        to_run: bits of the phases that are not finished.
-        start: the float network that the run begins with, if there is one.
-    Raises:
-        ConfigError: neither of the two, and an unfinished phase distils.
-    """
-    pupils = [bits for bits in to_run if recipe.phase[str(bits)].distill]
-    if pupils and start is None and str(FLOAT_BITS) not in recipe.phase:
-        raise ConfigError(
-            f"phase.{pupils[0]}.distill={recipe.phase[str(pupils[0])].distill:g}: the run has no float net to teach; "
-            f"begin with phase {FLOAT_BITS}, or give a float network as init=START"
-        )

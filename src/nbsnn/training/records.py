@@ -119,8 +119,7 @@ class Records:
             return
         if saved.path.name == PREVIOUS_FILE:  # the newest one is damaged: it must not take the place of this one
             (self.out / STATE_FILE).unlink(missing_ok=True)
-        average = self.learner.average
-        with average.in_place() if average else nullcontext():
+        with self.learner.ema.in_place() if self.learner.ema else nullcontext():
             self._mend_checkpoints_()
 
     def _finished_state(self) -> Saved:

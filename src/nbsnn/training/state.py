@@ -1,4 +1,4 @@
-"""What a killed run goes on from: weights and their average, buffers, momenta, and where in the phase it stood.
+"""What a killed run resumes from: weights and their EMA, buffers, momenta, and where in the phase it stood.
 
 Order and augmentation of the batches follow from (seed, epoch, batch) alone, so no generator's state is part of it. Two
 generations are kept: a state that was damaged on disk costs the steps since the one before it, not the run.
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from nbsnn.distributed import max_over_ranks, warn
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.tensorfile import content_hash, read_tensors, write_tensors
-from nbsnn.training.average import WeightAverage
 from nbsnn.training.conditions import Conditions
+from nbsnn.training.ema import WeightEMA
 from nbsnn.training.folder import PREVIOUS_FILE, STATE_FILE
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Learner(NamedTuple):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: WeightAverage | None = None
+    ema: WeightEMA | None = None
 
 
 class Expected(NamedTuple):
@@ -91,7 +91,7 @@ class Saved(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def identity(network: nn.Module) -> str:
+def fingerprint(network: nn.Module) -> str:
     """Twelve hexadecimal digits of a network's weights of two and more dimensions, which no calibration touches."""
     return content_hash({}, {key: value for key, value in network.state_dict().items() if value.dim() > 1})[:12]
 
@@ -104,8 +104,8 @@ def save_state(folder: Path, state: TrainingState, learner: Learner) -> None:
     momenta = _momenta(learner)
     tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in learner.model.state_dict().items()}
     tensors |= {f"momentum.{key}": value for key, value in momenta.items()}
-    if learner.average:
-        tensors |= {f"average.{key}": value for key, value in learner.average.state().items()}
+    if learner.ema:
+        tensors |= {f"average.{key}": value for key, value in learner.ema.state().items()}
     header = {"format": _FORMAT, **asdict(state), "momenta": len(momenta)}
     write_tensors(folder / STATE_FILE, tensors, header, keep=folder / PREVIOUS_FILE)
 
@@ -155,7 +155,7 @@ def read_state(path: Path, learner: Learner, expected: Expected) -> Saved:
 
     Raises:
         OtherRun: it is of other settings than expected.
-        CheckpointError: damaged, or not of this network, its optimizer and its average.
+        CheckpointError: damaged, or not of this network, its optimizer and its EMA.
     """
     header, tensors = read_tensors(path)
     if "fingerprint" not in header:
@@ -179,10 +179,10 @@ def read_state(path: Path, learner: Learner, expected: Expected) -> Saved:
 
 
 def give_back_(saved: Saved, learner: Learner) -> None:
-    """Fill network, optimizer and average with what a training state holds."""
+    """Fill network, optimizer and EMA with what a training state holds."""
     learner.model.load_state_dict(_under("model.", saved.tensors))
-    if learner.average:
-        learner.average.restore_(_under("average.", saved.tensors))
+    if learner.ema:
+        learner.ema.restore_(_under("average.", saved.tensors))
     momenta = _under("momentum.", saved.tensors)
     for key, parameter in learner.model.named_parameters():
         if key in momenta:
@@ -202,9 +202,9 @@ def _impossible(state: TrainingState, expected: Expected) -> Iterator[str]:
 
 
 def _misfits(tensors: Mapping[str, Tensor], learner: Learner) -> Iterator[str]:
-    """Tensors that are not those of a network, its optimizer and its average."""
+    """Tensors that are not those of a network, its optimizer and its EMA."""
     model = {f"model.{key}": value for key, value in learner.model.state_dict().items()}
-    average = {f"average.{key}": value for key, value in (learner.average.state() if learner.average else {}).items()}
+    average = {f"average.{key}": value for key, value in (learner.ema.state() if learner.ema else {}).items()}
     known = {f"momentum.{key}": value for key, value in learner.model.named_parameters()}
     yield from (f"{key} is missing" for key in (*model, *average) if key not in tensors)
     for key, given in tensors.items():

@@ -1,4 +1,4 @@
-"""One training step: the gradients of a batch, then the optimizer. On CUDA the gradients are recorded once, and replayed.
+"""One training step: the gradients of a batch, then the optimizer. On CUDA they are captured once as a graph, and replayed.
 
 A step of a small network is hundreds of short kernels: launching them one by one takes the processor several times longer than
 running them takes the device. A CUDA graph launches them all at once, and computes the same bits.
@@ -14,21 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.distributed import world
-from nbsnn.errors import ConfigError
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.sums import norm
-from nbsnn.training.average import WeightAverage
+from nbsnn.training.ema import WeightEMA
 from nbsnn.training.execution import Execution
 from nbsnn.training.loss import Loss
 from nbsnn.training.optim import keep_positive_, make_optimizer, set_learning_rate_
 
-_WARM_UP = 3  # steps before recording: libraries choose their kernels, and compilers compile, while they run
+_WARM_UP = 3  # steps before capturing: libraries choose their kernels, and compilers compile, while they run
 
 
 def _together(model: nn.Module) -> nn.Module:
     """The network as several processes train it: they average their gradients as they arise.
 
-    Each sees the norm statistics of its own images; the main one's are kept.
+    Each sees the norm statistics of its own images; the main one's are captured.
     """
     # A weight with one input channel or a 1×1 kernel has the same layout under two sets of strides.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
@@ -41,11 +40,9 @@ class Step:
     Args:
         model: changed in place.
         spec, phase: the optimizer's settings; the rate is given with each batch.
-        execution: compiled, recorded, in which type.
+        execution: compiled, replayed as a CUDA graph, in which type.
         loss: of logits, labels and images.
         batch: images of a full batch, all processes together; others are run eagerly.
-    Raises:
-        ConfigError: steps are to be recorded that are not of one process on a CUDA device.
     """
 
     def __init__(
@@ -53,17 +50,11 @@ class Step:
     ) -> None:
         self.model, self.spec, self.execution, self.loss, self.batch = model, spec, execution, loss, batch
         self.optimizer = make_optimizer(model, phase, spec)
-        self.average = WeightAverage(model, phase.ema_decay) if phase.ema_decay else None
+        self.ema = WeightEMA(model, phase.ema_decay) if phase.ema_decay else None
         self.world = world()
         self.model_of_all = _together(model) if self.world.size > 1 else model
         self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all
-        device = next(model.parameters()).device
-        if execution.recorded and (device.type != "cuda" or self.world.size > 1):
-            raise ConfigError(
-                f"recorded=True: steps are recorded by one process on a CUDA device, not by {self.world.size} on {device}; "
-                "leave it out"
-            )
-        self.recorded = _Recorded(model, device) if execution.recorded else None
+        self.cuda_graph = _CudaGraph(model, next(model.parameters()).device) if execution.cuda_graph else None
 
     def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
         """Train on a batch.
@@ -76,11 +67,11 @@ class Step:
             [sum of the losses, hits] float32, on the device, which may not have computed it yet.
         """
         set_learning_rate_(self.optimizer, rate)
-        # The last batch of an epoch is smaller: not worth a second compilation or recording.
+        # The last batch of an epoch is smaller: not worth a second compilation or capture.
         if len(images) * self.world.size != self.batch:
             sums = self._gradients(images, labels, full=False)
-        elif self.recorded:
-            sums = self.recorded(partial(self._gradients, full=True), images, labels)
+        elif self.cuda_graph:
+            sums = self.cuda_graph(partial(self._gradients, full=True), images, labels)
         else:
             sums = self._gradients(images, labels, full=True)
         if self.spec.clip_norm:
@@ -89,8 +80,8 @@ class Step:
             nn.utils.clip_grads_with_norm_(trained, self.spec.clip_norm, length.float())
         self.optimizer.step()
         keep_positive_(self.model)
-        if self.average:
-            self.average.update_()
+        if self.ema:
+            self.ema.update_()
         return sums
 
     def _gradients(self, images: Tensor, labels: Tensor, *, full: bool) -> Tensor:
@@ -125,11 +116,11 @@ class _Graph(NamedTuple):
     gradients: list[Tensor | None]
 
 
-class _Recorded:
-    """Gradients of batches of one shape, by a CUDA graph that is recorded after a few eager steps.
+class _CudaGraph:
+    """Gradients of batches of one shape, by a CUDA graph that is captured after a few eager steps.
 
-    Recording runs nothing, and a replay runs what the eager step would: which of the two a step was, nobody can tell from the
-    weights. It does not hold the function that it records, so that the graph's memory goes when the step goes.
+    Capturing runs nothing, and a replay runs what the eager step would: which of the two a step was, nobody can tell from the
+    weights. It does not hold the function that it captures, so that the graph's memory goes when the step goes.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -145,7 +136,7 @@ class _Recorded:
         with torch.cuda.device(self.device):
             if self.steps <= _WARM_UP:
                 return self._run(gradients, images, labels)
-            self.graph = self.graph or self._record(gradients, images, labels)
+            self.graph = self.graph or self._capture(gradients, images, labels)
             return self._replay(self.graph, images, labels)
 
     def _run(self, gradients: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
@@ -155,7 +146,7 @@ class _Recorded:
         torch.cuda.current_stream().wait_stream(self.stream)
         return sums
 
-    def _record(self, gradients: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> _Graph:
+    def _capture(self, gradients: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> _Graph:
         images, labels, graph = images.clone(), labels.clone(), torch.cuda.CUDAGraph()
         for parameter in self.parameters:
             parameter.grad = None  # the first gradient is then written, not added
@@ -164,10 +155,10 @@ class _Recorded:
             sums = gradients(images, labels)
         return _Graph(graph, images, labels, sums, [parameter.grad for parameter in self.parameters])
 
-    def _replay(self, kept: _Graph, images: Tensor, labels: Tensor) -> Tensor:
-        kept.images.copy_(images)
-        kept.labels.copy_(labels)
-        for parameter, gradient in zip(self.parameters, kept.gradients, strict=True):
+    def _replay(self, captured: _Graph, images: Tensor, labels: Tensor) -> Tensor:
+        captured.images.copy_(images)
+        captured.labels.copy_(labels)
+        for parameter, gradient in zip(self.parameters, captured.gradients, strict=True):
             parameter.grad = gradient  # an eager step in between had its own
-        kept.graph.replay()
-        return kept.sums.clone()
+        captured.graph.replay()
+        return captured.sums.clone()

@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average of the parameters, which is evaluated and kept in place of the last ones."""
+"""An exponential moving average (EMA) of the weights, which is evaluated and saved in place of the weights themselves."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class WeightAverage:
-    """The moving average of a network's parameters, thresholds and scales included; norm statistics are not averaged.
+class WeightEMA:
+    """The EMA of a network's parameters, thresholds and scales included; batch norm's statistics are not averaged.
 
     Args:
         model: whose parameters are followed.
-        decay: share of the average that a step leaves; in the first steps less, so that the start is forgotten.
+        decay: of the average in each step; smaller in the first steps, so that the start is forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -23,7 +23,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update_(self) -> None:
-        """Take in the parameters as they are now."""
+        """Add the parameters as they are now."""
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 10))
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.recipe import Phase, recipe_from_dict
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
-from nbsnn.training.average import WeightAverage
+from nbsnn.training.ema import WeightEMA
 from nbsnn.training.loop import fit
 from nbsnn.training.observer import Observer
 
@@ -54,7 +54,7 @@ def test_the_average_is_evaluated_and_kept_and_the_weights_train_on(tmp_path):
 
 def test_a_state_is_gone_on_with():
     net = digits_net()
-    first, second = WeightAverage(net, 0.5), WeightAverage(digits_net(), 0.5)
+    first, second = WeightEMA(net, 0.5), WeightEMA(digits_net(), 0.5)
     with torch.no_grad():
         net.head.weight.add_(1)
     first.update_()

@@ -1,0 +1,175 @@
+"""What training refuses before it begins: settings, networks, images and processes that do not fit each other."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nbsnn.checkpoint import recipe_of
+from nbsnn.data import choices, data_set, list_data_sets
+from nbsnn.data.files import printable
+from nbsnn.data.images import Batches, LabelledImages, Splits
+from nbsnn.data.photos import PhotoSet
+from nbsnn.distributed import max_over_ranks, wait_for_all, world
+from nbsnn.errors import ConfigError
+from nbsnn.finite import check_network
+from nbsnn.models.plain import PLAIN_NETS
+from nbsnn.recipe import FLOAT_BITS, ModelSpec, Phase, Recipe
+from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.tensorfile import read_header
+from nbsnn.training.folder import LAST_FILE
+from nbsnn.training.options import FitOptions
+from nbsnn.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+# ---------------------------------------------------------------------------------------------------------------- a run
+
+
+def check_run(recipe: Recipe, splits: Splits | None, start: nn.Module | None) -> None:
+    """Refuse data that are not for training, and a network that the recipe cannot begin with.
+
+    Args:
+        recipe: of the run.
+        splits: images that were given, in place of the recipe's.
+        start: the network that was given, in place of fresh weights.
+    Raises:
+        ConfigError: says what to give instead.
+    """
+    if splits is not None and not isinstance(splits, Splits):
+        raise ConfigError(f"splits is a {type(splits).__name__}; give nbsnn.Splits(train, validation, test)")
+    if recipe.data.name in list_data_sets() and not data_set(recipe.data.name).trains:
+        raise ConfigError(f"data.name={recipe.data.name}: these are test images; train on {choices(lambda data: data.trains)}")
+    if isinstance(start, SpikingNetwork):
+        raise ConfigError("the start is a spiking network; give the quantized or the float one that it was made from")
+    if start is not None:
+        check_network(start, ConfigError, source="the start")
+    spec = getattr(start, "model_spec", None)
+    if spec is not None and spec != recipe.model:
+        raise ConfigError(
+            f"the start is {spec}, but the recipe trains {recipe.model}; give a checkpoint of that, or another recipe"
+        )
+
+
+def check_teacher(recipe: Recipe, to_run: Sequence[int], start: nn.Module | None) -> None:
+    """Refuse a recipe that distils where no float net would be there to teach.
+
+    Args:
+        recipe: its float phase, if it has one, trains the teacher.
+        to_run: bits of the phases that are not finished.
+        start: the float network that the run begins with, if there is one.
+    Raises:
+        ConfigError: neither of the two, and an unfinished phase distils.
+    """
+    pupils = [bits for bits in to_run if recipe.phase[str(bits)].distill]
+    if pupils and start is None and str(FLOAT_BITS) not in recipe.phase:
+        raise ConfigError(
+            f"phase.{pupils[0]}.distill={recipe.phase[str(pupils[0])].distill:g}: the run has no float net to teach; "
+            f"begin with phase {FLOAT_BITS}, or give a float network as init=START"
+        )
+
+
+def check_fit(spec: ModelSpec, images: LabelledImages, name: str) -> None:
+    """Refuse a data set whose images or classes do not fit a network; warn where labels may mean something else.
+
+    Raises:
+        ConfigError: other channels, another size where that matters, or more classes than the network tells apart.
+    """
+    channels, height, width = images.shape
+    remedy = "choose other data"
+    if channels != spec.in_channels:
+        raise ConfigError(f"the network takes {spec.in_channels} channels, but {name} has {channels}; {remedy}")
+    if spec.name in PLAIN_NETS and (height, width) != (spec.image_size, spec.image_size):
+        raise ConfigError(f"the network takes images of {spec.image_size} pixels, but {name} has {height}×{width}; {remedy}")
+    if len(images.classes) > spec.num_classes:
+        raise ConfigError(
+            f"the network tells {spec.num_classes} classes apart, but {name} has {len(images.classes)}; train one with "
+            f"model.num_classes={len(images.classes)}, or {remedy}"
+        )
+    if len(images.classes) < spec.num_classes:
+        logger.warning("%s has %d classes, the network %d: labels are places among the former", name, len(images.classes),
+                       spec.num_classes)  # fmt: skip
+
+
+def with_classes(recipe: Recipe, images: LabelledImages, folders: Iterable[Path]) -> Recipe:
+    """The recipe with the names of its classes, if those are read from folders, so that its checkpoints say them.
+
+    Raises:
+        ConfigError: a checkpoint in one of the folders was trained with others.
+    """
+    if not isinstance(images, PhotoSet):
+        return recipe
+    for last in (folder / LAST_FILE for folder in folders):
+        header = read_header(last)  # None of a damaged one: the phase's training state may restore it
+        check_same_classes(recipe_of(header) if header else None, images, str(last))
+    return replace(recipe, data=replace(recipe.data, classes=images.classes))
+
+
+def check_same_classes(trained: Recipe | None, images: LabelledImages, source: str) -> None:
+    """Refuse images whose classes are not those, by name and order, that a checkpoint's recipe says it was trained with.
+
+    Raises:
+        ConfigError: names the classes that only one of the two has.
+    """
+    names = trained.data.classes if trained else ()
+    if not names or names == images.classes:
+        return
+    lost, new = ([name for name in a if name not in b][:5] for a, b in ((names, images.classes), (images.classes, names)))
+    found = [f"{which} {', '.join(map(printable, some))}" for which, some in (("without", lost), ("with", new)) if some]
+    raise ConfigError(
+        f"{source} was trained with {len(names)} classes, but the data are {' and '.join(found) or 'in another order'}; "
+        "restore the folders, or train in another folder"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- a phase
+
+
+def training_batches(images: LabelledImages, recipe: Recipe, epoch: int) -> Batches:
+    """The batches of an epoch, which seed and number of the epoch decide; a process's share of each."""
+    data = recipe.data
+    return Batches(
+        images, data.batch_size, shuffle=True, augment=data.augment, seed=recipe.seed, epoch=epoch, world=world()
+    )  # fmt: skip
+
+
+def check_phase(model: nn.Module, splits: Splits, recipe: Recipe, phase: Phase, options: FitOptions) -> None:
+    """Refuse what cannot be trained as it is asked for.
+
+    Raises:
+        ConfigError: names the setting and a value that fits, or the network's numbers that are not finite.
+    """
+    check_network(model, ConfigError, source="the network to train")
+    if options.first_epoch >= phase.epochs:
+        raise ConfigError(f"first_epoch={options.first_epoch}: the phase has {phase.epochs} epochs; give it more")
+    size, accumulate, processes = recipe.data.batch_size, recipe.optim.accumulate, world().size
+    parts = processes * accumulate
+    if size % processes or size < 2 * parts:  # batch norm wants two images at least in every part, and processes equal shares
+        raise ConfigError(
+            f"data.batch_size={size}: is shared by {processes} processes in {accumulate} parts each; "
+            f"choose a multiple of {processes} from {2 * parts}"
+        )
+    if not len(training_batches(splits.train, recipe, 0)):
+        raise ConfigError(f"data.batch_size={size}: larger than the training set of {len(splits.train)} images")
+    device = torch.device(options.device)
+    if options.execution.cuda_graph and (device.type != "cuda" or processes > 1):
+        raise ConfigError(
+            f"cuda_graph=True: steps are captured by one process on a CUDA device, not by {processes} on {device}; leave it out"
+        )
+
+
+def check_same_folder(path: Path, state: TrainingState) -> None:
+    """Processes on several machines must see one folder, or each would resume from another state.
+
+    Args:
+        path: of the training state, which was written just now.
+        state: as this process has it.
+    """
+    wait_for_all()
+    here = torch.tensor([int(path.is_file()), state.epoch, state.step])
+    low, high = -max_over_ranks(-here), max_over_ranks(here)
+    if not low[0] or not low.equal(high):
+        raise ConfigError(f"{path.parent}: not all processes see the same files there; choose a folder that all machines share")
