@@ -285,7 +285,7 @@ def layer_format(value: Any, path: str) -> None:
 
 SPIKING = table({
     "neuron": choice("signed", "unsigned"),
-    "schedule": choice("fixed", "settle", "barrier"),
+    "schedule": text(),  # one of `nbsnn.spiking.schedules`, which `to_spiking` knows
     "image_shape": image_shape,
     "timesteps": whole(1, MOST_TIMESTEPS),
 })  # fmt: skip
