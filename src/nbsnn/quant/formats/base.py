@@ -121,7 +121,7 @@ def weight_format(name: str) -> type[WeightFormat]:
         ConfigError: not known.
     """
     if not isinstance(name, str) or name not in WEIGHT_FORMATS:  # it may come from a file
-        raise ConfigError(f"{unknown('weight format', name, WEIGHT_FORMATS)}; import the module that defines it first")
+        raise ConfigError(f"{unknown('weight format', name, WEIGHT_FORMATS)} (one of your own must be imported first)")
     return WEIGHT_FORMATS[name]
 
 
