@@ -18,6 +18,7 @@ LEVELS = [
     ["recipe", "surgery", "wrappers", "tracing", "inputs", "distributed", "spiking.functional"],
     ["schema", "norms"],
     ["tensorfile"],
+    ["outputs"],
     ["recipes", "models", "quant", "data"],
     ["spiking"],
     ["integer"],

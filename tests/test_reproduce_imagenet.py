@@ -1,5 +1,7 @@
 """The published ImageNet commands in sequence, with a thin AlexNet so that they take seconds."""
 
+import shutil
+
 import published
 import pytest
 import torch
@@ -67,6 +69,9 @@ def test_the_published_sequence_runs(scripts, place, capsys, monkeypatch):
     said = command(scripts, "dali_main", f"-a alexnet --bit 2 --resume {last} --epochs 2", place, capsys, code=2)
     assert "--start-epoch 2: the phase has 2 epochs" in said
     said = command(scripts, "dali_main", f"-a alexnet --bit 2 --init {last} --lowbit", place, capsys, code=2)
+    assert f"{last}: the run begins with it and would replace it; copy it first" in said
+    copy = shutil.copy(last, place / "start.pth.tar")
+    said = command(scripts, "dali_main", f"-a alexnet --bit 2 --init {copy} --lowbit", place, capsys, code=2)
     assert "the start has float weights between its edges" in said
 
 

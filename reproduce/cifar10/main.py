@@ -14,6 +14,7 @@ from nbsnn.console import exit_code, note
 from nbsnn.data.images import evaluation_batches
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.importers.reference import load_start
+from nbsnn.recipe import FLOAT_BITS
 from nbsnn.tensorfile import is_ours, read_tensors
 from nbsnn.training.execution import pick_execution
 from nbsnn.training.loop import fit
@@ -26,6 +27,9 @@ from nbsnn.training_console import TrainingConsole
 def run(args: argparse.Namespace) -> None:
     """Train, or with -e evaluate."""
     recipe = options.recipe_of(args)
+    folder = options.result_folder(args)
+    if not args.evaluate:
+        options.check_results(args, folder, "float" if args.bit == FLOAT_BITS else "quantized")
     start = options.required_init(args) if args.evaluate else args.resume or args.init
     previous = load_start(start, args.arch, bits=args.bit) if start else pipeline.new_model(recipe)
     splits = options.data_of(recipe)
@@ -38,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     first = args.start_epoch
     if first is None:
         first = read_tensors(start)[0]["metrics"].get("epoch", 0) if args.resume and is_ours(args.resume) else 0
-    folder, phase = options.result_folder(args), recipe.phase[str(args.bit)]
+    phase = recipe.phase[str(args.bit)]
     how = FitOptions(
         device=device, execution=pick_execution(device, phase.epochs * len(splits.train)), overwrite=not args.continue_,
         first_epoch=first, names=(options.BEST, options.LAST), start=fingerprint(previous) if start else "",

@@ -11,8 +11,10 @@ from nbsnn.data import load_data
 from nbsnn.data.images import Splits
 from nbsnn.errors import ConfigError
 from nbsnn.models import canonical_name
+from nbsnn.outputs import check_output, network_kind
 from nbsnn.recipe import Phase, Recipe, recipe_from_dict
 from nbsnn.recipes import load_recipe
+from nbsnn.training.folder import check_start
 
 HERE = Path(__file__).resolve().parent
 BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"  # in the result folder
@@ -47,6 +49,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     add("-id", "--device", default="0", help="number of the GPU, or cpu; without a GPU the CPU is used")
     add("-u", "--unsigned", action="store_true", help="unsigned neurons instead of signed ones")
     add("-ct", "--continue", dest="continue_", action="store_true", help="go on with the interrupted run in the result folder")
+    add("--overwrite", action="store_true", help="let the results replace files of another kind in the result folder")
     add("--schedule", default="fixed", help="of the spikes: fixed (published), settle or barrier (exact)")
     add("--data", type=Path, default=HERE / "data", help="folder of cifar-10-batches-py")
     add("--result", type=Path, default=HERE / "result", help="folder of the results")
@@ -71,6 +74,17 @@ def result_folder(args: argparse.Namespace) -> Path:
     """`result/<arch>_<bit>bit`."""
     folder: Path = args.result / f"{args.arch}_{args.bit}bit"
     return folder
+
+
+def check_results(args: argparse.Namespace, folder: Path, form: str) -> None:
+    """Refuse, before any work, to replace the start of the run, or files in its folder that are not results of its kind.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    check_start(folder, args.init, names=(BEST, LAST))
+    for name in () if args.continue_ else (BEST, LAST):
+        check_output(folder / name, network_kind(form), overwrite=args.overwrite)
 
 
 def device_of(args: argparse.Namespace) -> torch.device:

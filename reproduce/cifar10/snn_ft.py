@@ -20,6 +20,7 @@ from nbsnn.data.images import Batches
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.evaluation.comparison import compare_finetuned
+from nbsnn.files import write_text
 from nbsnn.importers.reference import load_quantized_start, load_start
 from nbsnn.recipe import Recipe
 from nbsnn.spiking.network import SpikingNetwork
@@ -48,8 +49,8 @@ class _Files:
         writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
         writer.writeheader()
         writer.writerows(self.rows)
-        (self.folder / "log.csv").write_text(text.getvalue())
-        (self.folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text(self.folder / "log.csv", text.getvalue())
+        write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 def parse(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
@@ -78,6 +79,8 @@ def run(args: argparse.Namespace) -> None:
     if args.evaluate:
         _evaluate(args, path, recipe)
         return
+    folder = options.result_folder(args).with_name(f"{args.arch}_{args.bit}bit_ft")
+    options.check_results(args, folder, "spiking")
     network = load_quantized_start(path, args.arch, bits=args.bit, trainer="main.py")
     if args.schedule != "fixed":
         raise ConfigError(f"--schedule {args.schedule}: exact schedules need no fine-tuning; leave it at fixed")
@@ -90,7 +93,6 @@ def run(args: argparse.Namespace) -> None:
     quantized = network.to(options.device_of(args))
     splits = options.data_of(recipe)
     train = splits.train.some(args.limit_train)
-    folder = options.result_folder(args).with_name(f"{args.arch}_{args.bit}bit_ft")
     figures = {"checkpoint": str(path), "settings": spec.to_dict(), "train_images": len(train), "test": None}
     files = _Files(folder, recipe, figures)
     with image_progress(images_to_see(quantized, train, splits.validation, spec), "fine-tuning") as tell:

@@ -18,7 +18,7 @@ from nbsnn.distributed import process_group, world
 from nbsnn.errors import CheckpointError, MissingDependencyError
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.importers.reference import load_start
-from nbsnn.recipe import Recipe
+from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.tensorfile import is_ours, read_tensors
 from nbsnn.training.checks import with_classes
 from nbsnn.training.execution import pick_execution
@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
             note_accuracy(args, model, options.data_of(recipe, path).test, str(path))
         else:
             splits = options.data_of(recipe)
+            options.check_results(args, options.result_folder(args), "float" if args.bit == FLOAT_BITS else "quantized")
             train(args, with_classes(recipe, splits.train, []), splits)
 
 

@@ -13,9 +13,11 @@ from nbsnn.data.images import Splits
 from nbsnn.distributed import World
 from nbsnn.errors import ConfigError
 from nbsnn.models import canonical_name
+from nbsnn.outputs import check_output, network_kind
 from nbsnn.recipe import Phase, Recipe, recipe_from_dict
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import is_ours, read_tensors
+from nbsnn.training.folder import check_start
 
 HERE = Path(__file__).resolve().parent
 BEST, LAST = "model_best.pth.tar", "checkpoint.pth.tar"
@@ -57,6 +59,7 @@ def parse(description: str, arguments: list[str] | None = None) -> argparse.Name
     add("--schedule", default="fixed", help="of the spikes: fixed (published), settle or barrier (exact)")
     add("--lowbit", action="store_true", help="inner weights with as few bits as activations, instead of 32")
     add("-ct", "--continue", dest="continue_", action="store_true", help="go on with the interrupted run in the result folder")
+    add("--overwrite", action="store_true", help="let the results replace files of another kind in the result folder")
     add("--limit", type=int, default=0, help="evaluate on so many validation images only, of all classes; 0 is all")
     add("--result", type=Path, default=HERE / "result", help="folder of the results")
     add("--seed", type=int, default=0, help="of order and augmentation")
@@ -86,6 +89,17 @@ def result_folder(args: argparse.Namespace) -> Path:
     """`result/<arch>_<bit>bit`."""
     folder: Path = args.result / f"{args.arch}_{args.bit}bit"
     return folder
+
+
+def check_results(args: argparse.Namespace, folder: Path, form: str) -> None:
+    """Refuse, before any work, to replace the start of the run, or files in its folder that are not results of its kind.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    check_start(folder, args.init or args.pretrained, names=(BEST, LAST))
+    for name in () if args.continue_ else (BEST, LAST):
+        check_output(folder / name, network_kind(form), overwrite=args.overwrite)
 
 
 def data_of(recipe: Recipe, checkpoint: Path | None = None) -> Splits:

@@ -48,6 +48,24 @@ def check_readable(path: Path, what: str = "checkpoint file") -> None:
         raise CheckpointError(f"{path}: cannot be read ({_reason(error)}); name another file") from None
 
 
+def check_writable(path: Path) -> None:
+    """Fail if no file can be written at `path`, as far as that can be told without writing one.
+
+    Raises:
+        CheckpointError: no file can have that name, or its folder cannot be written.
+    """
+    try:
+        path.lstat()
+        return
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot write {path}: {_reason(error)}; {_remedy(error)}") from None
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CheckpointError(f"cannot write {path}: {folder} may not be written; choose another folder")
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any], *, keep: Path | None = None) -> None:
     """Write a file under a temporary name beside it, sync it, and rename it; its folder is made if need be.
 

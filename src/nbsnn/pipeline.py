@@ -24,7 +24,7 @@ from nbsnn.models import build_model
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.tensorfile import read_torch_state
-from nbsnn.training.checks import check_fit, check_run, check_teacher, with_classes
+from nbsnn.training.checks import check_fit, check_later_phases, check_run, check_teacher, with_classes
 from nbsnn.training.folder import forget_finished, has_run
 from nbsnn.training.history import FitResult, finished_phase
 from nbsnn.training.loop import fit
@@ -141,8 +141,11 @@ def train(
     overwrite = options.overwrite and not is_revived()  # by torchrun: then what lies there is this run's own
     start = fingerprint(init) if init else ""
     done = {bits: None if overwrite else finished_phase(recipe, bits, folder, start) for bits, folder in folders.items()}
+    to_run = [bits for bits, result in done.items() if result is None]
+    if not overwrite:
+        check_later_phases([folders[bits] for bits in to_run])
     teacher = None if init is None or read_plan(init) else init
-    check_teacher(recipe, [bits for bits, result in done.items() if result is None], teacher)
+    check_teacher(recipe, to_run, teacher)
     splits = splits or load_data(recipe.data, size=recipe.model.image_size, progress=progress)
     check_fit(recipe.model, splits.train, recipe.data.name)
     recipe = with_classes(recipe, splits.train, [] if overwrite else folders.values())

@@ -18,14 +18,15 @@ from nbsnn.cli.options import (
     JsonOption,
     LimitOption,
     NeuronOption,
+    OverwriteOption,
     RootOption,
     ScheduleOption,
     SplitOption,
-    check_file,
 )
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare
 from nbsnn.evaluation.comparison import convert as convert_with
+from nbsnn.outputs import check_output, network_kind
 from nbsnn.spiking.schedules import check_pair, valid_pairs
 
 
@@ -43,6 +44,7 @@ def convert(
     split: SplitOption = "test",
     limit: LimitOption = 0,
     device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Turn a quantized checkpoint into a spiking network, and measure how closely its spikes follow.
@@ -56,7 +58,8 @@ def convert(
     """
     if schedule is None and (out or neuron):
         raise ConfigError("--out and --neuron need a schedule: add --schedule fixed, settle or barrier")
-    check_file(out)
+    if out:
+        check_output(out, network_kind("spiking"), inputs=[checkpoint], overwrite=overwrite)
     pairs = valid_pairs() if schedule is None else (check_pair(neuron, schedule),)
     model, header = load(checkpoint, device)
     model = only_quantized(model, checkpoint, "convert")

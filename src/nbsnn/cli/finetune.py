@@ -18,14 +18,15 @@ from nbsnn.cli.options import (
     DownloadOption,
     JsonOption,
     LimitOption,
+    OverwriteOption,
     RootOption,
     SeedOption,
     between,
-    check_file,
 )
 from nbsnn.data import choices, data_set
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare_finetuned
+from nbsnn.outputs import check_output, network_kind
 from nbsnn.settings import convert
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import Header
@@ -88,6 +89,7 @@ def finetune_(
     download: DownloadOption = False,
     limit: LimitOption = 0,
     device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Fine-tune a quantized checkpoint for spikes under the schedule "fixed": T = 2^b - 1 steps and stop.
@@ -104,7 +106,8 @@ def finetune_(
     wanted = {"method": method, "epochs": epochs, "neuron": neuron, "force": force, "calibrate_first": calibrate_first,
               "lr": lr, "weights": weights, "distillation": distillation, "batch_size": batch_size, "seed": seed}  # fmt: skip
     spec: FinetuneSpec = convert(wanted, FinetuneSpec)
-    check_file(out)
+    if out:  # found out now, not after an hour
+        check_output(out, network_kind("spiking"), inputs=[checkpoint], overwrite=overwrite)
     network, header = load(checkpoint, device)
     model = only_quantized(network, checkpoint, "finetune")
     check_source(model, spec)  # before images are looked for

@@ -8,8 +8,18 @@ import typer
 from nbsnn import console, pipeline
 from nbsnn.cli.app import app
 from nbsnn.cli.networks import images_for, load, only_quantized
-from nbsnn.cli.options import Checkpoint, DataOption, DownloadOption, JsonOption, RootOption, SplitOption, between, check_file
+from nbsnn.cli.options import (
+    Checkpoint,
+    DataOption,
+    DownloadOption,
+    JsonOption,
+    OverwriteOption,
+    RootOption,
+    SplitOption,
+    between,
+)
 from nbsnn.evaluation.fidelity import measure_integer_fidelity
+from nbsnn.outputs import INTEGER, check_output
 from nbsnn.tensorfile import Header
 
 
@@ -27,6 +37,7 @@ def lower(
     root: RootOption = None,
     download: DownloadOption = False,
     split: SplitOption = "test",
+    overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Turn a quantized checkpoint into an integer network, which gives the same bits on every machine.
@@ -37,7 +48,7 @@ def lower(
     Example:
       nbsnn lower runs/r20/2bit/best.safetensors --out r20-int.safetensors
     """
-    check_file(out)
+    check_output(out, INTEGER, inputs=[checkpoint], overwrite=overwrite)
     model, header = load(checkpoint, "cpu")
     quantized = only_quantized(model, checkpoint, "lower")
     images = images_for(header, split, fidelity_images or 1, data=data, root=root, download=download)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nbsnn.errors import ConfigError
+from nbsnn.files import check_writable
 from nbsnn.recipe import MOST_SEED
 
 MANY = 1_000_000_000
@@ -51,6 +52,9 @@ ComparedOption = Annotated[
 NeuronOption = Annotated[str | None, typer.Option("--neuron", help="signed or unsigned.")]
 ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="fixed, settle or barrier.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="Of integer networks: auto, native or torch.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Let --out replace the checkpoint itself, or a file of another kind.")
+]
 
 
 def default_folder(recipe: str) -> Path:
@@ -60,23 +64,11 @@ def default_folder(recipe: str) -> Path:
 
 def check_folder(path: Path) -> Path:
     """A folder that a run may be written to, which need not be there yet; found out before an hour is spent."""
-    _check_parents(path, path)
-    return path
-
-
-def check_file(path: Path | None) -> Path | None:
-    """A file that a result may be written to; its folder need not be there yet."""
-    if path:
-        if path.is_dir():
-            raise ConfigError(f"{path}: is a folder; name a file in it")
-        _check_parents(path, path.parent)
-    return path
-
-
-def _check_parents(path: Path, folder: Path) -> None:
-    for place in (folder, *folder.parents):
+    check_writable(path)
+    for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise ConfigError(f"{path}: {'this' if place == path else place} is a file, not a folder; choose another place")
+    return path
 
 
 def with_data(settings: list[str], root: Path | None, download: bool) -> list[str]:

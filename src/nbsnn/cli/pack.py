@@ -8,8 +8,9 @@ import typer
 from nbsnn import console
 from nbsnn.checkpoint import rebuild
 from nbsnn.cli.app import app
-from nbsnn.cli.options import JsonOption, check_file
+from nbsnn.cli.options import JsonOption, OverwriteOption
 from nbsnn.export.packed import save_packed
+from nbsnn.outputs import PACKED, check_output
 from nbsnn.tensorfile import read_tensors
 from nbsnn.zoo import locate
 
@@ -21,6 +22,7 @@ def pack(
         typer.Argument(help="A quantized checkpoint; bundled networks are packed already.", metavar="CHECKPOINT"),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The packed file, .safetensors.")],
+    overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Write a quantized checkpoint as a small file: weights in codes of b bits, with provenance and a hash.
@@ -32,10 +34,10 @@ def pack(
     Example:
       nbsnn pack runs/r20/2bit/best.safetensors --out resnet20-w2a2.safetensors
     """
-    check_file(out)
+    check_output(out, PACKED, inputs=[checkpoint], overwrite=overwrite)
     header, tensors = read_tensors(checkpoint)
-    size = save_packed(out, rebuild(header, tensors, source=str(checkpoint)), origin=header)
     before = locate(checkpoint).stat().st_size
+    size = save_packed(out, rebuild(header, tensors, source=str(checkpoint)), origin=header)
     if json_:
         console.show_json({"packed": str(out), "bytes": size, "checkpoint_bytes": before})
         return

@@ -13,16 +13,17 @@ from nbsnn.cli.options import (
     DownloadOption,
     JsonOption,
     LimitOption,
+    OverwriteOption,
     RecipeOption,
     RootOption,
     SetOption,
     between,
-    check_file,
     default_folder,
     with_data,
 )
 from nbsnn.data import load_data
 from nbsnn.files import write_text
+from nbsnn.outputs import FIGURES, check_output
 from nbsnn.recipes import load_recipe
 from nbsnn.report import images_looked_at
 from nbsnn.report import report as measure_run
@@ -43,6 +44,7 @@ def report(
         int, typer.Option("--spiking-limit", callback=between(0), help="Step only the first so many of them; 0 is all.")
     ] = 0,
     fidelity_images: ComparedOption = 200,
+    overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Measure a finished run: every phase, neuron and schedule, with machine, versions, seed and recipe hash.
@@ -53,7 +55,8 @@ def report(
     Example:
       nbsnn report -r cifar10/resnet20:fast --run runs/r20 --out resnet20.json
     """
-    check_file(out)
+    if out:
+        check_output(out, FIGURES, overwrite=overwrite)
     plan = load_recipe(recipe, with_data(settings, root, download))
     with console.download_progress() as progress:
         test = load_data(plan.data, size=plan.model.image_size, progress=progress).test.some(limit)

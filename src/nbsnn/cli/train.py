@@ -28,6 +28,7 @@ from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
 from nbsnn.recipe import MOST_SEED
 from nbsnn.recipes import load_recipe
+from nbsnn.training.folder import check_start
 from nbsnn.training.observer import Observer, Observers
 from nbsnn.training.options import SAVE_EVERY, TrainOptions
 from nbsnn.training.tensorboard import TensorBoard
@@ -81,6 +82,8 @@ def train(
         raise ConfigError("--init and --pretrained both name a start; give one of them")
     chosen = pipeline.pick_device(device)
     folder = check_folder(out or default_folder(recipe))
+    for bits in plan.phase:
+        check_start(pipeline.phase_folder(folder, int(bits)), init or pretrained)
     with process_group(chosen) as group:
         console.speak_on_main_only(group)
         where = f"{chosen}, {torch.get_num_threads()} threads" + (f", {group.size} processes" if group.size > 1 else "")

@@ -14,13 +14,13 @@ from nbsnn.data.files import printable
 from nbsnn.data.images import Batches, LabelledImages, Splits
 from nbsnn.data.photos import PhotoSet
 from nbsnn.distributed import max_over_ranks, wait_for_all, world
-from nbsnn.errors import ConfigError
+from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.finite import check_network
 from nbsnn.models.plain import PLAIN_NETS
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Phase, Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import read_header
-from nbsnn.training.folder import LAST_FILE
+from nbsnn.training.folder import LAST_FILE, has_unfinished
 from nbsnn.training.options import FitOptions
 from nbsnn.training.state import TrainingState
 
@@ -52,6 +52,22 @@ def check_run(recipe: Recipe, splits: Splits | None, start: nn.Module | None) ->
         raise ConfigError(
             f"the start is {spec}, but the recipe trains {recipe.model}; give a checkpoint of that, or another recipe"
         )
+
+
+def check_later_phases(folders: Sequence[Path]) -> None:
+    """Refuse now what would be refused when the first of the phases to run has ended.
+
+    Args:
+        folders: of the phases to run, in order.
+    Raises:
+        CheckpointError: one after the first has ended before, under settings that differ somewhere.
+    """
+    for folder in folders[1:]:
+        if (folder / LAST_FILE).is_file() and not has_unfinished(folder):
+            raise CheckpointError(
+                f"{folder} holds a finished phase, of another recipe or start, and {folders[0].name} before it is to be trained"
+                "; choose another folder, or set overwrite=True to train all phases anew"
+            )
 
 
 def check_teacher(recipe: Recipe, to_run: Sequence[int], start: nn.Module | None) -> None:

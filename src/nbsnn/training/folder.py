@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nbsnn.distributed import world
-from nbsnn.errors import CheckpointError
+from nbsnn.errors import CheckpointError, ConfigError
+from nbsnn.outputs import is_same
 
 try:
     import fcntl
@@ -30,6 +31,21 @@ def has_unfinished(folder: Path) -> bool:
 def has_run(folder: Path) -> bool:
     """Whether a phase began in a folder, finished or not."""
     return has_unfinished(folder) or (folder / FINISHED_FILE).is_file() or (folder / LAST_FILE).is_file()
+
+
+def check_start(folder: Path, start: str | Path | None, *, names: tuple[str, str] = (BEST_FILE, LAST_FILE)) -> None:
+    """Refuse to begin a run in a folder with a file that the run replaces: if it was killed, it could not go on.
+
+    Args:
+        folder: of the phase.
+        start: the file that the run begins with, if any.
+        names: of the checkpoints.
+    Raises:
+        ConfigError: the start is one of the run's own files.
+    """
+    for path in (folder / name for name in (*names, STATE_FILE, PREVIOUS_FILE, FINISHED_FILE)):
+        if is_same(path, start):
+            raise ConfigError(f"{start}: the run begins with it and would replace it; copy it first, or choose another folder")
 
 
 def forget_finished(folder: Path) -> None:

@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from nbsnn.recipe import Recipe
 from nbsnn.tensorfile import Header, read_header, read_tensors
 from nbsnn.training.folder import BEST_FILE, FINISHED_FILE, LAST_FILE, has_unfinished
 from nbsnn.training.observer import Epoch
+
+logger = logging.getLogger(__name__)
 
 _TABLE, _LINES = "log.csv", "log.jsonl"
 
@@ -67,12 +70,15 @@ def finished_phase(recipe: Recipe, bits: int, out: Path, start: str | None = Non
         return result_of(best, last, _rows_of(out, recipe.phase[str(bits)].epochs))
     except CheckpointError as error:
         if (out / FINISHED_FILE).is_file():
+            logger.warning("%s; training goes on from %s, which restores it", error, out / FINISHED_FILE)
             return None
         raise CheckpointError(f"{error}; or delete {out} to train that phase anew") from None
 
 
 def _is_of(header: Header, recipe: Recipe, bits: int, start: str | None) -> bool:
     """Whether a checkpoint is of the last epoch of a phase."""
+    if "metrics" not in header:  # no network that was trained
+        return False
     its, metrics = recipe_of(header), header["metrics"]
     if its is None or str(bits) not in its.phase or its.until(bits).hash != recipe.until(bits).hash:
         return False
@@ -93,15 +99,17 @@ def _rows_of(out: Path, epochs: int) -> list[dict[str, Any]]:
 
 def read_history(out: Path, *, until: int) -> list[dict[str, Any]]:
     """The epochs up to `until` that `write_history` wrote, from the one of its files that has them; nothing if neither has."""
-    for name, parse in ((_LINES, _parse_lines), (_TABLE, _parse_table)):
-        try:
-            rows = [asdict(_epoch(row)) for row in parse((out / name).read_text(encoding="utf-8"))]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            continue
+    for name, parse in _PARSERS:
+        rows = _rows(out / name, parse)
         epochs = [row["epoch"] for row in rows]
         if epochs == sorted(set(epochs)) and until in epochs:
             return rows[: epochs.index(until) + 1]
     return []
+
+
+def foreign_logs(out: Path) -> list[Path]:
+    """Files with the names of the logs that `write_history` did not write."""
+    return [out / name for name, parse in _PARSERS if (out / name).exists() and not _rows(out / name, parse)]
 
 
 def write_history(out: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -112,6 +120,14 @@ def write_history(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer.writerows(rows)
     write_text(out / _TABLE, text.getvalue())
     write_text(out / _LINES, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _rows(log: Path, parse: Callable[[str], Iterable[Any]]) -> list[dict[str, Any]]:
+    """The epochs in a log; none if it is missing, or not what `write_history` wrote."""
+    try:
+        return [asdict(_epoch(row)) for row in parse(log.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
 
 
 def _parse_lines(text: str) -> Iterator[Any]:
@@ -132,3 +148,6 @@ def _epoch(row: Any) -> Epoch:
     if set(row) != set(names):
         raise ValueError(f"columns {list(row)}")
     return Epoch(int(row["epoch"]), *(float(row[name]) for name in names[1:]))
+
+
+_PARSERS: tuple[tuple[str, Callable[[str], Iterable[Any]]], ...] = ((_LINES, _parse_lines), (_TABLE, _parse_table))

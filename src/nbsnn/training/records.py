@@ -8,12 +8,13 @@ from typing import Any
 
 from nbsnn.checkpoint import save_checkpoint
 from nbsnn.distributed import wait_for_all, warn, world
-from nbsnn.errors import CheckpointError
+from nbsnn.errors import CheckpointError, ConfigError
+from nbsnn.outputs import kind_of
 from nbsnn.recipe import Phase, Recipe
 from nbsnn.tensorfile import read_header, read_tensors, write_tensors
 from nbsnn.training.conditions import Conditions, compare_conditions
 from nbsnn.training.folder import FINISHED_FILE, PREVIOUS_FILE, STATE_FILE
-from nbsnn.training.history import write_history
+from nbsnn.training.history import foreign_logs, write_history
 from nbsnn.training.observer import Epoch
 from nbsnn.training.state import Expected, Learner, Saved, TrainingState, give_back_, newest_state, read_state, save_state
 
@@ -110,6 +111,7 @@ class Records:
         if saved is None and (self.last.is_file() or (self.out / FINISHED_FILE).is_file()):
             saved = self._finished_state()
         if saved is None:
+            self._check_place()
             return
         compare_conditions(saved.state.conditions, conditions, self.out)
         give_back_(saved, self.learner)
@@ -121,6 +123,19 @@ class Records:
             (self.out / STATE_FILE).unlink(missing_ok=True)
         with self.learner.ema.in_place() if self.learner.ema else nullcontext():
             self._mend_checkpoints_()
+
+    def _check_place(self) -> None:
+        """Refuse to begin where files of others have the names of the run's own.
+
+        Raises:
+            ConfigError: `best` or a log is not of nbsnn.
+        """
+        strange = [] if kind_of(self.best) or not self.best.exists() else [self.best]
+        strange += foreign_logs(self.out)
+        if strange:
+            raise ConfigError(
+                f"{strange[0]}: not a file that nbsnn wrote, or damaged; choose another folder, or delete it first"
+            )
 
     def _finished_state(self) -> Saved:
         """The last state of the phase that ended here, to mend its checkpoints, or to give it more epochs.
@@ -179,7 +194,7 @@ class Records:
 def _epoch_in(path: Path) -> int | None:
     """Which epoch's network a checkpoint of a run holds; None if it is damaged, missing, or of something else."""
     try:
-        epoch = read_tensors(path)[0]["metrics"].get("epoch")
+        epoch = read_tensors(path)[0].get("metrics", {}).get("epoch")
     except CheckpointError:
         return None
     return epoch if isinstance(epoch, int) else None
