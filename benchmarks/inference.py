@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import nbsnn
 from nbsnn.data.sets.sample import load_sample
-from nbsnn.integer import native
+from nbsnn.integer.backends import native
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.training.execution import has_bf16
 from nbsnn.zoo import PREFIX, list_zoo

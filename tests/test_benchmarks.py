@@ -16,7 +16,7 @@ import training
 import zoo
 from nets import SmallNet
 
-from nbsnn.integer import native
+from nbsnn.integer.backends import native
 from nbsnn.zoo import list_zoo
 
 IMAGES = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(2))

@@ -4,7 +4,9 @@ import copy
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from integer_nets import PAIRS
@@ -13,7 +15,7 @@ from torch import nn
 
 import nbsnn
 from nbsnn.errors import ConfigError, ConversionError
-from nbsnn.integer.native import why_not
+from nbsnn.integer.backends.native import why_not
 from nbsnn.surgery import evaluation_mode, tap
 
 BACKENDS = ["torch", *(["native"] if why_not() is None else [])]
@@ -171,7 +173,7 @@ def test_the_message_of_a_backend_that_cannot_run_names_an_argument_that_exists(
     network = nbsnn.lower(quantized, images[:1])
     expected = network.run(images[:2])
     monkeypatch.setenv("NBSNN_NATIVE", "0")
-    with pytest.raises(ConfigError, match=r"cannot run: switched off by NBSNN_NATIVE=0; use backend='torch'$"):
+    with pytest.raises(ConfigError, match=r"backend='native' cannot run: switched off by NBSNN_NATIVE=0; use backend='torch'$"):
         network.run(images[:2], backend="native")
     assert torch.equal(network.run(images[:2], backend="torch"), expected)
     monkeypatch.undo()
@@ -300,3 +302,77 @@ def test_a_spiking_network_compiles_into_one_graph(quantized, images):
         compiled = torch.compile(spiking, backend="eager", fullgraph=True)
         assert torch.equal(compiled(images[:3]), spiking(images[:3]))
         assert torch.equal(compiled(images[3:6]), spiking(images[3:6]))
+
+
+# ------------------------------------------------------------------------------------------------- edits of the numbers
+
+WRITES = {
+    "in place": lambda w: w.neg_(),
+    "without gradient": lambda w: torch.no_grad()(lambda: w.mul_(2))(),
+    "through .data": lambda w: w.data.add_(1),
+    "another .data": lambda w: setattr(w, "data", torch.zeros_like(w)),
+    "an entry": lambda w: w.view(-1).__setitem__(0, 3),
+    "a row": lambda w: w[0].zero_(),
+    "a view of a view": lambda w: w.detach().flatten()[1:].unsqueeze(0).fill_(1),
+    "copy_": lambda w: w.copy_(torch.zeros_like(w)),
+    "out=": lambda w: torch.add(w, 1, out=w),
+    "all at once": lambda w: torch._foreach_add_([w], 1),
+    "an operator": lambda w: torch.ops.aten.relu_(w),
+    "in a module": lambda w: torch.nn.functional.relu(w, inplace=True),
+    "as a parameter": lambda w: nn.Parameter(w, requires_grad=False).data.zero_(),
+    "as another class": lambda w: w.as_subclass(torch.Tensor).zero_(),
+    "numpy": lambda w: w.numpy().__imul__(0),
+    "numpy.asarray": lambda w: np.asarray(w).fill(0),
+    "its memory": lambda w: w.untyped_storage().fill_(0),
+    "its type": lambda w: w.to(w.dtype).zero_(),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_an_edit_of_an_integer_networks_numbers_is_refused(quantized, images, write):
+    """Case 26: one line with the remedy, and both backends go on with the same weights."""
+    network = nbsnn.lower(quantized, images[:1], mean=(0.5, 0.5), std=(0.2, 0.2))
+    program, batch = network.program, images[:3].clamp(-2, 2)
+    expected = {backend: network.run(batch, backend=backend) for backend in BACKENDS}
+    unit, head = program.units[1], program.head
+    for numbers in (unit.branches[0].weight, unit.branches[0].multiplier, unit.bias, head.bias, program.pixels.table):
+        with pytest.raises((nbsnn.LoweringError, ValueError), match=r"cannot be changed in place; make another one|read-only"):
+            WRITES[write](numbers)
+    fresh = nbsnn.IntegerNetwork(program)
+    for backend in BACKENDS:
+        assert torch.equal(network.run(batch, backend=backend), expected[backend])
+        assert torch.equal(fresh.run(batch, backend=backend), expected["torch"])
+
+
+def test_a_program_copies_the_tensors_that_it_is_made_from(quantized, images):
+    program = nbsnn.lower(quantized, images[:1]).program
+    unit = program.units[1]
+    bias = unit.bias + 0
+    changed = replace(unit, bias=bias)
+    assert not isinstance(bias, type(unit.bias))
+    network = nbsnn.IntegerNetwork(replace(program, nodes=tuple(changed if n is unit else n for n in program.nodes)))
+    expected = network.run(images[:3], backend="torch")
+    bias.zero_()
+    for backend in BACKENDS:
+        assert torch.equal(network.run(images[:3], backend=backend), expected)
+        assert torch.equal(nbsnn.IntegerNetwork(network.program).run(images[:3], backend=backend), expected)
+
+
+def test_frozen_numbers_read_like_any_other(quantized, images, tmp_path):
+    network = nbsnn.lower(quantized, images[:1])
+    weight = network.program.units[1].branches[0].weight
+    assert weight.dtype == torch.int8
+    same = torch.tensor(weight.tolist(), dtype=torch.int8)
+    assert torch.equal(weight, same)
+    assert repr(weight) == repr(same)
+    assert (weight.numpy() == same.numpy()).all()
+    assert type(weight + 1) is type(weight.float()) is type(weight.clone()) is torch.Tensor
+    weight.clone().zero_()
+    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        network.run(images[:2])
+        assert torch.equal(copied.run(images[:2]), network.run(images[:2]))
+        assert torch.equal(copied.program.units[1].branches[0].weight, weight)
+        with pytest.raises(nbsnn.LoweringError):
+            copied.program.units[1].branches[0].weight.zero_()
+    torch.save(weight, tmp_path / "weight.pt")
+    assert torch.equal(torch.load(tmp_path / "weight.pt", weights_only=False), same)

@@ -10,7 +10,7 @@ from integer_nets import KINDS, PAIRS, assembled, assert_equals_oracle, images_f
 from nets import randomize_
 
 import nbsnn
-from nbsnn.integer.native import why_not
+from nbsnn.integer.backends.native import why_not
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.program import SumPool, Unit
 from nbsnn.quant.layers import QuantReLU, at_least
@@ -100,7 +100,7 @@ def test_convolutions_as_matrix_products_give_the_same_bits():
     images = images_for(6, 3)
     quantized = assembled(6, ["grouped", "depthwise", "dilated", "strided", "even"], [4])
     plain, unrolled = nbsnn.lower(quantized, images), nbsnn.lower(quantized, images)
-    unrolled.program.prepared["torch"] = nbsnn.integer.products.Products(unrolled.program, unroll=True)
+    unrolled.program.prepared("torch", lambda: nbsnn.integer.products.Products(unrolled.program, unroll=True))
     for pair in (None, *PAIRS):
         options = {} if pair is None else {"engine": "spikes", "neuron": pair[0], "schedule": pair[1]}
         assert torch.equal(plain.run(images, backend="torch", **options), unrolled.run(images, backend="torch", **options))
@@ -123,7 +123,7 @@ def test_a_changed_program_shares_nothing_that_an_engine_prepared():
         changed(program, Unit, bias=program.units[0].bias.flip(0)),
     ]
     for other in others:
-        assert not other.prepared
+        assert not len(other.cache)
         assert not torch.equal(IntegerNetwork(other).run(images, backend="torch"), wanted)
         assert_equals_oracle(IntegerNetwork(other), images)
     assert len({program, replace(program), *others}) == 5  # a program is itself, whatever it holds
@@ -136,7 +136,7 @@ def test_counts_run_with_the_backend_of_the_options():
     wanted = network.counts(images)
     for options in ({"backend": "torch"}, {"backend": "torch", "engine": "spikes", "schedule": "fixed"}):
         assert all(torch.equal(count, wanted[name]) for name, count in network.using(**options).counts(images).items())
-    assert "torch" in network.program.prepared
+    assert len(network.program.cache) == len(BACKENDS)
     with pytest.raises(nbsnn.ConfigError, match="unknown backend 'numpy'"):
         network.using(backend="numpy").counts(images)
     assert network.using(backend="numpy").counts(images, backend="torch").keys() == wanted.keys()

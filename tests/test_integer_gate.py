@@ -12,7 +12,8 @@ from programs import random_pixels, random_program
 
 import nbsnn
 from nbsnn.errors import CheckpointError, LoweringError
-from nbsnn.integer import engine_torch, native
+from nbsnn.integer.backends import native
+from nbsnn.integer.backends import torch as engine_torch
 from nbsnn.integer.checking import check_numbers, check_structure
 from nbsnn.integer.program import Branch, Flatten, Program, SumPool, Unit
 from nbsnn.integer.storage import described, save_program

@@ -12,8 +12,8 @@ from torch import nn
 
 import nbsnn
 from nbsnn.data.images import ImageSet
-from nbsnn.integer.engine_torch import even_spikes, run_counts, run_spikes
-from nbsnn.integer.native import why_not
+from nbsnn.integer.backends.native import why_not
+from nbsnn.integer.backends.torch import even_spikes, run_counts, run_spikes
 from nbsnn.integer.network import to_integers
 from nbsnn.integer.program import IMAGE as PIXELS
 from nbsnn.integer.program import Branch, Head, Pixels, Program, Unit

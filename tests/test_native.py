@@ -11,7 +11,8 @@ import torch
 from programs import KINDS, random_pixels, random_program
 
 from nbsnn.errors import ConfigError
-from nbsnn.integer import engine_torch, native
+from nbsnn.integer.backends import native
+from nbsnn.integer.backends import torch as engine_torch
 from nbsnn.integer.taps import Synapse, digits_of
 
 needs_native = pytest.mark.skipif(native.why_not() is not None, reason=f"no native engine: {native.why_not()}")
@@ -204,7 +205,7 @@ def test_arguments_are_checked_before_the_kernel_sees_them():
 
 @needs_native
 def test_the_environment_switches_the_engine_off():
-    code = "from nbsnn.integer import native; print(native.why_not())"
+    code = "from nbsnn.integer.backends import native; print(native.why_not())"
     environment = {"NBSNN_NATIVE": "0", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "switched off by NBSNN_NATIVE=0"

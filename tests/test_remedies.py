@@ -18,8 +18,7 @@ from torch import nn
 
 import nbsnn
 from nbsnn.errors import NbsnnError
-from nbsnn.integer import native
-from nbsnn.integer.engines import choose
+from nbsnn.integer.backends import Request, choose, native
 from nbsnn.quant import operations
 from nbsnn.quant.formats import EdgeUniform
 from nbsnn.quant.operations import Refusal
@@ -768,7 +767,7 @@ ENGINES = {
     ),
     "spikes of each signed neuron": Row(
         lambda: network().simulate(IMAGES, engine="spikes", keep_fired=True, backend="native"),
-        "use backend='torch', or 'auto'",
+        "use backend='torch'",
         lambda: [network().simulate(IMAGES, engine="spikes", keep_fired=True, backend=b) for b in ("torch", "auto")],
     ),
     "a device without float64": Row(lambda: network().to("mps"), "use cpu or cuda", lambda: network().to("cpu").run(IMAGES)),
@@ -793,7 +792,7 @@ ENGINES = {
 }  # fmt: skip
 NATIVE = {
     "native on another device": Row(
-        lambda: choose(network().program, "native", torch.device("cuda")),
+        lambda: choose("native", Request(torch.device("cuda"))),
         "move it with .to('cpu'), or use backend='torch'",
         lambda: (network().to("cpu").run(IMAGES, backend="native"), network().run(IMAGES, backend="torch")),
     ),
@@ -883,12 +882,13 @@ ROOT = Path(nbsnn.__file__).parent
 FILES = [
     *(ROOT / "quant" / f"{name}.py" for name in ("audit", "flow", "operations", "planning", "quantize")),
     *(ROOT / "spiking" / f"{name}.py" for name in ("call", "convert", "network", "neuron", "schedules")),
-    *(ROOT / "integer").glob("*.py"), ROOT / "tracing.py", ROOT / "wrappers.py",
+    *(ROOT / "integer").glob("*.py"), *(ROOT / "integer" / "backends").glob("*.py"), ROOT / "tracing.py", ROOT / "wrappers.py",
 ]  # fmt: skip
 ELSEWHERE = {  # functions whose refusals other tests provoke: of files, of what is registered, and of single arguments
     "checking.py": "test_integer_files.py", "storage.py": "test_integer_files.py", "plain.py": "test_integer_files.py",
     "work.py": "test_integer_files.py", "plan_from_header": "test_headers.py", "_read_act_format": "test_headers.py",
-    "register": "test_calls.py", "__post_init__": "test_calls.py", "run_spikes": "test_calls.py",
+    "register": "test_extending.py", "__post_init__": "test_extending.py", "run_spikes": "test_extending.py",
+    "frozen.py": "test_calls.py",
     "__setattr__": "test_calls.py", "set_bits_": "a test above", "__init__": "test_integer_files.py",
     "_go_on": "none: rounding that would keep a neuron firing is not known of any network",
 }  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nbsnn.data.dali import is_installed
-from nbsnn.integer.engines import backend_facts
+from nbsnn.integer.backends import backend_facts
 from nbsnn.quant.formats import read_weight_format
 from nbsnn.tensorfile import Header
 

@@ -10,7 +10,7 @@ from nbsnn.cli.networks import images_for, load, only_quantized
 from nbsnn.cli.options import BatchOption, Checkpoint, DataOption, DownloadOption, JsonOption, RootOption, SplitOption, between
 from nbsnn.evaluation.bench import Bench, images_to_see
 from nbsnn.evaluation.bench import bench as run_bench
-from nbsnn.integer.engines import backend_facts
+from nbsnn.integer.backends import backend_facts
 
 
 @app.command()

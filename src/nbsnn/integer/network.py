@@ -3,23 +3,22 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from nbsnn.errors import ConfigError, LoweringError, unknown
 from nbsnn.inputs import as_images
+from nbsnn.integer.backends import Backend, Engine, Request, choose
 from nbsnn.integer.checking import check_structure
 from nbsnn.integer.description import UnitRow, describe_units
-from nbsnn.integer.engines import Backend, Code, choose
+from nbsnn.integer.frozen import thawed
 from nbsnn.integer.plain import moved
 from nbsnn.integer.program import Head, Outcome, Pixels, Program
 from nbsnn.integer.storage import load_program, save_program
 from nbsnn.spiking.schedules import check_pair, schedule_named
 from nbsnn.threads import PerThread
-
-Engine = Literal["counts", "spikes"]
 
 _IN_FLIGHT_BYTES = 2**28  # what the images at work may take; the rest of a batch waits
 _MOST_IN_FLIGHT = 256  # images
@@ -35,7 +34,7 @@ class Result:
         spikes: unit → [B] int64, as in `Outcome`.
         counts: unit → [B, *shape] int32, if asked for.
         fired: unit → [B, *shape] int32, spikes of each neuron, of either sign, if asked for.
-        backend: which code ran, "native" or "torch".
+        backend: what ran, "native" or "torch" or another that was registered.
     """
 
     logits: Tensor
@@ -48,6 +47,9 @@ class Result:
 
 class IntegerNetwork:
     """Result of `nbsnn.lower`. All results are the same bits on any device, for any batch size and thread count.
+
+    Its numbers cannot be changed in place, since backends keep them in layouts of their own. `dataclasses.replace`
+    makes another program, with copies of the tensors that it is given.
 
     A program made by hand must fit together and be within the limits of `integer.work`, else LoweringError says what does not.
 
@@ -79,8 +81,10 @@ class IntegerNetwork:
 
     @property
     def backend(self) -> str:
-        """Which code runs this network with its options, "native" or "torch"."""
-        return choose(self.program, self.options.get("backend", "auto"), self.device).name
+        """Which backend runs this network with its options, such as "native" or "torch"."""
+        engine: Engine = self.options.get("engine", "counts")
+        neuron, schedule = check_pair(self.options.get("neuron"), self.options.get("schedule", "fixed"))
+        return choose(self.options.get("backend", "auto"), Request(self.device, engine, neuron, schedule)).name
 
     def using(self, **options: Any) -> "IntegerNetwork":
         """The same network with other choices of engine, neuron, schedule or backend, for `evaluate` and plain calls."""
@@ -94,7 +98,7 @@ class IntegerNetwork:
 
     __call__ = run
 
-    def counts(self, images: Tensor, *, backend: Backend | None = None) -> dict[str, Tensor]:
+    def counts(self, images: Tensor, *, backend: str | None = None) -> dict[str, Tensor]:
         """Net counts of every unit, name → [B, *shape] int32: those of the "counts" engine, whatever the options say.
 
         Args:
@@ -113,7 +117,7 @@ class IntegerNetwork:
         engine: Engine = "counts",
         neuron: str | None = None,
         schedule: str = "fixed",
-        backend: Backend = "auto",
+        backend: str = "auto",
         keep_counts: bool = False,
         keep_fired: bool = False,
     ) -> Result:
@@ -124,7 +128,8 @@ class IntegerNetwork:
             engine: "counts" is the quantized network in whole numbers, and equals the spiking one under "settle" and
                 "barrier" bit for bit; "spikes" really steps.
             neuron, schedule: of the "spikes" engine, as in `nbsnn.to_spiking`.
-            backend: "native" (the C++ kernel, on a CPU), "torch", or "auto": native where it is there.
+            backend: "native" (the C++ kernel, on a CPU), "torch", one that was registered (`nbsnn.integer.backends`), or
+                "auto": native where it can do what is asked, otherwise torch.
             keep_counts: return the counts of every neuron.
             keep_fired: return the spikes of every neuron; of signed ones the torch backend knows them.
         Raises:
@@ -137,19 +142,18 @@ class IntegerNetwork:
         if engine == "spikes" and not schedule_named(schedule).exact:
             self._check_levels()
         images = as_images(images, ranks=(len(self.program.pixels.shape) + 1,), pixels=True, error=LoweringError)
-        # A neuron that never takes a spike back has fired its count; the native kernel does not know more of one that does.
-        taken_back = keep_fired and engine == "spikes" and chosen_neuron == "signed"
-        if taken_back and backend == "native":
-            raise ConfigError("backend='native' does not keep the spikes of each signed neuron; use backend='torch', or 'auto'")
-        code = choose(self.program, "torch" if taken_back else backend, self.device)
-        wanted: dict[str, Any] = {"keep_counts": keep_counts or (keep_fired and not taken_back)}
+        fired_is_count = engine == "counts" or chosen_neuron == "unsigned"  # nothing is taken back
+        request = Request(self.device, engine, chosen_neuron, chosen_schedule, keep_fired and not fired_is_count)
+        chosen = choose(backend, request)
+        wanted: dict[str, Any] = {"keep_counts": keep_counts or (keep_fired and fired_is_count)}
         if engine == "spikes":
-            wanted |= {"neuron": chosen_neuron, "schedule": chosen_schedule} | ({"keep_fired": True} if taken_back else {})
-        run = code.run_counts if engine == "counts" else code.run_spikes
+            wanted |= {"neuron": chosen_neuron, "schedule": chosen_schedule}
+            wanted |= {"keep_fired": True} if request.keep_fired else {}
+        run = chosen.run_counts if engine == "counts" else chosen.run_spikes
         with torch.no_grad():
-            outcomes = [run(self.program, pixels, **wanted) for pixels in self._chunks(images, code)]
-            result = _joined(self.program.head, outcomes, code.name)
-        if keep_fired and not taken_back:
+            outcomes = [run(self.program, pixels, **wanted) for pixels in self._chunks(images, chosen)]
+            result = _joined(self.program.head, outcomes, chosen.name)
+        if keep_fired and fired_is_count:
             result = replace(result, fired=result.counts)
         return result if keep_counts else replace(result, counts={})
 
@@ -196,9 +200,9 @@ class IntegerNetwork:
                     "use schedule='settle' or 'barrier'"
                 )
 
-    def _chunks(self, images: Tensor, code: Code) -> Iterator[Tensor]:
+    def _chunks(self, images: Tensor, backend: Backend) -> Iterator[Tensor]:
         """The images in flight, as integers on the network's device."""
-        size = max(1, min(_MOST_IN_FLIGHT, _IN_FLIGHT_BYTES // code.bytes_per_image(self.program)))
+        size = max(1, min(_MOST_IN_FLIGHT, _IN_FLIGHT_BYTES // backend.bytes_per_image(self.program)))
         for chunk in torch.split(images, size):
             yield to_integers(self.program.pixels, chunk.to(self.device))
 
@@ -216,8 +220,9 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         if pixels.table is None:
             raise LoweringError("8-bit images, but the network knows no mean and std; give them to nbsnn.lower")
-        channel = torch.arange(len(pixels.table), device=images.device).view(-1, *(1 for _ in pixels.shape[1:]))
-        looked_up: Tensor = pixels.table[channel, images.to(torch.int64)]
+        table = thawed(pixels.table)
+        channel = torch.arange(len(table), device=images.device).view(-1, *(1 for _ in pixels.shape[1:]))
+        looked_up: Tensor = table[channel, images.to(torch.int64)]
         return looked_up.contiguous()  # it lies as the images did, which may be channels last
     whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()
     if not bool(((whole >= pixels.low) & (whole <= pixels.high)).all()):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbsnn.integer.frozen import thawed
 from nbsnn.integer.program import Branch, Flatten, Head, Pixels, Program, SumPool, Unit
 
 _CLASSES = {cls.__name__: cls for cls in (Program, Pixels, Unit, SumPool, Flatten, Head, Branch)}
@@ -38,7 +39,7 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Program:
 
 def moved(program: Program, device: torch.device) -> Program:
     """The program with its tensors on a device."""
-    result: Program = _mapped(program, lambda tensor: tensor.to(device))
+    result: Program = _mapped(program, lambda tensor: thawed(tensor).to(device))
     return result
 
 
@@ -49,7 +50,7 @@ def _given(value: Any) -> list[str]:
 
 def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[name] = value
+        tensors[name] = thawed(value)
         return {"tensor": name}
     if isinstance(value, tuple):
         return [_encoded(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]

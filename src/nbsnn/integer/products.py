@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nbsnn.integer.frozen import thawed
 from nbsnn.integer.program import Branch, Program, Unit
 
 _EXACT_INPUT, _EXACT_SUM = 2**8, 2**24
@@ -58,8 +59,7 @@ class Products:
     @classmethod
     def of(cls, program: Program, device: torch.device) -> "Products":
         """The one that belongs to the program."""
-        known: Products = program.prepared.setdefault("torch", cls(program, unroll=device.type == "cuda"))
-        return known
+        return program.prepared("torch", lambda: cls(program, unroll=device.type == "cuda"))
 
     def accumulate(self, branch: Branch, x: Tensor, shape: tuple[int, ...], times: int) -> Tensor:
         """acc of a branch, [B, *shape]: int32, or int64 on constants and in the head.
@@ -75,7 +75,7 @@ class Products:
             acc = x
         else:
             largest = self.program.sizes[branch.source] * (1 if constant else times)
-            weight = self._weight(branch, branch.weight, largest)
+            weight = self._weight(branch, thawed(branch.weight), largest)
             acc = convolve(x.to(weight.dtype), weight, branch, unroll=self.unroll)
         return acc.reshape(-1, *shape).to(torch.int64 if constant else torch.int32)
 
@@ -89,7 +89,7 @@ class Products:
 
     def current(self, unit: Unit, values: Values, times: int) -> Tensor:
         """Σ multiplier · acc over the branches that change in time, [B, *shape]."""
-        total = unit.bias.new_zeros(())
+        total: Tensor = thawed(unit.bias).new_zeros(())
         for branch in unit.branches:
             if branch.source not in self.program.constants:
                 acc = self.accumulate(branch, values[branch.source], unit.shape, times)
@@ -116,4 +116,5 @@ class Products:
 
 
 def _per_channel(numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return numbers.view(-1, *(1 for _ in shape[1:]))
+    per_channel: Tensor = thawed(numbers).view(-1, *(1 for _ in shape[1:]))
+    return per_channel

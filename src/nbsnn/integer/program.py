@@ -1,8 +1,9 @@
-"""The integer network as data: a short list of integer operations, which every engine reads and none changes.
+"""The integer network as data: a short list of integer operations, which every backend reads and nobody changes: tensors are
+copied when they come in, and a write to one is refused (`integer.frozen`).
 
 All numbers are integers but the head's last multiplication, so that the result is the same on any device, batch size and
 thread count. Values have names: `IMAGE`, and the name of each node. A unit's value is its spikes in one step (−1, 0, 1) or,
-in the `counts` engine, its count in [0, levels]; both obey the same arithmetic. A pooled or flattened value is linear in its
+in the "counts" engine, its count in [0, levels]; both obey the same arithmetic. A pooled or flattened value is linear in its
 source, and constant in time if the source is the image.
 
 In step t ≤ T a unit receives, in units of 2^−F of its spike's height,
@@ -15,17 +16,21 @@ value, in the unit's shape. The membrane starts at 2^(F−1); a spike takes 2^F.
     N = clip((2^(F−1) + T · (bias + constant) + Σ multiplier · acc(counts)) >> F, 0, levels).
 """
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nbsnn.integer.frozen import freeze_fields, thawed
+
 IMAGE = "image"  # the value id of the image: fixed-point pixels, constant in time
 Pair = tuple[int, int]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,9 @@ class Branch:
     dilation: Pair = (1, 1)
     groups: int = 1
     shift: int = 0
+
+    def __post_init__(self) -> None:
+        freeze_fields(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +86,9 @@ class Unit:
     retract: int
     bound: int
     wide: bool = False
+
+    def __post_init__(self) -> None:
+        freeze_fields(self)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -135,6 +146,9 @@ class Head:
     branches: tuple[Branch, ...]
     bias: Tensor
 
+    def __post_init__(self) -> None:
+        freeze_fields(self)
+
     @property
     def sources(self) -> tuple[str, ...]:
         return tuple(branch.source for branch in self.branches)
@@ -142,10 +156,10 @@ class Head:
     def logits(self, accumulators: "tuple[Tensor, ...] | list[Tensor]") -> Tensor:
         """[B, O, ...] float32 from one [B, O, ...] integer accumulator per branch."""
         place = (-1, *(1 for _ in self.shape[1:]))
-        total = self.bias.view(place).expand(self.shape)
+        total: Tensor = thawed(self.bias).view(place).expand(self.shape)
         # Products and sums one after the other: a fused multiply-add would round differently.
         for branch, accumulator in zip(self.branches, accumulators, strict=True):
-            total = total + accumulator.to(torch.float64) * branch.multiplier.view(place)
+            total = total + accumulator.to(torch.float64) * thawed(branch.multiplier).view(place)
         return total.to(torch.float32)
 
 
@@ -168,6 +182,9 @@ class Pixels:
     high: int
     table: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        freeze_fields(self)
+
 
 def constant_values(nodes: Iterable[Node]) -> frozenset[str]:
     """Names of the values that do not change in time."""
@@ -187,6 +204,27 @@ def step_sizes(nodes: Iterable[Node], pixels: Pixels) -> dict[str, int]:
     return sizes
 
 
+class Cache:
+    """Values by key, each made once; the copy of a cache is empty."""
+
+    def __init__(self) -> None:
+        self._lock, self._values = threading.RLock(), dict[Hashable, Any]()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The value of a key, made if need be."""
+        if key not in self._values:
+            with self._lock:
+                if key not in self._values:
+                    self._values[key] = make()
+        return self._values[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cache, ()
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """A whole integer network.
@@ -198,7 +236,7 @@ class Program:
         head: the output.
         notes: what the lowering had to round beyond the quantized network, a line each.
         origin: where it came from, as plain values: recipe, model, metrics.
-        prepared: for engines, under a name of their own: weights in the layout that they need. Neither stored nor passed on:
+        cache: what backends prepared once for all runs; see `prepared`. Neither stored, copied nor passed on:
             `dataclasses.replace` gives a program that has prepared nothing yet.
     """
 
@@ -208,7 +246,17 @@ class Program:
     head: Head
     notes: tuple[str, ...] = field(default=())
     origin: dict[str, Any] = field(default_factory=dict)
-    prepared: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    cache: Cache = field(default_factory=lambda: Cache(), init=False, repr=False)
+
+    def prepared(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made by the first who asks for it: weights in the layout that a backend needs.
+
+        Args:
+            key: begins with the backend's name.
+            make: called once, by one thread.
+        """
+        made: Made = self.cache.get(key, make)
+        return made
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -257,12 +305,7 @@ class Program:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What an engine returns for a batch of B images. An engine is two functions of a module:
-
-        run_counts(program, pixels, *, keep_counts=False) → Outcome
-        run_spikes(program, pixels, *, neuron, schedule, keep_counts=False) → Outcome
-
-    `pixels` is [B, C, H, W] int32, contiguous, on the grid of `program.pixels` (checked by the caller).
+    """What a backend returns for a batch of B images.
 
     Attributes:
         accumulators: [B, *head.shape] int64 for each of the head's branches, in order.

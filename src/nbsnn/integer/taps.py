@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbsnn.integer.frozen import thawed
 from nbsnn.integer.program import IMAGE, Branch, Flatten, Program, SumPool, Unit
 
 LARGEST_ROW_WEIGHT = 31  # the kernel adds rows in int8, four at least before they can overflow
@@ -54,7 +55,7 @@ def synapse_of(program: Program, branch: Branch, shape: tuple[int, ...]) -> Syna
     inputs = program.shapes[base_of(program, branch.source)][0]
     value_shape, reads = _reads(program, branch.source)
     flat = len(program.shapes[branch.source]) == 1 and len(value_shape) == 3
-    weight = branch.weight
+    weight: Tensor | None = thawed(branch.weight)
     if weight is None and flat and value_shape[1:] != (1, 1):
         weight = torch.eye(shape[0], dtype=torch.int8)
     if weight is None:
@@ -71,7 +72,7 @@ def synapse_of(program: Program, branch: Branch, shape: tuple[int, ...]) -> Syna
     start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32)
     origin = np.ascontiguousarray(table[table >= 0], dtype=np.uint32)
     rows = np.ascontiguousarray(rows, dtype=np.int16)
-    return Synapse(inputs, groups, len(taps), start, origin, rows, branch.multiplier, branch.shift)
+    return Synapse(inputs, groups, len(taps), start, origin, rows, thawed(branch.multiplier), branch.shift)
 
 
 def digits_of(synapse: Synapse) -> list[Synapse]:

@@ -1,4 +1,4 @@
-"""The native engine: the binding of the C++ kernel in `native/`, with the same two functions as every engine.
+"""The native backend: the binding of the C++ kernel in `integer/native/`.
 
 The extension is optional. It is a plain C library, loaded with ctypes, so that a call releases the GIL and needs nothing of
 torch but the addresses of tensors. Everything that C++ will index with is made and checked here, and checked there again.
@@ -12,13 +12,15 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakKeyDictionary, finalize
+from weakref import finalize
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nbsnn.errors import ConfigError, unknown
+from nbsnn.integer.backends.base import Backend, Request, register
+from nbsnn.integer.frozen import thawed
 from nbsnn.integer.program import IMAGE, Head, Outcome, Program, Unit
 from nbsnn.integer.taps import Synapse, base_of, digits_of, synapse_of
 from nbsnn.spiking.schedules import Neuron, schedule_named
@@ -27,13 +29,30 @@ Target = Literal["baseline", "avx2", "avx512"]
 TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
 FLIGHT = 8  # images that a thread takes through the network together, so that linear layers' weights are read once for all
 _COUNTS = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
-_INTERFACE = 2  # version of the C interface
+_INTERFACE = 2  # version of the C interface, whose functions are:
+_net, _int, _int64, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "nbsnn_version": (_int, []),
+    "nbsnn_error": (ctypes.c_char_p, []),
+    "nbsnn_has_target": (_int, [_int]),
+    "nbsnn_new": (_net, [_int, _int, _int, _int, _int64]),  # target, T, image channels, pixels, pixel bound
+    # head, wide, channels, positions, levels, fraction bits, retract, bias
+    "nbsnn_add_node": (_int, [_net, _int, _int, _int, _int, _int, _int, _int64, _pointer]),
+    # source, inputs, groups, taps, shift, start, from and its size, multiplier, weight and its size
+    "nbsnn_add_branch": (
+        _int, [_net, _int, _int, _int, _int, _int, _pointer, _pointer, _int64, _pointer, _pointer, _int64]
+    ),
+    "nbsnn_finish": (_int, [_net]),
+    # images, batch, mode, threads, images in flight, counts, sums, steps, spikes
+    "nbsnn_run": (_int, [_net, _pointer, _int, _int, _int, _int, _pointer, _pointer, _pointer, _pointer]),
+    "nbsnn_free": (None, [_net]),
+}  # fmt: skip
 
 
 @cache
 def _library() -> ctypes.CDLL | str:
     """The extension, or why there is none."""
-    files = [path for suffix in EXTENSION_SUFFIXES for path in Path(__file__).parent.glob(f"_native{suffix}")]
+    files = [path for suffix in EXTENSION_SUFFIXES for path in Path(__file__).parents[1].glob(f"_native{suffix}")]
     if not files:
         return "the extension was not built; install nbsnn where a C++17 compiler is found"
     try:
@@ -42,13 +61,14 @@ def _library() -> ctypes.CDLL | str:
         return f"the extension does not load: {error}"
     if not hasattr(library, "nbsnn_version") or library.nbsnn_version() != _INTERFACE:
         return "the extension is of another version of nbsnn; install nbsnn again (in a checkout: make)"
-    library.nbsnn_new.restype = ctypes.c_void_p
-    library.nbsnn_error.restype = ctypes.c_char_p
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
     return library
 
 
 def why_not() -> str | None:
-    """None if the native engine can run, otherwise the reason, for people."""
+    """None if the native backend can run, otherwise the reason, for people."""
     if os.environ.get("NBSNN_NATIVE") == "0":
         return "switched off by NBSNN_NATIVE=0"
     library = _library()
@@ -86,7 +106,7 @@ def run_spikes(
     """Step by step, by events or bit planes (docs/kernel.md); see `Outcome` and `run_counts` for arguments and result."""
     found = schedule_named(schedule)
     if neuron not in found.native:
-        raise ConfigError(f"the native engine does not know {neuron} neurons under schedule={schedule!r}; use backend='torch'")
+        raise ConfigError(f"the native backend does not know {neuron} neurons under schedule={schedule!r}; use backend='torch'")
     outcome = _run(program, pixels, found.native[neuron], keep_counts, target, threads)
     if found.order == "in turn":
         outcome.steps.fill_(found.steps(program.timesteps, program.depth))  # the kernel counts those of a window
@@ -106,10 +126,7 @@ class _Handle:
     library: ctypes.CDLL
 
     def __post_init__(self) -> None:
-        finalize(self, self.library.nbsnn_free, ctypes.c_void_p(self.address))
-
-
-_handles: WeakKeyDictionary[Program, dict[str, _Handle]] = WeakKeyDictionary()
+        finalize(self, self.library.nbsnn_free, self.address)
 
 
 def _run(
@@ -126,9 +143,9 @@ def _run(
     steps = np.zeros(batch, np.int32)
     spikes = torch.zeros(len(units) + 1, batch, dtype=torch.int64)
     done = handle.library.nbsnn_run(
-        ctypes.c_void_p(handle.address), _pointer(pixels), batch, mode, workers, FLIGHT,
+        handle.address, _address(pixels), batch, mode, workers, FLIGHT,
         _addresses([*(counts.get(u.name) for u in units), None]), _addresses(list(sums)),
-        _array(steps), _pointer(spikes),
+        steps.ctypes.data, _address(spikes),
     )  # fmt: skip
     _check(handle.library, done)
     by_unit = {u.name: spikes[i] for i, u in enumerate(units)}
@@ -151,65 +168,70 @@ def _handle(program: Program, target: Target | None) -> _Handle:
     """The program inside the extension, made once for each instruction set."""
     library = _library()
     if isinstance(library, str):
-        raise ConfigError(f"no native engine: {library}; use backend='torch'")
+        raise ConfigError(f"no native backend: {library}; use backend='torch'")
     known = targets()
     chosen = target or known[-1]
     if chosen not in known:
         raise ConfigError(unknown("target", chosen, known))
-    made = _handles.setdefault(program, {})
-    if chosen not in made:
-        made[chosen] = _build(library, program, TARGETS.index(chosen))
-    return made[chosen]
+    return program.prepared(("native", chosen), lambda: _build(library, program, TARGETS.index(chosen)))
 
 
 def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
     channels, *sides = program.pixels.shape
-    bound = ctypes.c_int64(max(-program.pixels.low, program.pixels.high))
+    bound = max(-program.pixels.low, program.pixels.high)
     address = library.nbsnn_new(target, program.timesteps, channels, math.prod(sides), bound)
     if not address:
         _check(library, -1)
     handle = _Handle(address, library)
     index = {IMAGE: -1} | {unit.name: i for i, unit in enumerate(program.units)}
-    net = ctypes.c_void_p(address)
     nodes: tuple[Unit | Head, ...] = (*program.units, program.head)
     for node in nodes:
         positions = int(np.prod(node.shape[1:], dtype=np.int64))
         unit = node if isinstance(node, Unit) else None
         levels, bits, retract = (unit.levels, unit.fraction_bits, unit.retract) if unit else (1, 1, 0)
         wide = unit.wide if unit else True
-        bias = node.bias.to(torch.int64).contiguous() if unit else torch.zeros(node.shape[0], dtype=torch.int64)
+        bias = thawed(node.bias).to(torch.int64).contiguous() if unit else torch.zeros(node.shape[0], dtype=torch.int64)
         _check(library, library.nbsnn_add_node(
-            net, int(unit is None), int(wide), node.shape[0], positions, levels, bits, ctypes.c_int64(retract), _pointer(bias)
+            address, int(unit is None), int(wide), node.shape[0], positions, levels, bits, retract, _address(bias)
         ))  # fmt: skip
         for branch in node.branches:
             source, synapse = index[base_of(program, branch.source)], synapse_of(program, branch, node.shape)
             for part in digits_of(synapse) if unit and source >= 0 else [synapse]:
-                _add_branch(library, net, source, part)
-    _check(library, library.nbsnn_finish(net))
+                _add_branch(library, address, source, part)
+    _check(library, library.nbsnn_finish(address))
     return handle
 
 
-def _add_branch(library: ctypes.CDLL, net: ctypes.c_void_p, source: int, s: Synapse) -> None:
+def _add_branch(library: ctypes.CDLL, net: int, source: int, s: Synapse) -> None:
     multiplier = s.multiplier.to(torch.int64).contiguous() if not s.multiplier.is_floating_point() else torch.zeros(
         len(s.multiplier), dtype=torch.int64)  # fmt: skip
     _check(library, library.nbsnn_add_branch(
-        net, source, s.inputs, s.groups, s.taps, s.shift, _array(s.start), _array(s.origin), ctypes.c_int64(len(s.origin)),
-        _pointer(multiplier), _array(s.weight), ctypes.c_int64(s.weight.size),
+        net, source, s.inputs, s.groups, s.taps, s.shift, s.start.ctypes.data, s.origin.ctypes.data, len(s.origin),
+        _address(multiplier), s.weight.ctypes.data, s.weight.size,
     ))  # fmt: skip
 
 
 def _check(library: ctypes.CDLL, result: int) -> None:
     if result < 0:
-        raise ConfigError(f"the native engine refused: {library.nbsnn_error().decode()}; use backend='torch'")
+        raise ConfigError(f"the native backend refused: {library.nbsnn_error().decode()}; use backend='torch'")
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _array(array: "np.ndarray[Any, Any]") -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr()
 
 
 def _addresses(tensors: list[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+
+
+def _obstacle(request: Request) -> str | None:
+    if request.device.type != "cpu":
+        return f"the network lies on {request.device}; move it with .to('cpu')"
+    if request.engine == "spikes" and request.neuron not in schedule_named(request.schedule).native:
+        return f"the kernel has no {request.neuron} neurons under schedule={request.schedule!r}"
+    if request.engine == "spikes" and request.keep_fired and request.neuron == "signed":
+        return "the kernel does not keep the spikes of each signed neuron"  # an unsigned one has fired its count
+    return why_not()
+
+
+NATIVE = register(Backend("native", run_counts, run_spikes, bytes_per_image, _obstacle))

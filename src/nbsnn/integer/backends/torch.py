@@ -1,8 +1,9 @@
-"""The engine in torch operations: any device, the same bits everywhere, no compiler needed."""
+"""The backend of torch operations: any device, no compiler needed."""
 
 import torch
 from torch import Tensor
 
+from nbsnn.integer.backends.base import Backend, register
 from nbsnn.integer.products import Products, Values
 from nbsnn.integer.program import IMAGE, Outcome, Program, Unit
 from nbsnn.spiking.functional import Limits
@@ -229,3 +230,6 @@ class _Stepping:
         left = {key: value[done] for key, value in self.state.items() if key.startswith(wanted)}
         self.state = {key: value[~done] for key, value in self.state.items()}
         return left
+
+
+TORCH = register(Backend("torch", run_counts, run_spikes, bytes_per_image))

@@ -1,0 +1,34 @@
+"""Backends: the C++ kernel on a CPU, torch operations anywhere, and whatever else is registered. All give the same bits."""
+
+from nbsnn.errors import ConfigError, unknown
+from nbsnn.integer.backends import native, torch
+from nbsnn.integer.backends.base import BACKENDS, Backend, Engine, Request, register
+
+__all__ = ["BACKENDS", "Backend", "Engine", "Request", "backend_facts", "choose", "register"]
+
+_AUTO = (native.NATIVE, torch.TORCH)  # the fastest first
+
+
+def choose(name: str, request: Request) -> Backend:
+    """The backend of this name; for "auto", native where it can do what is asked, otherwise torch.
+
+    Raises:
+        ConfigError: unknown, or it cannot do what is asked; says why.
+    """
+    if name == "auto":
+        return next(backend for backend in _AUTO if backend.obstacle(request) is None)
+    if name not in BACKENDS:
+        raise ConfigError(unknown("backend", str(name), ("auto", *BACKENDS)))
+    backend = BACKENDS[name]
+    if (obstacle := backend.obstacle(request)) is not None:
+        join = ", or " if "; " in obstacle else "; "
+        raise ConfigError(f"backend={name!r} cannot run: {obstacle}{join}use backend={choose('auto', request).name!r}")
+    return backend
+
+
+def backend_facts() -> dict[str, str]:
+    """Which backend runs integer networks on this CPU, and why."""
+    obstacle = native.why_not()
+    if obstacle is not None:
+        return {"engine": "torch", "native": obstacle}
+    return {"engine": "native", "native": f"built; instruction sets here: {', '.join(native.targets())}"}
