@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from nbsnn.errors import NbsnnError
+from nbsnn.hooks import hooked
 
 NETWORK_REMEDY = "go back to a checkpoint from before it diverged, or train again with a lower learning rate"
 IMAGES_REMEDY = "leave those images out or repair them, and check the mean and std they are normalised with"
@@ -119,11 +120,8 @@ def first_not_finite(network: nn.Module, images: Tensor) -> str | None:
                 found.append(name or "the network itself")
 
         handles.append(module.register_forward_hook(note))
-    try:
+    with hooked(handles):
         network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found[0] if found else None
 
 

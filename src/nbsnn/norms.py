@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_images
+from nbsnn.hooks import hooked
 from nbsnn.precision import full_float32
 from nbsnn.sums import channel_sums
 from nbsnn.surgery import evaluation_mode
@@ -36,17 +37,14 @@ def recalibrate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
         variance = (squares - total * mean).clamp_min(0) / (count - 1)  # with Bessel's correction, as torch keeps it
         seen.setdefault(norm, []).append(torch.stack([mean, variance]))
 
-    handles = [norm.register_forward_pre_hook(collect) for norm in norms]
     try:
-        with evaluation_mode(net):
+        with hooked(norm.register_forward_pre_hook(collect) for norm in norms), evaluation_mode(net):
             for images in batches:
                 for norm in norms:
                     norm.momentum = 0.0  # what it keeps stays as it is until the end
                     norm.train()
                 net(images)
     finally:
-        for handle in handles:
-            handle.remove()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     for norm in norms:
@@ -80,18 +78,13 @@ def match_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
         sums[norm] = sums.get(norm, 0) + channel_sums(args[0])
 
     count, device = 0, next(net.parameters()).device
-    handles = [norm.register_forward_pre_hook(collect) for norm in norms.values()]
-    try:
-        with evaluation_mode(net):
-            for batch in batches:
-                if not isinstance(batch, Tensor) or batch.dim() != 4:
-                    raise ConfigError("match_norms_ takes batches of images [B, C, H, W]; pass [images], without the labels")
-                check_images(batch, DataError)
-                count += len(batch)
-                net(batch.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(norm.register_forward_pre_hook(collect) for norm in norms.values()), evaluation_mode(net):
+        for batch in batches:
+            if not isinstance(batch, Tensor) or batch.dim() != 4:
+                raise ConfigError("match_norms_ takes batches of images [B, C, H, W]; pass [images], without the labels")
+            check_images(batch, DataError)
+            count += len(batch)
+            net(batch.to(device))
     if count < 2:
         raise ConfigError(f"match_norms_ got {count} image(s), too few for a variance; give it two or more, better hundreds")
     for name, norm in norms.items():

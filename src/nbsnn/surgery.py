@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
+from nbsnn.hooks import hooked
+
 
 @torch.no_grad()
 def fold_computed_weights_(net: nn.Module) -> list[str]:
@@ -146,8 +148,5 @@ def tap(
                 outputs.append(reduce(output))
 
         handles.append(module.register_forward_hook(keep, prepend=True))  # what the module gives, before hooks of the user's
-    try:
+    with hooked(handles):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nbsnn.integer.program import Flatten, Pair, SumPool
+from nbsnn.shapes import per_channel, window_places
 
 
 class NoForm(Exception):
@@ -78,7 +79,7 @@ class Values:
     def pool(self, source: str, kernel: Pair, stride: Pair, padding: Pair) -> str:
         """The value of window sums of `source`."""
         channels, *size = self.shapes[source]
-        out = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
+        out = window_places(size, kernel, stride, padding)
         name = f"{source}/sum{kernel[0]}x{kernel[1]}"
         return self._make((SumPool, source, kernel, stride, padding), name,
                           lambda n: SumPool(n, source, kernel, stride, padding, (channels, *out)))  # fmt: skip
@@ -133,7 +134,7 @@ def selected(x: Affine, index: Tensor) -> Affine:
             return replace(term, gain=gain, take=torch.where(present, term.take[clipped], -1))
         assert term.synapse is not None
         synapse = term.synapse.dense()
-        weight = synapse.weight[clipped] * present.view(-1, *(1 for _ in synapse.weight.shape[1:]))
+        weight = synapse.weight[clipped] * per_channel(present, synapse.weight.dim() - 1)
         return replace(term, gain=gain, synapse=replace(synapse, weight=weight))
 
     if torch.equal(index, torch.arange(x.channels)):
@@ -174,7 +175,7 @@ def pooled(x: Affine, values: Values, *, kernel: Pair, stride: Pair, padding: Pa
             return replace(term, gain=gain, synapse=_widened(term.synapse, kernel, stride))
         return replace(term, gain=gain, value=values.pool(term.value, kernel, stride, padding))
 
-    size = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(x.shape[1:], kernel, stride, padding, strict=True))
+    size = window_places(x.shape[1:], kernel, stride, padding)
     return Affine(tuple(pool(t) for t in x.terms), x.shift * (window / divisor), (x.channels, *size))
 
 
@@ -241,6 +242,6 @@ def _in_source_channels(synapse: Synapse, term: Term, channels: int) -> tuple[Sy
     dense = synapse.dense()
     weight = dense.weight[:, used]
     if common is None:  # the weight alone cannot be whole numbers any more
-        weight = weight * gain.view(-1, *(1 for _ in weight.shape[2:]))
+        weight = weight * per_channel(gain, weight.dim() - 2)
     out = dense.weight.new_zeros(len(weight), channels, *weight.shape[2:]).index_add_(1, term.take[used], weight)
     return replace(dense, weight=out, integral=dense.integral and common is not None), 1.0 if common is None else common

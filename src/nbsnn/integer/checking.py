@@ -19,6 +19,7 @@ from nbsnn.integer.plain import encode
 from nbsnn.integer.program import IMAGE, Branch, Pixels, Program, SumPool, Unit
 from nbsnn.integer.work import check_work
 from nbsnn.schema import PROGRAM
+from nbsnn.shapes import window_places
 
 _WEIGHTS = (torch.int8, torch.int16)
 
@@ -111,8 +112,7 @@ def _check_tensor(tensor: Tensor, shape: tuple[int, ...], kind: torch.dtype, nam
 
 def _places(size: Iterable[int], kernel: Iterable[int], stride: Iterable[int], padding: Iterable[int],
             dilation: Iterable[int] = (1, 1)) -> tuple[int, ...]:  # fmt: skip
-    sides = zip(size, kernel, stride, padding, dilation, strict=True)
-    out = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+    out = window_places(size, kernel, stride, padding, dilation)
     _require(all(n >= 1 for n in out), "a window does not fit its input")
     return out
 

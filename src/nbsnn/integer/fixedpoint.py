@@ -11,6 +11,7 @@ from nbsnn.integer.affine import Affine, Synapse, Term
 from nbsnn.integer.bounds import NARROW, WIDE, largest_sum, retract_at
 from nbsnn.integer.program import Branch, Head, Unit
 from nbsnn.integer.trace import Firing
+from nbsnn.shapes import per_channel
 
 MOST_FRACTION_BITS = 28
 FEWEST_FRACTION_BITS = 12  # where 32 bits leave fewer, 64 are taken
@@ -107,7 +108,7 @@ def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
         synapse = Synapse("", chosen.view(*chosen.shape, *(1 for _ in affine.shape[1:])), integral=True)
     weight, row_step = _integers(synapse, setting)
     gain = gain * row_step
-    weight = weight * torch.where(gain < 0, -1, 1).view(-1, *(1 for _ in weight.shape[1:]))
+    weight = weight * per_channel(torch.where(gain < 0, -1, 1), weight.dim() - 1)
     load = weight.abs().flatten(1).sum(1)
     gain = torch.where(load > 0, gain.abs(), 0.0)  # a row of zeros bounds no multiplier, so it gets none
     kind = torch.int8 if int(weight.abs().max()) <= 127 else torch.int16
@@ -123,7 +124,7 @@ def _integers(synapse: Synapse, setting: Setting) -> tuple[Tensor, Tensor]:
     if synapse.integral and float(rows.max()) <= 2**15 - 1:
         return synapse.weight, torch.ones_like(rows)
     steps = rows.clamp_min(torch.finfo(torch.float32).tiny) / (2 ** (setting.float_bits - 1) - 1)
-    whole = (synapse.weight / steps.view(-1, *(1 for _ in synapse.weight.shape[1:]))).round()
+    whole = (synapse.weight / per_channel(steps, synapse.weight.dim() - 1)).round()
     setting.notes.append(f"{synapse.layer}: weights rounded to {setting.float_bits} bits per output channel")
     return whole, steps
 

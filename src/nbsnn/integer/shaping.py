@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nbsnn.integer.affine import Affine, NoForm, Values, concatenated, flattened, pooled, selected
 from nbsnn.integer.calls import Context, Reader, arguments, pair, shape_of
+from nbsnn.shapes import per_channel
 
 
 def average_pool(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Affine:
@@ -107,7 +108,7 @@ def _chosen(x: Affine, numbers: list[Tensor], values: Values) -> Affine:
         raise refusal
     # Along its own axis a choice is a line of numbers; everywhere else it must repeat.
     lines = [n.amax(tuple(a for a in range(n.dim()) if a != axis)) for axis, n in enumerate(numbers, start=1)]
-    present = (lines[0] > 0).view(1, -1, *(1 for _ in x.shape[1:]))
+    present = per_channel(lines[0] > 0, len(x.shape) - 1)
     for axis, (line, number) in enumerate(zip(lines, numbers, strict=True), start=1):
         along = line.view(*(-1 if a == axis else 1 for a in range(number.dim())))
         if not torch.equal(number, (along * present).expand(number.shape)):

@@ -10,6 +10,7 @@ from torch import nn
 
 from nbsnn.errors import ConfigError
 from nbsnn.models.units import ConvNormAct, LinearNormAct, PlainNet
+from nbsnn.shapes import window_places
 
 
 class _Plain(NamedTuple):
@@ -51,7 +52,7 @@ def build_plain(name: str, *, num_classes: int, in_channels: int, image_size: in
     features = []
     for out, kernel, stride, padding in table.convolutions:
         features.append(ConvNormAct(channels, out, kernel, stride, padding))
-        channels, size = out, (size + 2 * padding - kernel) // stride + 1
+        channels, (size,) = out, window_places([size], [kernel], [stride], [padding], [1])
         if size < 1:
             raise ConfigError(f"image_size={image_size}: too small for {name}, whose strides leave nothing of it")
     width = channels * size * size

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nbsnn.errors import QuantizationError
 from nbsnn.finite import check_finite, check_network
+from nbsnn.hooks import hooked
 from nbsnn.norms import recalibrate_norms_
 from nbsnn.precision import full_float32
 from nbsnn.quant.functional import quantize_activation
@@ -88,16 +89,12 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
     def the_first_starts_thresholds() -> Iterator[Tensor]:
         for chunk in chunks:
             yield chunk
-            while handles:
-                handles.pop().remove()
+            for handle in handles:
+                handle.remove()
 
-    handles = [act.register_forward_pre_hook(start_threshold) for act in acts]
-    try:
+    with hooked(act.register_forward_pre_hook(start_threshold) for act in acts) as handles:
         if any(isinstance(m, WeightQuantizer) for m in quantized.modules()):
             recalibrate_norms_(quantized, the_first_starts_thresholds())
         else:
             with evaluation_mode(quantized):
                 quantized(chunks[0])
-    finally:
-        for handle in handles:
-            handle.remove()

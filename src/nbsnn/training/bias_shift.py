@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError
+from nbsnn.hooks import hooked
 from nbsnn.precision import full_float32
+from nbsnn.shapes import per_channel
 from nbsnn.spiking.functional import integrate_and_fire, unfold
 from nbsnn.surgery import tap
-from nbsnn.training.proxy import SpikingProxy, Unit
+from nbsnn.training.proxy import SpikingProxy, TunedUnit
 
 _COARSE = (0.0, 0.03, -0.03, 0.06, -0.06, 0.1, -0.1, 0.15, -0.15, 0.2, -0.2, 0.3, 0.4)  # counts over the whole window
 _FINE = (0.0, 0.01, -0.01, 0.02, -0.02)  # around the best of them
@@ -28,7 +30,7 @@ def shift_biases_(
     pair: SpikingProxy,
     teacher: nn.Module,
     images: Tensor,
-    units: list[Unit],
+    units: list[TunedUnit],
     *,
     progress: Callable[[str, int], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -41,7 +43,7 @@ def shift_biases_(
         units: result of `find_units`; the first one integrates a constant current, is exact and is left alone.
         progress: called with each unit's name and the number of images.
     Returns:
-        Unit name → shift of the current [channels], in units of the activation; "" is the head.
+        TunedUnit name → shift of the current [channels], in units of the activation; "" is the head.
     Raises:
         ConversionError: a unit has no bias of its own per channel.
     """
@@ -62,16 +64,12 @@ def shift_biases_(
             shifts[name] = least_error_shift(current, targets.pop(name), height, signed=signed)
             if progress:
                 progress(name, len(images))
-            return (args[0] + _per_channel(shifts[name], args[0]),)
+            return (args[0] + per_channel(shifts[name], args[0].dim() - 2),)
 
         return hook
 
-    handles = [pair.neurons[name].register_forward_pre_hook(calibrate(name)) for name in chosen if name]
-    try:
+    with hooked(pair.neurons[name].register_forward_pre_hook(calibrate(name)) for name in chosen if name):
         answer = pair.spiking(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     if "" in chosen:
         shifts[""] = (logits - answer).double().mean(0).to(logits)
     for name, shift in shifts.items():
@@ -100,17 +98,12 @@ def least_error_shift(current: Tensor, target: Tensor, threshold: Tensor, *, sig
         blocks = zip(torch.split(current, _BLOCK, dim=1), torch.split(target, _BLOCK), strict=True)
         for part, wanted in blocks:
             for index, shift in enumerate(candidates):
-                spikes = integrate_and_fire(part + _per_channel(shift, part[0]), threshold, signed=signed)
+                spikes = integrate_and_fire(part + per_channel(shift, part.dim() - 3), threshold, signed=signed)
                 error = (spikes.mean(0) * threshold - wanted).square()
                 errors[index] += error.transpose(0, 1).flatten(1).sum(1)
         first = errors.sort(dim=0, stable=True).indices[:1]
         best = candidates.gather(0, first)[0]
     return best
-
-
-def _per_channel(shift: Tensor, like: Tensor) -> Tensor:
-    """[C] → a shape that adds to [B, C, ...]."""
-    return shift.view(-1, *[1] * (like.dim() - 2))
 
 
 def _activations(teacher: nn.Module, names: list[str], images: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nbsnn.hooks import hooked
 from nbsnn.quant.layers import quantized_once
+from nbsnn.shapes import per_channel
 from nbsnn.spiking.call import Call, running
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.functional import fold, with_values
@@ -81,7 +83,7 @@ class SpikingProxy:
         return outputs[0]
 
 
-class Unit(NamedTuple):
+class TunedUnit(NamedTuple):
     """One activation with all its branches: convolution and norm, a shortcut's projection.
 
     `bias` names the parameter that shifts the current of each channel by its own value; None if there is no such.
@@ -92,7 +94,7 @@ class Unit(NamedTuple):
     bias: str | None
 
 
-def find_units(pair: SpikingProxy, example: Tensor) -> list[Unit]:
+def find_units(pair: SpikingProxy, example: Tensor) -> list[TunedUnit]:
     """The units of the network, in the order in which it runs them; the last one, named "", is the head.
 
     What belongs to a unit follows from the gradient of its current, with every earlier activation cut off: so this holds
@@ -112,13 +114,13 @@ def find_units(pair: SpikingProxy, example: Tensor) -> list[Unit]:
         if not current.requires_grad:
             continue  # no parameter between this activation and the ones before
         channel = torch.arange(1, current.shape[1] + 1).to(current)  # tells the channels apart
-        total = (current * channel.view(1, -1, *[1] * (current.dim() - 2))).sum()
+        total = (current * per_channel(channel, current.dim() - 2)).sum()
         gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
         own = {key: g for key, g in zip(named, gradients, strict=True) if g is not None}
         shift = channel * (current.numel() / current.shape[1])
         off = {key: float((g - shift).abs().max()) for key, g in own.items() if g.shape == shift.shape}
         biases = [key for key in sorted(off, key=lambda key: off[key]) if off[key] <= 1e-3 * float(shift.max())]
-        units.append(Unit(name, {key: named[key] for key in own}, biases[0] if biases else None))
+        units.append(TunedUnit(name, {key: named[key] for key in own}, biases[0] if biases else None))
     return units
 
 
@@ -147,10 +149,5 @@ def _stop_after(module: nn.Module | None) -> Iterator[None]:
     def stop(_module: nn.Module, _args: object, _output: Tensor) -> Tensor:
         raise _Stopped
 
-    handle = None if module is None else module.register_forward_hook(stop)
-    try:
-        with suppress(_Stopped):
-            yield
-    finally:
-        if handle is not None:
-            handle.remove()
+    with hooked([] if module is None else [module.register_forward_hook(stop)]), suppress(_Stopped):
+        yield
