@@ -84,7 +84,9 @@ def test_fixed_weights_are_neither_packed_again_nor_given_other_bits(tmp_path):
 
 
 def test_only_quantized_networks_go_into_safetensors_files(tmp_path):
-    with pytest.raises(ConfigError, match=r"^only a quantized network is packed, and this one is float"):
+    with pytest.raises(
+        ConfigError, match=r"^a packed network is written from the quantized form, and this network is float; see"
+    ):
         save_packed(tmp_path / "a.safetensors", SmallNet())
     with pytest.raises(ConfigError, match=r"a.pth.tar: a packed network is a .safetensors file$"):
         save_packed(tmp_path / "a.pth.tar", small_quantized())

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,21 +172,17 @@ def train(
             teacher = best
 
 
-def integer_form(
-    quantized: nn.Module, images: LabelledImages, *, float_weight_bits: int = 8, origin: Mapping[str, Any] | None = None
-) -> IntegerNetwork:
+def integer_form(quantized: nn.Module, images: LabelledImages, *, float_weight_bits: int = 8) -> IntegerNetwork:
     """`lower` with the set's first image as the example and its normalisation for 8-bit pixels.
 
     Args:
         quantized: result of `quantize`, anywhere; the result lies on the CPU.
         images: the set that the network was trained on.
         float_weight_bits: as in `lower`.
-        origin: what a file of the network says of its source: recipe, model.
     """
     on_cpu = copy.deepcopy(quantized).cpu().eval()
     example = images.normalized(images.pixels(slice(0, 1))).to(next(on_cpu.parameters()))
-    network = lower(on_cpu, example, mean=images.mean, std=images.std, float_weight_bits=float_weight_bits)
-    return IntegerNetwork(replace(network.program, origin=dict(origin or {})))
+    return lower(on_cpu, example, mean=images.mean, std=images.std, float_weight_bits=float_weight_bits)
 
 
 def float_form(header: Mapping[str, Any]) -> nn.Module:

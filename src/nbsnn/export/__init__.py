@@ -1,0 +1,6 @@
+"""Networks in the formats of others, by name: those of this folder, and whatever else is registered."""
+
+from nbsnn.export import integer, packed  # noqa: F401  (each registers its exporter)
+from nbsnn.export.registry import EXPORTERS, Exporter, export, register
+
+__all__ = ["EXPORTERS", "Exporter", "export", "register"]

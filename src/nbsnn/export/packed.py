@@ -1,11 +1,14 @@
 """Packed networks: bit-packed integer weights, norms and thresholds in one small file, with provenance and a hash."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from nbsnn.checkpoint import describe, form_of
-from nbsnn.errors import ConfigError
+from nbsnn import outputs
+from nbsnn.checkpoint import describe
+from nbsnn.export.registry import Exporter, export, register
 from nbsnn.quant.packing import CODES, pack_state
 from nbsnn.recipe import recipe_from_dict
 from nbsnn.tensorfile import Header, write_tensors
@@ -27,11 +30,10 @@ def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None
         ConfigError: not a quantized network, or a name that is not `.safetensors`.
         QuantizationError: it cannot be packed, or holds numbers that are not finite.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ConfigError(f"{path}: a packed network is a .safetensors file")
-    if form_of(quantized) != "quantized":
-        raise ConfigError(f"only a quantized network is packed, and this one is {form_of(quantized)}; see nbsnn.quantize")
+    return export(path, quantized, PACKED.name, origin=origin)
+
+
+def _write(path: Path, quantized: nn.Module, origin: Mapping[str, Any] | None) -> None:
     state = pack_state(bare(quantized))
     header = describe(quantized) | {key: origin[key] for key in _PROVENANCE if origin}
     if header["recipe"]:
@@ -40,4 +42,6 @@ def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None
         layer["fixed"] = name + CODES in state
     header["packed"] = True
     write_tensors(path, state, header)
-    return path.stat().st_size
+
+
+PACKED = register(Exporter("packed", outputs.PACKED, "quantized", _write))
