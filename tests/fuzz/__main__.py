@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,9 +34,8 @@ class Worker:
         """Go on with the seed that is next."""
         words = ["-m", "fuzz.worker", str(self.seed), str(self.patience), *self.only]
         here = Path(__file__).parents[1]
-        self.process = subprocess.Popen(
-            [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
-        )
+        self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (it lives as long as the process)
+        self.process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=self.said, text=True, cwd=here)
 
     def read(self) -> dict[str, str] | None:
         """What the next try came to; a process that ended is a failure of the try that it was in."""
@@ -45,9 +45,10 @@ class Worker:
             result: dict[str, str] = json.loads(line)
             self.seed += 1
             return result
-        _, said = self.process.communicate()
-        code = self.process.returncode
-        result = {"seed": str(self.seed), "outcome": "failure", "what": f"the process ended with {code}:\n{said[-4000:]}"}
+        code = self.process.wait()
+        self.said.seek(0)
+        what = f"the process ended with {code}:\n{self.said.read()[-4000:]}"
+        result = {"seed": str(self.seed), "outcome": "failure", "what": what}
         self.seed += 1
         self.start()
         return result

@@ -36,7 +36,7 @@ class Corpus:
 
     def __init__(self, folder: Path) -> None:
         torch.manual_seed(0)
-        self.folder = folder
+        self.folder, self.made = folder, dict[str, Any]()
         self.kinds = self._kinds(folder / "kinds")
         self.lines = self._lines(folder / "lines")
 
@@ -92,6 +92,12 @@ class Corpus:
         (folder / "empty").touch()
         (folder / "text.safetensors").write_text("no tensors\n")
         return sorted(folder.iterdir())
+
+    def cached(self, name: str, make: Callable[[Path], Any]) -> Any:
+        """What `make` makes in a folder of its own, at the first call."""
+        if name not in self.made:
+            self.made[name] = make(self.folder / name)
+        return self.made[name]
 
     def linked(self, folder: Path) -> dict[Path, int]:
         """The files for command lines in a folder of their own, by hard links, which a write that is atomic leaves alone."""

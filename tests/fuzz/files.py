@@ -57,19 +57,19 @@ def damage(r: random.Random, content: bytes, corpus: Corpus) -> bytes:
     return bytes(data)
 
 
-def taken_apart(kind: Kind) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors, as they lie in the file."""
-    if kind.path.suffix == ".tar":
-        content = torch.load(kind.path, weights_only=True)
+def taken_apart(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors, as they lie in a file."""
+    if path.suffix == ".tar":
+        content = torch.load(path, weights_only=True)
         return json.loads(content["nbsnn"]), content["state_dict"]
-    with safe_open(kind.path, "pt") as file:
+    with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["nbsnn"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def other_header(r: random.Random, corpus: Corpus, folder: Path) -> str:
     """Another header, with a right hash."""
     name = r.choice(sorted(corpus.kinds))
-    header, tensors = taken_apart(corpus.kinds[name])
+    header, tensors = taken_apart(corpus.kinds[name].path)
     values.edit_(r, header)
     text = values.text_of(r, header)
     whole = text == json.dumps(header)
@@ -79,7 +79,7 @@ def other_header(r: random.Random, corpus: Corpus, folder: Path) -> str:
 def other_tensors(r: random.Random, corpus: Corpus, folder: Path) -> str:
     """Other tensors, with a right hash."""
     name = r.choice(sorted(corpus.kinds))
-    header, tensors = taken_apart(corpus.kinds[name])
+    header, tensors = taken_apart(corpus.kinds[name].path)
     for _ in range(r.choice([1, 1, 2])):
         key = r.choice(sorted(tensors))
         _change_(r, tensors, key)

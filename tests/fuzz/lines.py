@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from forging import forge
 from fuzz import values
 from fuzz.corpus import Corpus
-from fuzz.files import damage
+from fuzz.files import damage, taken_apart
 from fuzz.oracle import LONGEST, Failure
 
 from nbsnn.cli import app, main
@@ -64,12 +65,9 @@ SAME_KIND = {"pack": "packed", "lower": "integer", "convert": "spiking", "finetu
 def random_line(r: random.Random, corpus: Corpus, folder: Path) -> str:
     """A verb with options: an exit code of 0, 2 or 130, one line for an error, and no input changed unless it was asked for."""
     inputs = corpus.linked(folder)
-    if r.random() < 0.15:
-        path = r.choice(sorted(inputs))
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(damage(r, content, corpus))
-        inputs[path] = path.stat().st_ino
+    path = r.choice(sorted(inputs))
+    _spoil(r, corpus, path)
+    inputs[path] = path.stat().st_ino
     words = random_words(r, [path.name for path in inputs])
     shown = shlex.join(words).encode("ascii", "backslashreplace").decode()
     out, err, code = run(words, folder)
@@ -85,6 +83,22 @@ def random_line(r: random.Random, corpus: Corpus, folder: Path) -> str:
         if changed:
             raise Failure(f"{shown}\noverwrites {', '.join(changed)}\n{err[-1000:]}")
     return "refused" if code else "accepted"
+
+
+def _spoil(r: random.Random, corpus: Corpus, path: Path) -> None:
+    """Now and then damage a file, or give it another header; it becomes a file of its own."""
+    kind = r.random()
+    if kind < 0.1:
+        content = damage(r, path.read_bytes(), corpus)
+        path.unlink()
+        path.write_bytes(content)
+    elif kind < 0.4 and path.stem not in ("foreign", "text") and path.suffix in (".safetensors", ".tar"):
+        header, tensors = taken_apart(path)
+        values.edit_(r, header)
+        path.unlink()
+        path.touch()  # in case that no such file can be written
+        with contextlib.suppress(TypeError, ValueError, RuntimeError, RecursionError):
+            forge(path, header, tensors)
 
 
 def run(words: list[str], folder: Path) -> tuple[str, str, Any]:

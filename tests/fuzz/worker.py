@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["COLUMNS"] = "100"
 
 import torch
-from fuzz import files, lines, programs, recipes
+from fuzz import files, lines, programs, recipes, runs
 from fuzz.corpus import Corpus
 from fuzz.oracle import Failure
 
@@ -30,6 +30,7 @@ TRIES: list[tuple[int, Try]] = [
     (5, files.other_layout),
     (3, files.other_archive),
     (8, recipes.random_recipe),
+    (2, runs.damaged_run),
     (4, programs.random_network),
     (7, lines.random_line),
 ]
