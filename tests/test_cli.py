@@ -2,12 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import torch
+import typer
 
 import nbsnn
-from nbsnn.cli import demo, main
-from nbsnn.zoo import PREFIX, list_zoo
+from nbsnn import console
+from nbsnn.cli import app, demo, main
+from nbsnn.cli.networks import load
+from nbsnn.cli.options import Checkpoint
+from nbsnn.quant.layers import QuantReLU
+from nbsnn.zoo import PREFIX, list_zoo, locate
 
 SHORT = ["--set", "phase.all.epochs=1", "--set", "data.batch_size=128"]
 
@@ -148,6 +155,49 @@ def test_info_tells_form_bits_layers_and_sizes(run: Path, capsys: pytest.Capture
     assert facts["parameters"] == sum(p.numel() for p in nbsnn.load_checkpoint(path).parameters())
     assert "torch" in output(capsys, "info", "--system")
     assert json.loads(output(capsys, "info", "--system", "--json"))["threads"] >= 1
+
+
+def test_info_counts_what_packed_weights_unpack_to(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Case 34: 272,513 parameters and every layer of the packed ResNet-20."""
+    text = output(capsys, "info", "zoo:cifar10/resnet20-w2a2")
+    assert "quantized form, packed: 272,513 parameters, " in text
+    assert "MB on disk" in text
+    network = nbsnn.load_checkpoint("zoo:cifar10/resnet20-w2a2")
+    named = {line.split()[0] for line in text.splitlines()[3:] if line}
+    layers = {name for name, layer in network.named_modules() if list(layer.parameters(recurse=False)) or "act" in name}
+    assert layers <= named
+    assert "64×64×3×3" in text
+    facts = json.loads(output(capsys, "info", "zoo:cifar10/resnet20-w2a2", "--json"))
+    assert facts["parameters"] == 272_513
+    assert facts["file_bytes"] == locate("zoo:cifar10/resnet20-w2a2").stat().st_size
+    own = nbsnn.quantize(
+        torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)), nbsnn.QuantSpec(2, 2)
+    )
+    nbsnn.save_packed(tmp_path / "own.safetensors", own)
+    assert "own network, quantized form, packed: at most " in output(capsys, "info", str(tmp_path / "own.safetensors"))
+
+
+def test_a_verb_from_outside_the_package_runs_like_the_others(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The recipe "A verb" of docs/design.md: a function decorated with `app.command` is all it takes."""
+
+    @app.command()
+    def activations(checkpoint: Checkpoint, at_least: Annotated[int, typer.Option("--at-least")] = 0) -> None:
+        """Count the activations of a checkpoint."""
+        if at_least < 0:
+            raise nbsnn.ConfigError("at_least=-1: must be 0 or more")
+        network, _ = load(checkpoint, "cpu")
+        count = sum(isinstance(module, QuantReLU) for module in network.modules())
+        console.show_table("Activations", ("checkpoint", "number"), [(str(checkpoint), str(count))])
+
+    try:
+        assert "zoo:cifar10/resnet20-w2a2      19" in output(capsys, "activations", "zoo:cifar10/resnet20-w2a2")
+        assert "activations  Count the activations of a checkpoint." in output(capsys)
+        assert main(["activations", "zoo:cifar10/resnet20-w2a2", "--at-least", "-1"]) == 2
+        assert capsys.readouterr().err == "error: --at-least -1: must be 0 or more\n"
+        assert main(["activation"]) == 2
+        assert "did you mean activations?" in capsys.readouterr().err
+    finally:
+        app.registered_commands.pop()
 
 
 def test_recipes_lists_all_and_shows_one(capsys: pytest.CaptureFixture[str]) -> None:

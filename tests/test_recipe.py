@@ -1,9 +1,12 @@
 """Recipes: the bundled ones, overrides with types, refusals with close matches, and what the hash depends on."""
 
+import os
+
 import pytest
 
 from nbsnn.errors import ConfigError
 from nbsnn.models import list_models
+from nbsnn.pipeline import train
 from nbsnn.recipe import OptimSpec, Phase, QuantSpec, recipe_from_dict
 from nbsnn.recipes import departures, list_recipes, load_recipe
 from nbsnn.tensorfile import read_header
@@ -243,3 +246,101 @@ def test_departures_are_the_overrides_that_a_recipe_was_loaded_with():
     assert sorted(departures(changed)) == sorted(given[:-1])
     assert load_recipe("cifar10/resnet20:fast", departures(changed)).hash == changed.hash
     assert departures(changed.until(32)) == [d for d in departures(changed) if not d.startswith("phase.4")]
+
+
+# ------------------------------------------------------------------------------------- files that are no recipes (case 24)
+
+BASE = 'extends = "digits/resnet20"\n'
+FILES = {
+    "latin-1": ('[model]\nname = "caf\xe9"\n'.encode("latin-1"), "not UTF-8 text; save the file as UTF-8"),
+    "utf-16": (BASE.encode("utf-16"), "not UTF-8 text; save the file as UTF-8"),
+    "itself": (b'extends = "file.toml"', 'extends itself; take one "extends" out'),
+    "itself by another name": (b'extends = "./sub/../file.toml"', 'extends itself; take one "extends" out'),
+    "a cycle": (b'extends = "other.toml"', 'extends itself; take one "extends" out'),
+    "a number": (b"extends = 3", "extends=3: must be the name of a recipe, or a TOML file"),
+    "no such base": (b'extends = "cifar10/_publishd"', "did you mean cifar10/_published"),
+    "deep lists": (b"a = " + b"[" * 100_000, "nested too deeply"),
+    "deep tables": (BASE.encode() + b".".join([b"a"] * 3000) + b" = 1", "unknown key 'a'"),
+    "6000 digits": (BASE.encode() + b"seed = " + b"9" * 6000, "not valid TOML"),
+    "24000 bits": (BASE.encode() + b"seed = 0x" + b"f" * 6000, "seed=(int, too large to print): must be a whole number"),
+    "400 digits as a rate": (BASE.encode() + b"[phase.2]\nlr = " + b"9" * 400, "must be a finite number"),
+    "a date": (BASE.encode() + b"[phase.2]\nlr = 2020-01-01", "must be a finite number"),
+    "NUL": (BASE.encode() + b'[data]\nroot = "a\\u0000b"', "must be text without NUL"),
+    "phase.02": (BASE.encode() + b"[phase.02]\nepochs = 1", "phase.02: choose one of 2, 3, 4, 5, 32 bits (32 is float)"),
+    "no table of phases": (BASE.encode() + b"phase = 3", "phase=3: must be a table"),
+    "a misspelt table": (BASE.encode() + b"[optm]\nmomentum = 0.5", "unknown key 'optm'; did you mean optim?"),
+    "nothing": (b"", "recipe: missing model, phase"),
+    "a megabyte": (b"#" * 1_000_001, "1,000,001 bytes are no recipe"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES)
+def test_a_file_that_is_no_recipe_is_one_line(content, message, tmp_path):
+    (tmp_path / "file.toml").write_bytes(content)
+    (tmp_path / "other.toml").write_text('extends = "file.toml"')
+    (tmp_path / "sub").mkdir()
+    assert message in refusal(name=str(tmp_path / "file.toml"))
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
+    (tmp_path / "folder.toml").mkdir()
+    os.mkfifo(tmp_path / "pipe.toml")
+    for name in ("folder", "pipe"):
+        assert refusal(name=str(tmp_path / f"{name}.toml")).endswith("a folder or a device, not a TOML file")
+    assert "File name too long" in refusal(name="x" * 300 + ".toml")
+    assert "unknown recipe 'xxx" in refusal(name="x" * 300)
+    for name in ("", ":", ".toml", "a\0b.toml", "cifar10/_published", "../recipes/cifar10/resnet20", "\udcff.toml"):
+        assert refusal(name=name).startswith("unknown recipe")
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbf" + BASE.encode())
+    assert load_recipe(str(tmp_path / "a.toml")).hash == load_recipe("digits/resnet20").hash
+
+
+def test_a_file_is_extended_from_beside_it_and_by_any_path(tmp_path, monkeypatch):
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    (folder / "base.toml").write_text(BASE + "[phase.2]\nepochs = 3\n[quick.phase.4]\nepochs = 1\n")
+    (folder / "own.toml").write_text('extends = "base.toml"\n')
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("a:b/own.toml").phase["2"].epochs == 3
+    assert load_recipe("a:b/own.toml:quick").phase["4"].epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        *((key, f"{key}: write key=value") for key in ("=", "=1", ".=1", "a.=1", ".a=1", "phase..epochs=1")),
+        ("phase.².epochs=1", "phase.²: choose one of 2, 3, 4, 5, 32 bits"),
+        ("phase.٢.epochs=1", "phase.٢: choose one of"),
+        ("phase.2.epochs=²", "phase.2.epochs=²: must be a whole number"),
+        ("phase.2.epochs=٣", "phase.2.epochs=٣: must be a whole number"),
+        ("phase.2.epochs=1e3", "phase.2.epochs=1e3: must be a whole number"),
+        ("phase.2.epochs=99999999999999999999", "phase.2.epochs=99999999999999999999: must be a whole number"),
+        ("phase.2.lr=1e999", "phase.2.lr=1e999: must be a finite number"),
+        ("phase.2.lr=٣", "phase.2.lr=٣: must be a finite number"),
+        ("optim.lr=0.1", "unknown key 'optim.lr'; did you mean phase.N.lr"),
+        ("lr=0.1", "unknown key 'lr'; did you mean phase.N.lr"),
+        ("batch_size=3", "unknown key 'batch_size'; did you mean data.batch_size?"),
+        ("phase.all=1", "phase.all=1: must be a table of epochs"),
+        ("phase.all.optim.lr=1", "unknown key 'phase.all.optim'"),
+        ("phase.2.epochs.x.y=1", "phase.2.epochs.x.y=1: epochs has no keys of its own"),
+        ("optim.milestones=a,b", "optim.milestones=a: must be a finite number"),
+        (".".join("a" * 3000) + "=1", "unknown key 'a'"),
+        ("x" * 100_000 + "=1", "unknown key 'xxx"),
+        ("data.root=a\0b", "data.root=a\\x00b: must be text without NUL"),
+    ],
+)  # fmt: skip
+def test_overrides_that_mean_nothing_are_refused(override, message):
+    said = refusal(override)
+    assert said.startswith(message)
+    assert len(said) < 600
+
+
+def test_a_float_phase_comes_first(tmp_path):
+    recipe = load_recipe("digits/resnet20")
+    late = recipe_from_dict({**recipe.to_dict(), "phase": dict(reversed(recipe.to_dict()["phase"].items()))})
+    with pytest.raises(ConfigError, match="phase 32 must be the first"):
+        next(iter(train(late, tmp_path / "run")))
+    assert not (tmp_path / "run").exists()

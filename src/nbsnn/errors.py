@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _LONGEST = 200  # characters of a value in a message
+_MOST = 16  # names in a message
 
 
 class NbsnnError(Exception):
@@ -72,7 +73,7 @@ def shown(value: Any, *, longest: int = _LONGEST) -> str:
     try:
         text = value if isinstance(value, str) else repr(value)
     except (ValueError, RecursionError):  # a number of too many digits; lists in too many lists
-        return f"a {type(value).__name__} too large to print"
+        return f"({type(value).__name__}, too large to print)"
     text = text if len(text) <= longest else f"{text[:longest]}..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -87,7 +88,8 @@ def unknown(kind: str, name: Any, known: Iterable[str], *, first: Iterable[str] 
         first: names to suggest before all others.
     """
     text, names = shown(name), sorted(known)
-    longer = [other for other in names if text and other.startswith(text)]
+    longer = [other for other in names if text and other.casefold().startswith(text.casefold())]
     close = list(dict.fromkeys([*first, *longer, *difflib.get_close_matches(text, names, n=3, cutoff=0.5)]))[:3]
-    remedy = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(names)}"
+    some = ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
+    remedy = f"did you mean {', '.join(close)}?" if close else f"known: {some}"
     return f"unknown {kind} {text!r}; {remedy}"

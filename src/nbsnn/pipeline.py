@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from nbsnn.data import load_data
 from nbsnn.data.download import Progress
 from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
 from nbsnn.distributed import is_revived, local_rank, started_by_torchrun, world
-from nbsnn.errors import CheckpointError, ConfigError
+from nbsnn.errors import CheckpointError, ConfigError, shown
 from nbsnn.evaluation.accuracy import Report, evaluate
 from nbsnn.importers.torchvision import MappedTensor, from_torchvision, torchvision_state
 from nbsnn.integer.lower import lower
@@ -36,6 +37,7 @@ from nbsnn.training.state import fingerprint
 logger = logging.getLogger(__name__)
 
 _CALIBRATION_PARTS = 4
+_DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,9 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and started_by_torchrun():
         name = f"cuda:{local_rank()}"
-    try:
-        device = torch.device(name)
-        known = device.type in ("cpu", "cuda", "mps")
-    except RuntimeError:
-        known = False
-    if not known:
-        raise ConfigError(f"device={name}: choose auto, cpu, cuda, cuda:N or mps") from None
+    if not _DEVICE.fullmatch(name):
+        raise ConfigError(f"device={shown(name)}: choose auto, cpu, cuda, cuda:N or mps")
+    device = torch.device(name)
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):  # torch's: no such index, built without it, no such backend

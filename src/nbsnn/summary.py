@@ -8,40 +8,57 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nbsnn.checkpoint import rebuild
 from nbsnn.data.dali import is_installed
 from nbsnn.integer.backends import backend_facts
 from nbsnn.quant.formats import read_weight_format
+from nbsnn.quant.packing import CODES, STEP
 from nbsnn.tensorfile import Header
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Summary(NamedTuple):
-    """Bytes of all tensors, learnable numbers, and a row (layer, weight shape, bits, detail) per weight and activation."""
+    """Bytes of all tensors, learnable numbers, and a row (layer, weight shape, bits, detail) per weight and activation.
+
+    The numbers are those of the network, not of the file: a packed weight counts as many as it unpacks to. `exact` is false
+    where the file does not tell how many those are, because its network is not a registered one: some are then padding.
+    """
 
     bytes: int
     parameters: int
     layers: list[tuple[str, str, str, str]]
+    exact: bool
 
 
-def summarize(header: Header, tensors: Mapping[str, Tensor]) -> Summary:
-    """The summary of a checkpoint as `read_tensors` gives it."""
-    plan = header["plan"]
-    layers = [
-        (name, "×".join(map(str, tensor.shape)), *_format(plan.get(name)))
-        for name, tensor in ((key.removesuffix(".weight"), t) for key, t in tensors.items() if key.endswith(".weight"))
-        if tensor.dim() > 1
-    ]
-    acts = [
-        (name, "-", f"{fmt['bits']} bits", f"threshold {float(tensors[f'{name}.threshold']):.4g}")
-        for name, fmt in plan.items()
-        if f"{name}.threshold" in tensors
-    ]
-    return Summary(
-        sum(t.numel() * t.element_size() for t in tensors.values()),
-        sum(t.numel() for key, t in tensors.items() if not key.endswith(_STATISTICS)),
-        [*layers, *acts],
-    )
+def summarize(header: Header, tensors: Mapping[str, Tensor], *, source: str) -> Summary:
+    """The summary of a checkpoint as `read_tensors` gives it; `source` names the file in errors.
+
+    Raises:
+        CheckpointError: a packed network's codes do not fit it.
+    """
+    packed, plan = bool(header.get("packed")), header["plan"]
+    state = rebuild(header, tensors, source=source).state_dict() if packed and header["model"] else tensors
+    rows, parameters = [], 0
+    for key, tensor in state.items():
+        layer, _, kind = key.rpartition(".")
+        if key.endswith(CODES):
+            layer = key.removesuffix(CODES)
+            count = 8 * tensor.numel() // plan[layer]["bits"]
+            rows.append((layer, f"{count:,} codes", *_format(plan[layer])))
+        elif key.endswith(STEP):
+            continue
+        else:
+            count = 0 if kind in _STATISTICS else tensor.numel()
+        parameters += count
+        if kind == "weight" and tensor.dim() > 1:
+            rows.append((layer, "×".join(map(str, tensor.shape)), *_format(plan.get(layer))))
+        elif kind == "weight" and f"{layer}.running_mean" in state:
+            rows.append((layer, str(len(tensor)), "float", "batch norm"))
+        elif kind == "threshold" and layer in plan:
+            rows.append((layer, "-", f"{plan[layer]['bits']} bits", f"threshold {float(tensor):.4g}"))
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    return Summary(size, parameters, rows, not packed or header["model"] is not None)
 
 
 def _format(entry: Mapping[str, Any] | None) -> tuple[str, str]:

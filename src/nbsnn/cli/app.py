@@ -34,15 +34,20 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.say(f"nbsnn {metadata.version('nbsnn')}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
 def nbsnn(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Train few-bit networks, run them as spiking networks in T = 2^b - 1 steps, and see exactly how far spikes are off."""
-    if version:
-        console.say(f"nbsnn {metadata.version('nbsnn')}")
-        raise typer.Exit
     if context.invoked_subcommand is None:
         console.say(context.get_help())
 
@@ -67,7 +72,8 @@ def run(words: Sequence[str]) -> Any:
 def _usage(error: Any, words: Sequence[str]) -> str:
     """An error of the option parser in one line: what was given, what would do, and where to read on."""
     context = error.ctx
-    where = f"see {context.command_path if context else 'nbsnn'} --help"
+    verb = words[0] if words and words[0] in typer.main.get_command(app).commands else ""  # type: ignore[attr-defined]
+    where = f"see nbsnn {verb} --help".replace("  ", " ")
     if hasattr(error, "possibilities"):
         options = [option for parameter in context.command.params for option in (*parameter.opts, *parameter.secondary_opts)]
         return f"{unknown('option', error.option_name, [o for o in options if o.startswith('--')])}; {where}"

@@ -54,7 +54,7 @@ def convert(
     \b
     Examples:
       nbsnn convert zoo:cifar10/resnet20-w2a2 --data sample
-      nbsnn convert runs/r20/2bit/best.safetensors --schedule settle -o s.safetensors
+      nbsnn convert r20/2bit/best.safetensors --schedule settle -o s.safetensors
     """
     if schedule is None and (out or neuron):
         raise ConfigError("--out and --neuron need a schedule: add --schedule fixed, settle or barrier")

@@ -1,6 +1,6 @@
 """`nbsnn eval`."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from torch import nn
@@ -25,10 +25,11 @@ from nbsnn.cli.options import (
 )
 from nbsnn.data.images import Batches, LabelledImages
 from nbsnn.distributed import process_group
-from nbsnn.errors import ConfigError
+from nbsnn.errors import ConfigError, unknown
 from nbsnn.evaluation.accuracy import evaluate
-from nbsnn.integer.network import IntegerNetwork
-from nbsnn.tensorfile import Header
+from nbsnn.integer.engines import Backend
+from nbsnn.integer.network import Engine, IntegerNetwork
+from nbsnn.spiking.schedules import check_pair
 
 
 @app.command("eval")
@@ -57,12 +58,13 @@ def eval_(
       nbsnn eval zoo:cifar10/resnet20-w2a2 --data sample
       nbsnn eval runs/r20/2bit/best.safetensors --engine spikes --limit 500
     """
+    _check_ways(engine, neuron, schedule, backend)
     chosen = pipeline.pick_device(device)
     with process_group(chosen) as group:
         console.speak_on_main_only(group)
         model, header = load(checkpoint, device)
         images = images_for(header, split, limit, data=data, root=root, download=download).to(chosen)
-        model, form = choose_engine(model, header, images, engine, neuron, schedule, backend)
+        model, form = choose_engine(model, images, engine, neuron, schedule, backend)
         with console.image_progress(len(images) // group.size, f"{form} network") as tell:
             loader = Batches(images, batch_size, world=group)
             report = evaluate(model, loader, progress=lambda count: tell("", count))
@@ -76,9 +78,20 @@ def eval_(
     console.show_table(str(checkpoint), columns, [row])
 
 
+def _check_ways(engine: str | None, neuron: str | None, schedule: str | None, backend: str) -> None:
+    """Refuse options that do not go together before anything is loaded."""
+    if engine is not None and engine not in get_args(Engine):
+        raise ConfigError(unknown("engine", engine, get_args(Engine)))
+    if backend not in get_args(Backend):
+        raise ConfigError(unknown("backend", backend, get_args(Backend)))
+    if engine == "spikes":
+        check_pair(neuron, schedule or "fixed")
+    elif neuron or schedule:
+        raise ConfigError("--neuron and --schedule say how spikes run: add --engine spikes")
+
+
 def choose_engine(
     model: nn.Module | IntegerNetwork,
-    header: Header,
     images: LabelledImages,
     engine: str | None,
     neuron: str | None,
@@ -86,8 +99,6 @@ def choose_engine(
     backend: str,
 ) -> tuple[nn.Module | IntegerNetwork, str]:
     """The network as `--engine` and its companions want it, and its form in words."""
-    if engine != "spikes" and (neuron or schedule):
-        raise ConfigError("--neuron and --schedule say how spikes run: add --engine spikes")
     if engine is None and backend != "auto" and not isinstance(model, IntegerNetwork):
         raise ConfigError(f"--backend {backend} says what runs an integer network: add --engine counts or spikes")
     if engine is None and not isinstance(model, IntegerNetwork):

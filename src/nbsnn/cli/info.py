@@ -15,6 +15,7 @@ from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from
 from nbsnn.summary import summarize, system_facts
 from nbsnn.tensorfile import Header, read_tensors
+from nbsnn.zoo import locate
 
 
 @app.command()
@@ -30,9 +31,9 @@ def info(
       nbsnn info zoo:cifar10/resnet20-w2a2
       nbsnn info --system
     """
-    if system or checkpoint is None:
-        if not system:
-            raise ConfigError("info: name a checkpoint, or ask for --system")
+    if system == (checkpoint is not None):
+        raise ConfigError("info describes a checkpoint, or with --system this machine; name one of the two")
+    if checkpoint is None:
         facts = system_facts()
         if json_:
             console.show_json(facts)
@@ -43,16 +44,20 @@ def info(
     if header["form"] == "integer":
         show_integer(checkpoint, header, tensors, json_=json_)
         return
-    size, parameters, layers = summarize(header, tensors)
+    on_disk = locate(checkpoint).stat().st_size
+    size, parameters, layers, exact = summarize(header, tensors, source=str(checkpoint))
     if json_:
-        console.show_json(header | {"parameters": parameters, "bytes": size})
+        console.show_json(header | {"parameters": parameters, "bytes": size, "file_bytes": on_disk})
         return
     model = header["model"]["name"] if header["model"] else "own network"
+    form = f"{header['form']} form" + (", packed" if header.get("packed") else "")
     spiking = header["spiking"]
     extra = f", {spiking['neuron']} neurons, {spiking['schedule']} schedule, T = {spiking['timesteps']}" if spiking else ""
-    console.say(f"{model}, {header['form']} form{extra}: {parameters:,} parameters, {size / 1e6:.2f} MB")
+    count = f"{'' if exact else 'at most '}{parameters:,} parameters"
+    console.say(f"{model}, {form}{extra}: {count}, {size / 1e6:.2f} MB of tensors, {on_disk / 1e6:.2f} MB on disk")
+    metrics = ", ".join(f"{key} {value}" for key, value in header["metrics"].items())
     versions = ", ".join(f"{key} {value}" for key, value in header["versions"].items())
-    console.say(f"recipe {header['recipe_hash']}, seed {header['seed']}, {header['metrics']}, {versions}")
+    console.say(f"recipe {header['recipe_hash']}, seed {header['seed']}; {metrics or 'no metrics'}; {versions}")
     console.show_table("Layers", ("layer", "weight", "bits", "detail"), layers)
 
 

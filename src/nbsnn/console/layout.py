@@ -1,14 +1,12 @@
 """Tables that lose nothing: where a terminal is too narrow, headings wrap, then cells, and at last each row becomes a list."""
 
 import re
-import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.text import Text
 
-from nbsnn.console.screen import out, plain, say
+from nbsnn.console.screen import out, plain, say, wrapped, write
 
 _NUMBER = re.compile(r"([-−±]?[0-9.,]+( .*)?)?|-")  # a unit, or a second number, may follow
 
@@ -27,7 +25,7 @@ def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]
     _show_row(["─" * width for width in widths], widths, numbers, gap, to)
     for line in lines:
         _show_row(line, widths, numbers, gap, to)
-    _print("", to)
+    write("", to)
 
 
 def _fit(heads: Sequence[str], lines: Sequence[Sequence[str]], room: int) -> tuple[list[int], int] | None:
@@ -60,17 +58,14 @@ def _show_row(
     cells: Sequence[str], widths: Sequence[int], numbers: Sequence[bool], gap: int, to: Console, *, style: str = ""
 ) -> None:
     """One row, on several lines where cells are wrapped."""
-    wrapped = [
-        textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False) or [""] if cell_len(cell) > width else [cell]
-        for cell, width in zip(cells, widths, strict=True)
-    ]
-    for number in range(max(map(len, wrapped))):
+    columns = [wrapped(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    for number in range(max(map(len, columns))):
         parts = []
-        for cell, width, right in zip(wrapped, widths, numbers, strict=True):
+        for cell, width, right in zip(columns, widths, numbers, strict=True):
             text = cell[number] if number < len(cell) else ""
             blanks = " " * (width - cell_len(text))
             parts.append(blanks + text if right else text + blanks)
-        _print((" " * gap).join(parts).rstrip(), to, style=style)
+        write((" " * gap).join(parts).rstrip(), to, style=style)
 
 
 def _show_lists(heads: Sequence[str], lines: Sequence[Sequence[str]], to: Console) -> None:
@@ -82,9 +77,5 @@ def _show_lists(heads: Sequence[str], lines: Sequence[Sequence[str]], to: Consol
         above = [*above[:start], *line[start:]]
         for head, cell in zip(heads, above, strict=True):
             if cell:
-                _print(f"{head}{' ' * (width - cell_len(head))}  {cell}", to)
-        _print("", to)
-
-
-def _print(line: str, to: Console, *, style: str = "") -> None:
-    to.print(Text(line, style=style), soft_wrap=True, highlight=False)
+                write(f"{head}{' ' * (width - cell_len(head))}  {cell}", to)
+        write("", to)

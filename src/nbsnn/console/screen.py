@@ -4,10 +4,12 @@ import json
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
@@ -55,13 +57,27 @@ def plain(text: str) -> str:
 
 
 def say(text: str, *, style: str = "", to: Console = out) -> None:
-    """A line of a result, wrapped at words on a terminal; a longer word is left whole."""
-    to.print(Text(plain(text), style=style, overflow="ignore"), crop=False, highlight=False)
+    """Lines of a result, wrapped at words on a terminal; a longer word is left whole."""
+    for line in plain(text).split("\n"):
+        for part in wrapped(line, to.width):
+            write(part, to, style=style)
+
+
+def wrapped(line: str, width: int) -> list[str]:
+    """A line as lines of at most `width` columns, as far as words allow."""
+    if cell_len(line) <= width:
+        return [line]
+    return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def write(line: str, to: Console, *, style: str = "") -> None:
+    """A line as it is, however long."""
+    to.print(Text(line, style=style), soft_wrap=True, highlight=False)
 
 
 def note(text: str) -> None:
     """A line about what is going on."""
-    err.print(Text(plain(text)), highlight=False, soft_wrap=True)
+    write(plain(text), err)
 
 
 def fail(text: str) -> None:

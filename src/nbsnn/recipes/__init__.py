@@ -91,10 +91,10 @@ def _bundled() -> dict[str, Path]:
 def _find(name: str, *, beside: Path | None = None) -> Path:
     """The file of a bundled recipe, or one by its path: beside the file that extends it, or from the working directory."""
     bundled = _bundled()
-    if name in bundled:
+    if name in bundled and (beside or not bundled[name].name.startswith("_")):
         return bundled[name]
     if not name.endswith(_SUFFIX):
-        raise ConfigError(unknown("recipe", name, [] if name.startswith("_") else list_recipes()))
+        raise ConfigError(unknown("recipe", name, bundled if beside else list_recipes()))
     near = beside.parent / name if beside else Path(name)
     try:
         path = near if near.exists() else Path(name)
@@ -114,7 +114,7 @@ def _find(name: str, *, beside: Path | None = None) -> Path:
 def _read_table(path: Path, name: str, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe's table with those that it extends below it; `trail` holds the files that led here."""
     if path.resolve() in trail:
-        raise ConfigError(f"{shown(name)}: extends itself, by way of {len(trail)} files; take one extends out")
+        raise ConfigError(f'{shown(name)}: extends itself; take one "extends" out')
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError:

@@ -43,6 +43,8 @@ def check_run(recipe: Recipe, splits: Splits | None, start: nn.Module | None) ->
         raise ConfigError(f"splits is a {type(splits).__name__}; give nbsnn.Splits(train, validation, test)")
     if recipe.data.name in list_data_sets() and not data_set(recipe.data.name).trains:
         raise ConfigError(f"data.name={recipe.data.name}: these are test images; train on {choices(lambda data: data.trains)}")
+    if str(FLOAT_BITS) in list(recipe.phase)[1:]:
+        raise ConfigError(f"phase {FLOAT_BITS} must be the first: a quantized network does not become float again")
     if isinstance(start, SpikingNetwork):
         raise ConfigError("the start is a spiking network; give the quantized or the float one that it was made from")
     if start is not None:

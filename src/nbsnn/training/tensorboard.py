@@ -13,7 +13,7 @@ _LEARNED = {"threshold": "threshold", "weight_scale": "weight scale"}  # scalars
 
 
 class TensorBoard(Observer):
-    """Writes a run's figures to event files, a folder per phase; steps count epochs, but for the loss within them.
+    """Writes a run's figures to event files, a folder per phase; their steps count batches.
 
     Args:
         folder: where the phases' folders are made; `tensorboard --logdir FOLDER` shows them side by side.
@@ -29,39 +29,40 @@ class TensorBoard(Observer):
             raise MissingDependencyError("tensorboard", extra="tensorboard", purpose="writing TensorBoard's files") from None
         self._open, self.folder, self.every = SummaryWriter, folder, every
         self._writer: Any = None
-        self._steps = 0
+        self._phase, self._steps, self._done = "", 0, 0  # folder's name, batches of an epoch, batches before
 
     def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
-        self._phase, self._steps = title.replace(" ", "-"), steps
-        self._begin(0)
+        self.close()
+        self._phase, self._steps, self._done = title.replace(" ", "-"), steps, 0
 
     def on_resume(self, epoch: int, step: int) -> None:
-        self._begin(epoch)
+        self._done = epoch * self._steps + step
 
-    def _begin(self, epoch: int) -> None:
-        """Values of an earlier run from this epoch on are not shown any more."""
-        self.close()
-        self._writer = self._open(str(self.folder / self._phase), purge_step=epoch + 1)
+    def _add(self, name: str, value: float, step: int) -> None:
+        if self._writer is None:  # what an earlier run wrote of these batches is not shown any more
+            self._writer = self._open(str(self.folder / self._phase), purge_step=self._done + 1)
+        self._writer.add_scalar(name, value, step)
 
     def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
         if step % self.every == 0:
-            self._writer.add_scalar("within epochs/loss", loss, epoch * self._steps + step)
+            self._add("loss/so far in the epoch", loss, epoch * self._steps + step)
 
     def on_network(self, epoch: int, network: nn.Module) -> None:
         for name, parameter in network.named_parameters():
             layer, _, kind = name.rpartition(".")
             if kind in _LEARNED and parameter.numel() == 1:
-                self._writer.add_scalar(f"{_LEARNED[kind]}/{layer}", float(parameter.detach()), epoch)
+                self._add(f"{_LEARNED[kind]}/{layer}", float(parameter.detach()), epoch * self._steps)
 
     def on_epoch(self, row: Epoch) -> None:
         figures = {
-            "loss": row.loss, "top-1 %/training": row.train_top1, "top-1 %/validation": row.top1, "learning rate": row.lr,
+            "loss/epoch": row.loss, "top-1 %/training": row.train_top1, "top-1 %/validation": row.top1, "learning rate": row.lr,
             "images per second": row.images_per_second,
         }  # fmt: skip
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, row.epoch)
+            self._add(name, value, row.epoch * self._steps)
         self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
