@@ -195,7 +195,7 @@ def test_a_verb_from_outside_the_package_runs_like_the_others(capsys: pytest.Cap
         assert main(["activations", "zoo:cifar10/resnet20-w2a2", "--at-least", "-1"]) == 2
         assert capsys.readouterr().err == "error: --at-least -1: must be 0 or more\n"
         assert main(["activation"]) == 2
-        assert "did you mean activations?" in capsys.readouterr().err
+        assert "did you mean activations" in capsys.readouterr().err
     finally:
         app.registered_commands.pop()
 

@@ -99,7 +99,7 @@ CASES = {
     "result that is a folder": ("pack {files}/quantized.safetensors --out {files}", "is a folder; name a file in it"),
     "result below a file": (
         "lower {files}/quantized.safetensors -o {files}/file/x.safetensors",
-        "file is a file, not a folder",
+        "a file stands where its folder should be",
     ),
     "checkpoint that is a folder": ("info {files}", "is a folder"),
     "system and a checkpoint": ("info {files}/quantized.safetensors --system", "name one of the two"),

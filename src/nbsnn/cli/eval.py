@@ -27,8 +27,8 @@ from nbsnn.data.images import Batches, LabelledImages
 from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.evaluation.accuracy import evaluate
-from nbsnn.integer.engines import Backend
-from nbsnn.integer.network import Engine, IntegerNetwork
+from nbsnn.integer.backends import BACKENDS, Engine
+from nbsnn.integer.network import IntegerNetwork
 from nbsnn.spiking.schedules import check_pair
 
 
@@ -82,8 +82,8 @@ def _check_ways(engine: str | None, neuron: str | None, schedule: str | None, ba
     """Refuse options that do not go together before anything is loaded."""
     if engine is not None and engine not in get_args(Engine):
         raise ConfigError(unknown("engine", engine, get_args(Engine)))
-    if backend not in get_args(Backend):
-        raise ConfigError(unknown("backend", backend, get_args(Backend)))
+    if backend not in ("auto", *BACKENDS):
+        raise ConfigError(unknown("backend", backend, ("auto", *BACKENDS)))
     if engine == "spikes":
         check_pair(neuron, schedule or "fixed")
     elif neuron or schedule:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from nbsnn.errors import ConfigError
-from nbsnn.files import check_writable
 from nbsnn.recipe import MOST_SEED
 
 MANY = 1_000_000_000
@@ -64,7 +63,6 @@ def default_folder(recipe: str) -> Path:
 
 def check_folder(path: Path) -> Path:
     """A folder that a run may be written to, which need not be there yet; found out before an hour is spent."""
-    check_writable(path)
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise ConfigError(f"{path}: {'this' if place == path else place} is a file, not a folder; choose another place")
