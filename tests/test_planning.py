@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune
 
 import nbsnn
 from nbsnn.errors import NbsnnError
-from nbsnn.integer.native import why_not
+from nbsnn.integer.backends.native import why_not
 from nbsnn.quant.flow import follow
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
 from nbsnn.quant.quantize import plan_formats, read_plan
@@ -513,6 +513,25 @@ def test_a_layer_along_the_last_axis_is_refused_by_the_lowering_alone():
         "the current of 0 has shape [2, 10], and neurons lie in a row or in planes; flatten it before, or give images "
         "[B, C, 1, L]"
     )
+
+
+def test_layers_called_by_keyword_go_all_the_way():
+    def keywords(net, x):
+        x = net.act1(input=net.conv1(input=x))
+        return net.head(input=net.act2(input=net.conv2(input=x)).mean((2, 3)))
+
+    goes_all_the_way(Net(keywords))
+
+
+def test_autocast_around_a_conversion_changes_nothing():
+    torch.manual_seed(5)
+    network = net()
+    plain = nbsnn.quantize(network, SPEC, images=IMAGES).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = nbsnn.quantize(network, SPEC, images=IMAGES).eval()
+        lowered = nbsnn.lower(cast, IMAGES)
+    assert all(torch.equal(value, cast.state_dict()[key]) for key, value in plain.state_dict().items())
+    assert torch.equal(lowered.run(IMAGES), nbsnn.lower(plain, IMAGES).run(IMAGES))
 
 
 def test_a_network_is_as_it_was_after_it_was_quantized():

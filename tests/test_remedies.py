@@ -232,6 +232,26 @@ AUDIT = {
         "compute it from the image in forward, without NumPy, TorchScript or a torch.autograd.Function",
         lambda: spikes(tail=lambda net, x: x + torch.zeros(len(x), 3)),
     ),
+    "no activation on the way": Row(
+        lambda: spikes(end=lambda net, x: net.head(net.conv2(x).mean((2, 3))), act1=nn.Identity()),
+        "call one in forward: x = self.act(x)",
+        lambda: spikes(end=lambda net, x: net.head(net.act2(x).mean((2, 3))), act1=nn.Identity()),
+    ),
+    "the forward of an activation": Row(
+        lambda: spikes(lambda net, x: net.act3.forward(net.conv2(x)), act3=nn.ReLU()),
+        "call that: self.act(x)",
+        lambda: spikes(lambda net, x: net.act3(net.conv2(x)), act3=nn.ReLU()),
+    ),
+    "the weight of a layer": Row(
+        lambda: spikes(lambda net, x: F.conv2d(x, net.conv2.weight), example=None),
+        "call the layer",
+        lambda: spikes(lambda net, x: net.conv2(x), example=None),
+    ),
+    "the weight of a layer, seen": Row(
+        lambda: quantized(lambda net, x: F.conv2d(x, net.conv2.weight)),
+        "call the layer",
+        lambda: spikes(lambda net, x: net.conv2(x)),
+    ),
     "two outputs": Row(
         lambda: spikes(tail=lambda net, x: (x, x)),
         "return the logits alone, as one tensor",

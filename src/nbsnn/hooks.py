@@ -1,8 +1,10 @@
-"""Hooks on modules that leave no trace."""
+"""Hooks on modules that leave no trace, and what they see."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 
@@ -19,3 +21,9 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[list[RemovableHandle]
     finally:
         for handle in registered:
             handle.remove()
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The tensor that a module with one input was called on, by position or by keyword; for hooks `with_kwargs`."""
+    x: Tensor = next(iter((*args, *kwargs.values())))
+    return x

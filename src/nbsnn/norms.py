@@ -1,6 +1,7 @@
 """Batch norm's statistics: recalibrated on images, replaced without changing the function, or frozen in training."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_images
-from nbsnn.hooks import hooked
+from nbsnn.hooks import hooked, input_of
 from nbsnn.precision import full_float32
 from nbsnn.sums import channel_sums
 from nbsnn.surgery import evaluation_mode
@@ -31,14 +32,14 @@ def recalibrate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     momenta = [norm.momentum for norm in norms]
     seen: dict[nn.Module, list[Tensor]] = {}  # [2, C] float64 of each batch: mean and variance
 
-    def collect(norm: nn.Module, args: tuple[Tensor]) -> None:
-        count, total, squares = channel_sums(args[0])
+    def collect(norm: nn.Module, args: Any, kwargs: Any) -> None:
+        count, total, squares = channel_sums(input_of(args, kwargs))
         mean = total / count
         variance = (squares - total * mean).clamp_min(0) / (count - 1)  # with Bessel's correction, as torch keeps it
         seen.setdefault(norm, []).append(torch.stack([mean, variance]))
 
     try:
-        with hooked(norm.register_forward_pre_hook(collect) for norm in norms), evaluation_mode(net):
+        with hooked(norm.register_forward_pre_hook(collect, with_kwargs=True) for norm in norms), evaluation_mode(net):
             for images in batches:
                 for norm in norms:
                     norm.momentum = 0.0  # what it keeps stays as it is until the end
@@ -74,11 +75,11 @@ def match_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     norms = {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
     sums: dict[nn.Module, Tensor] = {}  # [3, C] float64: how many values, their sum, their squares' sum
 
-    def collect(norm: nn.Module, args: tuple[Tensor]) -> None:
-        sums[norm] = sums.get(norm, 0) + channel_sums(args[0])
+    def collect(norm: nn.Module, args: Any, kwargs: Any) -> None:
+        sums[norm] = sums.get(norm, 0) + channel_sums(input_of(args, kwargs))
 
     count, device = 0, next(net.parameters()).device
-    with hooked(norm.register_forward_pre_hook(collect) for norm in norms.values()), evaluation_mode(net):
+    with hooked(norm.register_forward_pre_hook(collect, with_kwargs=True) for norm in norms.values()), evaluation_mode(net):
         for batch in batches:
             if not isinstance(batch, Tensor) or batch.dim() != 4:
                 raise ConfigError("match_norms_ takes batches of images [B, C, H, W]; pass [images], without the labels")

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nbsnn.errors import NbsnnError
+from nbsnn.hooks import hooked
 
 _CONSTANTS = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 _METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "len", "format"}
@@ -65,9 +66,11 @@ class Tracer(TorchFunctionMode):
         check_one_input(network, error)
         self.known[image] = value
         version = image._version
-        handles = [handle for name, module in network.named_modules() for handle in self._watch(name, module)]
+        watching = hooked(handle for name, module in network.named_modules() for handle in self._watch(name, module))
+        # What is read off must not depend on who calls: float32 stays float32 within autocast too.
+        full = torch.autocast("cpu" if image.is_meta else image.device.type, enabled=False)
         try:
-            with torch.no_grad(), self:
+            with watching, torch.no_grad(), full, self:
                 output = network(image)
         except NbsnnError:
             raise
@@ -77,9 +80,6 @@ class Tracer(TorchFunctionMode):
                 f"the example of shape {list(image.shape[1:])} does not run at {self.place}: {reason}; "
                 "give images on which the network runs"
             ) from caught
-        finally:
-            for handle in handles:
-                handle.remove()
         if image._version != version:
             raise error("the network writes into the images it is given; write x = x - mean and the like, not x.sub_(mean)")
         return output

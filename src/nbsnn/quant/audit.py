@@ -50,6 +50,9 @@ def audit(quantized: nn.Module, example: Tensor) -> Flow:
     if output not in run.known:
         raise ConversionError(f"the network's output {_UNSEEN}")
     run.check_overwritten([output])
+    if run.depth == 0:
+        raise ConversionError("no quantized activation lies between image and output; call one in forward: x = self.act(x)")
+    run.check_loose()
     if output.dim() < 2:
         raise ConversionError("the network returns one axis, that of the batch; return [B, 1], without a squeeze at the end")
     _check_images_stay_apart(quantized, example[:1])
@@ -96,6 +99,12 @@ class _Audit(Flow):
         # By address of the memory: activation that worked in place in the float network, and its input, which is kept alive.
         self.overwritten: dict[int, list[tuple[str, Tensor]]] = {}
 
+    def check_loose(self) -> None:
+        """Refuse a quantized layer whose weight is used without a call of the layer: it would act in float."""
+        for parameter, function in self.loose.items():
+            if isinstance(self.layer_of(parameter), WeightQuantizer):
+                raise ConversionError(f"{parameter} is used in {function}() without a call of its layer; call the layer")
+
     def entered(self, name: str, module: nn.Module, inputs: list[Tensor]) -> None:
         if isinstance(module, QuantReLU):
             if name in self.seen:
@@ -110,6 +119,9 @@ class _Audit(Flow):
         super().entered(name, module, inputs)
 
     def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
+        for parameter in self.parameters_in(args, kwargs):
+            if isinstance(self.layer_of(parameter), QuantReLU):
+                self._refuse(f"{parameter} is used in {name}() without a call of its activation", "call that: self.act(x)")
         self._check(func, name, args, kwargs, sources)
         self.check_overwritten(sources)
         stride, shape = sources[0].stride(0), list(sources[0].shape)  # before the call: it may work in place

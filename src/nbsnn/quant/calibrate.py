@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import QuantizationError
 from nbsnn.finite import check_finite, check_network
-from nbsnn.hooks import hooked
+from nbsnn.hooks import hooked, input_of
 from nbsnn.norms import recalibrate_norms_
 from nbsnn.precision import full_float32
 from nbsnn.quant.functional import quantize_activation
@@ -81,10 +82,11 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
     chunks = torch.tensor_split(images, max(1, round(len(images) / _CHUNK)))
     acts = {module: name for name, module in quantized.named_modules() if isinstance(module, QuantReLU)}
 
-    def start_threshold(act: nn.Module, args: tuple[Tensor]) -> None:
+    def start_threshold(act: nn.Module, args: Any, kwargs: Any) -> None:
         assert isinstance(act, QuantReLU)
-        check_finite(f"the current of {acts[act]}", args[0], QuantizationError, remedy="normalise the images")
-        act.threshold.copy_(least_error_threshold(args[0], act.bits))
+        current = input_of(args, kwargs)
+        check_finite(f"the current of {acts[act]}", current, QuantizationError, remedy="normalise the images")
+        act.threshold.copy_(least_error_threshold(current, act.bits))
 
     def the_first_starts_thresholds() -> Iterator[Tensor]:
         for chunk in chunks:
@@ -92,7 +94,7 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
             for handle in handles:
                 handle.remove()
 
-    with hooked(act.register_forward_pre_hook(start_threshold) for act in acts) as handles:
+    with hooked(act.register_forward_pre_hook(start_threshold, with_kwargs=True) for act in acts) as handles:
         if any(isinstance(m, WeightQuantizer) for m in quantized.modules()):
             recalibrate_norms_(quantized, the_first_starts_thresholds())
         else:

@@ -68,7 +68,7 @@ class Flow(Tracer):
 
     def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
         if name in WEIGHINGS and not isinstance(self.innermost, WEIGHT_LAYERS):
-            self.loose |= {self._names[t]: name for t in tensors_in((args, kwargs)) if t in self._names}
+            self.loose |= dict.fromkeys(self.parameters_in(args, kwargs), name)
         result = func(*args, **kwargs)
         self.note(result, sources)
         if result is None and isinstance(args[0], Tensor):  # x[...] = y
@@ -81,6 +81,14 @@ class Flow(Tracer):
         joined = Origin(max(o.depth for o in origins), frozenset().union(*(o.layers for o in origins)))
         for output in tensors_in(result):
             self.known[output] = joined
+
+    def layer_of(self, parameter: str) -> nn.Module:
+        """The module that holds a parameter."""
+        return self._network.get_submodule(parameter.rpartition(".")[0])
+
+    def parameters_in(self, args: Any, kwargs: Mapping[str, Any]) -> set[str]:
+        """Parameters that are among the arguments, themselves or in what is made of them alone."""
+        return {self._names[t] for t in tensors_in((args, kwargs)) if t in self._names}
 
     def entered(self, name: str, module: nn.Module, inputs: list[Tensor]) -> None:
         self.seen.add(name)
@@ -103,7 +111,7 @@ class Flow(Tracer):
         result = super().__torch_function__(func, types, args, kwargs)
         given = list(tensors_in((args, kwargs or {})))
         names = [self._names[t] for t in given if t in self._names]
-        if names and not any(t in self.known for t in given):
+        if names and not isinstance(self.innermost, self.opaque) and not any(t in self.known for t in given):
             for output in tensors_in(result):
                 self._names[output] = names[0]
         return result

@@ -97,8 +97,8 @@ class QuantConv2d(WeightQuantizer, nn.Conv2d):
         layer._quantized_by(weight_format)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        current: Tensor = self._conv_forward(x, self.quantized_weight(), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        current: Tensor = self._conv_forward(input, self.quantized_weight(), self.bias)
         return current
 
 
@@ -113,8 +113,8 @@ class QuantLinear(WeightQuantizer, nn.Linear):
         layer._quantized_by(weight_format)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.quantized_weight(), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.quantized_weight(), self.bias)
 
 
 class QuantReLU(nn.Module):
@@ -136,8 +136,8 @@ class QuantReLU(nn.Module):
         """L = 2^b − 1: the largest count, and T when all layers agree."""
         return int(2**self.bits - 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return quantize_activation(x, at_least(self.threshold), bits=self.bits, tolerance=self.tie_tolerance)
+    def forward(self, input: Tensor) -> Tensor:
+        return quantize_activation(input, at_least(self.threshold), bits=self.bits, tolerance=self.tie_tolerance)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

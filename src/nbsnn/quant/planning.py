@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from nbsnn.errors import QuantizationError, unknown
-from nbsnn.quant.flow import Flow
+from nbsnn.quant.flow import WEIGHT_LAYERS, Flow
 from nbsnn.quant.operations import refused_module
 from nbsnn.recipe import FLOAT_BITS, QuantSpec
 from nbsnn.tracing import check_one_input
@@ -133,6 +133,8 @@ def _check_loose(flow: Flow, spec: QuantSpec) -> None:
     """Refuse a parameter that weighs currents outside a weight layer, as in `F.conv2d(x, self.kernel)`."""
     for parameter, function in flow.loose.items():
         if not _matches(parameter, spec):
+            if isinstance(flow.layer_of(parameter), WEIGHT_LAYERS):
+                raise QuantizationError(f"{parameter} is used in {function}() without a call of its layer; call the layer")
             raise QuantizationError(
                 f"{parameter} is used in {function}() outside an nn.Conv2d or nn.Linear, and would stay in float; hold it in "
                 f"such a layer and call that, or leave it in float with QuantSpec(skip=({parameter!r},))"

@@ -175,7 +175,9 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None,
         with evaluation_mode(quantized):
             audit(quantized, sample)
     if images is not None:
-        calibrate_(quantized, to_network(images, quantized))
+        images = to_network(images, quantized)
+        with torch.autocast(images.device.type, enabled=False):  # as in the dry runs
+            calibrate_(quantized, images)
     return quantized
 
 

@@ -53,17 +53,17 @@ class IFNeuron(nn.Module):
         """Scalar: the height of a spike and the threshold that releases it."""
         return at_least(self.threshold) * (self.timesteps / self.levels)
 
-    def forward(self, current: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         call, schedule = current_call(), schedule_named(self.schedule)
-        refuse_half(schedule, current.dtype)
+        refuse_half(schedule, input.dtype)
         if call.stage == "mean":
             assert call.answer is not None
-            return call.answer(self, current)
+            return call.answer(self, input)
         state = call.state_of(self)
         if call.stage == "rest":
-            state.bias = current
-            return torch.zeros_like(current)
-        sequence = unfold(current, call.timesteps)
+            state.bias = input
+            return torch.zeros_like(input)
+        sequence = unfold(input, call.timesteps)
         if call.stage == "drain":
             sequence = sequence - state.bias
         spikes = self._fire(sequence, call, schedule)

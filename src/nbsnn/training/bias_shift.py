@@ -7,12 +7,13 @@ predecessors that are corrected already.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError
-from nbsnn.hooks import hooked
+from nbsnn.hooks import hooked, input_of
 from nbsnn.precision import full_float32
 from nbsnn.shapes import per_channel
 from nbsnn.spiking.functional import integrate_and_fire, unfold
@@ -56,19 +57,20 @@ def shift_biases_(
     targets, logits = _activations(teacher, [name for name in chosen if name], images)
     shifts: dict[str, Tensor] = {}
 
-    def calibrate(name: str) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
-        def hook(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-            current = unfold(args[0], pair.timesteps)
+    def calibrate(name: str) -> Callable[..., Any]:
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            given = input_of(args, kwargs)
+            current = unfold(given, pair.timesteps)
             height = pair.neurons[name].height()
             signed = pair.spiking.neuron == "signed"
             shifts[name] = least_error_shift(current, targets.pop(name), height, signed=signed)
             if progress:
                 progress(name, len(images))
-            return (args[0] + per_channel(shifts[name], args[0].dim() - 2),)
+            return (given + per_channel(shifts[name], given.dim() - 2),), {}
 
         return hook
 
-    with hooked(pair.neurons[name].register_forward_pre_hook(calibrate(name)) for name in chosen if name):
+    with hooked(pair.neurons[name].register_forward_pre_hook(calibrate(name), with_kwargs=True) for name in chosen if name):
         answer = pair.spiking(images)
     if "" in chosen:
         shifts[""] = (logits - answer).double().mean(0).to(logits)
