@@ -4,7 +4,7 @@ import copy
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from nbsnn.models import build_model
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.tensorfile import read_torch_state
-from nbsnn.training.checks import check_fit, check_later_phases, check_run, check_teacher, with_classes
+from nbsnn.training.checks import check_fit, check_later_phases, check_run, check_teacher, phases_from, with_classes
 from nbsnn.training.folder import forget_finished, has_run
 from nbsnn.training.history import FitResult, finished_phase
 from nbsnn.training.loop import fit
@@ -127,13 +127,14 @@ def train(
         out: a folder per phase is made in it, such as `out/4bit`.
         options: device, compilation, precision, whether to overwrite; the CPU unless given.
         splits: the data, if loaded already.
-        init: the network that the first phase starts from; fresh unless given. A float one teaches phases that distil.
+        init: the network that the first phase starts from; fresh unless given. A float one teaches phases that distil; from a
+            quantized one the phases of fewer bits alone are trained.
         observer: told of each step and epoch; may end the run early.
         progress: of a download.
     """
     out, options = Path(out), options or TrainOptions()
-    folders = {bits: phase_folder(out, bits) for bits in map(int, recipe.phase)}
     check_run(recipe, splits, init)
+    folders = {bits: phase_folder(out, bits) for bits in phases_from(recipe, init)}
     if options.resume and not any(map(has_run, folders.values())):
         raise CheckpointError(f"{out} holds no run to resume; name its folder, or leave resume=True out to start one")
     overwrite = options.overwrite and not is_revived()  # by torchrun: then what lies there is this run's own
@@ -143,7 +144,7 @@ def train(
     if not overwrite:
         check_later_phases([folders[bits] for bits in to_run])
     teacher = None if init is None or read_plan(init) else init
-    check_teacher(recipe, to_run, teacher)
+    check_teacher(replace(recipe, phase={str(bits): recipe.phase[str(bits)] for bits in folders}), to_run, teacher)
     splits = splits or load_data(recipe.data, size=recipe.model.image_size, progress=progress)
     check_fit(recipe.model, splits.train, recipe.data.name)
     recipe = with_classes(recipe, splits.train, [] if overwrite else folders.values())

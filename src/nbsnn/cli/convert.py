@@ -8,7 +8,7 @@ import typer
 from nbsnn import console
 from nbsnn.checkpoint import recipe_of, save_checkpoint
 from nbsnn.cli.app import app
-from nbsnn.cli.networks import images_for, load, only_quantized
+from nbsnn.cli.networks import check_t, images_for, load, only_quantized
 from nbsnn.cli.options import (
     Checkpoint,
     ComparedOption,
@@ -22,6 +22,7 @@ from nbsnn.cli.options import (
     RootOption,
     ScheduleOption,
     SplitOption,
+    TimestepsOption,
 )
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare
@@ -44,6 +45,7 @@ def convert(
     split: SplitOption = "test",
     limit: LimitOption = 0,
     device: DeviceOption = "auto",
+    timesteps: TimestepsOption = None,
     overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -63,6 +65,7 @@ def convert(
     pairs = valid_pairs() if schedule is None else (check_pair(neuron, schedule),)
     model, header = load(checkpoint, device)
     model = only_quantized(model, checkpoint, "convert")
+    check_t(model, timesteps)
     images = images_for(header, split, limit, data=data, root=root, download=download)
     total = len(pairs) * (len(images) + min(fidelity_images, len(images)))
     with console.image_progress(total, "converting") as tell:

@@ -8,7 +8,7 @@ from torch import nn
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import form_of
 from nbsnn.cli.app import app
-from nbsnn.cli.networks import images_for, load
+from nbsnn.cli.networks import check_t, images_for, load
 from nbsnn.cli.options import (
     BackendOption,
     BatchOption,
@@ -22,6 +22,7 @@ from nbsnn.cli.options import (
     RootOption,
     ScheduleOption,
     SplitOption,
+    TimestepsOption,
 )
 from nbsnn.data.images import Batches, LabelledImages
 from nbsnn.distributed import process_group
@@ -46,6 +47,7 @@ def eval_(
     neuron: NeuronOption = None,
     schedule: ScheduleOption = None,
     backend: BackendOption = "auto",
+    timesteps: TimestepsOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Accuracy of a checkpoint of any form and, where there is time, the steps that it took.
@@ -63,6 +65,7 @@ def eval_(
     with process_group(chosen) as group:
         console.speak_on_main_only(group)
         model, header = load(checkpoint, device)
+        check_t(model, timesteps)
         images = images_for(header, split, limit, data=data, root=root, download=download).to(chosen)
         model, form = choose_engine(model, images, engine, neuron, schedule, backend)
         with console.image_progress(len(images) // group.size, f"{form} network") as tell:

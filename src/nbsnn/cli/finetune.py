@@ -9,7 +9,7 @@ import typer
 from nbsnn import console
 from nbsnn.checkpoint import recipe_of, save_checkpoint
 from nbsnn.cli.app import app
-from nbsnn.cli.networks import data_spec, load, load_splits, only_quantized
+from nbsnn.cli.networks import check_t, data_spec, load, load_splits, only_quantized
 from nbsnn.cli.options import (
     BatchOption,
     Checkpoint,
@@ -21,6 +21,7 @@ from nbsnn.cli.options import (
     OverwriteOption,
     RootOption,
     SeedOption,
+    TimestepsOption,
     between,
 )
 from nbsnn.data import choices, data_set
@@ -89,6 +90,7 @@ def finetune_(
     download: DownloadOption = False,
     limit: LimitOption = 0,
     device: DeviceOption = "auto",
+    timesteps: TimestepsOption = None,
     overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -110,6 +112,7 @@ def finetune_(
         check_output(out, network_kind("spiking"), inputs=[checkpoint], overwrite=overwrite)
     network, header = load(checkpoint, device)
     model = only_quantized(network, checkpoint, "finetune")
+    check_t(model, timesteps)
     check_source(model, spec)  # before images are looked for
     source = data_spec(header, data=data, root=root, download=download)
     if not data_set(source.name).trains:

@@ -13,7 +13,10 @@ from nbsnn.data.images import LabelledImages, Splits
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from
+from nbsnn.quant.layers import QuantReLU
 from nbsnn.recipe import DataSpec, ModelSpec
+from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.spiking.schedules import check_timesteps
 from nbsnn.tensorfile import Header, read_tensors
 from nbsnn.training.checks import check_fit
 
@@ -75,6 +78,12 @@ def only_quantized(model: nn.Module | IntegerNetwork, checkpoint: Path, verb: st
         remedy = "quantize it with nbsnn train --init first" if form == "float" else "name the one that it was made from"
         raise ConfigError(f"{checkpoint} holds a {form} network; {verb} takes a quantized one: {remedy}")
     return model
+
+
+def check_t(model: nn.Module | IntegerNetwork, wanted: int | None) -> None:
+    """Refuse another T than the network's, which its bits decide."""
+    levels = [m.levels for m in model.modules() if isinstance(m, QuantReLU)] if isinstance(model, nn.Module) else []
+    check_timesteps(wanted, model.timesteps if isinstance(model, SpikingNetwork | IntegerNetwork) else max(levels, default=0))
 
 
 def origin_of(header: Header, checkpoint: Path) -> dict[str, object]:

@@ -50,6 +50,10 @@ ComparedOption = Annotated[
 ]
 NeuronOption = Annotated[str | None, typer.Option("--neuron", help="signed or unsigned.")]
 ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="fixed, settle or barrier.")]
+TimestepsOption = Annotated[
+    int | None,
+    typer.Option("--timesteps", "-T", callback=between(1), help="To check T: bits decide it, T = 2^b - 1."),
+]
 BackendOption = Annotated[str, typer.Option("--backend", help="Of integer networks: auto, native or torch.")]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Let --out replace the checkpoint itself, or a file of another kind.")

@@ -17,7 +17,7 @@ from nbsnn.integer.frozen import thawed
 from nbsnn.integer.plain import moved
 from nbsnn.integer.program import Head, Outcome, Pixels, Program
 from nbsnn.integer.storage import load_program, save_program
-from nbsnn.spiking.schedules import check_pair, schedule_named
+from nbsnn.spiking.schedules import check_pair, check_timesteps, schedule_named
 from nbsnn.threads import PerThread
 
 _IN_FLIGHT_BYTES = 2**28  # what the images at work may take; the rest of a batch waits
@@ -118,6 +118,7 @@ class IntegerNetwork:
         neuron: str | None = None,
         schedule: str = "fixed",
         backend: str = "auto",
+        timesteps: int | None = None,
         keep_counts: bool = False,
         keep_fired: bool = False,
     ) -> Result:
@@ -130,12 +131,14 @@ class IntegerNetwork:
             neuron, schedule: of the "spikes" engine, as in `nbsnn.to_spiking`.
             backend: "native" (the C++ kernel, on a CPU), "torch", one that was registered (`nbsnn.integer.backends`), or
                 "auto": native where it can do what is asked, otherwise torch.
+            timesteps: T, to be checked; the bits of the activations decide it.
             keep_counts: return the counts of every neuron.
             keep_fired: return the spikes of every neuron; of signed ones the torch backend knows them.
         Raises:
             LoweringError: no images, of the wrong shape, not finite, or outside the range that the network was lowered for.
-            ConfigError, ConversionError: unknown engine, backend, schedule or neuron.
+            ConfigError, ConversionError: unknown engine, backend, schedule or neuron, or another T.
         """
+        check_timesteps(timesteps, self.timesteps)
         if engine not in get_args(Engine):
             raise ConfigError(unknown("engine", engine, get_args(Engine)))
         chosen_neuron, chosen_schedule = check_pair(neuron, schedule)

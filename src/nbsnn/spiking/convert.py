@@ -11,7 +11,7 @@ from nbsnn.quant.audit import audit
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron, check_precision
-from nbsnn.spiking.schedules import Schedule, check_pair, schedule_named
+from nbsnn.spiking.schedules import Schedule, check_pair, check_timesteps, schedule_named
 from nbsnn.surgery import replace_modules_
 from nbsnn.wrappers import as_network, copied
 
@@ -19,7 +19,13 @@ from nbsnn.wrappers import as_network, copied
 @full_float32()
 @torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
 def to_spiking(
-    quantized: nn.Module, example: Tensor, *, neuron: str | None = None, schedule: str = "fixed", gradient: str = "proxy"
+    quantized: nn.Module,
+    example: Tensor,
+    *,
+    neuron: str | None = None,
+    schedule: str = "fixed",
+    gradient: str = "proxy",
+    timesteps: int | None = None,
 ) -> SpikingNetwork:
     """The spiking form of a quantized network, as a new object; the source is untouched.
 
@@ -31,9 +37,10 @@ def to_spiking(
             can fire: exact) or "barrier" (unsigned; layer after layer: exact, fewest spikes), or one that was registered
             (`nbsnn.spiking.schedules`).
         gradient: "proxy" or "surrogate"; what `backward` does, see `SpikingNetwork`.
+        timesteps: T, to be checked; the bits of the activations decide it, T = 2^b − 1.
     Raises:
-        ConversionError: the network does something that spikes cannot follow, holds numbers that are not finite, or is in half
-            precision where the schedule is exact; the message names the layer and the remedy.
+        ConversionError: the network does something that spikes cannot follow, has another T, holds numbers that are not finite,
+            or is in half precision where the schedule is exact; the message names the layer and the remedy.
         ConfigError: unknown gradient.
     """
     chosen, name = check_pair(neuron, schedule)
@@ -46,13 +53,12 @@ def to_spiking(
     check_precision(schedule_named(name), source, example.device)
     network = copied(source).eval()
     depth = audit(network, example).depth
-    timesteps = _timesteps(network, schedule_named(name))
+    steps = _timesteps(network, schedule_named(name))
+    check_timesteps(timesteps, steps)
     acts = [m for m in network.modules() if isinstance(m, QuantReLU)]
-    neurons: dict[nn.Module, nn.Module] = {
-        act: IFNeuron(act, timesteps=timesteps, neuron=chosen, schedule=name) for act in acts
-    }
+    neurons: dict[nn.Module, nn.Module] = {act: IFNeuron(act, timesteps=steps, neuron=chosen, schedule=name) for act in acts}
     spiking = SpikingNetwork(
-        replace_modules_(network, neurons), timesteps=timesteps, neuron=chosen, schedule=name, depth=depth,
+        replace_modules_(network, neurons), timesteps=steps, neuron=chosen, schedule=name, depth=depth,
         image_shape=tuple(example.shape[1:]), gradient=gradient,
     )  # fmt: skip
     return spiking.train(source.training)

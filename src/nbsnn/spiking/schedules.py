@@ -122,6 +122,21 @@ def check_pair(neuron: str | None, schedule: str) -> tuple[Neuron, str]:
     return chosen, schedule
 
 
+def check_timesteps(wanted: int | None, timesteps: int) -> None:
+    """Refuse another number of steps than the bits of a network's activations make; None wants none.
+
+    Raises:
+        ConversionError: says what decides T, and how a network for the number is had.
+    """
+    if wanted is None or wanted == timesteps:
+        return
+    bits = {2**bits - 1: bits for bits in range(2, 9)}
+    remedy = f"for T = {wanted} train with {bits[wanted]} bits" if wanted in bits else f"T may be {', '.join(map(str, bits))}"
+    raise ConversionError(
+        f"timesteps={wanted}: the bits b of the activations decide T = 2^b - 1, which is {timesteps} in this network; {remedy}"
+    )
+
+
 FIXED = register(
     Schedule(
         name="fixed",  # T steps and stop, as published (Hu et al., 2023)

@@ -13,10 +13,11 @@ from nbsnn.data import choices, data_set, list_data_sets
 from nbsnn.data.files import printable
 from nbsnn.data.images import Batches, LabelledImages, Splits
 from nbsnn.data.photos import PhotoSet
-from nbsnn.distributed import max_over_ranks, wait_for_all, world
+from nbsnn.distributed import max_over_ranks, wait_for_all, warn, world
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.finite import check_network
 from nbsnn.models.plain import PLAIN_NETS
+from nbsnn.quant.layers import QuantReLU
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Phase, Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import read_header
@@ -54,6 +55,25 @@ def check_run(recipe: Recipe, splits: Splits | None, start: nn.Module | None) ->
         raise ConfigError(
             f"the start is {spec}, but the recipe trains {recipe.model}; give a checkpoint of that, or another recipe"
         )
+
+
+def phases_from(recipe: Recipe, start: nn.Module | None) -> list[int]:
+    """Bits of the phases that a run trains: all but those that a quantized start has behind it.
+
+    Args:
+        recipe: of the run.
+        start: the network that the run begins with; a quantized one trains the phases of fewer bits alone or, where the recipe
+            has none, goes on with its own.
+    """
+    phases = [int(bits) for bits in recipe.phase]
+    own = max((m.bits for m in start.modules() if isinstance(m, QuantReLU)), default=FLOAT_BITS) if start is not None else None
+    if own is None or own == FLOAT_BITS:
+        return phases
+    kept = [bits for bits in phases if bits < own] or [bits for bits in phases if bits == own] or phases
+    if kept != phases:
+        names, left = (", ".join(map(str, some)) for some in (kept, [bits for bits in phases if bits not in kept]))
+        warn(logger, "the start has %d bits: trains phase %s from it; %s of the recipe left out", own, names, left)
+    return kept
 
 
 def check_later_phases(folders: Sequence[Path]) -> None:
