@@ -24,7 +24,7 @@ from nbsnn import console
 from nbsnn.checkpoint import rebuild
 from nbsnn.data import load_data
 from nbsnn.data.images import Batches, ImageSet, Splits
-from nbsnn.evaluation.comparison import convert
+from nbsnn.evaluation.comparison import spiking_form
 from nbsnn.recipe import DataSpec
 from nbsnn.spiking import neuron
 from nbsnn.tensorfile import read_tensors
@@ -48,7 +48,7 @@ def measure(checkpoint: Path, spec: FinetuneSpec, splits: Splits, args: argparse
     network = {"bits": bits} | trained_by(header, checkpoint)
     source = results.find(**network, method=None, test_images=len(test))
     if source is None:
-        spiking = convert(quantized, test, neuron=spec.neuron, schedule="fixed")
+        spiking = spiking_form(quantized, test, neuron=spec.neuron, schedule="fixed")
         source = results.add(network | {
             "timesteps": spiking.timesteps, "method": None, "neuron": spec.neuron, "test_images": len(test),
             "quantized_top1": accuracy(quantized, test, f"{bits} bits, quantized"),

@@ -123,6 +123,19 @@ def packages_of(path):
             yield (node.module or "").partition(".")[0]
 
 
+def test_the_library_names_no_options_of_a_command_line():
+    """Messages name arguments, which `nbsnn.console.flags` puts into the words of a command; docstrings may say more."""
+    for module, path in MODULES.items():
+        if module.startswith(("cli", "console")):
+            continue
+        tree = ast.parse(path.read_text())
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [
+            n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in prose
+        ]
+        assert not [text for text in texts if re.search(r"(?<![\w-])--[a-z]", text)], module
+
+
 def test_importing_the_package_has_no_side_effects():
     code = (
         "import sys, threading; import nbsnn; import torch\n"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from nbsnn.aliases import current_names, former_names
 from nbsnn.errors import ConfigError, shown
 from nbsnn.quant.formats import check_width, weight_format
-from nbsnn.settings import convert, require
+from nbsnn.settings import require, typed
 
 FLOAT_BITS = 32
 Padding = Literal["black", "mirror"]
@@ -266,7 +266,7 @@ def _hashed(table: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain values; unknown keys are errors, and names of earlier versions are taken."""
-    recipe: Recipe = convert(_as_it_is_now(table), Recipe, "")
+    recipe: Recipe = typed(_as_it_is_now(table), Recipe, "")
     return recipe
 
 

@@ -12,7 +12,7 @@ from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data.images import LabelledImages, evaluation_batches
 from nbsnn.errors import CheckpointError
 from nbsnn.evaluation.accuracy import evaluate
-from nbsnn.evaluation.comparison import FIDELITY_IMAGES, convert
+from nbsnn.evaluation.comparison import FIDELITY_IMAGES, spiking_form
 from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
@@ -23,7 +23,7 @@ from nbsnn.summary import system_facts
 from nbsnn.training.checks import with_classes
 from nbsnn.training.history import finished_phase
 
-Progress = Callable[[str, int], None]
+ImageProgress = Callable[[str, int], None]
 
 
 class Looked(NamedTuple):
@@ -43,7 +43,7 @@ def report(
     fidelity_images: int = FIDELITY_IMAGES,
     spiking_images: int | None = None,
     notes: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: ImageProgress | None = None,
 ) -> dict[str, Any]:
     """Measure every finished phase of a run.
 
@@ -82,7 +82,7 @@ def images_looked_at(recipe: Recipe, test: int, spiking_images: int | None, fide
     return 2 * len(recipe.phase) * test + sum(int(key) != FLOAT_BITS for key in recipe.phase) * each
 
 
-def _phase(recipe: Recipe, bits: int, out: Path, looked: Looked, progress: Progress) -> dict[str, Any] | None:
+def _phase(recipe: Recipe, bits: int, out: Path, looked: Looked, progress: ImageProgress) -> dict[str, Any] | None:
     phase = recipe.phase[str(bits)]
     finished = finished_phase(recipe, bits, phase_folder(out, bits))
     if finished is None:
@@ -106,11 +106,11 @@ def _phase(recipe: Recipe, bits: int, out: Path, looked: Looked, progress: Progr
     return result | ({} if bits == FLOAT_BITS else _spiking(best, looked, progress, f"{bits} bits"))
 
 
-def _top1(model: nn.Module | IntegerNetwork, images: LabelledImages, progress: Progress, what: str) -> float:
+def _top1(model: nn.Module | IntegerNetwork, images: LabelledImages, progress: ImageProgress, what: str) -> float:
     return evaluate(model, evaluation_batches(images), progress=partial(progress, what)).top1
 
 
-def _spiking(quantized: nn.Module, looked: Looked, progress: Progress, what: str) -> dict[str, Any]:
+def _spiking(quantized: nn.Module, looked: Looked, progress: ImageProgress, what: str) -> dict[str, Any]:
     test = looked.test
     program = lower(quantized, test.normalized(test.pixels(slice(0, 2))), mean=test.mean, std=test.std)
     counts = partial(_top1, program, progress=progress, what=f"{what}, counts")
@@ -126,14 +126,14 @@ def _spiking(quantized: nn.Module, looked: Looked, progress: Progress, what: str
 
 
 def _rows(
-    quantized: nn.Module, program: IntegerNetwork, looked: Looked, progress: Progress, what: str
+    quantized: nn.Module, program: IntegerNetwork, looked: Looked, progress: ImageProgress, what: str
 ) -> Iterator[dict[str, Any]]:
     double = copy.deepcopy(quantized).double()
     for neuron, schedule in valid_pairs():
         tell = partial(progress, f"{what}, {neuron} {schedule}")
         engine = program.using(engine="spikes", neuron=neuron, schedule=schedule)
         accuracy = evaluate(engine, evaluation_batches(looked.stepped), progress=tell)
-        spiking = convert(double, looked.compared, neuron=neuron, schedule=schedule)
+        spiking = spiking_form(double, looked.compared, neuron=neuron, schedule=schedule)
         fidelity = measure_fidelity(double, spiking, looked.compared.normalized(), progress=tell)
         yield {
             "neuron": neuron, "schedule": schedule, "top1": accuracy.top1, "steps": accuracy.steps,

@@ -62,36 +62,36 @@ def override_(table: dict[str, Any], override: str) -> None:
     table[last] = text
 
 
-def convert(value: Any, kind: Any, key: str = "") -> Any:
+def typed(value: Any, kind: Any, key: str = "") -> Any:
     """`value` (from TOML, JSON or the command line) as the annotated type; the key is for the message.
 
     Raises:
         ConfigError: an unknown key, with close matches from all tables, or a value of another type.
     """
     try:
-        return _convert(value, kind, key)
+        return _typed(value, kind, key)
     except _UnknownKey as error:
         last = error.key.rpartition(".")[2]
         elsewhere = [known for known in _keys(kind, key) if known.rpartition(".")[2] == last]
         raise ConfigError(unknown("key", error.key, error.siblings, first=elsewhere)) from None
 
 
-def _convert(value: Any, kind: Any, key: str) -> Any:
+def _typed(value: Any, kind: Any, key: str) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         return _table(value, kind, key)
     if origin in (Union, types.UnionType):
-        return None if value is None else _convert(value, args[0], key)
+        return None if value is None else _typed(value, args[0], key)
     if origin is Literal:
         require(isinstance(value, str) and value in args, key, value, " or ".join(map(str, args)))
         return value
     if origin is dict:
         require(isinstance(value, Mapping), key, value, "a table")
-        return {str(k): _convert(v, args[1], f"{key}.{k}") for k, v in value.items()}
+        return {str(k): _typed(v, args[1], f"{key}.{k}") for k, v in value.items()}
     if origin is tuple:
         items = [part for part in value.split(",") if part] if isinstance(value, str) else value
         require(isinstance(items, (list, tuple)), key, value, "a list, such as 0.5,0.75")
-        return tuple(_convert(item, args[0], key) for item in items)
+        return tuple(_typed(item, args[0], key) for item in items)
     try:
         return _plain(value, kind)
     except (ValueError, TypeError, OverflowError):
@@ -125,7 +125,7 @@ def _table(value: Any, kind: Any, key: str) -> Any:
     missing = [f.name for f in fields(kind) if f.name not in value and f.default is f.default_factory is MISSING]
     if missing:
         raise ConfigError(f"{key or 'recipe'}: missing {', '.join(missing)}")
-    values = {name: _convert(item, hints[name], f"{prefix}{name}") for name, item in value.items()}
+    values = {name: _typed(item, hints[name], f"{prefix}{name}") for name, item in value.items()}
     try:
         return kind(**values)
     except SettingError as error:  # a check of the dataclass itself, which does not know where it stands

@@ -4,7 +4,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-from nbsnn.console import figures_bar, note
+from nbsnn.console import as_fit, figures_bar, note
 from nbsnn.training.execution import Execution
 from nbsnn.training.observer import Epoch, Observer
 
@@ -70,8 +70,8 @@ class TrainingConsole(Observer):
             return
         self._bar.update(self._task, completed=epoch * self.steps + step)
         speed = self._bar.tasks[-1].speed or 0.0
-        figures = f"epoch {epoch + 1}/{self._epochs} loss {loss:.3f} top-1 {top1:.1f} % {speed * images:.0f} images/s"
-        self._bar.update(self._task, figures=figures)
+        figures = f"epoch {epoch + 1}/{self._epochs}|loss {loss:.3f}|top-1 {top1:.1f} %|{speed * images:.0f} images/s"
+        self._bar.update(self._task, figures=as_fit(self._title, figures.split("|")))
 
     def on_epoch(self, row: Epoch) -> None:
         note(

@@ -25,8 +25,7 @@ from nbsnn.cli.options import (
     TimestepsOption,
 )
 from nbsnn.errors import ConfigError
-from nbsnn.evaluation.comparison import compare
-from nbsnn.evaluation.comparison import convert as convert_with
+from nbsnn.evaluation.comparison import compare, spiking_form
 from nbsnn.outputs import check_output, network_kind
 from nbsnn.spiking.schedules import check_pair, valid_pairs
 
@@ -71,7 +70,7 @@ def convert(
     with console.image_progress(total, "converting") as tell:
         results = list(compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))
     if out and schedule:
-        spiking = convert_with(model, images, neuron=neuron, schedule=schedule)
+        spiking = spiking_form(model, images, neuron=neuron, schedule=schedule)
         metrics = {"top1": results[0].spiking_top1, "source": str(checkpoint)}
         save_checkpoint(out, spiking, recipe=recipe_of(header), metrics=metrics)
         console.note(f"wrote {out}")

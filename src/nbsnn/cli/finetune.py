@@ -28,7 +28,7 @@ from nbsnn.data import choices, data_set
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare_finetuned
 from nbsnn.outputs import check_output, network_kind
-from nbsnn.settings import convert
+from nbsnn.settings import typed
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import Header
 from nbsnn.training.finetune import finetune, finetuned_metrics, images_to_see
@@ -107,7 +107,7 @@ def finetune_(
     """
     wanted = {"method": method, "epochs": epochs, "neuron": neuron, "force": force, "calibrate_first": calibrate_first,
               "lr": lr, "weights": weights, "distillation": distillation, "batch_size": batch_size, "seed": seed}  # fmt: skip
-    spec: FinetuneSpec = convert(wanted, FinetuneSpec)
+    spec: FinetuneSpec = typed(wanted, FinetuneSpec)
     if out:  # found out now, not after an hour
         check_output(out, network_kind("spiking"), inputs=[checkpoint], overwrite=overwrite)
     network, header = load(checkpoint, device)

@@ -2,7 +2,7 @@
 
 from nbsnn.console.flags import Flag
 from nbsnn.console.layout import show_table
-from nbsnn.console.progress import doing, download_progress, figures_bar, image_progress
+from nbsnn.console.progress import as_fit, doing, download_progress, figures_bar, image_progress
 from nbsnn.console.results import (
     COMPARISON_COLUMNS,
     change_line,
@@ -20,6 +20,7 @@ from nbsnn.console.screen import err, exit_code, fail, note, out, say, show_json
 __all__ = [
     "COMPARISON_COLUMNS",
     "Flag",
+    "as_fit",
     "change_line",
     "comparison_rows",
     "doing",

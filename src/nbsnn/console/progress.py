@@ -1,6 +1,6 @@
 """Bars and spinners on standard error, while a person looks at them: what is being done, how far it is, how long it takes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.progress import (
 
 from nbsnn.console.screen import err
 
-_ROOM_FOR_A_BAR = 100  # columns; below, the words matter more
+_ROOM_FOR_A_BAR, _ROOM_FOR_TIME = 100, 80  # columns; below, the words matter more
 
 
 @contextmanager
@@ -63,10 +63,18 @@ def figures_bar() -> Progress:
     return _bar(TextColumn("{task.fields[figures]}"))
 
 
+def as_fit(title: str, figures: Sequence[str]) -> str:
+    """The first of a bar's figures that a terminal has room for, beside its title."""
+    room = err.width - len(title) - len("⠋   00:00 " if err.width >= _ROOM_FOR_TIME else "⠋  ")
+    text = " ".join(figures)
+    return text if len(text) <= room or len(figures) == 1 else as_fit(title, figures[:-1])
+
+
 def _bar(*columns: ProgressColumn | Any) -> Progress:
     middle = [BarColumn()] if err.width >= _ROOM_FOR_A_BAR else []
+    last = [TimeRemainingColumn(compact=True)] if err.width >= _ROOM_FOR_TIME else []
     return Progress(
-        _spinner(), TextColumn("{task.description}"), *middle, *columns, TimeRemainingColumn(compact=True),
+        _spinner(), TextColumn("{task.description}"), *middle, *columns, *last,
         console=err, transient=True, disable=not err.is_terminal,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from nbsnn.data.images import ImageSet, Splits
 from nbsnn.data.registry import DataSet, choices, data_set, list_data_sets, register
 from nbsnn.errors import ConfigError
 from nbsnn.recipe import DataSpec
-from nbsnn.settings import convert
+from nbsnn.settings import typed
 
 __all__ = ["DataSet", "choices", "data_set", "list_data_sets", "load_data", "load_photographs", "register"]
 
@@ -64,7 +64,7 @@ def data_spec(data: DataSpec | str, **settings: Any) -> DataSpec:
         raise ConfigError(f"data is a {type(data).__name__}; give a name, {choices()}, or a DataSpec")
     if isinstance(settings.get("root"), os.PathLike):
         settings["root"] = os.fspath(settings["root"])
-    spec: DataSpec = convert(table | settings, DataSpec, "data")
+    spec: DataSpec = typed(table | settings, DataSpec, "data")
     return spec
 
 

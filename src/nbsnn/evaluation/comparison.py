@@ -71,7 +71,7 @@ def compare(
     """
     sample = images.some(fidelity_images)
     for neuron, schedule in valid_pairs() if pairs is None else pairs:
-        spiking = convert(quantized, images, neuron=neuron, schedule=schedule)
+        spiking = spiking_form(quantized, images, neuron=neuron, schedule=schedule)
         name = f"{neuron} {schedule}"
 
         def tell(count: int, name: str = name) -> None:
@@ -91,7 +91,7 @@ def compare(
         )  # fmt: skip
 
 
-def convert(quantized: nn.Module, images: LabelledImages, *, neuron: str | None, schedule: str) -> SpikingNetwork:
+def spiking_form(quantized: nn.Module, images: LabelledImages, *, neuron: str | None, schedule: str) -> SpikingNetwork:
     """`to_spiking` with the set's first image as the example."""
     parameter = next(quantized.parameters())
     example = images.normalized(images.pixels(slice(0, 1))).to(parameter)
@@ -121,7 +121,7 @@ def compare_finetuned(
         images: the images to look at.
         progress: called with what is measured and the number of images done.
     """
-    before = convert(quantized, images, neuron=spiking.neuron, schedule=spiking.schedule)
+    before = spiking_form(quantized, images, neuron=spiking.neuron, schedule=spiking.schedule)
     top1 = {}
     for name, network in (("quantized", quantized), ("spiking before", before), ("spiking after", spiking)):
 

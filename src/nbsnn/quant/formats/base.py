@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from nbsnn.errors import ConfigError, shown, unknown
-from nbsnn.settings import convert
+from nbsnn.settings import typed
 
 WEIGHT_FORMATS: dict[str, type["WeightFormat"]] = {}
 
@@ -145,5 +145,5 @@ def read_weight_format(entry: Mapping[str, Any]) -> WeightFormat:
         given["format"] = "apot" if given.get("edge_range") is None else "edge_uniform"
         given = {key: value for key, value in given.items() if value is not None}
     kind = weight_format(given.pop("format"))
-    read: WeightFormat = convert(given, kind, "")
+    read: WeightFormat = typed(given, kind, "")
     return read
