@@ -282,6 +282,8 @@ def test_what_spikes_cannot_follow_is_refused_before_any_training(module):
         assert " at 3; " in message or " at 2; " in message, message
         assert "nbsnn.quantize" not in message
     nbsnn.quantize(network, nbsnn.QuantSpec(2, 2, skip=("3",)))  # who wants to quantize and not to convert, can
+    if isinstance(module, (nn.ReLU6, nn.MaxPool2d)):
+        nbsnn.quantize(network, nbsnn.QuantSpec(2, 2, skip=("3",)), images=IMAGES)
     nbsnn.quantize(network, nbsnn.QuantSpec(32, 2, skip=("3",)))
 
 

@@ -85,6 +85,12 @@ def choose_layers(model: nn.Module, spec: QuantSpec, flow: Flow | None = None) -
     return Layers(tuple(chosen), tuple(activations), frozenset(edges))
 
 
+def is_to_be_converted(model: nn.Module, spec: QuantSpec) -> bool:
+    """False where activations stay in float, or `skip` names one, or a pool or norm that spikes cannot follow."""
+    skipped = _skipped(model, spec)
+    return spec.act_bits != FLOAT_BITS and not any(isinstance(m, nn.ReLU) or refused_module(m) for m in skipped)
+
+
 def _skipped(model: nn.Module, spec: QuantSpec) -> set[nn.Module]:
     """Modules that a pattern of `skip` matches, by any of their names."""
     modules = dict(model.named_modules(remove_duplicate=False))

@@ -22,7 +22,7 @@ from nbsnn.quant.flow import follow
 from nbsnn.quant.formats import EdgeUniform, WeightFormat, read_weight_format, weight_format
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
 from nbsnn.quant.normed import normed_layers
-from nbsnn.quant.planning import check_float, choose_layers
+from nbsnn.quant.planning import check_float, choose_layers, is_to_be_converted
 from nbsnn.recipe import FLOAT_BITS, QuantSpec, check_bits
 from nbsnn.surgery import evaluation_mode, fold_computed_weights_, replace_modules_
 from nbsnn.wrappers import as_network, copied, unwrap
@@ -145,8 +145,8 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None,
             and statistics wait for training.
         example: [B, C, H, W], one image, where no images are given. One or the other is followed through the network: edges are
             the weight layers that see the image or make the output, layers never called are named, and what `to_spiking`
-            would refuse is refused here, before any training. With neither, edges are the first and the last weight layer
-            registered, and only modules are looked at, not what `forward` does with them.
+            would refuse is refused here, before any training, unless `spec.skip` names it. With neither, edges are the first
+            and the last weight layer registered, and only modules are looked at, not what `forward` does with them.
     Raises:
         QuantizationError: nothing to quantize, quantized before, a layer without a quantized form, or numbers that are not
             finite in the network, in the images, or on the way from one to the other.
@@ -170,8 +170,9 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None,
     plan = plan_formats(net, spec, sample)
     if not plan:
         raise QuantizationError(_nothing(spec))
+    convert = is_to_be_converted(net, spec)
     quantized = apply_plan_(net, plan)
-    if sample is not None and spec.act_bits != FLOAT_BITS:
+    if sample is not None and convert:
         with evaluation_mode(quantized):
             audit(quantized, sample)
     if images is not None:
