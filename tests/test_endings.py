@@ -9,12 +9,13 @@ from nbsnn import pipeline
 from nbsnn.cli import main
 from nbsnn.data.images import Splits
 from nbsnn.data.sets.digits import load_digits
-from nbsnn.errors import ConfigError, ConversionError
+from nbsnn.errors import CheckpointError, ConfigError, ConversionError
 from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.recipe import QuantSpec
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
 from nbsnn.training.checks import phases_from
+from nbsnn.training.options import TrainOptions
 
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32", "phase.all.epochs=1"])
 EXAMPLE = torch.zeros(1, 2, 6, 6)
@@ -56,6 +57,24 @@ def test_a_run_from_a_quantized_start_is_trained_and_found_again(tmp_path, split
     again = list(pipeline.train(RECIPE, tmp_path, splits=splits, init=starts(3)))
     assert [result.bits for result in again] == [2]
     assert again[0].fit.last.read_bytes() == before
+
+
+def test_a_run_that_ended_between_phases_does_not_go_on_in_another_precision(tmp_path, splits, starts):
+    """Case 23, between two phases."""
+
+    def train(precision):
+        return pipeline.train(RECIPE, tmp_path, splits=splits, init=starts(4), options=TrainOptions(precision=precision))
+
+    first = train("float32")
+    assert next(first).bits == 3
+    first.close()
+    second = train("bf16")
+    assert next(second).bits == 3  # finished
+    with pytest.raises(
+        CheckpointError, match=r"3bit holds a run with precision float32, and this one has bf16; train on in the"
+    ):
+        next(second)
+    assert [result.bits for result in train("float32")] == [3, 2]
 
 
 def test_a_pupil_without_a_teacher_is_refused_also_where_the_float_phase_is_left_out(tmp_path, splits, starts):

@@ -265,7 +265,7 @@ def test_a_run_is_not_taken_up_in_another_precision(tmp_path, train):
 def test_a_run_is_not_taken_up_with_other_images(tmp_path, train, splits):
     train(3)
     other = replace(splits, train=replace(splits.train, images=splits.train.images.flip(0)))
-    with pytest.raises(CheckpointError, match=r"holds an unfinished run with images \w+ \w+, and this one has"):
+    with pytest.raises(CheckpointError, match=r"holds a run with images \w+ \w+, and this one has"):
         train(splits=other)
     with pytest.raises(CheckpointError, match="train on with the same images"):
         train(splits=replace(splits, train=replace(splits.train, labels=splits.train.labels.flip(0))))

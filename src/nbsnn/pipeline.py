@@ -25,8 +25,16 @@ from nbsnn.models import build_model
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.tensorfile import read_torch_state
-from nbsnn.training.checks import check_fit, check_later_phases, check_run, check_teacher, phases_from, with_classes
-from nbsnn.training.folder import forget_finished, has_run
+from nbsnn.training.checks import (
+    check_fit,
+    check_later_phases,
+    check_phase_before,
+    check_run,
+    check_teacher,
+    phases_from,
+    with_classes,
+)
+from nbsnn.training.folder import forget_finished, has_run, has_unfinished
 from nbsnn.training.history import FitResult, finished_phase
 from nbsnn.training.loop import fit
 from nbsnn.training.observer import Observer
@@ -150,6 +158,7 @@ def train(
     recipe = with_classes(recipe, splits.train, [] if overwrite else folders.values())
     model, device = init or new_model(recipe), torch.device(options.device)
     test = evaluation_batches(splits.test.to(device), world=world())
+    before: Path | None = None  # of the phase before, if it ended in an earlier process
     for bits, finished in done.items():
         phase = recipe.phase[str(bits)]
         if finished is None:
@@ -158,11 +167,16 @@ def train(
                 device=device, execution=options.execution(phase.epochs * len(splits.train)), save_every=options.save_every,
                 overwrite=overwrite, start=start, title="float" if bits == FLOAT_BITS else f"{bits} bits",
             )  # fmt: skip
+            if before is not None and not has_unfinished(folders[bits]):
+                check_phase_before(before, splits, how)
             finished = fit(
                 model, splits, recipe.until(bits), phase, out=folders[bits], options=how, observer=observer, teacher=teacher
             )
             for earlier in list(folders)[: list(folders).index(bits)]:
                 forget_finished(folders[earlier])  # it cannot be given more epochs any more: this one began with it
+            before = None
+        else:
+            before = folders[bits]
         last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))
         measured = evaluate(last, test)
         yield PhaseResult(bits, phase.epochs, finished, measured, measured if finished.best_is_last else evaluate(best, test))

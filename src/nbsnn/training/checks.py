@@ -21,7 +21,8 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Phase, Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import read_header
-from nbsnn.training.folder import LAST_FILE, has_unfinished
+from nbsnn.training.conditions import compare_conditions, conditions_of
+from nbsnn.training.folder import FINISHED_FILE, LAST_FILE, has_unfinished
 from nbsnn.training.options import FitOptions
 from nbsnn.training.state import TrainingState
 
@@ -74,6 +75,21 @@ def phases_from(recipe: Recipe, start: nn.Module | None) -> list[int]:
         names, left = (", ".join(map(str, some)) for some in (kept, [bits for bits in phases if bits not in kept]))
         warn(logger, "the start has %d bits: trains phase %s from it; %s of the recipe left out", own, names, left)
     return kept
+
+
+def check_phase_before(folder: Path, splits: Splits, options: FitOptions) -> None:
+    """Refuse to begin a phase with the network of one that was trained in another precision, or on other images.
+
+    Args:
+        folder: of the phase before, which ended in an earlier process; where its last training state is gone nothing is known.
+        splits, options: of the phase to train.
+    Raises:
+        CheckpointError: says which. What else changed, and changes the rounding of sums, is logged in one line.
+    """
+    state = read_header(folder / FINISHED_FILE) or {}
+    then = {name: value for name, value in state.get("conditions", {}).items() if name not in ("compiled", "first epoch")}
+    if then:
+        compare_conditions(then, conditions_of(splits, options.execution, torch.device(options.device)), folder)
 
 
 def check_later_phases(folders: Sequence[Path]) -> None:

@@ -35,6 +35,8 @@ def conditions_of(splits: Splits, execution: Execution, device: torch.device) ->
     """The conditions of a run, as short texts by name."""
     return {
         "precision": "float32" if execution.autocast is None else "bf16",
+        "convolutions": "TF32" if execution.tf32 else "as precision says",
+        "algorithms": "deterministic" if torch.are_deterministic_algorithms_enabled() else "any",
         "images": f"{_fingerprint(splits.train)} {_fingerprint(splits.validation)}",
         "decoder": str(getattr(splits.train, "loading", "none")).partition(",")[0],
         "compiled": "yes" if execution.compiled else "no",
@@ -48,12 +50,12 @@ def conditions_of(splits: Splits, execution: Execution, device: torch.device) ->
 
 
 def compare_conditions(then: Mapping[str, str], now: Mapping[str, str], where: Any) -> None:
-    """Compare the conditions of a training state with those of the run that takes it up.
+    """Compare the conditions of a training state with those of the run that takes it up, or that begins with its network.
 
     Args:
         then: of the state; empty if an earlier version wrote it.
         now: of the run.
-        where: names the state in messages.
+        where: the folder of the state, for messages.
     Raises:
         CheckpointError: precision, images or first epoch are others. What else changed is logged in one line.
     """
@@ -65,7 +67,7 @@ def compare_conditions(then: Mapping[str, str], now: Mapping[str, str], where: A
     for name in changed:
         if name in _REMEDIES:
             raise CheckpointError(
-                f"{where} holds an unfinished run with {name} {then[name]}, and this one has {now[name]}; "
+                f"{where} holds a run with {name} {then[name]}, and this one has {now[name]}; "
                 f"{_REMEDIES[name].format(then=then[name])}, choose another folder, or overwrite it (overwrite=True)"
             )
     if changed:
