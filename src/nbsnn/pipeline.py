@@ -1,6 +1,5 @@
 """The story on one page: data → train → convert → compare. The command line and the published scripts call this."""
 
-import copy
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -193,9 +192,8 @@ def integer_form(quantized: nn.Module, images: LabelledImages, *, float_weight_b
         images: the set that the network was trained on.
         float_weight_bits: as in `lower`.
     """
-    on_cpu = copy.deepcopy(quantized).cpu().eval()
-    example = images.normalized(images.pixels(slice(0, 1))).to(next(on_cpu.parameters()))
-    return lower(on_cpu, example, mean=images.mean, std=images.std, float_weight_bits=float_weight_bits)
+    example = images.normalized(images.pixels(slice(0, 1)))
+    return lower(quantized, example, mean=images.mean, std=images.std, float_weight_bits=float_weight_bits)
 
 
 def float_form(header: Mapping[str, Any]) -> nn.Module:

@@ -28,7 +28,7 @@ FEW_BITS = 8  # a smallest multiplier below 2^8 is worth a warning: rounding cha
 
 
 @full_float32()
-@torch.inference_mode(mode=False)  # called within it, the copy's weights could not be cached
+@torch.inference_mode(mode=False)  # its tensors have no version, which tells whether they were written to
 def lower(
     quantized: nn.Module,
     example: Tensor,
@@ -37,10 +37,10 @@ def lower(
     std: Sequence[float] | None = None,
     float_weight_bits: int = 8,
 ) -> IntegerNetwork:
-    """The integer network of a quantized one, as a new object; the source is untouched.
+    """The integer network of a quantized one, as a new object on the CPU; the source is untouched.
 
     Args:
-        quantized: result of `nbsnn.quantize`, in evaluation mode. Whatever `nbsnn.to_spiking` accepts.
+        quantized: result of `nbsnn.quantize`, on any device. Whatever `nbsnn.to_spiking` accepts.
         example: [B, C, H, W] normalised images; the first one is followed through the network.
         mean, std: [C] of the normalisation, in units of the full range: with them the network takes 8-bit images as well.
         float_weight_bits: 8 or 16, for weights that the quantized network leaves in float; rounded per output channel.
@@ -64,7 +64,7 @@ def lower(
     network = copied(network).eval()
     first = to_network(example[:1].detach(), network)
     audit(network, first)
-    seen = trace(network, first)
+    seen = trace(network.cpu(), first.cpu())  # whole numbers come out the same on any device
     timesteps = max(firing.levels for firing in seen.firings)
     pixels = _pixels(tuple(first.shape[1:]), mean, std)
     setting = Setting(
