@@ -63,7 +63,7 @@ def _show_bench(result: Bench, title: str) -> None:
         )  # fmt: skip
     console.show_table(
         f"{title}, {result.images} images, batch {result.batch_size}, {result.threads} threads, T = {result.timesteps}",
-        ("network", "code", "images/s", "ratio", "ms, spread", "steps", "spikes, M", "adds, M", "adds/s, G"),
+        ("network", "backend", "images/s", "ratio", "ms, spread", "steps", "spikes, M", "adds, M", "adds/s, G"),
         rows,
     )
     console.say(
