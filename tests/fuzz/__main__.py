@@ -33,6 +33,7 @@ class Worker:
     def start(self) -> None:
         """Go on with the seed that is next."""
         words = ["-m", "fuzz.worker", str(self.seed), str(self.patience), *self.only]
+        self.tried = False  # since it was started
         here = Path(__file__).parents[1]
         self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (it lives as long as the process)
         self.process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=self.said, text=True, cwd=here)
@@ -44,11 +45,14 @@ class Worker:
         if line:
             result: dict[str, str] = json.loads(line)
             self.seed += 1
+            self.tried = True
             return result
         code = self.process.wait()
         self.said.seek(0)
         what = f"the process ended with {code}:\n{self.said.read()[-4000:]}"
         result = {"seed": str(self.seed), "outcome": "failure", "what": what}
+        if not self.tried:
+            raise SystemExit(f"no try could be made: {what}")
         self.seed += 1
         self.start()
         return result

@@ -11,7 +11,9 @@ from fuzz.corpus import Corpus
 from fuzz.oracle import Failure, same
 from torch import Tensor
 
-from nbsnn.integer import checking, engine_torch, native
+from nbsnn.integer import checking
+from nbsnn.integer.backends import native
+from nbsnn.integer.backends import torch as engine_torch
 from nbsnn.integer.bounds import NARROW, WIDE, largest_sum, retract_at, row_sums
 from nbsnn.integer.program import (
     IMAGE,

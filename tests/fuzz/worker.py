@@ -13,9 +13,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["COLUMNS"] = "100"
-
 import torch
 from fuzz import files, lines, programs, recipes, runs
 from fuzz.corpus import Corpus
