@@ -33,6 +33,7 @@ class Block(nn.Module):
             self.act2 = nn.ReLU()
         if kind == "norm first":
             self.first, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1, bias=False)
+            nn.init.normal_(self.conv1.weight)  # no norm takes its scale back: small weights would make coarse multipliers
         if kind == "convolution, pool":
             self.pool = nn.AvgPool2d(2, stride=1)
         if kind == "padded pool":
