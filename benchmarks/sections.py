@@ -1,10 +1,10 @@
 """The sections of docs/results.md, one function for each kind of figures in benchmarks/results."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from nbsnn.recipe import FLOAT_BITS, recipe_from_dict
-from nbsnn.recipes import departures
+from nbsnn.recipe import FLOAT_BITS, Recipe, recipe_from_dict
+from nbsnn.recipes import list_recipes, load_recipe
 from nbsnn.report import COLUMNS, table
 
 CHART = "sweep.svg"  # beside the page
@@ -15,6 +15,26 @@ def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(columns)
     lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def departures(recipe: Recipe) -> list[str]:
+    """The key=value overrides that make the bundled recipe of its name into this one; none where no bundled one has the name.
+
+    Phases that this one lacks, and where the data lies, do not count.
+    """
+    if recipe.name not in list_recipes():
+        return []
+    bundled, own = (dict(_settings(r.to_dict(places=False))) for r in (load_recipe(recipe.name), recipe))
+    return [f"{key}={value}" for key, value in own.items() if bundled.get(key) != value]
+
+
+def _settings(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            items = value if isinstance(value, (list, tuple)) else [value]
+            yield f"{prefix}{key}", ",".join(str(item).lower() if isinstance(item, bool) else str(item) for item in items)
 
 
 def accuracy_section(figures: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ import zoo
 from nets import SmallNet
 
 from nbsnn.integer.backends import native
+from nbsnn.recipes import load_recipe
 from nbsnn.zoo import list_zoo
 
 IMAGES = torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(2))
@@ -109,3 +110,12 @@ def test_training_steps_are_timed_and_become_a_section(tmp_path, monkeypatch, ca
     assert all(row["ratio_min"] <= row["ratio"] <= row["ratio_max"] for row in figures["rows"])
     assert sections.training_section(figures).count("| cifar10/resnet20 | float32, eager |") == 6
     capsys.readouterr()
+
+
+def test_departures_are_the_overrides_that_a_recipe_was_loaded_with():
+    given = ["phase.32.epochs=20", "phase.4.distill=0.0", "optim.milestones=0.3,0.6", "data.augment=false", "data.root=other"]
+    assert sections.departures(load_recipe("cifar10/resnet20:fast")) == []
+    changed = load_recipe("cifar10/resnet20:fast", given)
+    assert sorted(sections.departures(changed)) == sorted(given[:-1])
+    assert load_recipe("cifar10/resnet20:fast", sections.departures(changed)).hash == changed.hash
+    assert sections.departures(changed.until(32)) == [d for d in sections.departures(changed) if not d.startswith("phase.4")]

@@ -172,7 +172,7 @@ def test_only_a_kept_change_is_written(
             written.append(out.is_file())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nbsnn.cli.finetune.finetune", finetune)
+    monkeypatch.setattr("nbsnn.pipeline.finetune", finetune)
     assert main(["finetune", str(checkpoint), *FEW, "--out", str(out)]) == 130
     assert written == [False, False, True]
     assert read_tensors(out)[0]["metrics"]["held_out_top1"] == 11.0

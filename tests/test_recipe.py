@@ -8,7 +8,7 @@ from nbsnn.errors import ConfigError
 from nbsnn.models import list_models
 from nbsnn.pipeline import train
 from nbsnn.recipe import OptimSpec, Phase, QuantSpec, recipe_from_dict
-from nbsnn.recipes import departures, list_recipes, load_recipe
+from nbsnn.recipes import list_recipes, load_recipe
 from nbsnn.tensorfile import read_header
 from nbsnn.zoo import PREFIX, list_zoo, locate
 
@@ -237,15 +237,6 @@ def test_bits_must_be_whole_and_known(bits):
 def test_nesterov_needs_momentum():
     with pytest.raises(ConfigError, match=r"^optim.nesterov=True: must be false where optim.momentum is 0$"):
         load_recipe("cifar10/resnet20", ["optim.nesterov=true", "optim.momentum=0"])
-
-
-def test_departures_are_the_overrides_that_a_recipe_was_loaded_with():
-    given = ["phase.32.epochs=20", "phase.4.distill=0.0", "optim.milestones=0.3,0.6", "data.augment=false", "data.root=other"]
-    assert departures(load_recipe("cifar10/resnet20:fast")) == []
-    changed = load_recipe("cifar10/resnet20:fast", given)
-    assert sorted(departures(changed)) == sorted(given[:-1])
-    assert load_recipe("cifar10/resnet20:fast", departures(changed)).hash == changed.hash
-    assert departures(changed.until(32)) == [d for d in departures(changed) if not d.startswith("phase.4")]
 
 
 # ------------------------------------------------------------------------------------- files that are no recipes (case 24)

@@ -11,40 +11,40 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import options
 
+from nbsnn import pipeline
 from nbsnn.checkpoint import form_of, save_checkpoint
 from nbsnn.console import change_line, exit_code, image_progress, note, show_finetuning
-from nbsnn.data.images import Batches
+from nbsnn.data.images import Batches, Splits
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.accuracy import evaluate
-from nbsnn.evaluation.comparison import compare_finetuned
 from nbsnn.files import write_text
-from nbsnn.importers.reference import load_quantized_start, load_start
+from nbsnn.importers.reference import load_start
 from nbsnn.recipe import Recipe
 from nbsnn.spiking.network import SpikingNetwork
-from nbsnn.training.finetune import finetune, finetuned_metrics, images_to_see
 from nbsnn.training.finetune_spec import Change, FinetuneSpec
 
 
 class _Files:
     """The result folder: the last and the best network so far, and a line of the log for each layer."""
 
-    def __init__(self, folder: Path, recipe: Recipe, figures: dict[str, object]) -> None:
-        self.folder, self.recipe, self.figures = folder, recipe, figures
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = folder, recipe
         self.rows: list[dict[str, object]] = []
         self.best = -1.0
 
-    def save(self, name: str, network: SpikingNetwork, **metrics: object) -> None:
-        save_checkpoint(self.folder / name, network, recipe=self.recipe, metrics=finetuned_metrics(self.figures) | metrics)
+    def save(self, name: str, network: SpikingNetwork, metrics: dict[str, Any]) -> None:
+        save_checkpoint(self.folder / name, network, recipe=self.recipe, metrics=metrics)
 
-    def on_change(self, change: Change, network: SpikingNetwork) -> None:
+    def on_change(self, change: Change, network: SpikingNetwork, metrics: dict[str, Any]) -> None:
         note(change_line(change))
         self.rows.append(asdict(change))
         if change.top1 > self.best:
             self.best = change.top1
-            self.save(options.BEST, network, held_out_top1=change.top1)
+            self.save(options.BEST, network, metrics)
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
         writer.writeheader()
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         return
     folder = options.result_folder(args).with_name(f"{args.arch}_{args.bit}bit_ft")
     options.check_results(args, folder, "spiking")
-    network = load_quantized_start(path, args.arch, bits=args.bit, trainer="main.py")
+    network = pipeline.load_quantized_start(path, args.arch, bits=args.bit, trainer="main.py")
     if args.schedule != "fixed":
         raise ConfigError(f"--schedule {args.schedule}: exact schedules need no fine-tuning; leave it at fixed")
     if args.validation < 1:
@@ -92,17 +92,13 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     quantized = network.to(options.device_of(args))
     splits = options.data_of(recipe)
-    train = splits.train.some(args.limit_train)
-    figures = {"checkpoint": str(path), "settings": spec.to_dict(), "train_images": len(train), "test": None}
-    files = _Files(folder, recipe, figures)
-    with image_progress(images_to_see(quantized, train, splits.validation, spec), "fine-tuning") as tell:
-        result = finetune(quantized, train, splits.validation, spec, progress=tell, on_change=files.on_change)
-    test = splits.test
-    with image_progress(3 * len(test), "testing") as tell:
-        tested = compare_finetuned(quantized, result.spiking, test, progress=tell)
-    files.figures["test"] = asdict(tested)
-    files.save(options.LAST, result.spiking, held_out_top1=result.after_top1)
-    show_finetuning(f"{args.arch}, {path}", result, len(splits.validation), tested)
+    splits = Splits(splits.train.some(args.limit_train), splits.validation, splits.test)
+    files = _Files(folder, recipe)
+    tuned = pipeline.finetune_and_test(
+        quantized, splits, spec, source=str(path), progress=image_progress, on_change=files.on_change
+    )  # fmt: skip
+    files.save(options.LAST, tuned.result.spiking, tuned.metrics | {"held_out_top1": tuned.result.after_top1})
+    show_finetuning(f"{args.arch}, {path}", tuned.result, len(splits.validation), tuned.tested)
 
 
 if __name__ == "__main__":

@@ -2,27 +2,32 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import load_checkpoint
+from nbsnn.checkpoint import form_of, load_checkpoint
 from nbsnn.data import load_data
-from nbsnn.data.download import Progress
+from nbsnn.data.download import DownloadProgress
 from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
 from nbsnn.distributed import is_revived, local_rank, started_by_torchrun, world
 from nbsnn.errors import CheckpointError, ConfigError, shown
 from nbsnn.evaluation.accuracy import Report, evaluate
+from nbsnn.evaluation.comparison import Finetuned, compare_finetuned
+from nbsnn.importers.reference import load_start
 from nbsnn.importers.torchvision import MappedTensor, from_torchvision, torchvision_state
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
+from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
+from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import read_torch_state
 from nbsnn.training.checks import (
     check_fit,
@@ -33,6 +38,8 @@ from nbsnn.training.checks import (
     phases_from,
     with_classes,
 )
+from nbsnn.training.finetune import FinetuneResult, finetune, images_to_see
+from nbsnn.training.finetune_spec import Change, FinetuneSpec
 from nbsnn.training.folder import forget_finished, has_run, has_unfinished
 from nbsnn.training.history import FitResult, finished_phase
 from nbsnn.training.loop import fit
@@ -45,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 _CALIBRATION_PARTS = 4
 _DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
+
+ProgressBar = Callable[[int, str], AbstractContextManager[Callable[[str, int], None]]]  # console.image_progress is one
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,23 @@ def pretrained_model(recipe: Recipe, source: str, images: LabelledImages) -> tup
     return from_torchvision(spec.name, state, batches, num_classes=classes, image_size=size, source=source)
 
 
+def load_quantized_start(path: str | Path, model: str, *, bits: int, trainer: str) -> nn.Module:
+    """`load_start` for conversion at `bits`.
+
+    Args:
+        trainer: the script that trains what is missing, for messages.
+    Raises:
+        ConfigError: the network is not a quantized one, or has other bits.
+    """
+    quantized = load_start(path, model, bits=bits)
+    if form_of(quantized) != "quantized":
+        raise ConfigError(f"{path} holds a {form_of(quantized)} network; train it with {bits} bits first ({trainer})")
+    found = max(m.bits for m in quantized.modules() if isinstance(m, QuantReLU))
+    if found != bits:
+        raise ConfigError(f"bits={bits}: {path} was trained with {found} bits; give that number, or another checkpoint")
+    return quantized
+
+
 def _build(spec: ModelSpec) -> nn.Module:
     return build_model(spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size)
 
@@ -125,7 +151,7 @@ def train(
     splits: Splits | None = None,
     init: nn.Module | None = None,
     observer: Observer | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> Iterator[PhaseResult]:
     """Run a recipe's phases one after the other; yields each as it ends. Finished phases in `out` are not run again.
 
@@ -201,3 +227,56 @@ def float_form(header: Mapping[str, Any]) -> nn.Module:
     if header["model"] is None:
         raise ConfigError("the checkpoint names no architecture; its float form cannot be built")
     return _build(ModelSpec(**header["model"])).eval()
+
+
+class FinetuneRun(NamedTuple):
+    """A fine-tuning from a checkpoint to the test: the network, accuracies, and what a checkpoint and a report say of it."""
+
+    result: FinetuneResult
+    tested: Finetuned
+    metrics: dict[str, Any]  # of the checkpoint of `result.spiking`
+    figures: dict[str, Any]  # all of it as plain values
+
+
+def finetune_and_test(
+    quantized: nn.Module,
+    splits: Splits,
+    spec: FinetuneSpec,
+    *,
+    source: str,
+    progress: ProgressBar,
+    on_change: Callable[[Change, SpikingNetwork, dict[str, Any]], None],
+) -> FinetuneRun:
+    """Fine-tune a quantized network for spikes under the schedule "fixed", and compare it with its source on the test images.
+
+    Args:
+        quantized: anywhere; not changed.
+        splits: training images to learn from, validation images to judge each change by, and test images.
+        spec: method and settings.
+        source: names the checkpoint.
+        progress: `progress(images, title)` is a context that yields what `finetune` and `compare_finetuned` tell.
+        on_change: called as in `finetune`, with the metrics of a checkpoint of the network as it stands.
+    """
+    train, held_out, test = splits.train, splits.validation, splits.test
+    known = {"checkpoint": source, "settings": spec.to_dict(), "train_images": len(train), "held_out_images": len(held_out)}
+
+    def changed(change: Change, network: SpikingNetwork) -> None:
+        on_change(change, network, _finetuned_metrics(known, {}) | {"held_out_top1": change.top1})
+
+    with progress(images_to_see(quantized, train, held_out, spec), f"{spec.method} fine-tuning") as tell:
+        result = finetune(quantized, train, held_out, spec, progress=tell, on_change=changed)
+    with progress(3 * len(test), "testing") as tell:
+        tested = compare_finetuned(quantized, result.spiking, test, progress=tell)
+    figures = known | {"held_out": result.to_dict(), "test": asdict(tested)}
+    return FinetuneRun(result, tested, _finetuned_metrics(known, asdict(tested)), figures)
+
+
+def _finetuned_metrics(known: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fine-tuned checkpoint says of itself: `top1` is of its spiking form, and `teacher_top1` of its source."""
+    settings, images = known["settings"], known["train_images"]
+    calibrated = settings["method"] == "calibrate"
+    return {
+        "finetuned_for": f"{settings['neuron']} fixed", "method": settings["method"], "weights_trained": settings["weights"],
+        "top1": test.get("after_top1"), "top1_before": test.get("before_top1"), "teacher_top1": test.get("quantized_top1"),
+        "train_images": min(images, settings["calibration_images"]) if calibrated else images, "source": known["checkpoint"],
+    }  # fmt: skip

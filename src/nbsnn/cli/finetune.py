@@ -1,12 +1,12 @@
 """`nbsnn finetune`."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nbsnn import console
+from nbsnn import console, pipeline
 from nbsnn.checkpoint import recipe_of, save_checkpoint
 from nbsnn.cli.app import app
 from nbsnn.cli.networks import check_t, data_spec, load, load_splits, only_quantized
@@ -25,36 +25,14 @@ from nbsnn.cli.options import (
     between,
 )
 from nbsnn.data import choices, data_set
+from nbsnn.data.images import Splits
 from nbsnn.errors import ConfigError
-from nbsnn.evaluation.comparison import compare_finetuned
 from nbsnn.outputs import check_output, network_kind
 from nbsnn.settings import typed
 from nbsnn.spiking.network import SpikingNetwork
-from nbsnn.tensorfile import Header
-from nbsnn.training.finetune import finetune, finetuned_metrics, images_to_see
 from nbsnn.training.finetune_spec import START, Change, FinetuneSpec, check_source
 
 _HELD_OUT = 1000  # images unless told otherwise: each change is judged on them
-
-
-@dataclass(frozen=True)
-class _Output:
-    """The file named with --out, if any; an interrupted run leaves there what was kept until then."""
-
-    path: Path | None
-    source: Header
-    seed: int
-    known: dict[str, Any]  # what is known of the run before it ends, for `finetuned_metrics`
-
-    def save(self, network: SpikingNetwork, metrics: dict[str, Any]) -> None:
-        if self.path:
-            save_checkpoint(self.path, network, recipe=recipe_of(self.source), seed=self.seed, metrics=metrics)
-
-    def on_change(self, change: Change, network: SpikingNetwork) -> None:
-        console.note(console.change_line(change))
-        if change.kept and change.name != START:
-            metrics = finetuned_metrics(self.known | {"test": None})
-            self.save(network, metrics | {"held_out_top1": change.top1, "last_change": change.name})
 
 
 @app.command("finetune")
@@ -122,24 +100,24 @@ def finetune_(
     if source.validation == 0:  # the test images chose the best epoch; they do not judge here
         source = replace(source, validation=data_set(source.name).validation or held_out)
     splits = load_splits(header, source)
-    train, judge = splits.train.some(limit_train), splits.validation.some(held_out)
-    known = {
-        "checkpoint": str(checkpoint),
-        "settings": spec.to_dict(),
-        "train_images": len(train),
-        "held_out_images": len(judge),
-    }
-    output = _Output(out, header, seed, known)
-    with console.image_progress(images_to_see(model, train, judge, spec), f"{method} fine-tuning") as tell:
-        result = finetune(model, train, judge, spec, progress=tell, on_change=output.on_change)
-    test = splits.test.some(limit)
-    with console.image_progress(3 * len(test), "testing") as tell:
-        tested = compare_finetuned(model, result.spiking, test, progress=tell)
-    figures = known | {"held_out": result.to_dict(), "test": asdict(tested)}
-    output.save(result.spiking, finetuned_metrics(figures))
+    splits = Splits(splits.train.some(limit_train), splits.validation.some(held_out), splits.test.some(limit))
+
+    def save(network: SpikingNetwork, metrics: dict[str, Any]) -> None:
+        if out:
+            save_checkpoint(out, network, recipe=recipe_of(header), seed=seed, metrics=metrics)
+
+    def on_change(change: Change, network: SpikingNetwork, metrics: dict[str, Any]) -> None:
+        console.note(console.change_line(change))
+        if change.kept and change.name != START:  # an interrupted run leaves what was kept until then
+            save(network, metrics | {"last_change": change.name})
+
+    run = pipeline.finetune_and_test(
+        model, splits, spec, source=str(checkpoint), progress=console.image_progress, on_change=on_change
+    )
+    save(run.result.spiking, run.metrics)
     if out:
         console.note(f"wrote {out}")
     if json_:
-        console.show_json(figures)
+        console.show_json(run.figures)
     else:
-        console.show_finetuning(f"{checkpoint}, {method}", result, len(judge), tested)
+        console.show_finetuning(f"{checkpoint}, {method}", run.result, len(splits.validation), run.tested)

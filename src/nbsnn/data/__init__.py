@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nbsnn.data.download import Progress
+from nbsnn.data.download import DownloadProgress
 from nbsnn.data.images import ImageSet, Splits
 from nbsnn.data.registry import DataSet, choices, data_set, list_data_sets, register
 from nbsnn.errors import ConfigError
@@ -18,7 +18,9 @@ __all__ = ["DataSet", "choices", "data_set", "list_data_sets", "load_data", "loa
 _SIZE = 224  # of photographs, as published for ImageNet
 
 
-def load_data(data: DataSpec | str, *, size: int | None = None, progress: Progress | None = None, **settings: Any) -> Splits:
+def load_data(
+    data: DataSpec | str, *, size: int | None = None, progress: DownloadProgress | None = None, **settings: Any
+) -> Splits:
     """A data set as training, validation and test images: `load_data("cifar10", root="data")`.
 
     Args:

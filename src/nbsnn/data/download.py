@@ -10,10 +10,10 @@ from pathlib import Path
 
 from nbsnn.errors import DataError
 
-Progress = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
+DownloadProgress = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
 
 
-def fetch(url: str, path: Path, *, md5: str, progress: Progress | None = None) -> None:
+def fetch(url: str, path: Path, *, md5: str, progress: DownloadProgress | None = None) -> None:
     """Download a file, verify its MD5 sum, and only then give it its name.
 
     Raises:

@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 from typing import Protocol
 
 from nbsnn.data import sets
-from nbsnn.data.download import Progress
+from nbsnn.data.download import DownloadProgress
 from nbsnn.data.images import ImageSet, Splits
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.recipe import DataSpec
@@ -18,7 +18,7 @@ GROUP = "nbsnn.data_sets"  # of the entry points of other packages
 
 
 class Loader(Protocol):
-    def __call__(self, spec: DataSpec, *, size: int, progress: Progress | None) -> Splits:
+    def __call__(self, spec: DataSpec, *, size: int, progress: DownloadProgress | None) -> Splits:
         """The images that a recipe asks for; photographs are cut to squares of `size`. `progress` is of a download."""
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from nbsnn.data.decode import center_crop
-from nbsnn.data.download import Progress
+from nbsnn.data.download import DownloadProgress
 from nbsnn.data.files import list_folder, printable
 from nbsnn.data.images import ImageSet, Splits, split_validation
 from nbsnn.data.photos import Loading, PhotoSet
@@ -59,7 +59,7 @@ def load_tree(
     return split_validation(full, test, validation)
 
 
-def load_spec(spec: DataSpec, *, size: int, progress: Progress | None) -> Splits:
+def load_spec(spec: DataSpec, *, size: int, progress: DownloadProgress | None) -> Splits:
     """`load_tree` as a recipe says."""
     loading = Loading(spec.loader, spec.workers, spec.on_corrupt)
     return load_tree(spec.root, classes=spec.classes, validation=spec.validation, size=size, loading=loading)

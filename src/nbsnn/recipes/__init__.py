@@ -1,7 +1,7 @@
 """The bundled recipes, one TOML file per (data set, network), and how any recipe is read and overridden."""
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
@@ -53,26 +53,6 @@ def _current(override: str) -> str:
     """A key=value override by the name that its setting has now."""
     key, equals, value = override.partition("=")
     return current_key(key.strip()) + equals + value
-
-
-def departures(recipe: Recipe) -> list[str]:
-    """The key=value overrides that make the bundled recipe of its name into this one; none where no bundled one has the name.
-
-    Phases that this one lacks, and where the data lies, do not count.
-    """
-    if recipe.name not in list_recipes():
-        return []
-    bundled, own = (dict(_settings(r.to_dict(places=False))) for r in (load_recipe(recipe.name), recipe))
-    return [f"{key}={value}" for key, value in own.items() if bundled.get(key) != value]
-
-
-def _settings(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{key}.")
-        else:
-            items = value if isinstance(value, (list, tuple)) else [value]
-            yield f"{prefix}{key}", ",".join(str(item).lower() if isinstance(item, bool) else str(item) for item in items)
 
 
 def _variants(table: Mapping[str, Any]) -> dict[str, Any]:

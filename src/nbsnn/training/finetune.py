@@ -110,22 +110,6 @@ def images_to_see(quantized: nn.Module, train: LabelledImages, held_out: Labelle
     return len(held_out) + calibration
 
 
-def finetuned_metrics(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fine-tuned checkpoint says of itself: `top1` is of its spiking form, and `teacher_top1` of its source.
-
-    Args:
-        figures: with the keys checkpoint, settings (`FinetuneSpec.to_dict`), train_images, test (a table of accuracies; None
-            as long as unknown).
-    """
-    test, settings, images = figures["test"] or {}, figures["settings"], figures["train_images"]
-    calibrated = settings["method"] == "calibrate"
-    return {
-        "finetuned_for": f"{settings['neuron']} fixed", "method": settings["method"], "weights_trained": settings["weights"],
-        "top1": test.get("after_top1"), "top1_before": test.get("before_top1"), "teacher_top1": test.get("quantized_top1"),
-        "train_images": min(images, settings["calibration_images"]) if calibrated else images, "source": figures["checkpoint"],
-    }  # fmt: skip
-
-
 @dataclass
 class _Run:
     quantized: nn.Module

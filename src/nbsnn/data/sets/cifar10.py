@@ -11,7 +11,7 @@ import torch
 
 from nbsnn.data.cifar_batch import parse_batch
 from nbsnn.data.decode import square
-from nbsnn.data.download import Progress, fetch
+from nbsnn.data.download import DownloadProgress, fetch
 from nbsnn.data.files import printable, why_no_file
 from nbsnn.data.images import ImageSet, Splits, split_validation
 from nbsnn.data.registry import DataSet
@@ -34,7 +34,7 @@ _LARGEST = 2**28  # bytes of one batch, which has 31 million
 
 
 def load_cifar10(
-    root: str | Path, *, validation: int = 5000, download: bool = False, progress: Progress | None = None
+    root: str | Path, *, validation: int = 5000, download: bool = False, progress: DownloadProgress | None = None
 ) -> Splits:
     """Images [N, 3, 32, 32]: 50,000 − `validation` for training, `validation` held out, 10,000 for the test.
 
@@ -53,7 +53,7 @@ def load_cifar10(
     return split_validation(full, test, validation)
 
 
-def _load(spec: DataSpec, *, size: int, progress: Progress | None) -> Splits:
+def _load(spec: DataSpec, *, size: int, progress: DownloadProgress | None) -> Splits:
     return load_cifar10(spec.root, validation=spec.validation, download=spec.download, progress=progress)
 
 
@@ -66,7 +66,7 @@ def photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: in
 DATA_SET = DataSet(_load, validation=5000, photographs=photographs)
 
 
-def _reader(root: Path, download: bool, progress: Progress | None) -> Callable[[str], bytes]:
+def _reader(root: Path, download: bool, progress: DownloadProgress | None) -> Callable[[str], bytes]:
     folder = root if root.name == FOLDER else root / FOLDER
     if folder.is_dir():
         return lambda name: _read_file(folder / name)

@@ -2,7 +2,7 @@
 
 import torch
 
-from nbsnn.data.download import Progress
+from nbsnn.data.download import DownloadProgress
 from nbsnn.data.images import ImageSet, Splits, split_validation
 from nbsnn.data.registry import DataSet
 from nbsnn.errors import MissingDependencyError
@@ -24,7 +24,7 @@ def load_digits(*, validation: int = 180) -> Splits:
     return split_validation(full.take(order[_TEST:]), full.take(order[:_TEST]), validation)
 
 
-def _load(spec: DataSpec, *, size: int, progress: Progress | None) -> Splits:
+def _load(spec: DataSpec, *, size: int, progress: DownloadProgress | None) -> Splits:
     return load_digits(validation=spec.validation)
 
 

@@ -10,7 +10,7 @@ from importlib import resources
 import torch
 
 from nbsnn.data.decode import whole
-from nbsnn.data.download import Progress
+from nbsnn.data.download import DownloadProgress
 from nbsnn.data.images import ImageSet, Splits
 from nbsnn.data.registry import DataSet
 from nbsnn.data.sets.cifar10 import CLASSES, MEAN, STD, photographs
@@ -27,7 +27,7 @@ def load_sample() -> Splits:
     return Splits(sample, sample, sample)
 
 
-def _load(spec: DataSpec, *, size: int, progress: Progress | None) -> Splits:
+def _load(spec: DataSpec, *, size: int, progress: DownloadProgress | None) -> Splits:
     return load_sample()
 
 
