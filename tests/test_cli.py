@@ -106,6 +106,24 @@ def test_init_and_overwrite_start_from_a_checkpoint(run: Path, tmp_path: Path) -
     assert header["plan"]["stem.act"]["bits"] == 3
 
 
+def test_training_starts_from_a_packed_network_and_says_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, packed = tmp_path / "own.toml", str(tmp_path / "packed.safetensors")
+    recipe.write_text(
+        '[model]\nname = "cifar10/resnet20"\nin_channels = 1\nimage_size = 8\n'
+        '[data]\nname = "digits"\nvalidation = 180\naugment = false\n[phase.3]\nepochs = 1\nlr = 0.05\n'
+    )
+    assert main(["pack", str(run / "4bit" / "best.safetensors"), "--out", packed]) == 0
+    assert main(["train", "-r", str(recipe), "--init", packed, "--out", str(tmp_path / "out")]) == 0
+    assert "the start is a packed network: its weights begin as float ones" in caplog.text
+    start = nbsnn.load_checkpoint(packed, trainable=True)
+    trained = nbsnn.load_checkpoint(tmp_path / "out" / "3bit" / "last.safetensors")
+    conv = "stage1.0.first.conv.weight"
+    assert not nbsnn.quant.unpacking.has_fixed_weights(trained)
+    assert not trained.get_parameter(conv).equal(start.get_parameter(conv))
+
+
 def test_eval_reports_each_form(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     table = output(capsys, "eval", str(run / "32bit" / "best.safetensors"))
     assert "float" in table

@@ -76,7 +76,9 @@ def test_a_packed_network_is_converted_and_saved_like_any_other(tmp_path):
 def test_fixed_weights_are_neither_packed_again_nor_given_other_bits(tmp_path):
     save_packed(tmp_path / "a.safetensors", small_quantized())
     packed = load_checkpoint(tmp_path / "a.safetensors", model=SmallNet())
-    with pytest.raises(QuantizationError, match=r"^weight_bits=3: the weights of a packed network are fixed; start from"):
+    with pytest.raises(
+        QuantizationError, match=r"^weight_bits=3: the weights of a packed network are fixed; change those of nbsnn\.unpack"
+    ):
         set_bits_(packed, weight_bits=3)
     with pytest.raises(QuantizationError, match=r"^the network was packed before; copy its file instead$"):
         save_packed(tmp_path / "b.safetensors", packed)

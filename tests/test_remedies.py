@@ -472,7 +472,11 @@ QUANTIZE = {
 
 def packed():
     network = quantized()
-    network.conv2.format = replace(network.conv2.format, fixed=True)
+    layer = network.conv2
+    with torch.no_grad():
+        values, unit = layer.quantized_weight(), layer.format.unit(layer.weight, layer.weight_scale)
+        layer.weight.copy_(values), layer.weight_scale.copy_(unit)
+    layer.format = replace(layer.format, fixed=True)
     return network
 
 
@@ -890,10 +894,10 @@ def test_a_remedy_works(name):
     ROWS[name].passes()
 
 
-def test_a_packed_network_says_where_its_bits_can_be_changed():
-    """Its weights are gone: there is no remedy in the network itself, and the message says what to start from."""
-    with pytest.raises(nbsnn.QuantizationError, match=r"are fixed; start from the checkpoint it was made from$"):
+def test_a_packed_network_says_how_its_bits_can_be_changed():
+    with pytest.raises(nbsnn.QuantizationError, match=r"are fixed; change those of nbsnn\.unpack\(network\)$"):
         nbsnn.set_bits_(packed(), weight_bits=3)
+    assert nbsnn.set_bits_(nbsnn.unpack(packed()), weight_bits=3) is not None
 
 
 # ------------------------------------------------------------------------------------------------------------- coverage

@@ -33,6 +33,7 @@ from nbsnn.models import build_model, list_models
 from nbsnn.pipeline import train
 from nbsnn.precision import full_float32
 from nbsnn.quant.quantize import quantize, set_bits_
+from nbsnn.quant.unpacking import unpack
 from nbsnn.recipe import QuantSpec, Recipe
 from nbsnn.recipes import list_recipes, load_recipe
 from nbsnn.spiking.convert import to_spiking
@@ -94,4 +95,5 @@ __all__ = [
     "tap",
     "to_spiking",
     "train",
+    "unpack",
 ]

@@ -20,6 +20,7 @@ from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
 from nbsnn.quant.packing import unpack_state
 from nbsnn.quant.quantize import ActFormat, Plan, apply_plan_, plan_from_header, read_plan
+from nbsnn.quant.unpacking import has_fixed_weights, unpack
 from nbsnn.recipe import ModelSpec, Recipe, recipe_from_dict
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
@@ -101,17 +102,20 @@ def _inside(model: nn.Module) -> tuple[SpikingNetwork | None, nn.Module]:
     return (bare, bare.network) if isinstance(bare, SpikingNetwork) else (None, model)
 
 
-def load_checkpoint(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
-    """The network that `save_checkpoint` saved, in the same form, in evaluation mode.
+def load_checkpoint(path: str | Path, *, model: nn.Module | None = None, trainable: bool = False) -> nn.Module:
+    """The network that `save_checkpoint` or `save_packed` saved, in the same form, in evaluation mode.
 
     Args:
-        path: the file.
+        path: the file, or a bundled network such as "zoo:cifar10/resnet20-w2a2".
         model: the float network, if it is not one of `nbsnn.list_models()`; it is not changed.
+        trainable: give a packed network float weights that train from where it is, by `nbsnn.unpack`; its logits stay the same
+            bits. Otherwise its weights are fixed, and `train()` warns of it.
     Raises:
         CheckpointError: missing or damaged file, tensors that do not fit the network or are not finite; names the keys.
     """
     header, state = read_tensors(Path(path))
-    return rebuild(header, state, source=str(path), model=model)
+    network = rebuild(header, state, source=str(path), model=model)
+    return unpack(network) if trainable and has_fixed_weights(network) else network
 
 
 def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: nn.Module | None = None) -> nn.Module:

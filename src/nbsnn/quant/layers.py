@@ -2,10 +2,12 @@
 parameter names.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,11 @@ from torch import Tensor, nn
 
 from nbsnn.quant.formats import WeightFormat
 from nbsnn.quant.functional import at_least, quantize_activation
+
+FIXED_WEIGHTS = (
+    "the weights of a packed network are fixed: only norms, biases and thresholds train; for weights that train too, load "
+    "it with load_checkpoint(..., trainable=True), or call nbsnn.unpack(network)"
+)
 
 
 class WeightQuantizer(nn.Module):
@@ -29,7 +36,13 @@ class WeightQuantizer(nn.Module):
         self.format = weight_format
         self.weight.requires_grad_(self.weight.requires_grad and not weight_format.fixed)
         scale = weight_format.first_scale(self.weight.detach())
-        self.weight_scale = None if scale is None else nn.Parameter(scale)
+        self.weight_scale = None if scale is None else nn.Parameter(scale, requires_grad=not weight_format.fixed)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; warns, once where Python shows a warning once, that fixed weights do not train."""
+        if mode and self.fixed:
+            warnings.warn(FIXED_WEIGHTS, stacklevel=1)
+        return super().train(mode)
 
     @property
     def weight_bits(self) -> int:

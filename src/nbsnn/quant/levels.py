@@ -2,7 +2,9 @@
 
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 WEIGHT_BITS = (2, 3, 4, 5)
@@ -61,3 +63,50 @@ def nearest_level_on(bits: int, dtype: torch.dtype, device: torch.device) -> Ten
     """The table where it is used: a copy from the host would wait for all that the device has to do."""
     with torch.inference_mode(False):
         return NEAREST_LEVEL[bits].to(device, dtype)
+
+
+def normalised_codes(codes: Tensor, *, bits: int, deviation: float) -> Tensor | None:
+    """A number for each code, within the cell of its level, such that all together have mean 0 and this deviation.
+
+    They are a·(level − m), clipped to the cells: m is found for each a by bisection, since the mean falls as m rises, and so is
+    a, since the deviation rises with it.
+
+    Args:
+        codes: of b-bit weights, int64, the sign in the highest bit.
+        bits: b.
+        deviation: with Bessel's correction, in units of the largest level.
+    Returns:
+        [2^b] float64, or None if the cells leave no room for it.
+    """
+    counts = torch.bincount(codes.flatten().cpu(), minlength=2**bits).double()
+    levels = apot_levels(bits)
+    bounds = torch.cat([torch.zeros(1).double(), (levels[1:] + levels[:-1]) / 2, torch.full((1,), 100.0).double()])
+    for margin in (0.1, 0.01, 0.001):  # of a cell's width, for the rounding of what is made from the numbers
+        inset = margin * (bounds[1:] - bounds[:-1]).clamp_max(bounds[1])
+        low, high = bounds[:-1] + inset, bounds[1:] - inset
+        cells = torch.cat([low, -high]), torch.cat([high, -low])
+        found = _spread(torch.cat([levels, -levels]), counts, cells, deviation)
+        if found is not None:
+            return found.to(codes.device)
+    return None
+
+
+def _spread(levels: Tensor, counts: Tensor, cells: tuple[Tensor, Tensor], deviation: float) -> Tensor | None:
+    weights, (low, high) = counts.numpy() / float(counts.sum()), (edge.numpy() for edge in cells)
+    whole, bessel = levels.numpy(), float(counts.sum()) / max(float(counts.sum()) - 1, 1)
+
+    def centred(a: float) -> NDArray[np.float64]:
+        least, most = -200.0, 200.0
+        for _ in range(60):
+            m = (least + most) / 2
+            x = np.clip(a * (whole - m), low, high)
+            least, most = (m, most) if weights @ x > 0 else (least, m)
+        return x
+
+    least, most = 1e-3, 1e3
+    for _ in range(50):
+        a = (least * most) ** 0.5
+        x = centred(a)
+        least, most = (a, most) if (weights @ x**2 * bessel) ** 0.5 < deviation else (least, a)
+    close = abs((weights @ x**2 * bessel) ** 0.5 / deviation - 1) < 1e-9 and abs(weights @ x) < 1e-9
+    return torch.from_numpy(x) if close else None

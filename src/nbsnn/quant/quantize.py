@@ -212,7 +212,7 @@ def set_bits_(
     chosen_acts = _matching("act_bits", act_bits, acts, patterns, network)
     if any(inner[name].fixed for name in chosen):
         raise QuantizationError(
-            f"weight_bits={weight_bits}: the weights of a packed network are fixed; start from the checkpoint it was made from"
+            f"weight_bits={weight_bits}: the weights of a packed network are fixed; change those of nbsnn.unpack(network)"
         )
     formats = {n: inner[n].format if weight_bits is None else replace(inner[n].format, bits=weight_bits) for n in chosen}
     for name, fmt in formats.items():

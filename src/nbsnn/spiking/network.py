@@ -1,5 +1,6 @@
 """A spiking network: the quantized module tree with neurons for activations, and the stepping of time around it."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from nbsnn.errors import ConfigError, ConversionError, unknown
 from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
+from nbsnn.quant.layers import FIXED_WEIGHTS, quantized_once
+from nbsnn.quant.unpacking import has_fixed_weights
 from nbsnn.spiking.call import Call, Stage, running
 from nbsnn.spiking.functional import fold, unfold, with_values
 from nbsnn.spiking.neuron import check_precision, refuse_half
@@ -84,6 +87,8 @@ class SpikingNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> "SpikingNetwork":
         """Set this object's own flag; the layers stay in evaluation mode."""
+        if mode and not self.training and has_fixed_weights(self.network):
+            warnings.warn(FIXED_WEIGHTS, stacklevel=2)
         self.network.eval()
         self.training = mode
         return self
@@ -131,11 +136,12 @@ class SpikingNetwork(nn.Module):
     def _simulate(self, images: Tensor, *, keep_counts: bool = False) -> SpikingResult:
         schedule, call = schedule_named(self.schedule), Call(self.timesteps, keep_counts=keep_counts)
         check_precision(schedule, self.network, images.device)
-        if schedule.windows == 1:
-            total = self._window(images, call, "drive")
-            steps = torch.full((len(images),), schedule.steps(self.timesteps, self.depth))
-        else:
-            total, steps = self._go_on(images, call)
+        with nullcontext() if torch.compiler.is_compiling() else quantized_once(self.network):
+            if schedule.windows == 1:
+                total = self._window(images, call, "drive")
+                steps = torch.full((len(images),), schedule.steps(self.timesteps, self.depth))
+            else:
+                total, steps = self._go_on(images, call)
         self.steps = steps
         counts = {}
         if keep_counts:

@@ -108,7 +108,7 @@ def check_source(network: nn.Module, spec: FinetuneSpec) -> None:
     if spec.trains_weights and any(m.fixed for m in network.modules() if isinstance(m, WeightQuantizer)):
         raise ConfigError(
             f"method={spec.method} trains weights, and those of a packed network are fixed; leave them as they are "
-            "(weights=False), use end-to-end or calibrate, or start from the training checkpoint"
+            "(weights=False), use end-to-end or calibrate, or give nbsnn.unpack(network)"
         )
 
 

@@ -1,6 +1,7 @@
 """Progressive training: 32 → 4 → 3 → 2 bits, each phase starting from the one before."""
 
 import copy
+import logging
 
 from torch import Tensor, nn
 
@@ -8,7 +9,10 @@ from nbsnn.errors import ConfigError
 from nbsnn.quant.calibrate import calibrate_, refit_scales_
 from nbsnn.quant.layers import WeightQuantizer
 from nbsnn.quant.quantize import quantize, read_plan, set_bits_
+from nbsnn.quant.unpacking import has_fixed_weights, unpack
 from nbsnn.recipe import FLOAT_BITS, Recipe
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 512
 
@@ -23,6 +27,9 @@ def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) ->
         images: [B, C, H, W] normalised training images, for the start of the thresholds of a float network.
     """
     refit = recipe.phase[str(bits)].refit_scales
+    if has_fixed_weights(previous):
+        logger.warning("the start is a packed network: its weights begin as float ones at the levels that they hold")
+        previous = unpack(previous)
     if not read_plan(previous):
         if bits == FLOAT_BITS:
             return copy.deepcopy(previous)

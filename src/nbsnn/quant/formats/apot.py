@@ -8,7 +8,8 @@ from torch import Tensor
 
 from nbsnn.quant.formats.base import WeightFormat
 from nbsnn.quant.functional import apot_unit, apot_weight, at_least, quantize_weight
-from nbsnn.quant.levels import WEIGHT_BITS, apot_levels, apot_numerators
+from nbsnn.quant.levels import WEIGHT_BITS, apot_levels, apot_numerators, normalised_codes
+from nbsnn.sums import moments
 
 INITIAL_SCALE = 3.0  # in deviations of the weight (Li et al., ICLR 2020)
 _SAMPLES = 32_768  # entries of a weight that the search for a scale looks at
@@ -56,6 +57,13 @@ class Apot(WeightFormat):
         assert scale is not None
         return apot_unit(weight, at_least(scale.detach()), own_scale=self.own_scale)
 
+    def float_weight(self, values: Tensor, unit: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.own_scale:
+            return _of_own_scale(values, unit)
+        codes, scale = self.codes(values, unit), at_least(unit)
+        within = normalised_codes(codes, bits=self.bits, deviation=1 / float(scale))
+        return None if within is None else ((within[codes] * scale.double()).to(values), unit.clone())
+
     def codes(self, values: Tensor, unit: Tensor) -> Tensor:
         numerators = torch.tensor(apot_numerators(self.bits), device=values.device)
         whole = (values.abs() / unit * self.denominator).round().long()
@@ -93,3 +101,17 @@ def least_error_scale(weight: Tensor, bits: int, *, own_scale: bool = False) -> 
         unit = (sample - mean) / deviation
         errors.append(((values / deviation if own_scale else values) - unit).square().mean())
     return _SCALES.to(sample)[torch.stack(errors).argmin()].clone()
+
+
+def _of_own_scale(values: Tensor, unit: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The values themselves, and the scale that gives the unit with their root mean square r: s · r = unit when rounded.
+
+    Where no s does, r is moved by a few units in its last place.
+    """
+    for stretch in torch.arange(-8, 9).abs().argsort(stable=True).tolist():
+        weight = values * (1 + (stretch - 8) * 1e-6)
+        r = moments(weight).root_mean_square.to(values.dtype)
+        for scale in (unit / r, *(torch.nextafter(unit / r, torch.full_like(unit, end)) for end in (0.0, torch.inf))):
+            if torch.equal(scale * r, unit):
+                return weight, scale
+    return None

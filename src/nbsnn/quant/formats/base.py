@@ -90,6 +90,13 @@ class WeightFormat(ABC):
         """What a whole number of 1 stands for, float64."""
         return self.unit(weight, scale).double() / self.denominator
 
+    def float_weight(self, values: Tensor, unit: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """A float weight and its scale that quantize to these values, bit for bit; None if none is found.
+
+        Here the values themselves, which is right where there is no scale and quantizing twice changes nothing.
+        """
+        return values.clone(), None
+
     # ----------------------------------------------------------------------------------------------------------- files
 
     def codes(self, values: Tensor, unit: Tensor) -> Tensor:

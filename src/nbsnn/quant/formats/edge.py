@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from nbsnn.quant.formats.base import WeightFormat
@@ -32,6 +33,18 @@ class EdgeUniform(WeightFormat):
 
     def measure_unit(self, weight: Tensor, scale: Tensor | None) -> Tensor:
         return edge_step(weight, bits=self.bits, edge_range=self.edge_range)
+
+    def float_weight(self, values: Tensor, unit: Tensor) -> tuple[Tensor, None] | None:
+        # The largest value decides the step, and its own rounding may give the step's neighbour: then a neighbour of it does.
+        extreme = values.max() if self.edge_range == "max" else values.abs().max()
+        for towards, times in ((0.0, 0), (torch.inf, 1), (0.0, 1), (torch.inf, 2), (0.0, 2)):
+            largest = extreme
+            for _ in range(times):
+                largest = torch.nextafter(largest, torch.full_like(largest, towards))
+            weight = torch.where(values.abs() == extreme, values.sign() * largest, values)
+            if torch.equal(self.quantize(weight, None), values):
+                return weight, None
+        return None
 
     def codes(self, values: Tensor, unit: Tensor) -> Tensor:
         try:
