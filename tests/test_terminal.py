@@ -18,6 +18,8 @@ from nbsnn.console.streams import spell
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare
 from nbsnn.report import COLUMNS as REPORT_COLUMNS
+from nbsnn.training.execution import Execution
+from nbsnn.training_console import TrainingConsole
 
 NET = "zoo:cifar10/resnet20-w2a2"
 VERBS = [
@@ -292,3 +294,17 @@ def test_no_verb_is_help_and_version_is_one_line(capsys):
     assert printed(capsys, "--help") == text
     assert printed(capsys, "--version").split()[0] == "nbsnn"
     assert len(printed(capsys, "--version").splitlines()) == 1
+
+
+def test_a_run_says_that_it_compiles_before_the_first_step(capsys):
+    with TrainingConsole() as screen:
+        screen.on_phase("4 bits", 2, 10, Execution(compiled=True))
+        screen.on_step(0, 1, 2.0, 30.0, 8)
+    assert "4 bits: compiling the training step, which takes a minute or so" in capsys.readouterr().err
+
+
+def test_the_last_figures_of_a_bar_give_way_in_a_narrow_terminal(monkeypatch):
+    figures = ["epoch 1/10", "loss 0.123", "top-1 98.7 %", "1234 images/s"]
+    for width, count in ((20, 1), (40, 2), (60, 4), (80, 4)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert console.as_fit("4 bits", figures) == " ".join(figures[:count])

@@ -23,7 +23,7 @@ def classify(
     photographs: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
     json_: JsonOption = False,
 ) -> None:
-    """The five likeliest classes of image files, by the integer network.
+    """Print the five most likely classes of each image file, by the integer network.
 
     The largest square in the middle of an image is resized to the network's input.
 

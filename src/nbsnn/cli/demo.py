@@ -28,11 +28,11 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = _OWN_FOLDER,
     seed: SeedOption = 0,
     settings: SetOption = [],  # noqa: B006
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew where --out holds results.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train from the start, and replace results in --out.")] = False,
     limit: LimitOption = 0,
     json_: JsonOption = False,
 ) -> None:
-    """The whole path on handwritten digits: four phases of training, then every neuron and schedule, in one table.
+    """Run the whole path on handwritten digits: four phases of training, then every neuron and schedule, in one table.
 
     It takes a few minutes, and ends with the bundled networks on real images.
 

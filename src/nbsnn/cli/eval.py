@@ -50,7 +50,7 @@ def eval_(
     timesteps: TimestepsOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Accuracy of a checkpoint of any form and, where there is time, the steps that it took.
+    """Measure the accuracy of a checkpoint of any form and, if it runs in time, the steps that it takes.
 
     Quantized networks run in floating point; --engine runs them as integer networks, by counts or by spikes. Started by
     torchrun, several processes share the images.

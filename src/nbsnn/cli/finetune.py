@@ -58,7 +58,7 @@ def finetune_(
     batch_size: BatchOption = 50,
     seed: SeedOption = 0,
     limit_train: Annotated[
-        int, typer.Option("--limit-train", callback=between(0), help="Train on the first so many images; 0 is all.")
+        int, typer.Option("--limit-train", callback=between(0), help="Train on the first N images only; 0 is all.")
     ] = 0,
     held_out: Annotated[
         int, typer.Option("--held-out", callback=between(1), help="Training images that are held out, to judge changes by.")

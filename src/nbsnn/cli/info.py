@@ -24,7 +24,7 @@ def info(
     system: Annotated[bool, typer.Option("--system", help="Describe this machine and the versions instead.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Form, bits, layers and sizes of a checkpoint; or, with --system, versions and devices of this machine.
+    """Show form, bits, layers and sizes of a checkpoint; or, with --system, versions and devices of this machine.
 
     \b
     Examples:

@@ -44,7 +44,7 @@ RootOption = Annotated[
 ]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Download the data if it is not there.")]
 SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
-LimitOption = Annotated[int, typer.Option("--limit", callback=between(0), help="The first so many images; 0 is all.")]
+LimitOption = Annotated[int, typer.Option("--limit", callback=between(0), help="Use the first N images only; 0 is all.")]
 ComparedOption = Annotated[
     int, typer.Option("--fidelity-images", callback=between(1), help="Images compared neuron by neuron, 1 or more.")
 ]

@@ -37,11 +37,11 @@ def report(
     root: RootOption = None,
     download: DownloadOption = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures to this file, as JSON.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="What the data is called; by default its name.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Name of the data in the report.")] = None,
     notes: Annotated[list[str], typer.Option("--note", help="A remark kept beside the figures; repeatable.")] = [],  # noqa: B006
     limit: LimitOption = 0,
     spiking_limit: Annotated[
-        int, typer.Option("--spiking-limit", callback=between(0), help="Step only the first so many of them; 0 is all.")
+        int, typer.Option("--spiking-limit", callback=between(0), help="Run spikes on the first N of them only; 0 is all.")
     ] = 0,
     fidelity_images: ComparedOption = 200,
     overwrite: OverwriteOption = False,

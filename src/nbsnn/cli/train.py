@@ -58,7 +58,7 @@ def train(
         float, typer.Option("--save-every", callback=between(0), help="Seconds between training states; 0 is after each step.")
     ] = SAVE_EVERY,
     resume: Annotated[bool, typer.Option("--resume", help="Fail if there is no run to resume.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew where the folder holds results.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train from the start, and replace results in --out.")] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write loss, accuracy and thresholds for TensorBoard, in the run's folder.")
     ] = False,

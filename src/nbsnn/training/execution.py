@@ -116,5 +116,5 @@ def cpu_flags() -> frozenset[str]:
     path = Path("/proc/cpuinfo")
     if platform.system() != "Linux" or not path.is_file():
         return frozenset()
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split())

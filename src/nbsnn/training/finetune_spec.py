@@ -1,6 +1,7 @@
 """What decides a fine-tuning, which networks it takes, and the record of one change that it tried."""
 
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -9,6 +10,7 @@ from nbsnn.errors import ConfigError, unknown
 from nbsnn.finite import check_network
 from nbsnn.quant.layers import WeightQuantizer
 from nbsnn.quant.quantize import read_plan
+from nbsnn.settings import require
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.schedules import check_pair
 
@@ -53,15 +55,14 @@ class FinetuneSpec:
             raise ConfigError(unknown("method", self.method, get_args(Method)))
         check_pair(self.neuron, "fixed")
         checks = {
-            "epochs": (self.epochs >= 1, "1 or more"), "lr": (self.lr >= 0, "0 (the method's own) or a positive rate"),
-            "momentum": (0 <= self.momentum < 1, "in [0, 1)"), "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "epochs": (self.epochs >= 1, "1 or more"), "lr": (0 <= self.lr < inf, "0 (the method's own) or a positive rate"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"), "weight_decay": (0 <= self.weight_decay < inf, "0 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more images"), "seed": (self.seed >= 0, "0 or more"),
-            "distillation": (0 <= self.share <= 1, "in [0, 1]"), "temperature": (self.temperature > 0, "positive"),
+            "distillation": (0 <= self.share <= 1, "in [0, 1]"), "temperature": (0 < self.temperature < inf, "positive"),
             "calibration_images": (self.calibration_images >= 1, "1 or more"),
         }  # fmt: skip
         for key, (good, wanted) in (checks | self._unused()).items():
-            if not good:
-                raise ConfigError(f"{key}={getattr(self, key)}: must be {wanted}")
+            require(good, key, getattr(self, key), wanted)
 
     def _unused(self) -> dict[str, tuple[bool, str]]:
         """Like the checks, of settings that have no meaning for the method."""
