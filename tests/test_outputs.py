@@ -98,6 +98,14 @@ def test_a_bundled_network_is_never_replaced():
             check_output(locate("zoo:cifar10/resnet20-w2a2"), PACKED, overwrite=overwrite)
 
 
+def test_the_names_of_bundled_networks_are_for_reading(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for write in (lambda path: check_output(path, PACKED), lambda path: nbsnn.save_checkpoint(path, torch.nn.Linear(2, 2))):
+        with pytest.raises(ConfigError, match=r"^zoo:cifar10/new: zoo: is for reading bundled networks; name a file$"):
+            write(Path("zoo:cifar10/new"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_file_is_never_replaced(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path, kind in ((tmp_path, "a folder"), (tmp_path / "fifo", "a FIFO"), (Path("/dev/full"), "a device")):

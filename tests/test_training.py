@@ -162,7 +162,7 @@ def test_results_of_another_recipe_are_not_overwritten_unasked(tmp_path, splits)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path, splits, monkeypatch):
-    """A lock is held by an open file: opened twice, even one process holds it only once."""
+    """Case 29. A lock is held by an open file: opened twice, even one process holds it only once."""
     monkeypatch.setattr(folder, "_PATIENCE", 0.3)
     with (
         sole_writer(tmp_path),

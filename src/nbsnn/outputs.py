@@ -11,7 +11,7 @@ from pathlib import Path
 from nbsnn.errors import ConfigError
 from nbsnn.files import check_writable, special_kind
 from nbsnn.tensorfile import read_header
-from nbsnn.zoo import list_zoo, locate
+from nbsnn.zoo import PREFIX, list_zoo, locate
 
 FIGURES, INTEGER, PACKED, STATE = "figures", "an integer network", "a packed network", "a training state"
 _MOST_BYTES = 2**26  # of a file of figures
@@ -47,12 +47,14 @@ def check_output(path: Path, kind: str, *, inputs: Iterable[str | Path | None] =
             that nbsnn did not write, a bundled network, or no regular file.
         CheckpointError: nothing can be written there.
     """
+    if str(path).startswith(PREFIX):
+        raise ConfigError(f"{path}: {PREFIX} is for reading bundled networks; name a file")
     if special := special_kind(path):
         raise ConfigError(f"{path}: is {special}; name a file{' in it' if path.is_dir() else ''}")
     check_writable(path)
     if not path.exists():
         return
-    if any(is_same(path, locate(f"zoo:{name}")) for name in list_zoo()):
+    if any(is_same(path, locate(PREFIX + name)) for name in list_zoo()):
         raise ConfigError(f"{path}: is a bundled network; name another file")
     if any(is_same(path, given) for given in inputs) and not overwrite:
         raise ConfigError(f"{path}: is read by this command, and would be replaced; name another file, or set overwrite=True")

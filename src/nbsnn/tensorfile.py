@@ -18,7 +18,7 @@ from nbsnn.files import check_readable, write_atomically
 from nbsnn.schema import MOST_CHARACTERS, Misfit, check_header, check_name, parse
 from nbsnn.schema import Header as Header
 from nbsnn.torchfile import check_seal, read_torch, write_torch
-from nbsnn.zoo import locate
+from nbsnn.zoo import PREFIX, locate
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         keep: where a file that stands at `path` is moved to; it is replaced unless given.
     Raises:
         CheckpointError: the folder cannot be written or the disk is full; a file that was there before is intact.
-        ConfigError: a value in the header that no reader would take, such as a metric that is not a finite number.
+        ConfigError: the name of a bundled network, or a value in the header that no reader would take, such as a metric that is
+            not a finite number.
     """
+    if str(path).startswith(PREFIX):
+        raise ConfigError(f"{path}: {PREFIX} is for reading bundled networks; name a file")
     # Tied parameters share storage, which safetensors refuses: each name gets a copy of its own.
     plain = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
     text = _header_text(header, plain, path)
