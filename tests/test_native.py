@@ -13,7 +13,7 @@ from programs import KINDS, random_pixels, random_program
 from nbsnn.errors import ConfigError
 from nbsnn.integer.backends import native
 from nbsnn.integer.backends import torch as engine_torch
-from nbsnn.integer.taps import Synapse, digits_of
+from nbsnn.integer.taps import KernelBranch, digits_of
 
 needs_native = pytest.mark.skipif(native.why_not() is not None, reason=f"no native engine: {native.why_not()}")
 MODES = (None, ("unsigned", "fixed"), ("signed", "fixed"), ("signed", "settle"), ("unsigned", "barrier"))
@@ -119,7 +119,7 @@ def test_positive_and_negative_spikes_of_one_step_do_not_wrap_their_sum():
 def test_large_weights_are_as_few_digits_as_can_be(largest, parts):
     weight = np.array([[[largest, 0, -7]]], np.int16)
     start, multiplier = np.zeros(2, np.uint32), torch.tensor([3, 2**40, -5])
-    digits = digits_of(Synapse(1, 1, 1, start, start[:0], weight, multiplier, 0))
+    digits = digits_of(KernelBranch(1, 1, 1, start, start[:0], weight, multiplier, 0))
     assert len(digits) == parts
     assert all(np.abs(d.weight).max() <= 31 for d in digits)
     total = sum(d.multiplier.numpy() * d.weight.astype(np.int64) for d in digits)

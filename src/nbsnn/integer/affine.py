@@ -69,7 +69,7 @@ class Affine:
 
 
 @dataclass
-class Values:
+class ValueTable:
     """Shapes of all values so far, and the pools and flattenings that were needed, each made once."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -159,7 +159,7 @@ def concatenated(parts: Iterable[Affine]) -> Affine:
     return result
 
 
-def pooled(x: Affine, values: Values, *, kernel: Pair, stride: Pair, padding: Pair, divisor: float) -> Affine:
+def pooled(x: Affine, values: ValueTable, *, kernel: Pair, stride: Pair, padding: Pair, divisor: float) -> Affine:
     """Window sums over `divisor`. After a synapse the window is folded into its weight."""
     window = kernel[0] * kernel[1]
     if len(x.shape) != 3:
@@ -191,7 +191,7 @@ def _widened(synapse: Synapse, kernel: Pair, stride: Pair) -> Synapse:
     return replace(synapse, weight=weight, stride=(sy * stride[0], sx * stride[1]), dilation=(1, 1))
 
 
-def flattened(x: Affine, values: Values) -> Affine:
+def flattened(x: Affine, values: ValueTable) -> Affine:
     """[C, H, W] → [C·H·W]."""
     places = int(torch.Size(x.shape[1:]).numel())
 
@@ -210,7 +210,7 @@ def flattened(x: Affine, values: Values) -> Affine:
     return Affine(tuple(flatten(t) for t in x.terms), x.shift.repeat_interleave(places), (x.channels * places,))
 
 
-def convolved(x: Affine, synapse: Synapse, *, step: Tensor, shape: tuple[int, ...], values: Values) -> Affine:
+def convolved(x: Affine, synapse: Synapse, *, step: Tensor, shape: tuple[int, ...], values: ValueTable) -> Affine:
     """A weight layer on x. `synapse` is in x's channels, `step` [O] what 1 in each row of its weight stands for."""
     shift = x.shift.new_zeros(len(synapse.weight))
     if bool(x.shift.any()):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nbsnn.integer.affine import Affine, Values
+from nbsnn.integer.affine import Affine, ValueTable
 from nbsnn.integer.program import Pair
 from nbsnn.quant.layers import WeightQuantizer
 
@@ -16,7 +16,7 @@ class Context:
     """Where a function was called: known tensors, values, the layer's name and quantizer, and the function's result."""
 
     known: Mapping[Tensor, Affine]
-    values: Values
+    values: ValueTable
     place: str
     layer: WeightQuantizer | None
     result: Any

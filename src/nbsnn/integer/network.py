@@ -17,6 +17,7 @@ from nbsnn.integer.frozen import thawed
 from nbsnn.integer.plain import moved
 from nbsnn.integer.program import Head, Outcome, Pixels, Program
 from nbsnn.integer.storage import load_program, save_program
+from nbsnn.shapes import per_channel
 from nbsnn.spiking.schedules import check_pair, check_timesteps, schedule_named
 from nbsnn.threads import PerThread
 
@@ -224,7 +225,7 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
         if pixels.table is None:
             raise LoweringError("8-bit images, but the network knows no mean and std; give them to nbsnn.lower")
         table = thawed(pixels.table)
-        channel = torch.arange(len(table), device=images.device).view(-1, *(1 for _ in pixels.shape[1:]))
+        channel = per_channel(torch.arange(len(table), device=images.device), len(pixels.shape) - 1)
         looked_up: Tensor = table[channel, images.to(torch.int64)]
         return looked_up.contiguous()  # it lies as the images did, which may be channels last
     whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()

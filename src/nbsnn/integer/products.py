@@ -14,10 +14,11 @@ from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.program import Branch, Program, Unit
+from nbsnn.shapes import per_channel, window_places
 
 _EXACT_INPUT, _EXACT_SUM = 2**8, 2**24
 
-Values = dict[str, Tensor]
+NamedTensors = dict[str, Tensor]
 
 
 def exact_dtype(weight: Tensor, largest: int) -> torch.dtype:
@@ -34,12 +35,11 @@ def convolve(x: Tensor, weight: Tensor, branch: Branch, *, unroll: bool = False)
     if not unroll:
         return F.conv2d(x, weight, None, branch.stride, branch.padding, branch.dilation, branch.groups)
     size = weight.shape[2:]
-    spans = zip(x.shape[2:], size, branch.stride, branch.padding, branch.dilation, strict=True)
-    place = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in spans]
+    places = window_places(x.shape[2:], size, branch.stride, branch.padding, branch.dilation)
     columns = F.unfold(x, (size[0], size[1]), branch.dilation, branch.padding, branch.stride)
     columns = columns.reshape(len(x), branch.groups, -1, columns.shape[-1])
     rows = weight.reshape(branch.groups, len(weight) // branch.groups, -1)
-    return torch.matmul(rows, columns).reshape(len(x), len(weight), *place)
+    return torch.matmul(rows, columns).reshape(len(x), len(weight), *places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Products:
             self._weights[branch, kind] = weight.to(kind)
         return self._weights[branch, kind]
 
-    def current(self, unit: Unit, values: Values, times: int) -> Tensor:
+    def current(self, unit: Unit, values: NamedTensors, times: int) -> Tensor:
         """Σ multiplier · acc over the branches that change in time, [B, *shape]."""
         total: Tensor = thawed(unit.bias).new_zeros(())
         for branch in unit.branches:
@@ -96,7 +96,7 @@ class Products:
                 total = total + acc * _per_channel(branch.multiplier, unit.shape)
         return total
 
-    def constant_current(self, unit: Unit, values: Values) -> Tensor:
+    def constant_current(self, unit: Unit, values: NamedTensors) -> Tensor:
         """[B or 1, *shape]: the bias and what the image gives in each step, rounded to the membrane's unit."""
         total = _per_channel(unit.bias, unit.shape).expand(1, *unit.shape)
         for branch in unit.branches:
@@ -116,5 +116,4 @@ class Products:
 
 
 def _per_channel(numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
-    per_channel: Tensor = thawed(numbers).view(-1, *(1 for _ in shape[1:]))
-    return per_channel
+    return per_channel(thawed(numbers), len(shape) - 1)

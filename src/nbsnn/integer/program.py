@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbsnn.integer.frozen import freeze_fields, thawed
+from nbsnn.shapes import per_channel
 
 IMAGE = "image"  # the value id of the image: fixed-point pixels, constant in time
 Pair = tuple[int, int]
@@ -155,11 +156,11 @@ class Head:
 
     def logits(self, accumulators: "tuple[Tensor, ...] | list[Tensor]") -> Tensor:
         """[B, O, ...] float32 from one [B, O, ...] integer accumulator per branch."""
-        place = (-1, *(1 for _ in self.shape[1:]))
-        total: Tensor = thawed(self.bias).view(place).expand(self.shape)
+        trailing = len(self.shape) - 1
+        total: Tensor = per_channel(thawed(self.bias), trailing).expand(self.shape)
         # Products and sums one after the other: a fused multiply-add would round differently.
         for branch, accumulator in zip(self.branches, accumulators, strict=True):
-            total = total + accumulator.to(torch.float64) * thawed(branch.multiplier).view(place)
+            total = total + accumulator.to(torch.float64) * per_channel(thawed(branch.multiplier), trailing)
         return total.to(torch.float32)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbsnn.integer.affine import Affine, NoForm, Values, concatenated, flattened, pooled, selected
+from nbsnn.integer.affine import Affine, NoForm, ValueTable, concatenated, flattened, pooled, selected
 from nbsnn.integer.calls import Context, Reader, arguments, pair, shape_of
 from nbsnn.shapes import per_channel
 
@@ -98,7 +98,7 @@ def choice(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) ->
     return forms if many else forms[0]
 
 
-def _chosen(x: Affine, numbers: list[Tensor], values: Values) -> Affine:
+def _chosen(x: Affine, numbers: list[Tensor], values: ValueTable) -> Affine:
     """x at the places that `numbers` say, one tensor [1, C', H', W'] per axis of x, counted from 1; 0 is padding."""
     refusal = NoForm(
         "this choice of rows or columns has no integer form",

@@ -1,4 +1,4 @@
-"""Where a synapse reads: every convolution, product, pool and identity as weight rows at lists of input positions.
+"""Where a branch reads: every convolution, product, pool and identity as weight rows at lists of input positions.
 
 A kernel that adds weight rows needs to know, for each tap and each output position, which positions of the last unit (or of
 the image) it reads. Stride, padding, dilation, pooled sources and flattened ones differ in nothing else.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.program import IMAGE, Branch, Flatten, Program, SumPool, Unit
+from nbsnn.shapes import window_places
 
 LARGEST_ROW_WEIGHT = 31  # the kernel adds rows in int8, four at least before they can overflow
 _BASE = 16
@@ -20,7 +21,7 @@ _BASE = 16
 Index = NDArray[np.int64]
 
 
-class Synapse(NamedTuple):
+class KernelBranch(NamedTuple):
     """A branch, ready for a kernel.
 
     Attributes:
@@ -50,7 +51,7 @@ def base_of(program: Program, value: str) -> str:
     return value
 
 
-def synapse_of(program: Program, branch: Branch, shape: tuple[int, ...]) -> Synapse:
+def kernel_branch_of(program: Program, branch: Branch, shape: tuple[int, ...]) -> KernelBranch:
     """How the branch into a node of this shape reads its unit."""
     inputs = program.shapes[base_of(program, branch.source)][0]
     value_shape, reads = _reads(program, branch.source)
@@ -72,23 +73,23 @@ def synapse_of(program: Program, branch: Branch, shape: tuple[int, ...]) -> Syna
     start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32)
     origin = np.ascontiguousarray(table[table >= 0], dtype=np.uint32)
     rows = np.ascontiguousarray(rows, dtype=np.int16)
-    return Synapse(inputs, groups, len(taps), start, origin, rows, thawed(branch.multiplier), branch.shift)
+    return KernelBranch(inputs, groups, len(taps), start, origin, rows, thawed(branch.multiplier), branch.shift)
 
 
-def digits_of(synapse: Synapse) -> list[Synapse]:
-    """A synapse of a unit as several of the same form with small weights, Σ 16^i · digit = weight; itself if they are small.
+def digits_of(branch: KernelBranch) -> list[KernelBranch]:
+    """A branch of a unit as several of the same form with small weights, Σ 16^i · digit = weight; itself if they are small.
 
-    Weights of 8 or 16 bits so go the way of the few-bit ones, as two to four synapses whose multipliers are 16 times the one
+    Weights of 8 or 16 bits so go the way of the few-bit ones, as two to four branches whose multipliers are 16 times the one
     before's. Those may leave the kernel's integers: it adds currents modulo 2^32 or 2^64, and their true sum is the same.
     """
-    if synapse.groups > 1 or _largest(synapse.weight) <= LARGEST_ROW_WEIGHT:
-        return [synapse]
-    rest, parts, multiplier = synapse.weight.astype(np.int32), [], synapse.multiplier.to(torch.int64)
+    if branch.groups > 1 or _largest(branch.weight) <= LARGEST_ROW_WEIGHT:
+        return [branch]
+    rest, parts, multiplier = branch.weight.astype(np.int32), [], branch.multiplier.to(torch.int64)
     while _largest(rest) > LARGEST_ROW_WEIGHT:
         digit = (rest + _BASE // 2) % _BASE - _BASE // 2
-        parts.append(synapse._replace(weight=np.ascontiguousarray(digit, np.int16), multiplier=multiplier))
+        parts.append(branch._replace(weight=np.ascontiguousarray(digit, np.int16), multiplier=multiplier))
         rest, multiplier = (rest - digit) // _BASE, multiplier * _BASE
-    parts.append(synapse._replace(weight=np.ascontiguousarray(rest, np.int16), multiplier=multiplier))
+    parts.append(branch._replace(weight=np.ascontiguousarray(rest, np.int16), multiplier=multiplier))
     return parts
 
 
@@ -124,7 +125,7 @@ def _windows(
     """[taps, output positions]: the input position under each tap, −1 in the padding."""
     axes = []
     for extent, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
-        outputs = (extent + 2 * p - d * (k - 1) - 1) // s + 1
+        (outputs,) = window_places([extent], [k], [s], [p], [d])
         at = np.arange(outputs)[None] * s - p + np.arange(k)[:, None] * d
         axes.append(np.where((at >= 0) & (at < extent), at, -1))
     rows, columns = axes

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from nbsnn.errors import LoweringError
 from nbsnn.finite import check_finite
-from nbsnn.integer.affine import Affine, NoForm, Values, plain
+from nbsnn.integer.affine import Affine, NoForm, ValueTable, plain
 from nbsnn.integer.calls import Context
 from nbsnn.integer.program import IMAGE
 from nbsnn.integer.reading import READERS
 from nbsnn.quant.functional import at_least
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
+from nbsnn.shapes import per_channel
 from nbsnn.tracing import Tracer, tensors_in
 
 _TOLERANCE = 1e-3  # of the largest current: far above rounding in single precision, far below a step read wrongly
@@ -39,7 +40,7 @@ class Trace:
     """Everything that the network does to an image: activations in order, structural values, and the output."""
 
     firings: tuple[Firing, ...]
-    values: Values
+    values: ValueTable
     output: Affine
 
 
@@ -61,7 +62,7 @@ class _Recorder(Tracer):
 
     def __init__(self, example: Tensor) -> None:
         super().__init__()
-        self.values = Values({IMAGE: tuple(example.shape[1:])})
+        self.values = ValueTable({IMAGE: tuple(example.shape[1:])})
         self.numbers = {IMAGE: example.double().clone()}  # of values, for the comparison
         self.firings: list[Firing] = []
 
@@ -113,22 +114,22 @@ class _Recorder(Tracer):
             )
 
 
-def evaluate_affine(affine: Affine, values: Values, numbers: dict[str, Tensor]) -> Tensor:
+def evaluate_affine(affine: Affine, values: ValueTable, numbers: dict[str, Tensor]) -> Tensor:
     """[B, *shape] float64 of an affine function, given the values [B, ...] float64 by name; structural ones are added."""
-    place = (-1, *(1 for _ in affine.shape[1:]))
+    trailing = len(affine.shape) - 1
     for node in values.nodes:
         if node.name not in numbers and node.source in numbers:
             numbers[node.name] = node.apply(numbers[node.source])
-    total = affine.shift.view(place).expand(affine.shape)
+    total = per_channel(affine.shift, trailing).expand(affine.shape)
     for term in affine.terms:
         x = numbers[term.value]
         if term.take is not None:
-            part = x[:, term.take.clamp_min(0)] * (term.take >= 0).view(place)
+            part = x[:, term.take.clamp_min(0)] * per_channel(term.take >= 0, trailing)
         elif term.synapse is not None and term.synapse.weight.dim() > 2:
             s = term.synapse
             part = F.conv2d(x, s.weight, None, s.stride, s.padding, s.dilation, s.groups)
         else:
             assert term.synapse is not None
             part = F.linear(x, term.synapse.weight)
-        total = total + part.reshape(-1, *affine.shape) * term.gain.view(place)
+        total = total + part.reshape(-1, *affine.shape) * per_channel(term.gain, trailing)
     return total

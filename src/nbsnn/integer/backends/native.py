@@ -22,7 +22,7 @@ from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.backends.base import Backend, Request, register
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.program import IMAGE, Head, Outcome, Program, Unit
-from nbsnn.integer.taps import Synapse, base_of, digits_of, synapse_of
+from nbsnn.integer.taps import KernelBranch, base_of, digits_of, kernel_branch_of
 from nbsnn.spiking.schedules import Neuron, schedule_named
 
 Target = Literal["baseline", "avx2", "avx512"]
@@ -195,14 +195,14 @@ def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
             address, int(unit is None), int(wide), node.shape[0], positions, levels, bits, retract, _address(bias)
         ))  # fmt: skip
         for branch in node.branches:
-            source, synapse = index[base_of(program, branch.source)], synapse_of(program, branch, node.shape)
-            for part in digits_of(synapse) if unit and source >= 0 else [synapse]:
+            source, read = index[base_of(program, branch.source)], kernel_branch_of(program, branch, node.shape)
+            for part in digits_of(read) if unit and source >= 0 else [read]:
                 _add_branch(library, address, source, part)
     _check(library, library.nbsnn_finish(address))
     return handle
 
 
-def _add_branch(library: ctypes.CDLL, net: int, source: int, s: Synapse) -> None:
+def _add_branch(library: ctypes.CDLL, net: int, source: int, s: KernelBranch) -> None:
     multiplier = s.multiplier.to(torch.int64).contiguous() if not s.multiplier.is_floating_point() else torch.zeros(
         len(s.multiplier), dtype=torch.int64)  # fmt: skip
     _check(library, library.nbsnn_add_branch(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nbsnn.integer.backends.base import Backend, register
-from nbsnn.integer.products import Products, Values
+from nbsnn.integer.products import NamedTensors, Products
 from nbsnn.integer.program import IMAGE, Outcome, Program, Unit
 from nbsnn.spiking.functional import Limits
 from nbsnn.spiking.schedules import Neuron, Schedule, schedule_named
@@ -18,9 +18,9 @@ def bytes_per_image(program: Program) -> int:
 def run_counts(program: Program, pixels: Tensor, *, keep_counts: bool = False) -> Outcome:
     """The quantized network in whole numbers: one product per branch. See `Outcome`."""
     T, products = program.timesteps, Products.of(program, pixels.device)
-    values: Values = {IMAGE: pixels}
-    spikes: Values = {}
-    counts: Values = {}
+    values: NamedTensors = {IMAGE: pixels}
+    spikes: NamedTensors = {}
+    counts: NamedTensors = {}
     for index, node in enumerate(program.nodes):
         if isinstance(node, Unit):
             total = T * products.constant_current(node, values) + products.current(node, values, T)
@@ -57,18 +57,18 @@ def _count(membrane: Tensor, unit: Unit) -> Tensor:
     return (membrane >> unit.fraction_bits).clamp(0, unit.levels).to(torch.int16)
 
 
-def _record(unit: Unit, count: Tensor, spikes: Values, counts: Values | None) -> None:
+def _record(unit: Unit, count: Tensor, spikes: NamedTensors, counts: NamedTensors | None) -> None:
     spikes[unit.name] = count.flatten(1).sum(1, dtype=torch.int64)
     if counts is not None:
         counts[unit.name] = count.to(torch.int32)
 
 
-def _head(program: Program, products: Products, values: Values, times: int) -> tuple[Tensor, ...]:
+def _head(program: Program, products: Products, values: NamedTensors, times: int) -> tuple[Tensor, ...]:
     head = program.head
     return tuple(products.accumulate(b, values[b.source], head.shape, times).to(torch.int64) for b in head.branches)
 
 
-def _forget(program: Program, values: Values, index: int) -> None:
+def _forget(program: Program, values: NamedTensors, index: int) -> None:
     """Drop what no later node reads."""
     for name in [name for name in values if program.last_use.get(name, -1) <= index]:
         del values[name]
@@ -91,9 +91,9 @@ def _run_in_turn(program: Program, pixels: Tensor, schedule: Schedule, *, keep_c
     """Unit after unit: T silent steps of integration, then T steps in which the count is given out."""
     T, products = program.timesteps, Products.of(program, pixels.device)
     fixed = _constants(program, products, pixels)
-    given: Values = {}  # counts
-    spikes: Values = {}
-    counts: Values = {}
+    given: NamedTensors = {}  # counts
+    spikes: NamedTensors = {}
+    counts: NamedTensors = {}
 
     def value(name: str, step: int) -> Tensor:
         if name in fixed:
@@ -121,9 +121,9 @@ def _run_in_turn(program: Program, pixels: Tensor, schedule: Schedule, *, keep_c
     return Outcome(tuple(total), steps, spikes, counts)
 
 
-def _constants(program: Program, products: Products, pixels: Tensor) -> Values:
+def _constants(program: Program, products: Products, pixels: Tensor) -> NamedTensors:
     """The image and what is pooled or flattened of it."""
-    values: Values = {IMAGE: pixels}
+    values: NamedTensors = {IMAGE: pixels}
     for node in program.nodes:
         if not isinstance(node, Unit) and node.name in program.constants:
             values[node.name] = products.structural(node.name, values[node.source], 1)
@@ -147,7 +147,7 @@ class _Stepping:
         self.batch, self.device = len(pixels), pixels.device
         fixed = _constants(program, self.products, pixels)
         self.moving_head = [i for i, b in enumerate(program.head.branches) if b.source not in program.constants]
-        self.state: Values = {}
+        self.state: NamedTensors = {}
         for i, branch in enumerate(program.head.branches):
             acc = torch.zeros((), dtype=torch.int64, device=self.device)
             if branch.source in fixed:
@@ -166,7 +166,7 @@ class _Stepping:
         self.state["image"] = torch.arange(self.batch, device=self.device)
 
     def run(self) -> Outcome:
-        finished: list[Values] = []
+        finished: list[NamedTensors] = []
         step = 0
         while len(self.state["image"]):
             step += 1
@@ -192,7 +192,7 @@ class _Stepping:
     def _step(self, *, driven: bool) -> Tensor:
         """One step of all units; returns [B] bool, whether an image had any spike."""
         state, program = self.state, self.program
-        values: Values = {}
+        values: NamedTensors = {}
         fired = torch.zeros(len(state["image"]), dtype=torch.bool, device=self.device)
         for index, node in enumerate(program.nodes):
             if isinstance(node, Unit):
@@ -212,7 +212,7 @@ class _Stepping:
             state[f"head {i}"] = state[f"head {i}"] + acc
         return fired
 
-    def _fire(self, unit: Unit, values: Values, *, driven: bool) -> Tensor:
+    def _fire(self, unit: Unit, values: NamedTensors, *, driven: bool) -> Tensor:
         """Integrate one step and fire, [B, *shape] int8."""
         membrane, count = self.state[f"membrane {unit.name}"], self.state[f"count {unit.name}"]
         membrane = membrane + self.products.current(unit, values, 1)
@@ -224,7 +224,7 @@ class _Stepping:
         self.state[f"count {unit.name}"] = count + spike
         return spike
 
-    def _leave(self, done: Tensor) -> Values:
+    def _leave(self, done: Tensor) -> NamedTensors:
         """Take the images that are done out of the state; returns what is wanted of them."""
         wanted = ("head ", "steps", "image", "spikes ", *(f"{key} " for key in self.keep))
         left = {key: value[done] for key, value in self.state.items() if key.startswith(wanted)}
