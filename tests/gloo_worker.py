@@ -51,7 +51,7 @@ def train(out: Path, phase: Phase = PHASE, **fate: int | None) -> dict[str, floa
     """Train in `out`; the loss and the accuracies of the last epoch."""
     torch.manual_seed(0)
     model = digits_net()
-    result = fit(model, splits(), RECIPE, phase, out=out, options=FitOptions(save_every=0), observer=Fate(**fate))
+    result = fit(model, splits(), RECIPE, phase, out=out, options=FitOptions(save_every=0, title="tiny"), observer=Fate(**fate))
     report = evaluate(model, evaluation_batches(splits().validation, at_a_time=64, world=world()))
     row = result.history[-1]
     return {"loss": row.loss, "train_top1": row.train_top1, "top1": row.top1, "images": report.images, "again": report.top1}
