@@ -111,8 +111,8 @@ def damage(out: Path, draws: random.Random) -> Path | None:
 
 
 def tells(said: str, state: Path) -> bool:
-    """Whether a run says that it goes on from the state before a damaged one."""
-    return any(line.startswith(f"{state}: ") and "going on from the state before it" in line for line in said.splitlines())
+    """Whether a run says that it resumes from the state before a damaged one."""
+    return any(line.startswith(f"{state}: ") and "resuming from the state before it" in line for line in said.splitlines())
 
 
 def _stamps(out: Path) -> set[int]:

@@ -70,7 +70,7 @@ def test_two_processes_equal_one_on_the_joined_batch(together, tmp_path):
 
 def test_one_process_that_is_asked_to_stop_stops_all_at_the_same_step(together):
     said = [json.loads((together / f"figures{rank}.json").read_text())["stopped"] for rank in (0, 1)]
-    assert said[0] == said[1] == "stopped in epoch 2 at step 2; run the same command to go on"
+    assert said[0] == said[1] == "stopped in epoch 2 at step 2; run the same command to resume"
 
 
 def test_a_run_of_two_processes_goes_on_in_one(together, tmp_path):
@@ -90,7 +90,7 @@ def test_a_run_of_two_processes_goes_on_in_one(together, tmp_path):
 @pytest.mark.slow
 def test_a_killed_rank_is_revived_and_goes_on_from_the_last_step(together, tmp_path):
     said = torchrun(tmp_path, "killed", "--max-restarts", "2")
-    assert "training: goes on from the training state in epoch 2, after step " in " ".join(said.split())
+    assert "training: resuming from the training state in epoch 2, after step " in " ".join(said.split())
     assert "signal 9" in said.lower() or "-9" in said
     assert largest_difference(weights(tmp_path / "killed"), weights(together / "whole")) == 0
     assert not (tmp_path / "killed" / "training.safetensors").exists()

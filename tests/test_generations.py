@@ -113,7 +113,7 @@ def test_a_run_whose_newest_state_is_damaged_goes_on_from_the_one_before(tmp_pat
     there = (tmp_path / "run" / NEWEST).exists()
     with caplog.at_level(logging.WARNING):
         assert same(train(), untouched)
-    said = [line for line in caplog.messages if line.endswith("going on from the state before it, epoch 2 after step 0")]
+    said = [line for line in caplog.messages if line.endswith("resuming from the state before it, epoch 2 after step 0")]
     assert len(said) == there
     assert all(line.startswith(f"{tmp_path / 'run' / NEWEST}: ") and "\n" not in line for line in said)
 
@@ -137,7 +137,7 @@ def test_without_a_state_that_is_whole_the_run_is_refused(tmp_path, train):
     flip(tmp_path / "run" / NEWEST)
     flip(tmp_path / "run" / PREVIOUS)
     files = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(CheckpointError, match=r"restore it from a copy, or train the phase anew \(overwrite=True\)$"):
+    with pytest.raises(CheckpointError, match=r"restore it from a copy, or train the phase from the start \(overwrite=True\)$"):
         train()
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == files
     train(overwrite=True)  # the remedy
@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_of_a_finished_phase_comes_back_from_its_last_state
     assert read_tensors(again.last)[1].keys() == read_tensors(untouched.last)[1].keys()
     if name == "last.safetensors" or result.best_is_last:
         assert same(again, untouched)
-        assert [line.rpartition("; ")[2][:22] for line in caplog.messages] == ["training goes on from "]
+        assert [line.rpartition("; ")[2][:14] for line in caplog.messages] == ["resuming from "]
     else:
         assert "is lost; that of epoch 2 takes its place" in caplog.text
         assert again.best_epoch.epoch == 2
@@ -284,8 +284,8 @@ def test_what_changes_rounding_alone_is_named_in_one_line(tmp_path, train, untou
     monkeypatch.setattr("nbsnn.training.run.conditions_of", lambda *args: found(*args) | other)
     assert same(train(), untouched)
     (line,) = caplog.messages
-    assert line.startswith(f"{tmp_path / 'run'}: goes on with device a GPU (was cpu), threads 64 (was ")
-    assert line.endswith("; the weights will not be those of an undisturbed run bit for bit")
+    assert line.startswith(f"{tmp_path / 'run'}: resumes with device a GPU (was cpu), threads 64 (was ")
+    assert line.endswith("; the weights will not equal those of an uninterrupted run bit for bit")
 
 
 # --------------------------------------------------------------------------------------------------------- more epochs

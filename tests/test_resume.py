@@ -68,7 +68,7 @@ def test_a_signal_saves_and_leaves(tmp_path, reference):
     os.kill(process.pid, signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "; run the same command to go on" in said
+    assert "; run the same command to resume" in said
     assert "Traceback" not in said
     kill_resume.run_whole(recipe, tmp_path, "--resume")
     assert kill_resume.differences(untouched, tmp_path) == []

@@ -366,7 +366,7 @@ def test_another_shape_is_named(meta_alexnet):
     assert refusal(meta_alexnet, state) == (
         "file.pth does not fit the network (of another shape: features.3.weight [192, 64, 3, 3] instead of [192, 64, 5, 5], "
         "classifier.1.bias [4095] instead of [4096]); build it with in_channels=3 and image_size=224, or fetch the default "
-        "weights anew"
+        "weights"
     )
 
 

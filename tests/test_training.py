@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path, splits, uninterrupted):
 @pytest.mark.parametrize("stops", [[1], [3], [7], [3, 2, 6], [13]])  # an epoch has seven steps
 def test_an_interrupted_run_ends_like_one_that_was_left_alone(tmp_path, splits, uninterrupted, stops):
     for steps in stops:
-        with pytest.raises(Interrupted, match=r"^stopped in epoch \d at step \d; run the same command to go on$"):
+        with pytest.raises(Interrupted, match=r"^stopped in epoch \d at step \d; run the same command to resume$"):
             fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(steps))
         assert (tmp_path / "training.safetensors").is_file()
         torch.manual_seed(99)
@@ -185,7 +185,7 @@ def test_a_phase_that_starts_late_keeps_the_log_and_the_best_of_what_was_before(
 
 
 def test_a_state_is_not_taken_up_by_a_run_with_another_start(tmp_path, splits):
-    with pytest.raises(Interrupted, match="run the same command to go on"):
+    with pytest.raises(Interrupted, match="run the same command to resume"):
         fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(1), options=FitOptions(start="one"))
     with pytest.raises(CheckpointError, match="another start"):
         fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, options=FitOptions(start="other"))

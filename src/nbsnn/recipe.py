@@ -177,7 +177,7 @@ class Phase:
     """One bit-width of progressive training; the next one starts from its result.
 
     `distill` is the share of the loss by which the run's float net teaches a quantized one; the labels have the rest.
-    `refit_scales` sets the weight scales anew, at their least error, where they would go on from the phase before. `ema_decay`
+    `refit_scales` initializes the weight scales at their least error instead of taking those of the phase before. `ema_decay`
     is the decay of an exponential moving average (EMA) of the weights, such as 0.999: the average is evaluated and saved, and
     the weights train on (0: no average). It needs batch norm statistics of its own, from `optim.recalibrate_batches`.
     """
@@ -191,7 +191,7 @@ class Phase:
 
     def __post_init__(self) -> None:
         require(1 <= self.epochs <= MOST_EPOCHS, "epochs", self.epochs, f"a whole number from 1 to {MOST_EPOCHS}")
-        require(0 < self.lr < math.inf, "lr", self.lr, "a positive rate")
+        require(0 < self.lr < math.inf, "lr", self.lr, "a positive learning rate")
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
         require(0 <= self.distill <= 1, "distill", self.distill, "a share in [0, 1]")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 (off) or a decay in (0, 1), such as 0.999")

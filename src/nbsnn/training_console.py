@@ -44,7 +44,7 @@ class TrainingConsole(Observer):
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
-        note("stopping after this step; once more to stop at once, and go on from the last training state")
+        note("stopping after this step; once more to stop at once; the run resumes from the last training state")
         signal.signal(number, self._before[signal.Signals(number)])
 
     def should_stop(self) -> bool:
@@ -61,7 +61,7 @@ class TrainingConsole(Observer):
         self._task = self._bar.add_task(title, total=epochs * steps, figures=first)
 
     def on_resume(self, epoch: int, step: int) -> None:
-        note(f"{self._title}: goes on from the training state in epoch {epoch + 1}, after step {step}")
+        note(f"{self._title}: resuming from the training state in epoch {epoch + 1}, after step {step}")
 
     def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
         if self.every and step % self.every == 0:

@@ -1,7 +1,7 @@
 """Decoding and augmentation by NVIDIA DALI, on the CPU or on the GPU.
 
 Every pass builds a pipeline for exactly the files it will give, in their order: order, sharing among processes and the point
-where a resumed run goes on are decided outside, as for every other loader. The crops are DALI's own draws.
+where a resumed run continues are decided outside, as for every other loader. The crops are DALI's own draws.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -152,7 +152,7 @@ def load_torchvision_weights_(net: nn.Module, state: Mapping[str, Tensor], *, so
     broken = [
         f"{key}, {bad} of {tensor.numel()} values" for key, tensor in tensors.items() if (bad := count_not_finite(tensor))
     ]
-    remedy = f"build it with in_channels=3 and image_size={_IMAGE_SIZE}, or fetch the default weights anew"
+    remedy = f"build it with in_channels=3 and image_size={_IMAGE_SIZE}, or fetch the default weights"
     _refuse({"of another shape": shapes, "not finite": broken}, f"{source} does not fit the network", remedy)
 
     for ours, theirs, what in pairs:

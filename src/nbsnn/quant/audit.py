@@ -134,9 +134,7 @@ class _Audit(Flow):
         for tensor in tensors:
             for name, written in self.overwritten.get(tensor.untyped_storage().data_ptr(), ()):
                 if _overlap(tensor, written):
-                    self._refuse(
-                        f"{name} worked in place, and what it overwrote is used", "go on with its result: write x = act(x)"
-                    )
+                    self._refuse(f"{name} worked in place, and what it overwrote is used", "use its result: write x = act(x)")
 
     def _check(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> None:
         if name in ("T", "mT", "H", "mH"):

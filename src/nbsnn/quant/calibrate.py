@@ -50,7 +50,7 @@ def half_normal_threshold(bits: int) -> float:
 
 @torch.no_grad()
 def refit_scales_(quantized: nn.Module) -> None:
-    """Set every weight scale anew, at its least error: one that was learned at more bits is too large for fewer.
+    """Set every weight scale to the one of least error: one that was learned at more bits is too large for fewer.
 
     Raises:
         QuantizationError: a weight is not finite.
@@ -69,8 +69,8 @@ def refit_scales_(quantized: nn.Module) -> None:
 def calibrate_(quantized: nn.Module, images: Tensor) -> None:
     """Start thresholds from data, front to back, each layer seeing its quantized predecessors.
 
-    Quantized weights are normalised, which changes the scale of what follows: where there are some, the norm layers'
-    statistics are estimated anew in the same pass.
+    Quantized weights are normalised, which changes the scale of what follows: where there are some, batch norm
+    is recalibrated in the same pass.
 
     Args:
         quantized: changed in place; its training mode is left as it was.

@@ -25,7 +25,7 @@ FIXED_WEIGHTS = (
 class WeightQuantizer(nn.Module):
     """What QuantConv2d and QuantLinear share: the weight, as `format` quantizes it.
 
-    Each forward pass quantizes it anew, so that it follows the parameters however they are written; see `quantized_once`.
+    Each forward pass quantizes it, so that it follows the parameters however they are written; see `quantized_once`.
     """
 
     weight: Tensor
@@ -57,28 +57,28 @@ class WeightQuantizer(nn.Module):
         """The quantized weight, of the weight's shape; differentiable in training."""
         if self.fixed:
             return self.weight
-        kept = None if torch.compiler.is_compiling() or torch.is_grad_enabled() else _KEPT.get().get(self)
-        if kept is None:
+        cached = None if torch.compiler.is_compiling() or torch.is_grad_enabled() else _CACHE.get().get(self)
+        if cached is None:
             return self.format.quantize(self.weight, self.weight_scale)
         source = (self.weight, self.weight_scale, self.format)
-        if kept.source is None or any(a is not b for a, b in zip(kept.source, source, strict=True)):
-            kept.source, kept.values = source, self.format.quantize(self.weight, self.weight_scale)
-        return kept.values
+        if cached.source is None or any(a is not b for a, b in zip(cached.source, source, strict=True)):
+            cached.source, cached.values = source, self.format.quantize(self.weight, self.weight_scale)
+        return cached.values
 
     def extra_repr(self) -> str:
         kind = f"{self.format.label}{', fixed' if self.fixed else ''}"
         return f"{super().extra_repr()}, weight_bits={self.weight_bits} ({kind})"
 
 
-class _Kept:
+class _Cached:
     """A quantized weight, and what it was made from."""
 
     source: tuple[object, ...] | None = None
     values: Tensor
 
 
-_NOTHING: Mapping[nn.Module, _Kept] = MappingProxyType({})
-_KEPT: ContextVar[Mapping[nn.Module, _Kept]] = ContextVar("quantized weights", default=_NOTHING)
+_NOTHING: Mapping[nn.Module, _Cached] = MappingProxyType({})
+_CACHE: ContextVar[Mapping[nn.Module, _Cached]] = ContextVar("quantized weights", default=_NOTHING)
 
 
 @contextmanager
@@ -86,14 +86,14 @@ def quantized_once(*networks: nn.Module) -> Iterator[None]:
     """While open, in this thread, each layer of these networks quantizes its weight once, in forward passes without gradient.
 
     For several passes by one who owns the networks meanwhile: a write to a parameter while the context is open may not be
-    seen. Outside of it nothing is kept.
+    seen. Outside of it nothing is cached.
     """
     layers = [module for network in networks for module in network.modules() if isinstance(module, WeightQuantizer)]
-    token = _KEPT.set({**{layer: _Kept() for layer in layers}, **_KEPT.get()})
+    token = _CACHE.set({**{layer: _Cached() for layer in layers}, **_CACHE.get()})
     try:
         yield
     finally:
-        _KEPT.reset(token)
+        _CACHE.reset(token)
 
 
 class QuantConv2d(WeightQuantizer, nn.Conv2d):

@@ -141,7 +141,7 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None,
         model: made of Conv2d, Linear, ReLU *modules* and anything linear between them.
         spec: bits of weights, activations and edge layers; 32 leaves a layer alone.
         images: [B, C, H, W] (or as the network takes them), a few hundred training images. With them thresholds start where
-            they lose least, and the norm statistics are estimated anew; without them thresholds suit unit-variance currents
+            they lose least, and batch norm is recalibrated; without them thresholds suit unit-variance currents
             and statistics wait for training.
         example: [B, C, H, W], one image, where no images are given. One or the other is followed through the network: edges are
             the weight layers that see the image or make the output, layers never called are named, and what `to_spiking`

@@ -59,7 +59,7 @@ def integrate_and_fire(
 ) -> Tensor:
     """Spikes of integrate-and-fire neurons with reset by subtraction (Hu et al., 2023, eq. 11).
 
-    Where gradients are recorded, each step's spike has a surrogate one: that of (membrane / θ), where the membrane is within
+    With autograd on, each step's spike has a surrogate one: that of (membrane / θ), where the membrane is within
     half a threshold of firing or of taking back, and 0 elsewhere (a rectangle of width 1; Wu et al., 2018). The reset passes it
     on with its sign, so that every unit of current is answered by at most one spike: gradients neither explode nor vanish over
     time.

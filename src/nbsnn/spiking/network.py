@@ -49,7 +49,7 @@ class SpikingNetwork(nn.Module):
     Attributes:
         network: the module tree; its state dict is the quantized network's, and so is this object's own.
         neuron, schedule: how it runs, as `to_spiking` was told.
-        gradient: how a loss of the logits is differentiated where gradients are recorded. "proxy": of all time at once, with
+        gradient: how a loss of the logits is differentiated. "proxy": of all time at once, with
             the straight-through gradient of the quantized network at the spikes' rates. "surrogate": step by step, with a
             surrogate derivative for each spike (`nbsnn.spiking.functional.integrate_and_fire`). It may be changed.
         timesteps: T = 2^b − 1, the steps in which the image is shown.
@@ -108,7 +108,7 @@ class SpikingNetwork(nn.Module):
         return with_values(proxy, result.logits)
 
     def simulate(self, images: Tensor, *, keep_counts: bool = False) -> SpikingResult:
-        """Run, and return all that is known of the run; gradients, where recorded, are the surrogate ones.
+        """Run, and return all that is known of the run; with autograd on, gradients are the surrogate ones.
 
         Args:
             images: [B, C, H, W], normalised.

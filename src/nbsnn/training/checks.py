@@ -104,7 +104,7 @@ def check_later_phases(folders: Sequence[Path]) -> None:
         if (folder / LAST_FILE).is_file() and not has_unfinished(folder):
             raise CheckpointError(
                 f"{folder} holds a finished phase, of another recipe or start, and {folders[0].name} before it is to be trained"
-                "; choose another folder, or set overwrite=True to train all phases anew"
+                "; choose another folder, or set overwrite=True to train all phases from scratch"
             )
 
 

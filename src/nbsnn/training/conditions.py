@@ -1,4 +1,4 @@
-"""What changes the bits of a run's weights beside its recipe: kept in the training state, compared when a run is resumed.
+"""What changes the bits of a run's weights beside its recipe: written in the training state, compared when a run is resumed.
 
 The recipe's hash is of what a run is meant to be; how and where it runs is no part of it. Precision and training images
 change weights as much as a learning rate does: a run is not resumed with others. The rest changes the rounding of sums, or
@@ -72,7 +72,7 @@ def compare_conditions(then: Mapping[str, str], now: Mapping[str, str], where: A
             )
     if changed:
         words = ", ".join(f"{name} {now[name]} (was {then[name]})" for name in changed)
-        warn(logger, "%s: goes on with %s; the weights will not be those of an undisturbed run bit for bit", where, words)
+        warn(logger, "%s: resumes with %s; the weights will not equal those of an uninterrupted run bit for bit", where, words)
 
 
 def _fingerprint(images: LabelledImages) -> str:

@@ -34,7 +34,7 @@ class WeightEMA:
         return {**self.values, "steps": torch.tensor(self.steps)}
 
     def restore_(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.steps = int(state["steps"])
         for name, value in self.values.items():
             value.copy_(state[name])

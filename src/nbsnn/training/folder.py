@@ -34,7 +34,7 @@ def has_run(folder: Path) -> bool:
 
 
 def check_start(folder: Path, start: str | Path | None, *, names: tuple[str, str] = (BEST_FILE, LAST_FILE)) -> None:
-    """Refuse to begin a run in a folder with a file that the run replaces: if it was killed, it could not go on.
+    """Refuse to begin a run in a folder with a file that the run replaces: if it was killed, it could not be resumed.
 
     Args:
         folder: of the phase.

@@ -70,9 +70,9 @@ def finished_phase(recipe: Recipe, bits: int, out: Path, start: str | None = Non
         return result_of(best, last, _rows_of(out, recipe.phase[str(bits)].epochs))
     except CheckpointError as error:
         if (out / FINISHED_FILE).is_file():
-            logger.warning("%s; training goes on from %s, which restores it", error, out / FINISHED_FILE)
+            logger.warning("%s; resuming from %s, which restores it", error, out / FINISHED_FILE)
             return None
-        raise CheckpointError(f"{error}; or delete {out} to train that phase anew") from None
+        raise CheckpointError(f"{error}; or delete {out} to train that phase again") from None
 
 
 def _is_of(header: Header, recipe: Recipe, bits: int, start: str | None) -> bool:

@@ -65,5 +65,5 @@ class Loss:
 
     @property
     def fingerprint(self) -> str:
-        """Who teaches: a run must not go on under another teacher."""
+        """Which network teaches: a run is not resumed with another teacher."""
         return "" if self.teacher is None else f" taught by {content_hash({}, self.teacher.state_dict())[:12]}"

@@ -27,7 +27,7 @@ class Observer:
         """A phase begins: `steps` batches in each of its `epochs`, run as `execution` says."""
 
     def on_resume(self, epoch: int, step: int) -> None:
-        """The phase goes on from a training state: `epoch` epochs and `step` steps of the next one are done."""
+        """The phase resumes from a training state: `epoch` epochs and `step` steps of the next one are done."""
 
     def on_step(self, epoch: int, step: int, loss: float, top1: float, images: int) -> None:
         """A batch of `images` was trained on; loss and accuracy are of the epoch so far."""

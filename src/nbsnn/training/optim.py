@@ -20,16 +20,16 @@ def make_optimizer(model: nn.Module, phase: Phase, spec: OptimSpec) -> torch.opt
     special = {id(p) for p in (*thresholds, *scales)}
     weights = [p for p in model.parameters() if id(p) not in special]
     groups = [
-        {"params": weights, "rate": 1.0},
-        {"params": thresholds, "rate": spec.threshold_lr},
-        {"params": scales, "rate": spec.scale_lr},
+        {"params": weights, "factor": 1.0},
+        {"params": thresholds, "factor": spec.threshold_lr},
+        {"params": scales, "factor": spec.scale_lr},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.SGD(groups, lr=phase.lr, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=phase.weight_decay)
 
 
 def learning_rate(progress: float, spec: OptimSpec) -> float:
-    """The factor on the phase's rate at a fraction `progress` in [0, 1) of its steps."""
+    """The factor on the phase's learning rate at a fraction `progress` in [0, 1) of its steps."""
     if progress < spec.warmup:
         return max(progress / spec.warmup, 1e-3)
     if spec.schedule == "cosine":
@@ -37,10 +37,10 @@ def learning_rate(progress: float, spec: OptimSpec) -> float:
     return float(spec.lr_gamma ** sum(progress >= milestone for milestone in spec.milestones))
 
 
-def set_learning_rate_(optimizer: torch.optim.SGD, rate: float) -> None:
-    """Give each group its multiple of `rate`."""
+def set_learning_rate_(optimizer: torch.optim.SGD, lr: float) -> None:
+    """Set the learning rate of each group to its multiple of `lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate"]
+        group["lr"] = lr * group["factor"]
 
 
 @torch.no_grad()

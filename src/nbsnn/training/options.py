@@ -20,8 +20,8 @@ class FitOptions:
         device: where the network is trained.
         execution: compiled or eager, replayed as a CUDA graph or not, and the type of the forward pass.
         save_every: seconds between training states within an epoch; 0 saves after each step.
-        overwrite: start anew where the folder holds results already.
-        first_epoch: epochs that count as done when the phase starts anew; the log that the folder has of them stays.
+        overwrite: start from scratch where the folder holds results already.
+        first_epoch: epochs that count as done when the phase starts from scratch; the log that the folder has of them stays.
         names: of the files for the best and the last epoch.
         start: fingerprint of the network that the run began with (`nbsnn.training.state.fingerprint`), empty for fresh weights;
             a run that began with another one is not resumed.
@@ -51,7 +51,7 @@ class TrainOptions:
         compile: whether steps are compiled: "on", "off", or "auto", which decides by device and length of a phase.
         precision: of the forward pass: "float32", "bf16", or "auto", which takes bfloat16 where the hardware multiplies it.
         save_every: seconds between training states within an epoch.
-        overwrite: train anew where results lie already.
+        overwrite: train from scratch where there are results already.
         resume: fail if there is no run to resume; one that is there is resumed in any case.
     """
 
@@ -65,7 +65,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         require(self.save_every >= 0, "save_every", self.save_every, "0 (after each step) or a number of seconds")
         if self.resume and self.overwrite:
-            raise ConfigError("resume=True continues a run and overwrite=True begins it anew; give one of the two")
+            raise ConfigError("resume=True continues a run and overwrite=True starts it from scratch; give one of the two")
         check_choices(self.compile, self.precision)
 
     def execution(self, images: int) -> Execution:

@@ -1,4 +1,4 @@
-"""The files of a phase under way: written as it goes, and what a run that goes on takes up and mends."""
+"""The files of a phase under way: written epoch by epoch, and restored or repaired when the run resumes."""
 
 import logging
 from contextlib import nullcontext
@@ -85,7 +85,7 @@ class Records:
         wait_for_all()
 
     def finish(self) -> None:
-        """Keep the last training state as that of a finished phase, once every process has come here."""
+        """Rename the last training state to that of a finished phase, once every process has come here."""
         wait_for_all()
         if world().is_main:
             (self.out / PREVIOUS_FILE).unlink(missing_ok=True)
@@ -102,10 +102,10 @@ class Records:
     # -------------------------------------------------------------------------------------------------------- going on
 
     def restore_(self, conditions: Conditions) -> None:
-        """Go on from the newest whole training state in the folder, or from that of the finished phase; if there is one.
+        """Resume from the newest whole training state in the folder, or from that of the finished phase, if there is one.
 
         Raises:
-            CheckpointError: what is there is damaged, of other settings or conditions, or finished and cannot go on.
+            CheckpointError: what is there is damaged, of other settings or conditions, or finished and cannot be resumed.
         """
         saved = newest_state(self.out, self.learner, Expected(self.state.fingerprint, self.phase.epochs, self.steps))
         if saved is None and (self.last.is_file() or (self.out / FINISHED_FILE).is_file()):
@@ -141,7 +141,7 @@ class Records:
         """The last state of the phase that ended here, to mend its checkpoints, or to give it more epochs.
 
         Raises:
-            CheckpointError: it is not kept, or not of this run.
+            CheckpointError: it is missing, or not of this run.
         """
         path = self.out / FINISHED_FILE
         header = read_header(path) or {}
@@ -167,7 +167,7 @@ class Records:
         return saved
 
     def _mend_checkpoints_(self) -> None:
-        """Write those checkpoints anew that are damaged or missing; the network holds what `last` holds if no step follows."""
+        """Rewrite checkpoints that are damaged or missing; the network holds what `last` holds if no step follows."""
         state, history = self.state, self.state.history
         if not history:
             return

@@ -67,7 +67,7 @@ class Run:
         self.at_once = _steps_at_once(device)
         self.saved_at = time.monotonic()
         self.epoch_began, self.seen_before = 0.0, 0
-        self.remedy = "run the same command to go on"
+        self.remedy = "run the same command to resume"
 
     @property
     def state(self) -> TrainingState:

@@ -1,7 +1,7 @@
 """What a killed run resumes from: weights and their EMA, buffers, momenta, and where in the phase it stood.
 
 Order and augmentation of the batches follow from (seed, epoch, batch) alone, so no generator's state is part of it. Two
-generations are kept: a state that was damaged on disk costs the steps since the one before it, not the run.
+generations are saved: a state that was damaged on disk costs the steps since the one before it, not the run.
 """
 
 import logging
@@ -59,7 +59,7 @@ class TrainingState:
         self.best = max((row["top1"] for row in history), default=self.best)
 
     def next_epoch(self) -> None:
-        """Start counting anew."""
+        """Reset the counts for the next epoch."""
         self.epoch, self.step, self.loss_sum, self.correct, self.seen = self.epoch + 1, 0, 0.0, 0, 0
 
 
@@ -100,7 +100,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def save_state(folder: Path, state: TrainingState, learner: Learner) -> None:
-    """Write the training state, whole or not at all; the one before it is kept beside it."""
+    """Write the training state, whole or not at all; the one before it stays beside it."""
     momenta = _momenta(learner)
     tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in learner.model.state_dict().items()}
     tensors |= {f"momentum.{key}": value for key, value in momenta.items()}
@@ -141,12 +141,12 @@ def newest_state(folder: Path, learner: Learner, expected: Expected) -> Saved | 
             found, said = None, str(error)
         if max_over_ranks(torch.tensor(int(found is None))) == 0 and found is not None:
             if problem:
-                warn(logger, "%s; going on from the state before it, epoch %d after step %d",
+                warn(logger, "%s; resuming from the state before it, epoch %d after step %d",
                                problem, found.state.epoch + 1, found.state.step)  # fmt: skip
             return found
         problem = problem or said or f"{path}: another process cannot read it"
     if problem:
-        raise CheckpointError(f"{problem}, or train the phase anew (overwrite=True)")
+        raise CheckpointError(f"{problem}, or train the phase from the start (overwrite=True)")
     return None
 
 

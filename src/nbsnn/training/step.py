@@ -39,7 +39,7 @@ class Step:
 
     Args:
         model: changed in place.
-        spec, phase: the optimizer's settings; the rate is given with each batch.
+        spec, phase: the optimizer's settings; the learning rate is given with each batch.
         execution: compiled, replayed as a CUDA graph, in which type.
         loss: of logits, labels and images.
         batch: images of a full batch, all processes together; others are run eagerly.
@@ -56,17 +56,17 @@ class Step:
         self.compiled = torch.compile(self.model_of_all) if execution.compiled else self.model_of_all
         self.cuda_graph = _CudaGraph(model, next(model.parameters()).device) if execution.cuda_graph else None
 
-    def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
         """Train on a batch.
 
         Args:
             images: [B, C, H, W] float32, channels last.
             labels: [B].
-            rate: the learning rate.
+            lr: the learning rate.
         Returns:
             [sum of the losses, hits] float32, on the device, which may not have computed it yet.
         """
-        set_learning_rate_(self.optimizer, rate)
+        set_learning_rate_(self.optimizer, lr)
         # The last batch of an epoch is smaller: not worth a second compilation or capture.
         if len(images) * self.world.size != self.batch:
             sums = self._gradients(images, labels, full=False)
