@@ -37,7 +37,7 @@ from nbsnn.quant.unpacking import unpack
 from nbsnn.recipe import QuantSpec, Recipe
 from nbsnn.recipes import list_recipes, load_recipe
 from nbsnn.spiking.convert import to_spiking
-from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.spiking.network import SpikingNetwork, SpikingResult
 from nbsnn.surgery import tap
 from nbsnn.training.finetune import FinetuneResult, finetune
 from nbsnn.training.finetune_spec import FinetuneSpec
@@ -70,6 +70,7 @@ __all__ = [
     "Recipe",
     "Report",
     "SpikingNetwork",
+    "SpikingResult",
     "Splits",
     "Synops",
     "TrainOptions",
