@@ -1,4 +1,4 @@
-"""Builds the native engine, an optional extension: without a C++17 compiler the package installs all the same."""
+"""Builds the native backend, an optional extension: without a C++17 compiler the package installs all the same."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ class OptionalBuild(build_ext):
             super().build_extension(ext)
         except Exception as error:  # whatever a compiler or its absence may raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            sys.stderr.write(f"nbsnn: the native engine was not built ({reason}); the torch engine will run in its place\n")
+            sys.stderr.write(f"nbsnn: the native backend was not built ({reason}); the torch backend will run in its place\n")
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         """None by name: the library is loaded with ctypes and is no Python module."""

@@ -174,7 +174,7 @@ def main() -> None:
     if missing := rivals.missing(args.peer):
         parser.error(f"--peer {missing[0]}: it is not installed; pip install {missing[0]}")
     if args.sweep and (obstacle := native.why_not()):
-        parser.error(f"--sweep compares two ways of the native engine, which cannot run: {obstacle}; leave it out")
+        parser.error(f"--sweep compares two ways of the native backend, which cannot run: {obstacle}; leave it out")
     torch.set_num_threads(args.threads)
     sample = load_sample().test
     if wrong := [batch for batch in args.batches if not 1 <= batch <= len(sample)]:

@@ -57,7 +57,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
     assert "--peer spikingjelly: it is not installed; pip install spikingjelly" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(native.why_not() is not None, reason="the comparison is of the native engine")
+@pytest.mark.skipif(native.why_not() is not None, reason="the comparison is of the native backend")
 def test_the_comparison_runs_and_becomes_a_section(tmp_path, monkeypatch, capsys):
     file = tmp_path / "inference.json"
     options = ["--nets", "cifar10/resnet20", "--bits", "2", "--batches", "2", "--repeats", "1", "--quick", "--no-compile"]

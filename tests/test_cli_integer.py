@@ -76,7 +76,7 @@ def test_info_describes_a_lowered_file(lowered, capsys):
     facts = json.loads(output(capsys, "info", str(lowered), "--json"))
     assert facts["form"] == "integer"
     assert len(facts["units"]) == 20
-    assert "integer engine" in json.loads(output(capsys, "info", "--system", "--json"))
+    assert "integer backend" in json.loads(output(capsys, "info", "--system", "--json"))
 
 
 def test_eval_runs_engines_on_lowered_files_and_on_checkpoints(lowered, capsys):

@@ -173,7 +173,7 @@ def test_a_backend_from_outside_runs_integer_networks(double, quantized):
     assert nbsnn.evaluate(chosen, batches).top1 == nbsnn.evaluate(network, batches).top1
     with pytest.raises(ConfigError, match=r"backend='double' cannot run: it only counts; use backend='(native|torch)'"):
         network.run(IMAGES, engine="spikes", backend="double")
-    assert network.simulate(IMAGES).backend == backend_facts()["engine"], "auto does not choose what was added"
+    assert network.simulate(IMAGES).backend == backend_facts()["backend"], "auto does not choose what was added"
     for name in ("torch", "auto"):
         with pytest.raises(ConfigError, match=f"backend '{name}' exists; choose another name"):
             base.register(Backend(name, counts_in_double, torch_backend.run_spikes, torch_backend.bytes_per_image))

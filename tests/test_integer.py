@@ -156,7 +156,7 @@ def test_reduced_precision_of_products_changes_nothing():
 
 # ---------------------------------------------------------------------------------------------------------- bit planes
 
-needs_native = pytest.mark.skipif(why_not() is not None, reason=f"no native engine: {why_not()}")
+needs_native = pytest.mark.skipif(why_not() is not None, reason=f"no native backend: {why_not()}")
 MANY = (13, 37)  # images: enough for bit planes with AVX2 (12), and a full vector of 32 with a rest
 
 

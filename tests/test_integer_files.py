@@ -44,7 +44,7 @@ def test_a_network_comes_back_from_its_file_bit_for_bit(network, file):
 def test_a_moved_network_gives_the_same_logits(network):
     images = images_for(1)
     assert torch.equal(network.to("cpu").run(images), network.run(images))
-    assert not len(network.to("cpu").program.cache)  # what an engine made ready stays with the program that it is of
+    assert not len(network.to("cpu").program.cache)  # what a backend prepared stays with the program that it is of
     assert network.to("meta").device.type == "meta"
     assert network.device.type == "cpu"
     with pytest.raises(nbsnn.ConfigError, match="device=mps has no float64"):

@@ -1,4 +1,4 @@
-"""What a file or a program may ask of the engines: refused in one line, at once, before anything is allocated."""
+"""What a file or a program may ask of the backends: refused in one line, at once, before anything is allocated."""
 
 import resource
 import time

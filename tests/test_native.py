@@ -1,4 +1,4 @@
-"""The native engine gives the bits of the torch engine: any program, mode, batch, thread count and instruction set."""
+"""The native backend gives the bits of the torch backend: any program, mode, batch, thread count and instruction set."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from nbsnn.integer.backends import native
 from nbsnn.integer.backends import torch as engine_torch
 from nbsnn.integer.taps import KernelBranch, digits_of
 
-needs_native = pytest.mark.skipif(native.why_not() is not None, reason=f"no native engine: {native.why_not()}")
+needs_native = pytest.mark.skipif(native.why_not() is not None, reason=f"no native backend: {native.why_not()}")
 MODES = (None, ("unsigned", "fixed"), ("signed", "fixed"), ("signed", "settle"), ("unsigned", "barrier"))
 
 

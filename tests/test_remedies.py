@@ -931,7 +931,7 @@ def refusals_of(path):
 
 
 @QUIET
-@pytest.mark.skipif(not NATIVE, reason="needs the extension for the refusals of the native engine")
+@pytest.mark.skipif(not NATIVE, reason="needs the extension for the refusals of the native backend")
 def test_every_refusal_has_a_row():
     for name in ROWS.keys() - LINES.keys():  # run elsewhere, or not at all
         refuse(name)

@@ -1,4 +1,4 @@
-"""Is a program consistent? The one gate in front of the engines, which rely on it and therefore agree on what is valid."""
+"""Is a program consistent? The one gate in front of the backends, which rely on it and therefore agree on what is valid."""
 
 from collections.abc import Iterable
 from math import prod
@@ -149,7 +149,7 @@ def _check_sums(program: Program, unit: Unit) -> None:
 
 
 def _check_accumulator(program: Program, branch: Branch, load: Tensor, name: str) -> None:
-    """Weights and multipliers in range, and sums of their products with the source, of all steps, within what engines hold."""
+    """Weights and multipliers in range, and sums of their products with the source, of all steps, within what backends hold."""
     if branch.weight is not None:
         _require(int(branch.weight.min()) > -(2**15), f"{name} has a weight out of range")
         _require(not bool((branch.multiplier < 0).any()), f"{name} has a negative multiplier beside a weight")

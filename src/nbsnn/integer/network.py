@@ -1,4 +1,4 @@
-"""The integer network as users meet it: images in, logits out, by one engine or the other."""
+"""The integer network as users meet it: images in, logits out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from nbsnn.integer.plain import moved
 from nbsnn.integer.program import Head, Outcome, Pixels, Program
 from nbsnn.integer.storage import load_program, save_program
 from nbsnn.shapes import per_channel
-from nbsnn.spiking.schedules import check_pair, check_timesteps, schedule_named
+from nbsnn.spiking.schedules import check_pair, check_timesteps, exact_schedules, schedule_named
 from nbsnn.threads import PerThread
 
 _IN_FLIGHT_BYTES = 2**28  # what the images at work may take; the rest of a batch waits
@@ -201,7 +201,7 @@ class IntegerNetwork:
             if unit.levels != self.timesteps:
                 raise ConfigError(
                     f"{unit.name} has {unit.levels} levels where T is {self.timesteps}: a fixed number of steps is not exact; "
-                    "use schedule='settle' or 'barrier'"
+                    f"use {exact_schedules()}"
                 )
 
     def _chunks(self, images: Tensor, backend: Backend) -> Iterator[Tensor]:

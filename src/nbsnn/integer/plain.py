@@ -44,7 +44,7 @@ def moved(program: Program, device: torch.device) -> Program:
 
 
 def _given(value: Any) -> list[str]:
-    """Names of the fields that a dataclass is made from; what engines prepare is none of them."""
+    """Names of the fields that a dataclass is made from; what backends prepare is none of them."""
     return [f.name for f in fields(value) if f.init]
 
 

@@ -11,7 +11,7 @@ from nbsnn.quant.audit import audit
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron, check_precision
-from nbsnn.spiking.schedules import Schedule, check_pair, check_timesteps, schedule_named
+from nbsnn.spiking.schedules import Schedule, check_pair, check_timesteps, exact_schedules, schedule_named
 from nbsnn.surgery import replace_modules_
 from nbsnn.wrappers import as_network, copied
 
@@ -71,6 +71,6 @@ def _timesteps(quantized: nn.Module, schedule: Schedule) -> int:
         name = min(levels, key=lambda n: levels[n])
         raise ConversionError(
             f"{name} has {levels[name]} levels where others have {timesteps}: in a fixed number of steps this is not exact; "
-            "use schedule='settle' or 'barrier', or give all layers the same act_bits with nbsnn.set_bits_"
+            f"use {exact_schedules()}, or give all layers the same act_bits with nbsnn.set_bits_"
         )
     return timesteps

@@ -100,6 +100,11 @@ def schedule_named(name: str) -> Schedule:
     return SCHEDULES[name]
 
 
+def exact_schedules() -> str:
+    """The exact ones as a remedy names them: "schedule='settle' or 'barrier'"."""
+    return "schedule=" + " or ".join(repr(name) for name, schedule in SCHEDULES.items() if schedule.exact)
+
+
 def valid_pairs() -> tuple[tuple[Neuron, str], ...]:
     """Every (neuron, schedule) that goes together, as tables list them."""
     return tuple((neuron, schedule.name) for schedule in SCHEDULES.values() for neuron in reversed(schedule.neurons))

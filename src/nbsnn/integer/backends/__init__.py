@@ -30,5 +30,5 @@ def backend_facts() -> dict[str, str]:
     """Which backend runs integer networks on this CPU, and why."""
     obstacle = native.why_not()
     if obstacle is not None:
-        return {"engine": "torch", "native": obstacle}
-    return {"engine": "native", "native": f"built; instruction sets here: {', '.join(native.targets())}"}
+        return {"backend": "torch", "native": obstacle}
+    return {"backend": "native", "native": f"built; instruction sets here: {', '.join(native.targets())}"}
