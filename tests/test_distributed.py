@@ -90,7 +90,7 @@ def test_a_run_of_two_processes_goes_on_in_one(together, tmp_path):
 @pytest.mark.slow
 def test_a_killed_rank_is_revived_and_goes_on_from_the_last_step(together, tmp_path):
     said = torchrun(tmp_path, "killed", "--max-restarts", "2")
-    assert "training: resuming from the training state in epoch 2, after step " in " ".join(said.split())
+    assert "tiny: resuming from the training state in epoch 2, after step " in " ".join(said.split())
     assert "signal 9" in said.lower() or "-9" in said
     assert largest_difference(weights(tmp_path / "killed"), weights(together / "whole")) == 0
     assert not (tmp_path / "killed" / "training.safetensors").exists()
