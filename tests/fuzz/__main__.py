@@ -12,6 +12,7 @@ there was one.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 
 STRIDE = 1_000_003  # between the seeds of workers
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 
 class Worker:
@@ -36,7 +38,9 @@ class Worker:
         self.tried = False  # since it was started
         here = Path(__file__).parents[1]
         self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (it lives as long as the process)
-        self.process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=self.said, text=True, cwd=here)
+        self.process = subprocess.Popen(
+            [sys.executable, *words], stdout=subprocess.PIPE, stderr=self.said, text=True, cwd=here, env=ENVIRONMENT
+        )
 
     def read(self) -> dict[str, str] | None:
         """What the next try came to; a process that ended is a failure of the try that it was in."""

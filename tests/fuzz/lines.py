@@ -92,7 +92,7 @@ def _spoil(r: random.Random, corpus: Corpus, path: Path) -> None:
         content = damage(r, path.read_bytes(), corpus)
         path.unlink()
         path.write_bytes(content)
-    elif kind < 0.4 and path.stem not in ("foreign", "text") and path.suffix in (".safetensors", ".tar"):
+    elif kind < 0.4 and path.name.partition(".")[0] not in ("foreign", "text") and path.suffix in (".safetensors", ".tar"):
         header, tensors = taken_apart(path)
         values.edit_(r, header)
         path.unlink()
