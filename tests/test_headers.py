@@ -2,6 +2,7 @@
 
 import json
 import time
+import zipfile
 
 import pytest
 import torch
@@ -228,7 +229,44 @@ def test_a_view_that_repeats_a_few_numbers_is_refused(written, tmp_path):
         header.pop("content_hash")  # which would need all of it
 
     said = refusal(written, tmp_path, "float", change, ".pth.tar")
+    assert "conv1.weight is no plain tensor" in said
+
+
+def test_views_of_one_storage_are_refused(written, tmp_path):
+    def change(header, tensors):
+        storage = torch.ones(2**20)
+        tensors.update({f"view {index}": storage for index in range(1000)})
+        header.pop("content_hash")
+
+    said = refusal(written, tmp_path, "float", change, ".pth.tar")
     assert "bytes of tensors in a file of" in said
+
+
+def test_an_archive_that_swells_is_refused(tmp_path):
+    torch.save({"state_dict": {"w": torch.zeros(2**22)}}, tmp_path / "plain.pth.tar")
+    with zipfile.ZipFile(tmp_path / "plain.pth.tar") as plain, zipfile.ZipFile(tmp_path / "a.pth.tar", "w", 8) as packed:
+        for part in plain.infolist():
+            packed.writestr(part.filename, plain.read(part))
+    with pytest.raises(CheckpointError, match=r"would unpack to 16\d+ bytes; save it again with torch\.save"):
+        nbsnn.load_reference_checkpoint(tmp_path / "a.pth.tar", "cifar10/resnet20", weight_bits=2, act_bits=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: torch.ones(1).expand(10**9, 64), "head.weight is no plain tensor"),
+        (lambda t: torch.ones(10, 64, device="meta"), "head.weight is no plain tensor"),
+        (lambda t: t + 0j, "of another type: head.weight torch.complex64"),
+        (lambda t: t.to(torch.int8), "of another type: head.weight torch.int8"),
+    ],
+)
+def test_a_state_dict_of_others_with_what_is_no_weight_is_refused(tmp_path, change, said):
+    state = dict(nbsnn.build_model("cifar10/resnet20").state_dict())
+    state["head.weight"] = change(state["head.weight"])
+    torch.save({"state_dict": state}, tmp_path / "a.pth.tar")
+    with pytest.raises(CheckpointError) as caught:
+        nbsnn.load_reference_checkpoint(tmp_path / "a.pth.tar", "cifar10/resnet20", weight_bits=32, act_bits=32)
+    assert said in str(caught.value)
 
 
 def test_names_with_control_characters_are_refused(written, tmp_path):

@@ -30,6 +30,7 @@ MOST_NODES = 1024  # of an integer network
 MOST_BRANCHES = 4096  # of a unit: a concatenation is a branch per source
 MOST_SIDE = 2**14  # pixels, and channels of an image
 MOST_IMAGE = 2**22  # values of the example image of a spiking network, 3×1182×1182
+MOST_IMAGE_STEPS = 2**26  # of that image in all T steps, which its conversion looks at together
 MOST_TIMESTEPS = 255  # activations have at most 8 bits
 MOST_PADDING = 1024
 _LONGEST_WHOLE = 40  # digits
@@ -82,6 +83,8 @@ def _check_form(header: Mapping[str, Any]) -> None:
         raise Misfit(f"form={form} does not go with spiking={shown(spiking)}")
     if (form == "float") != (not header["plan"]):
         raise Misfit(f"form={form} does not go with a plan of {len(header['plan'])} quantized layers")
+    if spiking and math.prod(spiking["image_shape"]) * spiking["timesteps"] > MOST_IMAGE_STEPS:
+        raise Misfit(f"spiking.image_shape={shown(spiking['image_shape'])} in T = {spiking['timesteps']} steps is too large")
     if header.get("packed") and form != "quantized":
         raise Misfit(f"form={form} does not go with packed=True")
 

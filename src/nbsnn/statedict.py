@@ -37,6 +37,11 @@ def floating_type(state: Mapping[str, Tensor]) -> torch.dtype | None:
     return types.pop() if len(types) == 1 else None
 
 
+def same_kind(given: Tensor, wanted: Tensor) -> bool:
+    """Whether a tensor can be copied into another one: both of a floating type, or both of the same type."""
+    return given.dtype == wanted.dtype or (given.dtype in FLOATS and wanted.dtype in FLOATS)
+
+
 def _problems(net: nn.Module, state: Mapping[str, Tensor]) -> Iterator[str]:
     own = net.state_dict()
     yield from (f"missing {key}" for key in own if key not in state)

@@ -100,7 +100,10 @@ def read_torch_state(path: Path) -> dict[str, Tensor]:
     if text is not None:
         _check_tensors(state, path)
         _check_hash(_parse_header(text, path), text, state, path)
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    for key, tensor in tensors.items():
+        _check_plain(key, tensor, path)
+    return tensors
 
 
 def is_ours(path: Path) -> bool:
@@ -212,12 +215,18 @@ def _check_tensors(state: Any, path: Path) -> None:
     if not isinstance(state, dict) or len(state) > _MOST_TENSORS:
         raise CheckpointError(f"{path}: holds no dictionary of up to {_MOST_TENSORS} tensors; restore the file from a copy")
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise CheckpointError(f"{path}: {shown(name)} is no plain tensor; restore the file from a copy")
+        _check_plain(name, tensor, path)
         try:
             check_name(name, "a tensor's name")
         except Misfit as error:
             raise CheckpointError(f"{path}: {error}; restore the file from a copy") from None
     size, most = sum(tensor.nbytes for tensor in state.values()), path.stat().st_size + 2**20
-    if size > most:  # views that repeat a few numbers, or archives that swell
+    if size > most:  # views of one and the same storage
         raise CheckpointError(f"{path}: holds {size} bytes of tensors in a file of {most}; save copies of them")
+
+
+def _check_plain(name: object, tensor: object, path: Path) -> None:
+    """Refuse what is no tensor with numbers of its own in memory, such as a sparse one, or a view that repeats one number."""
+    plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+    if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():  # type: ignore[attr-defined]
+        raise CheckpointError(f"{path}: {shown(name)} is no plain tensor; restore the file from a copy")

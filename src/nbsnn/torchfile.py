@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import warnings
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from functools import cache
@@ -67,6 +68,7 @@ def read_torch(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: damaged, not a dictionary, or it holds a type whose loading could execute code; names that type.
     """
+    _check_size(path)
     try:
         # torch warns of strange protocols before it refuses them.
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
@@ -77,6 +79,21 @@ def read_torch(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
     return content
+
+
+def _check_size(path: Path) -> None:
+    """Refuse an archive whose parts are larger than itself: torch compresses nothing, and would unpack all of it.
+
+    Raises:
+        CheckpointError: it is such an archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+    except Exception:  # no archive, but a file of torch before 1.6, or a damaged one: torch says what is wrong
+        return
+    if size > path.stat().st_size:
+        raise CheckpointError(f"{path}: would unpack to {size} bytes; save it again with torch.save, which compresses nothing")
 
 
 def _refusal(path: Path, error: Exception) -> str:

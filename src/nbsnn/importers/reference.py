@@ -16,6 +16,7 @@ from nbsnn.finite import check_network
 from nbsnn.models import build_model, canonical_name
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import FLOAT_BITS, QuantSpec
+from nbsnn.statedict import same_kind
 from nbsnn.tensorfile import is_ours, read_torch_state
 from nbsnn.wrappers import without_wrappers
 
@@ -99,8 +100,10 @@ def load_reference_state_(net: nn.Module, state: dict[str, Tensor], *, source: s
         for k in own
         if k in renamed and renamed[k].shape != own[k].shape and (renamed[k].numel(), own[k].numel()) != (1, 1)
     ]
+    types = [f"{k} {renamed[k].dtype}" for k in own if k in renamed and not same_kind(renamed[k], own[k])]
     problems = [f"{what}: {', '.join(keys)}" for what, keys in
-                (("missing", missing), ("not expected", extra), ("of another shape", shapes)) if keys]  # fmt: skip
+                (("missing", missing), ("not expected", extra), ("of another shape", shapes), ("of another type", types))
+                if keys]  # fmt: skip
     if problems:
         raise CheckpointError(f"{source} does not match the network ({'; '.join(problems)}); check the model and its bits")
     net.load_state_dict({k: v.reshape(own[k].shape) for k, v in renamed.items()})
