@@ -15,10 +15,12 @@ from nbsnn.errors import Interrupted
 from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.models import build_model
 from nbsnn.precision import full_float32
+from nbsnn.quant.functional import quantize_edge_weight, quantize_weight
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.schedules import valid_pairs
+from nbsnn.sums import moments
 from nbsnn.surgery import evaluation_mode
 from nbsnn.tensorfile import read_tensors
 from nbsnn.training.execution import Execution, pick_execution
@@ -88,7 +90,32 @@ def test_a_compiled_and_replayed_run_learns(tmp_path, splits):
     assert history[-1].loss < history[0].loss
 
 
-def test_quantized_weights_are_computed_anew_after_replays(splits):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules, which the compiler imports
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weights_take_the_levels_of_the_cpu(layout, compiled):
+    """Case 5: statistics are right on any device, and what follows is rounded alike."""
+    torch.manual_seed(0)
+    weight, scale = torch.randn(512, 256, 3, 3) * 0.02 + 0.001, torch.tensor(1.7)
+
+    def quantized(w, s):
+        every = [quantize_weight(w, s, bits=bits, own_scale=own) for bits in (2, 3, 4, 5) for own in (False, True)]
+        return torch.stack([*every, quantize_edge_weight(w), quantize_edge_weight(w, edge_range="max")])
+
+    there = torch.compile(quantized) if compiled else quantized
+    moved = weight.contiguous(memory_format=layout).to(CUDA)
+    assert there(moved, scale.to(CUDA)).cpu().equal(quantized(weight, scale))
+
+
+def test_the_deviation_of_a_hundred_million_weights_is_right_on_a_gpu():
+    weight = torch.randn(25088, 4096, device=CUDA) * 0.02
+    exact = torch.stack([block.double().square().sum() for block in weight.split(512)]).sum()
+    mean = torch.stack([block.double().sum() for block in weight.split(512)]).sum() / weight.numel()
+    deviation = ((exact - mean.square() * weight.numel()) / (weight.numel() - 1)).sqrt()
+    assert float(moments(weight).deviation) == pytest.approx(float(deviation), rel=1e-9)
+
+
+def test_quantized_weights_are_those_of_a_fresh_copy_after_replays(splits):
     net, _ = resnet(pipeline.calibration_images(splits.train))
     net = net.to(CUDA).to(memory_format=torch.channels_last).train()
     spec, phase, execution = OptimSpec(), Phase(1, lr=0.05), Execution(cuda_graph=True)
@@ -101,7 +128,7 @@ def test_quantized_weights_are_computed_anew_after_replays(splits):
         step(images[part], labels[part], 0.05)
         with torch.no_grad(), evaluation_mode(net):
             kept = net(images[:32])
-            assert kept.equal(copy.deepcopy(net)(images[:32])), index  # a copy keeps no quantized weight
+            assert kept.equal(copy.deepcopy(net)(images[:32])), index
 
 
 def test_a_gpu_is_picked_with_replays():

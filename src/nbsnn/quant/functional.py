@@ -74,8 +74,8 @@ def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, own_scale: b
     """The forward half of `quantize_weight`, without gradient."""
     mean, deviation = _statistics(weight, own_scale=own_scale)
     level = _signed_levels(weight, mean, deviation, weight_scale, bits=bits)
-    # deviation / deviation is 1, or NaN where a weight is not finite: it must show in the loss.
-    unit = weight_scale * (deviation if own_scale else deviation / deviation)
+    # deviation - deviation is 0, or NaN where a weight is not finite: it must show in the loss.
+    unit = weight_scale * deviation if own_scale else weight_scale + (deviation - deviation)
     return QuantizedWeight(level.mul_(unit), mean, deviation)
 
 
