@@ -206,6 +206,8 @@ def test_other_parameters_in_the_scope_are_seen():
         other = torch.func.functional_call(net, {"weight": -net.weight, "weight_scale": net.weight_scale}, (x,))
         assert not other.equal(first)
         assert net(x).equal(first)
+        assert net.double()(x.double()).dtype == torch.float64
+        assert net.float()(x).equal(first)
         net.format = Apot(2)
         assert not net(x).equal(first)
 

@@ -32,6 +32,7 @@ from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model, list_models
 from nbsnn.pipeline import train
 from nbsnn.precision import full_float32
+from nbsnn.quant.layers import quantized_once
 from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.quant.unpacking import unpack
 from nbsnn.recipe import QuantSpec, Recipe
@@ -90,6 +91,7 @@ __all__ = [
     "measure_fidelity",
     "measure_integer_fidelity",
     "quantize",
+    "quantized_once",
     "save_checkpoint",
     "save_packed",
     "set_bits_",

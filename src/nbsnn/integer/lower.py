@@ -16,6 +16,7 @@ from nbsnn.integer.program import IMAGE, Node, Pixels, Program, constant_values,
 from nbsnn.integer.trace import trace
 from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
+from nbsnn.quant.layers import quantized_once
 from nbsnn.quant.quantize import read_plan
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.wrappers import as_network, copied
@@ -63,7 +64,8 @@ def lower(
             raise LoweringError(f"{name} has type {parameter.dtype}, too coarse for whole numbers; call .float() first")
     network = copied(network).eval()
     first = to_network(example[:1].detach(), network)
-    audit(network, first)
+    with quantized_once(network):
+        audit(network, first)
     seen = trace(network.cpu(), first.cpu())  # whole numbers come out the same on any device
     timesteps = max(firing.levels for firing in seen.firings)
     pixels = _pixels(tuple(first.shape[1:]), mean, std)

@@ -61,7 +61,7 @@ class WeightQuantizer(nn.Module):
         if cached is None:
             return self.format.quantize(self.weight, self.weight_scale)
         source = (self.weight, self.weight_scale, self.format)
-        if cached.source is None or any(a is not b for a, b in zip(cached.source, source, strict=True)):
+        if not cached.is_made_from(source):
             cached.source, cached.values = source, self.format.quantize(self.weight, self.weight_scale)
         return cached.values
 
@@ -73,8 +73,15 @@ class WeightQuantizer(nn.Module):
 class _Cached:
     """A quantized weight, and what it was made from."""
 
-    source: tuple[object, ...] | None = None
+    source: tuple[object, ...] = ()
     values: Tensor
+
+    def is_made_from(self, source: tuple[object, ...]) -> bool:
+        """Whether these are the very objects, and where they were: `.to()` changes a parameter in place."""
+        weight = source[0]
+        assert isinstance(weight, Tensor)
+        same = len(self.source) == len(source) and all(a is b for a, b in zip(self.source, source, strict=True))
+        return same and (self.values.device, self.values.dtype) == (weight.device, weight.dtype)
 
 
 _NOTHING: Mapping[nn.Module, _Cached] = MappingProxyType({})

@@ -8,7 +8,7 @@ from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
-from nbsnn.quant.layers import QuantReLU
+from nbsnn.quant.layers import QuantReLU, quantized_once
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron, check_precision
 from nbsnn.spiking.schedules import Schedule, check_pair, check_timesteps, exact_schedules, schedule_named
@@ -52,7 +52,8 @@ def to_spiking(
     example = to_network(example, source)
     check_precision(schedule_named(name), source, example.device)
     network = copied(source).eval()
-    depth = audit(network, example).depth
+    with quantized_once(network):
+        depth = audit(network, example).depth
     steps = _timesteps(network, schedule_named(name))
     check_timesteps(timesteps, steps)
     acts = [m for m in network.modules() if isinstance(m, QuantReLU)]
