@@ -47,7 +47,7 @@ def step_of(net: torch.nn.Module, batch: int, execution: Execution) -> Callable[
     phase, spec = Phase(epochs=1, lr=0.01), OptimSpec()
     loss = Loss(spec, phase, execution, None, next(net.parameters()).device)
     step = Step(net, spec=spec, phase=phase, execution=execution, loss=loss, batch=batch)
-    return partial(step, rate=phase.lr)
+    return partial(step, lr=phase.lr)
 
 
 def forms(

@@ -573,7 +573,7 @@ def test_what_an_activation_overwrote_must_not_be_used(forward):
     network = Net(forward, inplace=True)
     message = said(nbsnn.quantize, network, SPEC, images=IMAGES)
     assert message.startswith("act1 worked in place, and what it overwrote is used at ")
-    assert message.endswith("; go on with its result: write x = act(x)")
+    assert message.endswith("; use its result: write x = act(x)")
     assert said(nbsnn.to_spiking, nbsnn.quantize(network, SPEC).eval(), IMAGES) == message
 
 

@@ -178,7 +178,7 @@ def test_phase_all_without_any_phase_is_an_error_of_one_line(tmp_path):
         ("data.batch_size=1", "data.batch_size=1: must be a whole number from 2 (batch norm)"),
         ("optim.nesterov=maybe", "optim.nesterov=maybe: must be true or false"),
         ("optim.schedule=linear", "optim.schedule=linear: must be step or cosine"),
-        ("phase.2.lr=-1", "phase.2.lr=-1.0: must be a positive rate"),
+        ("phase.2.lr=-1", "phase.2.lr=-1.0: must be a positive learning rate"),
         ("phase.2.lr=nan", "phase.2.lr=nan: must be a finite number"),
         ("phase.2.lr=inf", "phase.2.lr=inf: must be a finite number"),
         ("phase.2.weight_decay=inf", "phase.2.weight_decay=inf: must be a finite number"),

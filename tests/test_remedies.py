@@ -209,12 +209,12 @@ AUDIT = {
     ),
     "overwritten": Row(
         lambda: spikes(lambda net, x: (net.act3(x), net.conv2(x))[1], act3=nn.ReLU(inplace=True)),
-        "go on with its result: write x = act(x)",
+        "use its result: write x = act(x)",
         lambda: spikes(lambda net, x: net.conv2(net.act3(x)), act3=nn.ReLU(inplace=True)),
     ),
     "overwritten and returned": Row(
         lambda: spikes(tail=lambda net, x: (net.act3(x), x)[1], act3=nn.ReLU(inplace=True)),
-        "go on with its result: write x = act(x)",
+        "use its result: write x = act(x)",
         lambda: spikes(tail=lambda net, x: net.act3(x), act3=nn.ReLU(inplace=True)),
     ),
     "called twice": Row(
@@ -497,6 +497,11 @@ CONVERT = {
                 nbsnn.to_spiking(nbsnn.set_bits_(net, act_bits=3), IMAGES),
             ),
         ),
+    ),
+    "another number of steps": Row(
+        lambda: nbsnn.to_spiking(quantized(), IMAGES, timesteps=7),
+        "for T = 7 train with 3 bits",
+        lambda: nbsnn.to_spiking(nbsnn.set_bits_(quantized(), act_bits=3), IMAGES, timesteps=7),
     ),
     "an unknown schedule": Row(
         lambda: nbsnn.to_spiking(quantized(), IMAGES, schedule="settled"),
