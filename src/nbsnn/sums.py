@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Numbers in a block: on a CPU a block of float64 stays in the cache; elsewhere a launch costs more than memory.
+# Numbers in a block: on a CPU a block of float64 stays in the cache, and a shorter product is left to a single thread;
+# elsewhere a launch costs more than memory.
 _MOMENT_BLOCK = {"cpu": 2**17}
-_DOT_BLOCK = {"cpu": 2**18}
+_DOT_BLOCK = {"cpu": 2**20}
 _BLOCK_ELSEWHERE = 2**22
 
 
@@ -95,7 +96,7 @@ def channel_sums(x: Tensor) -> Tensor:
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:
     """The Euclidean norm of all entries of some tensors on one device together, scalar float64."""
-    return _added([dot(t, t) for t in tensors]).sqrt()
+    return _added([torch.linalg.vector_norm(t, dtype=torch.float64).square() for t in tensors]).sqrt()
 
 
 def is_dense(t: Tensor) -> bool:
