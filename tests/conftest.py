@@ -25,3 +25,9 @@ settings.load_profile("nbsnn")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _endless_lines(monkeypatch):
+    """Whatever terminal the tests are started from, tables are as wide as their text."""
+    monkeypatch.delenv("COLUMNS", raising=False)
