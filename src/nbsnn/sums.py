@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Numbers in a block: on a CPU a block of float64 stays in the cache, and one thread adds a longer product with errors above 10^-6;
-# elsewhere a launch costs more than memory.
+# Numbers in a block: on a CPU a block of float64 stays in the cache, and a single thread adds longer products with errors above
+# 10^-6; elsewhere a launch costs more than memory.
 _MOMENT_BLOCK = {"cpu": 2**17}
 _DOT_BLOCK = {"cpu": 2**18}
 _BLOCK_ELSEWHERE = 2**22
