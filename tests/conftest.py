@@ -28,6 +28,8 @@ def _seed():
 
 
 @pytest.fixture(autouse=True)
-def _endless_lines(monkeypatch):
+def _endless_lines():
     """Whatever terminal the tests are started from, tables are as wide as their text."""
-    monkeypatch.delenv("COLUMNS", raising=False)
+    with pytest.MonkeyPatch.context() as patch:  # its own, undone after that of the test
+        patch.delenv("COLUMNS", raising=False)
+        yield
