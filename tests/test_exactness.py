@@ -19,7 +19,7 @@ from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import QuantSpec
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.neuron import IFNeuron
-from nbsnn.spiking.schedules import SETTLE
+from nbsnn.spiking.schedules import schedule_named
 from nbsnn.surgery import tap
 
 EXACT = ("settle", "barrier")
@@ -36,7 +36,7 @@ def counts_of(quantized, spiking, images):
     acts = {n: m for n, m in quantized.named_modules() if isinstance(m, QuantReLU)}
     neurons = {n: m for n, m in spiking.network.named_modules() if isinstance(m, IFNeuron)}
     for act in acts.values():
-        act.tie_tolerance = SETTLE.tie_tolerance(images.dtype)
+        act.tie_tolerance = schedule_named("settle").tie_tolerance(images.dtype)
     with torch.no_grad(), tap(acts) as wanted, tap(neurons) as seen:
         quantized(images), spiking(images)
     for act in acts.values():

@@ -12,8 +12,8 @@ import nbsnn
 
 ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
-    ["errors", "hooks", "shapes"],
-    ["aliases", "settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
+    ["errors", "gradients", "hooks", "shapes"],
+    ["aliases", "naming", "settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
     ["quant.levels", "quant.functional", "quant.formats"],
     ["recipe", "surgery", "wrappers", "tracing", "inputs", "distributed", "spiking.functional"],
     ["schema", "norms"],

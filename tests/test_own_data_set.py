@@ -86,7 +86,7 @@ def test_a_data_set_is_registered_for_a_process(package):
     register("bands", given["DATA_SET"])  # again, as when a notebook's cell runs twice
     assert data_set("bands") is given["DATA_SET"]
     assert nbsnn.load_data("bands", validation=0).train.classes == ("upright", "lying")
-    with pytest.raises(ConfigError, match=r"^there is a data set 'digits' already; choose another name$"):
+    with pytest.raises(ConfigError, match=r"^data set 'digits' exists; choose another name$"):
         register("digits", given["DATA_SET"])
     with pytest.raises(ConfigError, match=r"^data set 'broken': nbsnn.data_sets names a function, not a nbsnn.data.DataSet$"):
         data_set("broken")

@@ -97,7 +97,7 @@ def test_what_is_no_format_is_refused(entry, message):
 
 
 def test_two_formats_of_one_name_are_refused():
-    with pytest.raises(TypeError, match=r"^there is a weight format 'apot' already: Apot$"):
+    with pytest.raises(ConfigError, match=r"^weight format 'apot' exists; choose another name$"):
         type("Other", (WeightFormat,), {"name": "apot"})
     assert WEIGHT_FORMATS["apot"] is Apot
 

@@ -25,12 +25,6 @@ def check_state(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> 
         raise CheckpointError(f"{source} does not fit the network: {'; '.join(problems[:_MOST_NAMED] + more)}")
 
 
-def load_state_(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """`load_state_dict` after `check_state`."""
-    check_state(net, state, source=source)
-    net.load_state_dict(dict(state))
-
-
 def floating_type(state: Mapping[str, Tensor]) -> torch.dtype | None:
     """The type of the floating tensors, if they have one in common."""
     types = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}

@@ -84,8 +84,3 @@ def check_t(model: nn.Module | IntegerNetwork, wanted: int | None) -> None:
     """Refuse another T than the network's, which its bits decide."""
     levels = [m.levels for m in model.modules() if isinstance(m, QuantReLU)] if isinstance(model, nn.Module) else []
     check_timesteps(wanted, model.timesteps if isinstance(model, SpikingNetwork | IntegerNetwork) else max(levels, default=0))
-
-
-def origin_of(header: Header, checkpoint: Path) -> dict[str, object]:
-    """What an integer network's file says of its source."""
-    return {"model": header["model"], "recipe": header["recipe"], "metrics": header["metrics"], "source": checkpoint.name}

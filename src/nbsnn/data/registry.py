@@ -12,6 +12,7 @@ from nbsnn.data import sets
 from nbsnn.data.download import DownloadProgress
 from nbsnn.data.images import ImageSet, Splits
 from nbsnn.errors import ConfigError, unknown
+from nbsnn.naming import add_named
 from nbsnn.recipe import DataSpec
 
 GROUP = "nbsnn.data_sets"  # of the entry points of other packages
@@ -58,9 +59,7 @@ def register(name: str, data_set: DataSet) -> None:
     Raises:
         ConfigError: there is another one of this name.
     """
-    if name in list_data_sets() and _registered.get(name) is not data_set:
-        raise ConfigError(f"there is a data set {name!r} already; choose another name")
-    _registered[name] = data_set
+    add_named(_registered, "data set", name, data_set, taken=list_data_sets())
 
 
 def list_data_sets() -> list[str]:

@@ -10,6 +10,7 @@ from torch import nn
 from nbsnn.checkpoint import form_of
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.network import IntegerNetwork
+from nbsnn.naming import add_named
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,7 @@ def register(exporter: Exporter) -> Exporter:
     Raises:
         ConfigError: the name is taken.
     """
-    if EXPORTERS.get(exporter.name, exporter) != exporter:
-        raise ConfigError(f"exporter {exporter.name!r} exists; choose another name")
-    EXPORTERS[exporter.name] = exporter
-    return exporter
+    return add_named(EXPORTERS, "exporter", exporter.name, exporter)
 
 
 def export(

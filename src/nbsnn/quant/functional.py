@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nbsnn.gradients import with_values
 from nbsnn.quant.levels import LEVEL_STARTS, NEAREST_LEVEL, WEIGHT_BITS, apot_levels, apot_numerators, nearest_level_on
 from nbsnn.sums import dot, in_storage_order, is_dense, moments, total
 
@@ -134,16 +135,6 @@ def quantize_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, own_scal
     return result
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, values: Tensor) -> Tensor:
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
 def quantize_edge_weight(weight: Tensor, *, bits: int = 8, edge_range: EdgeRange = "max_abs") -> Tensor:
     """Uniform quantization of the first and the last layer: round(w/m·127)·m/127 at 8 bits.
 
@@ -157,8 +148,7 @@ def quantize_edge_weight(weight: Tensor, *, bits: int = 8, edge_range: EdgeRange
     with torch.no_grad():
         step = edge_step(weight, bits=bits, edge_range=edge_range)
         values = divided(weight.detach(), step).round_().mul_(step)
-    result: Tensor = _StraightThrough.apply(weight, values)  # type: ignore[no-untyped-call]
-    return result
+    return with_values(weight, values)
 
 
 def edge_step(weight: Tensor, *, bits: int, edge_range: EdgeRange) -> Tensor:
@@ -169,20 +159,9 @@ def edge_step(weight: Tensor, *, bits: int, edge_range: EdgeRange) -> Tensor:
     return step.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
-class _AtLeast(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, floor: float) -> Tensor:
-        return parameter.clamp_min(floor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
 def at_least(parameter: Tensor, floor: float = SMALLEST_SCALE) -> Tensor:
     """max(parameter, floor) with the identity as gradient, so that a parameter below the floor can come back."""
-    result: Tensor = _AtLeast.apply(parameter, floor)  # type: ignore[no-untyped-call]
-    return result
+    return with_values(parameter, parameter.detach().clamp_min(floor))
 
 
 class _QuantizeActivation(torch.autograd.Function):

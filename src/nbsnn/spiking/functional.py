@@ -121,22 +121,6 @@ class _Surrogate(torch.autograd.Function):
         return inside, -(inside * membrane).sum() / threshold, None, None
 
 
-class _WithValues(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, values: Tensor) -> Tensor:
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-def with_values(source: Tensor, values: Tensor) -> Tensor:
-    """`values`, with the gradient of `source`, which has the same shape."""
-    result: Tensor = _WithValues.apply(source, values)  # type: ignore[no-untyped-call]
-    return result
-
-
 def fold(sequence: Tensor) -> Tensor:
     """[T, B, ...] → [T·B, ...], time-major: what every layer but the neuron sees."""
     return sequence.flatten(0, 1)

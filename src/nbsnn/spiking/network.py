@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError, ConversionError, unknown
+from nbsnn.gradients import with_values
 from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
 from nbsnn.quant.layers import FIXED_WEIGHTS, quantized_once
 from nbsnn.quant.unpacking import has_fixed_weights
 from nbsnn.spiking.call import Call, Stage, running
-from nbsnn.spiking.functional import fold, unfold, with_values
+from nbsnn.spiking.functional import fold, unfold
 from nbsnn.spiking.neuron import check_precision, refuse_half
 from nbsnn.spiking.proxy import neurons_of, proxy_activation, rates_of, run_on_means
 from nbsnn.spiking.schedules import Neuron, schedule_named

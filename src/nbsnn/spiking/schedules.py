@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 
 from nbsnn.errors import ConfigError, ConversionError, unknown
+from nbsnn.naming import add_named
 from nbsnn.spiking.functional import Rule, capped_rule, published_rule
 
 Neuron = Literal["signed", "unsigned"]
@@ -83,10 +84,7 @@ def register(schedule: Schedule) -> Schedule:
     Raises:
         ConfigError: the name is taken.
     """
-    if SCHEDULES.get(schedule.name, schedule) != schedule:
-        raise ConfigError(f"schedule {schedule.name!r} exists; choose another name")
-    SCHEDULES[schedule.name] = schedule
-    return schedule
+    return add_named(SCHEDULES, "schedule", schedule.name, schedule)
 
 
 def schedule_named(name: str) -> Schedule:
@@ -142,7 +140,7 @@ def check_timesteps(wanted: int | None, timesteps: int) -> None:
     )
 
 
-FIXED = register(
+register(
     Schedule(
         name="fixed",  # T steps and stop, as published (Hu et al., 2023)
         neurons=("signed", "unsigned"),
@@ -150,7 +148,7 @@ FIXED = register(
         native={"unsigned": 0, "signed": 1},
     )
 )
-SETTLE = register(
+register(
     Schedule(
         name="settle",  # step on until no neuron can fire
         neurons=("signed",),
@@ -161,7 +159,7 @@ SETTLE = register(
         native={"signed": 2},
     )
 )
-BARRIER = register(
+register(
     Schedule(
         name="barrier",  # layer after layer, fewest spikes
         neurons=("unsigned",),

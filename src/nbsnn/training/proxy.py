@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nbsnn.gradients import with_values
 from nbsnn.hooks import hooked
 from nbsnn.quant.layers import quantized_once
 from nbsnn.shapes import per_channel
 from nbsnn.spiking.call import Call, running
 from nbsnn.spiking.convert import to_spiking
-from nbsnn.spiking.functional import fold, with_values
+from nbsnn.spiking.functional import fold
 from nbsnn.spiking.neuron import IFNeuron
 from nbsnn.spiking.proxy import neurons_of, proxy_activation, rates_of, run_on_means
 from nbsnn.surgery import tap

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from nbsnn.errors import ConfigError
 from nbsnn.integer.program import Outcome, Program
+from nbsnn.naming import add_named
 from nbsnn.spiking.schedules import Neuron
 
 Engine = Literal["counts", "spikes"]
@@ -62,7 +62,4 @@ def register(backend: Backend) -> Backend:
     Raises:
         ConfigError: the name is taken.
     """
-    if backend.name == "auto" or BACKENDS.get(backend.name, backend) != backend:
-        raise ConfigError(f"backend {backend.name!r} exists; choose another name")
-    BACKENDS[backend.name] = backend
-    return backend
+    return add_named(BACKENDS, "backend", backend.name, backend, taken=["auto"])

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from nbsnn.errors import ConfigError, shown, unknown
+from nbsnn.naming import add_named
 from nbsnn.settings import typed
 
 WEIGHT_FORMATS: dict[str, type["WeightFormat"]] = {}
@@ -40,8 +41,8 @@ class WeightFormat(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "name" in vars(cls) and WEIGHT_FORMATS.setdefault(cls.name, cls) is not cls:
-            raise TypeError(f"there is a weight format {cls.name!r} already: {WEIGHT_FORMATS[cls.name].__qualname__}")
+        if "name" in vars(cls):
+            add_named(WEIGHT_FORMATS, "weight format", cls.name, cls)
 
     def __post_init__(self) -> None:
         check_width("edge_bits" if self.edge else "weight_bits", self.bits, self.widths)
