@@ -120,6 +120,16 @@ def test_estimated_norm_statistics_are_those_of_float64(layout):
     assert norm.num_batches_tracked == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sums_leave_what_they_add_alone(dtype):
+    """A norm that is recalibrated would else normalise the squares of its input, in float64."""
+    images, other = torch.randn(4, 3, 5, 5).to(dtype), torch.randn(4, 3, 5, 5).to(dtype)
+    before = images.clone(), other.clone()
+    channel_sums(images), moments(images), total(images), dot(images, other), norm([images])
+    assert images.equal(before[0])
+    assert other.equal(before[1])
+
+
 # ------------------------------------------------------------------------------------------------- the same everywhere
 
 

@@ -90,7 +90,7 @@ def channel_sums(x: Tensor) -> Tensor:
     for part in torch.split(x.detach(), max(1, size * len(x) // max(x.numel(), 1))):
         values = part.double()
         result[1] += values.sum(others)
-        result[2] += values.square_().sum(others)
+        result[2] += values.square().sum(others)  # not in place: `values` of float64 are the input itself
     return result
 
 

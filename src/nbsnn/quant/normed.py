@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbsnn.errors import NbsnnError, QuantizationError
 from nbsnn.quant.flow import few
@@ -87,7 +88,8 @@ class _Follower(Tracer):
         result = func(*args, **kwargs)
         origins = {self.known[source] for source in sources}
         first = args[0] if args else kwargs.get("input")
-        if name == "batch_norm" and first is sources[0]:
+        # A bare F.batch_norm is not recalibrated after quantization, so it takes nothing back before it is trained.
+        if name == "batch_norm" and first is sources[0] and isinstance(self.innermost, _BatchNorm):
             self.normed |= origins
         elif name in _BETWEEN and isinstance(result, Tensor):
             self.known[result] = self.known[sources[0]]
