@@ -23,20 +23,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from digits_recipe import digits_recipe
 from rich.console import Console
 from rich.progress import Progress
 
 from nbsnn.tensorfile import read_tensors
 
-RECIPE = """
-[model]
-name = "cifar10/resnet20"
-in_channels = 1
-image_size = 8
-[data]
-name = "digits"
-validation = 1300
-batch_size = 16
+TABLES = """\
 [optim]
 schedule = "cosine"
 recalibrate_batches = 2
@@ -62,7 +55,7 @@ def command(recipe: Path, out: Path) -> list[str]:
 def write_recipe(folder: Path) -> Path:
     """The short recipe, as a file."""
     path = folder / "short.toml"
-    path.write_text(RECIPE)
+    path.write_text(digits_recipe(TABLES, validation=1300, batch_size=16))
     return path
 
 

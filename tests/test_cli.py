@@ -7,6 +7,7 @@ from typing import Annotated
 import pytest
 import torch
 import typer
+from digits_recipe import digits_recipe
 
 import nbsnn
 from nbsnn import console
@@ -62,10 +63,7 @@ def test_a_run_with_another_start_is_not_taken_for_this_one(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "own.toml"
-    recipe.write_text(
-        '[model]\nname = "cifar10/resnet20"\nin_channels = 1\nimage_size = 8\n'
-        '[data]\nname = "digits"\nvalidation = 180\naugment = false\n[phase.3]\nepochs = 1\nlr = 0.01\n'
-    )
+    recipe.write_text(digits_recipe("[phase.3]\nepochs = 1\nlr = 0.01\n", validation=180, augment=False))
     words = ["train", "-r", str(recipe), "--out", str(tmp_path / "out"), "--init"]
     first, second = (str(run / f"{bits}bit" / "best.safetensors") for bits in (32, 4))
     assert main([*words, first]) == 0
@@ -94,10 +92,7 @@ def test_resume_and_overwrite_exclude_each_other(run: Path, capsys: pytest.Captu
 
 def test_init_and_overwrite_start_from_a_checkpoint(run: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "own.toml"
-    recipe.write_text(
-        '[model]\nname = "cifar10/resnet20"\nin_channels = 1\nimage_size = 8\n'
-        '[data]\nname = "digits"\nvalidation = 180\naugment = false\n[phase.3]\nepochs = 1\nlr = 0.01\n'
-    )
+    recipe.write_text(digits_recipe("[phase.3]\nepochs = 1\nlr = 0.01\n", validation=180, augment=False))
     words = ["train", "-r", str(recipe), "--init", str(run / "32bit" / "best.safetensors"), "--out", str(tmp_path / "out")]
     assert main(words) == 0
     assert main([*words, "--seed", "9", "--overwrite"]) == 0
@@ -110,10 +105,7 @@ def test_training_starts_from_a_packed_network_and_says_so(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe, packed = tmp_path / "own.toml", str(tmp_path / "packed.safetensors")
-    recipe.write_text(
-        '[model]\nname = "cifar10/resnet20"\nin_channels = 1\nimage_size = 8\n'
-        '[data]\nname = "digits"\nvalidation = 180\naugment = false\n[phase.3]\nepochs = 1\nlr = 0.05\n'
-    )
+    recipe.write_text(digits_recipe("[phase.3]\nepochs = 1\nlr = 0.05\n", validation=180, augment=False))
     assert main(["pack", str(run / "4bit" / "best.safetensors"), "--out", packed]) == 0
     assert main(["train", "-r", str(recipe), "--init", packed, "--out", str(tmp_path / "out")]) == 0
     assert "the start is a packed network: its weights begin as float ones" in caplog.text

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from digits_recipe import digits_recipe
 from nets import small_quantized
 
 import nbsnn
@@ -86,10 +87,8 @@ def test_a_pupil_without_a_teacher_is_refused_also_where_the_float_phase_is_left
 def test_a_finished_run_goes_on_when_its_last_phase_is_given_more_epochs(tmp_path, capsys):
     """Case 35, and case 23: at the command line."""
     recipe = tmp_path / "own.toml"
-    recipe.write_text(
-        '[model]\nname = "cifar10/resnet20"\nin_channels = 1\nimage_size = 8\n[data]\nname = "digits"\nvalidation = 1300\n'
-        "[phase.4]\nepochs = 1\nlr = 0.01\n[phase.2]\nepochs = 1\nlr = 0.01\n"
-    )
+    phases = "[phase.4]\nepochs = 1\nlr = 0.01\n[phase.2]\nepochs = 1\nlr = 0.01\n"
+    recipe.write_text(digits_recipe(phases, validation=1300))
     words = ["train", "-r", str(recipe), "--out", str(tmp_path / "run"), "--device", "cpu", "--compile", "off"]
     assert main([*words, "--precision", "float32"]) == 0
     capsys.readouterr()

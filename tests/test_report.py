@@ -5,25 +5,12 @@ import json
 import pytest
 import sections
 import tables
+from digits_recipe import digits_recipe
 
 from nbsnn.cli import main
 
 # Each bit-width costs seconds, so two of them stand for all; bundled recipes have three.
-RECIPE = """
-[model]
-name = "cifar10/resnet20"
-in_channels = 1
-image_size = 8
-[data]
-name = "digits"
-validation = 900
-[phase.32]
-epochs = 1
-[phase.3]
-epochs = 1
-[phase.2]
-epochs = 1
-"""
+RECIPE = digits_recipe("[phase.32]\nepochs = 1\n[phase.3]\nepochs = 1\n[phase.2]\nepochs = 1\n", validation=900)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from digits_recipe import digits_recipe
 from torch import nn
 
 from nbsnn.cli import main
@@ -11,19 +12,7 @@ from nbsnn.training.execution import Execution
 from nbsnn.training.observer import Epoch, Observer, Observers
 from nbsnn.training.tensorboard import TensorBoard
 
-RECIPE = """
-[model]
-name = "cifar10/resnet20"
-in_channels = 1
-image_size = 8
-[data]
-name = "digits"
-validation = 1300
-[phase.32]
-epochs = 1
-[phase.2]
-epochs = 2
-"""
+RECIPE = digits_recipe("[phase.32]\nepochs = 1\n[phase.2]\nepochs = 2\n", validation=1300)
 
 
 def scalars(folder):
