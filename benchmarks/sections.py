@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from nbsnn.figures import COLUMNS, table_rows
 from nbsnn.recipe import FLOAT_BITS, Recipe, recipe_from_dict
 from nbsnn.recipes import list_recipes, load_recipe
-from nbsnn.report import COLUMNS, table
 
 CHART = "sweep.svg"  # beside the page
 
@@ -53,7 +53,7 @@ def accuracy_section(figures: dict[str, Any]) -> str:
         f"spikes stepped on {spiking['spiking_images']:,} images, neurons compared on {spiking['fidelity_images']}.\n"
         + "".join(f"{note}\n" for note in figures.get("notes", []))
         + "\n"
-        + markdown(COLUMNS, table(figures))
+        + markdown(COLUMNS, table_rows(figures))
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from nbsnn.data.decode import as_shown, center_crop, open_picture, square, whole
+from nbsnn.data.decode import as_shown, center_crop, open_picture, square, whole_picture
 from nbsnn.data.files import printable, why_no_file
 from nbsnn.errors import ConfigError, DataError
 
@@ -24,7 +24,7 @@ def shown(image, kind="PNG", **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
     file.seek(0)
-    return whole(file, "it").permute(1, 2, 0).numpy().astype(int)
+    return whole_picture(file, "it").permute(1, 2, 0).numpy().astype(int)
 
 
 def on_white(colors, alpha):
@@ -164,7 +164,7 @@ def test_tiff_files_of_12_bits_fill_the_range(tmp_path):
     at = file.index(struct.pack("<HHI", 258, 3, 1))
     file[at + 8 : at + 10] = struct.pack("<H", 12)
     (tmp_path / "x.tiff").write_bytes(file)
-    assert np.abs(whole(tmp_path / "x.tiff", "x").numpy()[0].astype(int) - RAMP).max() <= 1
+    assert np.abs(whole_picture(tmp_path / "x.tiff", "x").numpy()[0].astype(int) - RAMP).max() <= 1
 
 
 # --------------------------------------------------------------------------------------------- orientation and frames
@@ -182,7 +182,7 @@ def test_photographs_are_turned_as_their_exif_data_says(kind, orientation, tmp_p
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x", kind, exif=exif, quality=95)
-    assert np.abs(whole(tmp_path / "x", "x").permute(1, 2, 0).numpy().astype(int) - upright).mean() < 8
+    assert np.abs(whole_picture(tmp_path / "x", "x").permute(1, 2, 0).numpy().astype(int) - upright).mean() < 8
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])

@@ -25,7 +25,7 @@ LEVELS = [
     ["checkpoint", "evaluation"],
     ["training", "importers", "export", "summary"],
     ["pipeline"],
-    ["report"],
+    ["figures"],
     ["__init__"],
     ["console"],
     ["training_console"],

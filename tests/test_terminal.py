@@ -17,7 +17,7 @@ from nbsnn.console.layout import show_table
 from nbsnn.console.streams import spell
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare
-from nbsnn.report import COLUMNS as REPORT_COLUMNS
+from nbsnn.figures import COLUMNS as FIGURE_COLUMNS
 from nbsnn.training.execution import Execution
 from nbsnn.training_console import TrainingConsole
 
@@ -124,9 +124,9 @@ def test_reports_keep_their_columns_digits_and_names(width, monkeypatch, capsys)
              "spiking_counts_top1": 85.25, "timesteps": 7,
              "spiking": [row, row | {"neuron": "signed", "schedule": "settle"}]}  # fmt: skip
     figures = {"model": "cifar10/resnet20", "data": "digits", "test_images": 20, "notes": ["A note."], "phases": [phase]}
-    console.show_report(figures)
+    console.show_figures(figures)
     text = capsys.readouterr().out
-    assert cells(" ".join(REPORT_COLUMNS)) <= cells(text)
+    assert cells(" ".join(FIGURE_COLUMNS)) <= cells(text)
     assert {"(85.25)", "86.71", "86.92", "0.123", "barrier", "settle", "1234", "7", "note."} <= cells(text)
     assert max(map(len, text.splitlines())) <= (width or 1000)
 

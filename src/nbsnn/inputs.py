@@ -127,7 +127,7 @@ def as_labels(
     return value
 
 
-def require(value: object, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
+def require_type(value: object, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
     """Refuse an argument of another type, in one line that says what was given and what is wanted."""
     if not isinstance(value, kind):
         raise ConfigError(f"{name} is {_kind(value)}; give {wanted}")

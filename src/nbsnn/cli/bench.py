@@ -8,7 +8,7 @@ from nbsnn import console, pipeline
 from nbsnn.cli.app import app
 from nbsnn.cli.networks import images_for, load, only_quantized
 from nbsnn.cli.options import BatchOption, Checkpoint, DataOption, DownloadOption, JsonOption, RootOption, SplitOption, between
-from nbsnn.evaluation.bench import Bench, images_to_see
+from nbsnn.evaluation.bench import Bench, images_to_time
 from nbsnn.evaluation.bench import bench as run_bench
 from nbsnn.integer.backends import backend_facts
 
@@ -40,7 +40,7 @@ def bench(
     with console.doing("lowering to an integer network"):
         network = pipeline.integer_form(quantized, images)
     float_net = pipeline.float_form(header)
-    with console.image_progress(images_to_see(len(images), repeats), "warming up") as tell:
+    with console.image_progress(images_to_time(len(images), repeats), "warming up") as tell:
         result = run_bench(
             float_net, quantized, network, images.normalized(), batch_size=batch_size, repeats=repeats, progress=tell
         )

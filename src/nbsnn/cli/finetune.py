@@ -9,7 +9,7 @@ import typer
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import recipe_of, save_checkpoint
 from nbsnn.cli.app import app
-from nbsnn.cli.networks import check_t, data_spec, load, load_splits, only_quantized
+from nbsnn.cli.networks import check_t, chosen_data, load, load_splits, only_quantized
 from nbsnn.cli.options import (
     BatchOption,
     Checkpoint,
@@ -92,7 +92,7 @@ def finetune_(
     model = only_quantized(network, checkpoint, "finetune")
     check_t(model, timesteps)
     check_source(model, spec)  # before images are looked for
-    source = data_spec(header, data=data, root=root, download=download)
+    source = chosen_data(header, data=data, root=root, download=download)
     if not data_set(source.name).trains:
         others = choices(lambda data: data.trains)
         raise ConfigError(f"--data {source.name}: these are test images; fine-tune on the training images of {others}")

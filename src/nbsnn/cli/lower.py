@@ -20,7 +20,7 @@ from nbsnn.cli.options import (
 )
 from nbsnn.evaluation.fidelity import measure_integer_fidelity
 from nbsnn.export import export
-from nbsnn.export.integer import INTEGER
+from nbsnn.export.integer import EXPORTER
 from nbsnn.outputs import check_output
 from nbsnn.tensorfile import Header
 
@@ -50,13 +50,13 @@ def lower(
     Example:
       nbsnn lower runs/r20/2bit/best.safetensors --out r20-int.safetensors
     """
-    check_output(out, INTEGER.kind, inputs=[checkpoint], overwrite=overwrite)
+    check_output(out, EXPORTER.kind, inputs=[checkpoint], overwrite=overwrite)
     model, header = load(checkpoint, "cpu")
     quantized = only_quantized(model, checkpoint, "lower")
     images = images_for(header, split, fidelity_images or 1, data=data, root=root, download=download)
     with console.doing("lowering to an integer network"):
         network = pipeline.integer_form(quantized, images, float_weight_bits=float_weight_bits)
-    export(out, network, INTEGER.name, origin=origin_of(header, checkpoint))
+    export(out, network, EXPORTER.name, origin=origin_of(header, checkpoint))
     console.note(f"wrote {out}")
     fidelity = None
     if fidelity_images:

@@ -32,7 +32,7 @@ def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Hea
     return rebuild(header, state, source=str(checkpoint)).to(chosen), header
 
 
-def data_spec(header: Header, *, data: str | None, root: Path | None, download: bool) -> DataSpec:
+def chosen_data(header: Header, *, data: str | None, root: Path | None, download: bool) -> DataSpec:
     """The data set that the options name, or else the checkpoint's own."""
     recipe = recipe_of(header)
     spec = recipe.data if recipe else None
@@ -65,7 +65,7 @@ def images_for(
     """The images that the options name, or else those that the checkpoint was trained on."""
     if split not in ("test", "validation", "train"):
         raise ConfigError(unknown("split", split, ("test", "validation", "train")))
-    images: LabelledImages = getattr(load_splits(header, data_spec(header, data=data, root=root, download=download)), split)
+    images: LabelledImages = getattr(load_splits(header, chosen_data(header, data=data, root=root, download=download)), split)
     return images.some(limit)
 
 

@@ -10,7 +10,7 @@ from nbsnn.checkpoint import rebuild
 from nbsnn.cli.app import app
 from nbsnn.cli.options import JsonOption, OverwriteOption
 from nbsnn.export import export
-from nbsnn.export.packed import PACKED
+from nbsnn.export.packed import EXPORTER
 from nbsnn.outputs import check_output
 from nbsnn.tensorfile import read_tensors
 from nbsnn.zoo import locate
@@ -35,10 +35,10 @@ def pack(
     Example:
       nbsnn pack runs/r20/2bit/best.safetensors --out resnet20-w2a2.safetensors
     """
-    check_output(out, PACKED.kind, inputs=[checkpoint], overwrite=overwrite)
+    check_output(out, EXPORTER.kind, inputs=[checkpoint], overwrite=overwrite)
     header, tensors = read_tensors(checkpoint)
     before = locate(checkpoint).stat().st_size
-    size = export(out, rebuild(header, tensors, source=str(checkpoint)), PACKED.name, origin=header)
+    size = export(out, rebuild(header, tensors, source=str(checkpoint)), EXPORTER.name, origin=header)
     if json_:
         console.show_json({"packed": str(out), "bytes": size, "checkpoint_bytes": before})
         return

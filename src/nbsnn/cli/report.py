@@ -22,11 +22,10 @@ from nbsnn.cli.options import (
     with_data,
 )
 from nbsnn.data import load_data
+from nbsnn.figures import images_to_measure, measure_run
 from nbsnn.files import write_text
 from nbsnn.outputs import FIGURES, check_output
 from nbsnn.recipes import load_recipe
-from nbsnn.report import images_looked_at
-from nbsnn.report import report as measure_run
 
 
 @app.command()
@@ -61,7 +60,7 @@ def report(
     with console.download_progress() as progress:
         test = load_data(plan.data, size=plan.model.image_size, progress=progress).test.some(limit)
     stepped = spiking_limit or None
-    with console.image_progress(images_looked_at(plan, len(test), stepped, fidelity_images), "measuring") as tell:
+    with console.image_progress(images_to_measure(plan, len(test), stepped, fidelity_images), "measuring") as tell:
         figures = measure_run(
             plan, run or default_folder(recipe), test, label=label or plan.data.name, fidelity_images=fidelity_images,
             spiking_images=stepped, notes=notes, progress=tell,
@@ -72,4 +71,4 @@ def report(
     if json_:
         console.show_json(figures)
     else:
-        console.show_report(figures)
+        console.show_figures(figures)

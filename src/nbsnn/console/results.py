@@ -7,11 +7,11 @@ from nbsnn.console.layout import show_table
 from nbsnn.console.screen import err, say
 from nbsnn.evaluation.comparison import Comparison, Finetuned
 from nbsnn.evaluation.fidelity import Fidelity
+from nbsnn.figures import COLUMNS as FIGURE_COLUMNS
+from nbsnn.figures import table_rows
 from nbsnn.importers.torchvision import MappedTensor
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.pipeline import PhaseResult
-from nbsnn.report import COLUMNS as REPORT_COLUMNS
-from nbsnn.report import table as report_table
 from nbsnn.training.finetune import FinetuneResult
 from nbsnn.training.finetune_spec import Change
 
@@ -42,10 +42,10 @@ COMPARISON_COLUMNS = (
 )  # fmt: skip
 
 
-def show_report(figures: dict[str, Any]) -> None:
-    """What `nbsnn.report.report` measured."""
+def show_figures(figures: dict[str, Any]) -> None:
+    """What `nbsnn.figures.measure_run` measured."""
     title = f"{figures['model']} on {figures['data']}, {figures['test_images']} test images, top-1 in %"
-    show_table(title, REPORT_COLUMNS, report_table(figures))
+    show_table(title, FIGURE_COLUMNS, table_rows(figures))
     for remark in figures["notes"]:
         say(remark)
 

@@ -113,7 +113,7 @@ def to_tensor(picture: "Picture") -> Tensor:
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).contiguous()
 
 
-def whole(file: IO[bytes] | Path, name: str) -> Tensor:
+def whole_picture(file: IO[bytes] | Path, name: str) -> Tensor:
     """The picture as it is, [3, H, W] uint8."""
     return to_tensor(open_picture(file, name))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nbsnn.distributed import max_over_ranks, sum_over_ranks
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_images, check_logits, check_network
-from nbsnn.inputs import as_batches, as_labels, in_one_line, require, to_network
+from nbsnn.inputs import as_batches, as_labels, in_one_line, require_type, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
 from nbsnn.spiking.network import SpikingNetwork
@@ -63,7 +63,7 @@ def evaluate(
     """
     from torchmetrics.classification import MulticlassAccuracy  # here: it takes as long to import as all of nbsnn
 
-    require(model, (nn.Module, IntegerNetwork), "model", "a network: float, quantized, spiking or integer")
+    require_type(model, (nn.Module, IntegerNetwork), "model", "a network: float, quantized, spiking or integer")
     if not isinstance(model, IntegerNetwork):
         bare = unwrap(model)
         check_network(bare.network if isinstance(bare, SpikingNetwork) else bare, ConfigError)

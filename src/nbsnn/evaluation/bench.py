@@ -16,7 +16,7 @@ from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.surgery import evaluation_mode
 
 
-def images_to_see(images: int, repeats: int) -> int:
+def images_to_time(images: int, repeats: int) -> int:
     """How many images `bench` tells its progress of: a round to warm up, the repeats, and the counting of spikes."""
     pairs = len(valid_pairs())
     return images * ((repeats + 1) * (3 + pairs) + pairs)  # float, quantized, counts, and spikes in every way
@@ -105,7 +105,7 @@ def bench(
         quantized, network: its quantized form, and the integer form of that.
         images: [N, C, H, W] normalised.
         pairs: neurons and schedules of the `spikes` engine; all unless given.
-        progress: called with what is being done and the number of images done since; `images_to_see` says how many in all.
+        progress: called with what is being done and the number of images done since; `images_to_time` says how many in all.
     """
     batches = list(torch.split(images, batch_size))
     ways = _ways(network, valid_pairs() if pairs is None else pairs)

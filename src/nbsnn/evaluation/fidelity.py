@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nbsnn.data.images import fewer_if_larger
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_logits, check_network
-from nbsnn.inputs import as_images, as_labels, in_one_line, require, to_network
+from nbsnn.inputs import as_images, as_labels, in_one_line, require_type, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
 from nbsnn.quant.functional import at_least
@@ -98,7 +98,7 @@ def measure_fidelity(
         DataError: currents or logits are not finite all the same; names the layer.
     """
     spiking = unwrap(spiking) if isinstance(spiking, nn.Module) else spiking  # type: ignore[assignment]
-    require(spiking, SpikingNetwork, "spiking", "the result of nbsnn.to_spiking(quantized, example)")
+    require_type(spiking, SpikingNetwork, "spiking", "the result of nbsnn.to_spiking(quantized, example)")
     quantized, images, labels = _checked(images, labels, quantized)
     check_network(spiking.network, ConfigError, source="the spiking network")
     parameter = next(quantized.parameters())
@@ -138,7 +138,7 @@ def measure_integer_fidelity(
     They differ where rounding turns a tie or a near tie, and where float weights were rounded. Arguments, result and errors as
     in `measure_fidelity`; `steps` is T.
     """
-    require(network, IntegerNetwork, "network", "the result of nbsnn.lower(quantized, example)")
+    require_type(network, IntegerNetwork, "network", "the result of nbsnn.lower(quantized, example)")
     quantized, images, labels = _checked(images, labels, quantized)
     parameter = next(quantized.parameters())
     reference = shared_copy(quantized).eval()
@@ -160,7 +160,7 @@ def measure_integer_fidelity(
 
 def _checked(images: Tensor, labels: Tensor | None, quantized: nn.Module) -> tuple[nn.Module, Tensor, Tensor | None]:
     """The quantized network without wrappers, images and labels."""
-    require(quantized, nn.Module, "quantized", "the result of nbsnn.quantize")
+    require_type(quantized, nn.Module, "quantized", "the result of nbsnn.quantize")
     quantized = bare(quantized)
     check_network(quantized, ConfigError)
     checked = as_images(images, network=quantized, finite=True)

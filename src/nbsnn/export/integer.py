@@ -16,4 +16,4 @@ def _write(path: Path, network: IntegerNetwork, origin: Mapping[str, Any] | None
     save_program(path, program if origin is None else replace(program, origin=dict(origin)))
 
 
-INTEGER = register(Exporter("integer", outputs.INTEGER, "integer", _write))
+EXPORTER = register(Exporter("integer", outputs.INTEGER, "integer", _write))

@@ -30,7 +30,7 @@ def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None
         ConfigError: not a quantized network, or a name that is not `.safetensors`.
         QuantizationError: it cannot be packed, or holds numbers that are not finite.
     """
-    return export(path, quantized, PACKED.name, origin=origin)
+    return export(path, quantized, EXPORTER.name, origin=origin)
 
 
 def _write(path: Path, quantized: nn.Module, origin: Mapping[str, Any] | None) -> None:
@@ -44,4 +44,4 @@ def _write(path: Path, quantized: nn.Module, origin: Mapping[str, Any] | None) -
     write_tensors(path, state, header)
 
 
-PACKED = register(Exporter("packed", outputs.PACKED, "quantized", _write))
+EXPORTER = register(Exporter("packed", outputs.PACKED, "quantized", _write))

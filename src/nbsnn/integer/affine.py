@@ -99,7 +99,7 @@ class ValueTable:
         return self._known[key]
 
 
-def plain(value: str, shape: Sequence[int], gain: float) -> Affine:
+def of_value(value: str, shape: Sequence[int], gain: float) -> Affine:
     """A value as it is, times a gain."""
     channels = shape[0]
     term = Term(value, torch.full((channels,), gain, dtype=torch.float64), torch.arange(channels))

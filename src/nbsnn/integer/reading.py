@@ -136,7 +136,7 @@ READERS: dict[str, Reader] = {
     "mean": shaping.reduction(mean=True), "sum": shaping.reduction(mean=False),
     **dict.fromkeys(("cat", "concat", "concatenate"), shaping.concatenation),
     **dict.fromkeys(("flatten", "reshape", "view", "squeeze"), shaping.reshape),
-    **dict.fromkeys(("getitem", "chunk", "split", "narrow", "index_select", "channel_shuffle", "pad"), shaping.choice),
+    **dict.fromkeys(("getitem", "chunk", "split", "narrow", "index_select", "channel_shuffle", "pad"), shaping.selection),
     **dict.fromkeys(("contiguous", "clone", "detach", "to", "float", "double", "type", "data"), shaping.unchanged),
     **dict.fromkeys(DROPOUT, shaping.unchanged),
 }  # fmt: skip

@@ -80,7 +80,7 @@ def unchanged(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any])
 # ------------------------------------------------------------------------------------------------- choosing channels
 
 
-def choice(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Affine | list[Affine]:
+def selection(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Affine | list[Affine]:
     """Slices, chunks and shuffles: the same function on the numbers of channels, rows and columns says what it chooses."""
     mode = getattr(context.layer, "padding_mode", "zeros")
     if mode != "zeros":

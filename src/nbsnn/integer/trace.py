@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nbsnn.errors import LoweringError
 from nbsnn.finite import check_finite
-from nbsnn.integer.affine import Affine, NoForm, ValueTable, plain
+from nbsnn.integer.affine import Affine, NoForm, ValueTable, of_value
 from nbsnn.integer.calls import Context
 from nbsnn.integer.program import IMAGE
 from nbsnn.integer.reading import READERS
@@ -51,7 +51,7 @@ def trace(quantized: nn.Module, example: Tensor) -> Trace:
         LoweringError: a step without integer form; names the layer and the remedy.
     """
     run = _Recorder(example)
-    output = run.follow(quantized, example.clone(), plain(IMAGE, tuple(example.shape[1:]), 1.0), error=LoweringError)
+    output = run.follow(quantized, example.clone(), of_value(IMAGE, tuple(example.shape[1:]), 1.0), error=LoweringError)
     affine: Affine = run.known[output]
     run.check("the output", affine, output)
     return Trace(tuple(run.firings), run.values, affine)
@@ -75,7 +75,7 @@ class _Recorder(Tracer):
         self.firings.append(Firing(name, module.levels, threshold, affine))
         self.values.shapes[name] = affine.shape
         self.numbers[name] = (output.double() * (module.levels / threshold)).round()
-        self.known[output] = plain(name, affine.shape, threshold / module.levels)
+        self.known[output] = of_value(name, affine.shape, threshold / module.levels)
 
     def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
         result = func(*args, **kwargs)

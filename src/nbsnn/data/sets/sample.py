@@ -9,7 +9,7 @@ from importlib import resources
 
 import torch
 
-from nbsnn.data.decode import whole
+from nbsnn.data.decode import whole_picture
 from nbsnn.data.download import DownloadProgress
 from nbsnn.data.images import ImageSet, Splits
 from nbsnn.data.registry import DataSet
@@ -21,7 +21,7 @@ def load_sample() -> Splits:
     """Images [300, 3, 32, 32], 30 of each class. They are test images: every split holds the same ones."""
     with resources.files(__package__).joinpath("cifar10_sample.zip").open("rb") as file, zipfile.ZipFile(file) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
-        images = torch.stack([whole(io.BytesIO(archive.read(name)), name) for name in names])
+        images = torch.stack([whole_picture(io.BytesIO(archive.read(name)), name) for name in names])
     labels = torch.tensor([CLASSES.index(name.removesuffix(".jpg").partition("_")[2]) for name in names])
     sample = ImageSet(images, labels, MEAN, STD, CLASSES)
     return Splits(sample, sample, sample)

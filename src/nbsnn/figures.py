@@ -34,7 +34,7 @@ class Looked(NamedTuple):
     compared: LabelledImages
 
 
-def report(
+def measure_run(
     recipe: Recipe,
     out: Path,
     test: LabelledImages,
@@ -75,8 +75,8 @@ def report(
     }  # fmt: skip
 
 
-def images_looked_at(recipe: Recipe, test: int, spiking_images: int | None, fidelity_images: int = FIDELITY_IMAGES) -> int:
-    """How many images `report` tells its progress of, if all phases have ended."""
+def images_to_measure(recipe: Recipe, test: int, spiking_images: int | None, fidelity_images: int = FIDELITY_IMAGES) -> int:
+    """How many images `measure_run` tells its progress of, if all phases have ended."""
     stepped = min(test, spiking_images or test)
     each = test + stepped * (stepped < test) + len(valid_pairs()) * (stepped + min(test, fidelity_images))
     return 2 * len(recipe.phase) * test + sum(int(key) != FLOAT_BITS for key in recipe.phase) * each
@@ -146,8 +146,8 @@ def _rows(
 COLUMNS = ("bits", "epochs", "last epoch", "best", "integer", "T", "neuron, schedule", "spiking", "neurons off %", "steps, max")
 
 
-def table(figures: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What `report` gave as lines under `COLUMNS`; accuracies are top-1 in percent."""
+def table_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What `measure_run` gave as lines under `COLUMNS`; accuracies are top-1 in percent."""
     lines = []
     for phase in figures["phases"]:
         bits = "float" if phase["bits"] == FLOAT_BITS else str(phase["bits"])
