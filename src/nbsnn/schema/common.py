@@ -1,0 +1,25 @@
+"""Fields that headers of several kinds of file have."""
+
+from typing import Any
+
+from nbsnn.errors import ConfigError
+from nbsnn.recipe import MODEL_LIMITS, recipe_from_dict
+from nbsnn.schema.kinds import Misfit, map_of, plain, table, text, whole
+
+MOST_LAYERS = 2**14  # entries of a plan, notes of an integer network
+MOST_SIDE = 2**14  # pixels, and channels of an image
+MOST_TIMESTEPS = 255  # activations have at most 8 bits
+
+FORMAT = whole(1, 1)
+HASH = text(64)
+VERSIONS = map_of(text(100), 32)
+METRICS = map_of(plain, 1000)
+MODEL = table({"name": text(), **{key: whole(1, most) for key, most in MODEL_LIMITS.items()}})
+
+
+def recipe(value: Any, path: str) -> None:
+    """What `Recipe.to_dict` gives; its own settings say what each may be."""
+    try:
+        recipe_from_dict(value)
+    except ConfigError as error:
+        raise Misfit(f"{path}: {error}") from None

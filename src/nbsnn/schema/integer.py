@@ -1,0 +1,65 @@
+"""The header of an integer network, which holds the program with every tensor by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nbsnn.schema.common import FORMAT, HASH, METRICS, MODEL, MOST_LAYERS, MOST_SIDE, MOST_TIMESTEPS, VERSIONS, recipe
+from nbsnn.schema.kinds import Check, choice, flag, list_of, nullable, number, refuse, table, text, whole
+
+MOST_NODES = 1024
+MOST_BRANCHES = 4096  # of a unit: a concatenation is a branch per source
+MOST_PADDING = 1024
+
+
+def _object(name: str, fields: Mapping[str, Check]) -> Check:
+    return table({"class": choice(name), **fields})
+
+
+def _node(value: Any, path: str) -> None:
+    kinds = {"Unit": _UNIT, "SumPool": _SUM_POOL, "Flatten": _FLATTEN}
+    name = value.get("class") if isinstance(value, Mapping) else None
+    if not isinstance(name, str) or name not in kinds:
+        refuse(name, f"{path}.class", " or ".join(kinds))
+    kinds[name](value, path)
+
+
+_NAME = text()
+_TENSOR = table({"tensor": text(1024)})
+_SHAPE = list_of(whole(1, 2**31 - 1), 1, 3)
+_BRANCH = _object("Branch", {
+    "source": _NAME, "multiplier": _TENSOR, "weight": nullable(_TENSOR),
+    "stride": list_of(whole(1, MOST_SIDE), 2, 2), "padding": list_of(whole(0, MOST_PADDING), 2, 2),
+    "dilation": list_of(whole(1, MOST_SIDE), 2, 2), "groups": whole(1, 2**20), "shift": whole(0, 62),
+})  # fmt: skip
+_BRANCHES = list_of(_BRANCH, 1, MOST_BRANCHES)
+_UNIT = _object("Unit", {
+    "name": _NAME, "shape": _SHAPE, "branches": _BRANCHES, "bias": _TENSOR, "fraction_bits": whole(1, 28),
+    "levels": whole(1, MOST_TIMESTEPS), "height": number(1e-30, 1e30), "retract": whole(-(2**62), -1),
+    "bound": whole(1, 2**52), "wide": flag,
+})  # fmt: skip
+_SUM_POOL = _object("SumPool", {
+    "name": _NAME, "source": _NAME, "kernel": list_of(whole(1, MOST_SIDE), 2, 2), "stride": list_of(whole(1, MOST_SIDE), 2, 2),
+    "padding": list_of(whole(0, MOST_PADDING), 2, 2), "shape": _SHAPE,
+})  # fmt: skip
+_FLATTEN = _object("Flatten", {"name": _NAME, "source": _NAME, "shape": _SHAPE})
+_PIXELS = _object("Pixels", {
+    "shape": list_of(whole(1, MOST_SIDE), 1, 3), "fraction_bits": whole(0, 30), "low": whole(1 - 2**30, 0),
+    "high": whole(0, 2**30 - 1), "table": nullable(_TENSOR),
+})  # fmt: skip
+PROGRAM = _object("Program", {
+    "timesteps": whole(1, MOST_TIMESTEPS),
+    "pixels": _PIXELS,
+    "nodes": list_of(_node, 1, MOST_NODES),
+    "head": _object("Head", {"shape": _SHAPE, "branches": _BRANCHES, "bias": _TENSOR}),
+    "notes": list_of(text(1000), 0, MOST_LAYERS),
+    "origin": METRICS,
+})  # fmt: skip
+INTEGER_NETWORK = table({
+    "format": FORMAT,
+    "form": choice("integer"),
+    "program": PROGRAM,
+    "model": nullable(MODEL),
+    "recipe": nullable(recipe),
+    "versions": VERSIONS,
+    "content_hash": HASH,
+})  # fmt: skip
