@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from nbsnn.integer.network import IntegerNetwork, Result
-from nbsnn.integer.program import Program, Unit
+from nbsnn.integer.nodes import Unit
+from nbsnn.integer.program import Program
 
 WANTED = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # shares of neurons that fire in a step
 _HALVINGS = 8  # of the interval of shifts; leaves 2^-7 thresholds

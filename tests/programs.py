@@ -6,18 +6,8 @@ import torch
 from torch import Tensor
 
 from nbsnn.integer.bounds import largest_sum, row_sums
-from nbsnn.integer.program import (
-    IMAGE,
-    Branch,
-    Flatten,
-    Head,
-    Pixels,
-    Program,
-    SumPool,
-    Unit,
-    constant_values,
-    step_sizes,
-)
+from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, Pixels, SumPool, Unit
+from nbsnn.integer.program import Program, constant_values, step_sizes
 
 KINDS = ("conv", "strided", "dilated", "grouped", "depthwise", "pointwise", "identity", "pooled", "projection", "wide", "int16")
 

@@ -10,7 +10,7 @@ import nbsnn
 from nbsnn.errors import CheckpointError, ConfigError, ConversionError
 from nbsnn.integer.backends import BACKENDS, Backend, backend_facts, base
 from nbsnn.integer.backends import torch as torch_backend
-from nbsnn.integer.program import Unit
+from nbsnn.integer.nodes import Unit
 from nbsnn.spiking import schedules
 from nbsnn.spiking.schedules import Schedule, schedule_named, valid_pairs
 

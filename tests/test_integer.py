@@ -12,7 +12,7 @@ from nets import randomize_
 import nbsnn
 from nbsnn.integer.backends.native import why_not
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.integer.program import SumPool, Unit
+from nbsnn.integer.nodes import SumPool, Unit
 from nbsnn.quant.layers import QuantReLU, at_least
 from nbsnn.surgery import tap
 

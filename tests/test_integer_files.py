@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import nbsnn
-from nbsnn.integer.program import Branch, Flatten, SumPool
+from nbsnn.integer.nodes import Branch, Flatten, SumPool
 from nbsnn.integer.storage import described
 
 

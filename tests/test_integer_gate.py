@@ -15,7 +15,8 @@ from nbsnn.errors import CheckpointError, LoweringError
 from nbsnn.integer.backends import native
 from nbsnn.integer.backends import torch as engine_torch
 from nbsnn.integer.checking import check_numbers, check_structure
-from nbsnn.integer.program import Branch, Flatten, Program, SumPool, Unit
+from nbsnn.integer.nodes import Branch, Flatten, SumPool, Unit
+from nbsnn.integer.program import Program
 from nbsnn.integer.storage import described, save_program
 from nbsnn.integer.work import LIMITS, work_of
 

@@ -15,8 +15,9 @@ from nbsnn.data.images import ImageSet
 from nbsnn.integer.backends.native import why_not
 from nbsnn.integer.backends.torch import even_spikes, run_counts, run_spikes
 from nbsnn.integer.network import to_integers
-from nbsnn.integer.program import IMAGE as PIXELS
-from nbsnn.integer.program import Branch, Head, Pixels, Program, Unit
+from nbsnn.integer.nodes import IMAGE as PIXELS
+from nbsnn.integer.nodes import Branch, Head, Pixels, Unit
+from nbsnn.integer.program import Program
 from nbsnn.spiking.functional import integrate_and_fire
 
 OWN = "the network's own forward"
@@ -264,7 +265,7 @@ def tie_program(bias, *, T=3, levels=3, retract=-(2**10)):
     nothing = Branch("image/flat", torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int8), shift=1)
     numbers = {"fraction_bits": 12, "levels": levels, "height": 1.0, "retract": retract, "bound": 2**20}
     unit = Unit("act", (1,), (nothing,), torch.tensor([bias], dtype=torch.int32), **numbers)
-    flat = nbsnn.integer.program.Flatten("image/flat", PIXELS, (1,))
+    flat = nbsnn.integer.nodes.Flatten("image/flat", PIXELS, (1,))
     head = Head((1,), (Branch("act", torch.ones(1, dtype=torch.float64)),), torch.zeros(1, dtype=torch.float64))
     return Program(T, Pixels((1, 1, 1), 20, -(2**20), 2**20), (flat, unit), head)
 

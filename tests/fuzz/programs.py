@@ -15,19 +15,8 @@ from nbsnn.integer import checking
 from nbsnn.integer.backends import native
 from nbsnn.integer.backends import torch as engine_torch
 from nbsnn.integer.bounds import NARROW, WIDE, largest_sum, retract_at, row_sums
-from nbsnn.integer.program import (
-    IMAGE,
-    Branch,
-    Flatten,
-    Head,
-    Outcome,
-    Pixels,
-    Program,
-    SumPool,
-    Unit,
-    constant_values,
-    step_sizes,
-)
+from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, Pixels, SumPool, Unit
+from nbsnn.integer.program import Outcome, Program, constant_values, step_sizes
 from nbsnn.spiking.schedules import valid_pairs
 
 Shape = tuple[int, ...]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from nbsnn.integer.program import Flatten, Pair, SumPool
+from nbsnn.integer.nodes import Flatten, Pair, SumPool
 from nbsnn.shapes import per_channel, window_places
 
 

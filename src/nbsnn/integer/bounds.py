@@ -7,7 +7,7 @@ from math import floor
 import torch
 from torch import Tensor
 
-from nbsnn.integer.program import Branch
+from nbsnn.integer.nodes import Branch
 from nbsnn.spiking.functional import RETRACT_AT
 
 NARROW, WIDE = 2**31, 2**52  # what sums stay below; float64 holds all whole numbers below the second

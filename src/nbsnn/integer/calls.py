@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from nbsnn.integer.affine import Affine, ValueTable
-from nbsnn.integer.program import Pair
+from nbsnn.integer.nodes import Pair
 from nbsnn.quant.layers import WeightQuantizer
 
 

@@ -15,8 +15,9 @@ from nbsnn.integer.bounds import (
     retract_at,
     row_sums,
 )
+from nbsnn.integer.nodes import IMAGE, Branch, Pixels, SumPool, Unit
 from nbsnn.integer.plain import encode
-from nbsnn.integer.program import IMAGE, Branch, Pixels, Program, SumPool, Unit
+from nbsnn.integer.program import Program
 from nbsnn.integer.work import check_work
 from nbsnn.schema import PROGRAM
 from nbsnn.shapes import window_places

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbsnn.integer.nodes import Branch, Head, Unit
 from nbsnn.integer.products import convolve
-from nbsnn.integer.program import Branch, Head, Program, Unit
+from nbsnn.integer.program import Program
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from nbsnn.errors import LoweringError
 from nbsnn.integer.affine import Affine, Synapse, Term
 from nbsnn.integer.bounds import NARROW, WIDE, largest_sum, retract_at
-from nbsnn.integer.program import Branch, Head, Unit
+from nbsnn.integer.nodes import Branch, Head, Unit
 from nbsnn.integer.trace import Firing
 from nbsnn.shapes import per_channel
 

@@ -12,7 +12,8 @@ from nbsnn.inputs import as_images, check_normalization, to_network
 from nbsnn.integer.description import describe_units
 from nbsnn.integer.fixedpoint import Setting, integer_head, integer_unit
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.integer.program import IMAGE, Node, Pixels, Program, constant_values, step_sizes
+from nbsnn.integer.nodes import IMAGE, Node, Pixels
+from nbsnn.integer.program import Program, constant_values, step_sizes
 from nbsnn.integer.trace import trace
 from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit

@@ -14,8 +14,9 @@ from nbsnn.integer.backends import Backend, Engine, Request, choose
 from nbsnn.integer.checking import check_structure
 from nbsnn.integer.description import UnitRow, describe_units
 from nbsnn.integer.frozen import thawed
+from nbsnn.integer.nodes import Head, Pixels
 from nbsnn.integer.plain import moved
-from nbsnn.integer.program import Head, Outcome, Pixels, Program
+from nbsnn.integer.program import Outcome, Program
 from nbsnn.integer.storage import load_program, save_program
 from nbsnn.shapes import per_channel
 from nbsnn.spiking.schedules import check_pair, check_timesteps, exact_schedules, schedule_named

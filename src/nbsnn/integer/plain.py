@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
-from nbsnn.integer.program import Branch, Flatten, Head, Pixels, Program, SumPool, Unit
+from nbsnn.integer.nodes import Branch, Flatten, Head, Pixels, SumPool, Unit
+from nbsnn.integer.program import Program
 
 _CLASSES = {cls.__name__: cls for cls in (Program, Pixels, Unit, SumPool, Flatten, Head, Branch)}
 _FREE = "origin"  # a field of plain values, which are passed on as they are

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
-from nbsnn.integer.program import Branch, Program, Unit
+from nbsnn.integer.nodes import Branch, Unit
+from nbsnn.integer.program import Program
 from nbsnn.shapes import per_channel, window_places
 
 _EXACT_INPUT, _EXACT_SUM = 2**8, 2**24

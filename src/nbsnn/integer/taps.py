@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
-from nbsnn.integer.program import IMAGE, Branch, Flatten, Program, SumPool, Unit
+from nbsnn.integer.nodes import IMAGE, Branch, Flatten, SumPool, Unit
+from nbsnn.integer.program import Program
 from nbsnn.shapes import window_places
 
 LARGEST_ROW_WEIGHT = 31  # the kernel adds rows in int8, four at least before they can overflow

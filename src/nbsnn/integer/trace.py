@@ -15,7 +15,7 @@ from nbsnn.errors import LoweringError
 from nbsnn.finite import check_finite
 from nbsnn.integer.affine import Affine, NoForm, ValueTable, of_value
 from nbsnn.integer.calls import Context
-from nbsnn.integer.program import IMAGE
+from nbsnn.integer.nodes import IMAGE
 from nbsnn.integer.reading import READERS
 from nbsnn.quant.functional import at_least
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer

@@ -7,7 +7,8 @@ The limits are generous. For comparison: `imagenet/vgg16` has 10^10 products and
 from math import prod
 from typing import NamedTuple
 
-from nbsnn.integer.program import IMAGE, Branch, Flatten, Head, Program, SumPool, Unit
+from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, SumPool, Unit
+from nbsnn.integer.program import Program
 
 MOST_PRODUCTS = 2**38  # per image in a run of counts: ten times those of ResNet-152 on 224×224 pixels
 MOST_VALUES = 2**26  # per image: 24 bytes each in the torch backend

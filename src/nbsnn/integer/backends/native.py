@@ -21,7 +21,8 @@ from torch import Tensor
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.backends.base import Backend, Request, register
 from nbsnn.integer.frozen import thawed
-from nbsnn.integer.program import IMAGE, Head, Outcome, Program, Unit
+from nbsnn.integer.nodes import IMAGE, Head, Unit
+from nbsnn.integer.program import Outcome, Program
 from nbsnn.integer.taps import KernelBranch, base_of, digits_of, kernel_branch_of
 from nbsnn.spiking.schedules import Neuron, schedule_named
 

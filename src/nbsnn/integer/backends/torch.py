@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from nbsnn.integer.backends.base import Backend, register
+from nbsnn.integer.nodes import IMAGE, Unit
 from nbsnn.integer.products import NamedTensors, Products
-from nbsnn.integer.program import IMAGE, Outcome, Program, Unit
+from nbsnn.integer.program import Outcome, Program
 from nbsnn.spiking.functional import Limits
 from nbsnn.spiking.schedules import Neuron, Schedule, schedule_named
 

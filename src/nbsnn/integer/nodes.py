@@ -1,0 +1,170 @@
+"""What an integer network is made of: units on branches, sums over windows, flattenings, a head, and the grid of the pixels.
+
+`nbsnn.integer.program` says what they compute. Tensors are copied when they come in, and a write to one is refused.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nbsnn.integer.frozen import freeze_fields, thawed
+from nbsnn.shapes import per_channel
+
+IMAGE = "image"  # the value id of the image: fixed-point pixels, constant in time
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One synapse of a unit or of the head: an integer convolution (or product, or nothing) and a multiplier per channel.
+
+    Attributes:
+        source: value id of the input.
+        multiplier: [O]; int32 in a unit (int64 if the unit is wide or the source constant), float64 in the head. Never
+            negative where there is a weight: signs are in the weight.
+        weight: int8 or int16, contiguous: [O, I/groups, kh, kw] on a source [I, H, W]; [O, I] on a source [I]; None for the
+            identity, acc = source.
+        shift: bits that the product with a constant source is rounded off by, half up; 0 for all other branches.
+    """
+
+    source: str
+    multiplier: Tensor
+    weight: Tensor | None = None
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        freeze_fields(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Neurons that share a threshold: synapses, then integrate-and-fire (or the count that it comes to).
+
+    Attributes:
+        name: of the activation layer, such as "stage1.0.first.act"; also the id of its value.
+        shape: (O, H, W), or (O,) for neurons without place.
+        branches: at least one.
+        bias: [O] int32 (int64 if wide), added in each of the first T steps.
+        fraction_bits: F; the membrane's unit is 2^−F of the height, so that the firing threshold is 2^F.
+        levels: L = 2^b − 1, the largest count: the cap of "settle" and "barrier" and of the counts.
+        height: what one spike stands for, θ·T/L, as a float.
+        retract: a signed neuron under "fixed" takes a spike back at this membrane or below: ⌊−10⁻³·2^F/height⌋.
+        bound: the largest magnitude that the membrane or a sum on the way can reach; below 2^31, or 2^52 if wide.
+        wide: arithmetic in int64 instead of int32.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    branches: tuple[Branch, ...]
+    bias: Tensor
+    fraction_bits: int
+    levels: int
+    height: float
+    retract: int
+    bound: int
+    wide: bool = False
+
+    def __post_init__(self) -> None:
+        freeze_fields(self)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(branch.source for branch in self.branches)
+
+
+@dataclass(frozen=True, eq=False)
+class SumPool:
+    """Sums over windows, [C, H, W] → [C, H', W']; the division is in the next multiplier. Padding is with zeros."""
+
+    name: str
+    source: str
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    shape: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] of a floating type that holds the sums exactly."""
+        return F.avg_pool2d(x, self.kernel, self.stride, self.padding, divisor_override=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Flatten:
+    """[C, H, W] → [C·H·W], channel first."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] of any type."""
+        return x.flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The network's output. Its accumulators sum the branches' acc over all steps taken, as integers; then, once,
+
+    logits = bias + Σ_branches accumulator · multiplier, in float64 and in this order, as float32.
+
+    A constant branch's accumulator is its acc, taken once. `shape` is (O,), or (O, H, W) if the network returns places.
+    """
+
+    name: ClassVar[str] = "head"
+    shape: tuple[int, ...]
+    branches: tuple[Branch, ...]
+    bias: Tensor
+
+    def __post_init__(self) -> None:
+        freeze_fields(self)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(branch.source for branch in self.branches)
+
+    def logits(self, accumulators: "tuple[Tensor, ...] | list[Tensor]") -> Tensor:
+        """[B, O, ...] float32 from one [B, O, ...] integer accumulator per branch."""
+        trailing = len(self.shape) - 1
+        total: Tensor = per_channel(thawed(self.bias), trailing).expand(self.shape)
+        # Products and sums one after the other: a fused multiply-add would round differently.
+        for branch, accumulator in zip(self.branches, accumulators, strict=True):
+            total = total + accumulator.to(torch.float64) * per_channel(thawed(branch.multiplier), trailing)
+        return total.to(torch.float32)
+
+
+Node = Unit | SumPool | Flatten
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """How images become integers: value · 2^fraction_bits, zero padding after normalisation being exactly 0.
+
+    Attributes:
+        shape: (C, H, W), or (C, L) or (F,) for what has fewer axes.
+        low, high: the smallest and largest integer that a pixel may be; the overflow check rests on them.
+        table: [C, 256] int32, from 8-bit pixels, or None if the network was lowered without mean and std.
+    """
+
+    shape: tuple[int, ...]
+    fraction_bits: int
+    low: int
+    high: int
+    table: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        freeze_fields(self)
