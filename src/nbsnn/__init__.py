@@ -1,4 +1,4 @@
-"""Low-latency spiking networks: train with few bits, run in T = 2^b − 1 steps, know exactly how far the spikes are off.
+"""Low-latency spiking networks: train with few bits, run in T = 2^b − 1 steps, measure the error of the spikes.
 
 float ──quantize──▶ quantized ──to_spiking──▶ spiking
                         └───────lower──────▶ integer network

@@ -1,7 +1,7 @@
-"""Names that settings had in earlier versions: still read everywhere, and still what a recipe's hash is taken over.
+"""Former names of settings: still accepted everywhere, and still used in the hash of a recipe.
 
-To rename a setting, rename the field and add a line to `_FORMER`. TOML files, overrides and headers that use the former name go
-on meaning the same, and so do the hashes of recipes.
+To rename a setting, rename the field and add a line to `_FORMER`. TOML files, overrides and headers with the former name keep
+their meaning, and hashes of recipes do not change.
 """
 
 from collections.abc import Mapping
@@ -17,22 +17,22 @@ _DEPTH = 3  # of tables: variant, phase, bits
 
 
 def former_names(table: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a table ("optim", "phase") under the names that they had first."""
+    """The settings of a table ("optim", "phase") under their first names."""
     former = _FORMER.get(table, {})
     return {former.get(name, name): value for name, value in settings.items()}
 
 
 def current_key(key: str) -> str:
-    """The key of a setting as it is called now: "optim.decay" → "optim.lr_gamma"; any other key as it is."""
+    """The current key of a setting: "optim.decay" → "optim.lr_gamma"; other keys are returned unchanged."""
     *path, name = key.split(".")
     return ".".join([*path, _current(_table_at(path)).get(name, name)])
 
 
 def current_names(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A recipe's tables, or tables with recipes in them, with the names that settings have now.
+    """A recipe's tables, or tables with recipes in them, with the current names of settings.
 
     Raises:
-        ConfigError: a setting is there under both of its names.
+        ConfigError: a setting is given under both of its names.
     """
     current, renamed = _current(_table_at(path)), {}
     for name, value in settings.items():
@@ -46,7 +46,7 @@ def current_names(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> di
 
 
 def _table_at(path: tuple[str, ...] | list[str]) -> str:
-    """Which of the tables with renamed settings lies at this path, at the top or in a variant of a recipe; "" if none does."""
+    """The table with renamed settings at this path, at the top level or in a variant of a recipe; "" if there is none."""
     if path[-1:] and path[-1] == "optim":
         return "optim"
     return "phase" if len(path) >= 2 and path[-2] == "phase" else ""

@@ -47,7 +47,7 @@ def form_of(model: nn.Module | IntegerNetwork) -> str:
 def describe(
     model: nn.Module, *, recipe: Recipe | None = None, seed: int | None = None, metrics: Mapping[str, Any] | None = None
 ) -> Header:
-    """The header that lets `load_checkpoint` rebuild a network, and says where it came from."""
+    """The header from which `load_checkpoint` rebuilds a network, with its provenance."""
     spiking, inner = _inside(model)
     spec = getattr(unwrap(inner), "model_spec", None)
     return {
@@ -84,11 +84,11 @@ def save_checkpoint(
 
     Args:
         path: `.safetensors`; `.pth.tar` writes a torch file with a `state_dict` instead.
-        model: float, quantized or spiking; what it is wrapped in (DataParallel, DDP, torch.compile, ...) is not saved. One with
-            sharded parameters is put together from all processes, which must all call; the main one writes.
-        recipe: how it was trained; kept in the header with its hash.
+        model: float, quantized or spiking; wrappers (DataParallel, DDP, torch.compile, ...) are not saved. Sharded parameters
+            are gathered from all processes, which must all call this function; rank 0 writes.
+        recipe: how it was trained; stored in the header with its hash.
         seed: of the run, if not the recipe's.
-        metrics: numbers to keep beside it, such as {"top1": 91.2}.
+        metrics: numbers to store in the header, such as {"top1": 91.2}.
     """
     inner = _inside(model)[1]
     state = bare_state(inner)
@@ -108,8 +108,8 @@ def load_checkpoint(path: str | Path, *, model: nn.Module | None = None, trainab
     Args:
         path: the file, or a bundled network such as "zoo:cifar10/resnet20-w2a2".
         model: the float network, if it is not one of `nbsnn.list_models()`; it is not changed.
-        trainable: give a packed network float weights that train from where it is, by `nbsnn.unpack`; its logits stay the same
-            bits. Otherwise its weights are fixed, and `train()` warns of it.
+        trainable: give a packed network trainable float weights with `nbsnn.unpack`; its logits are equal bit for bit.
+            Otherwise its weights are fixed, and `train()` warns.
     Raises:
         CheckpointError: missing or damaged file, tensors that do not fit the network or are not finite; names the keys.
     """
@@ -124,7 +124,7 @@ def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: 
         raise CheckpointError(f"{source}: holds an integer network; read it with nbsnn.IntegerNetwork.load")
     net = copied(as_network(model, CheckpointError)) if model is not None else _registered(header, source)
     try:
-        # Earlier versions kept the names of wrappers.
+        # Earlier versions stored the names of wrappers.
         plan = without_wrappers(header["plan"], dict(net.named_modules()))
         net = apply_plan_(net, plan_from_header(net, plan))
         if not header.get("packed"):

@@ -1,6 +1,6 @@
-"""Several processes as one: the group that torchrun starts, sums over its ranks, and who may write files.
+"""The process group of torchrun, sums over its ranks, and which process writes files.
 
-Everything here is a no-op in a single process, so that callers never ask how many there are.
+Everything here is a no-op in a single process, so callers need not check the number of processes.
 """
 
 import logging
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError, LostPeerError, NbsnnError
 
-# How gloo and NCCL begin to say that a peer is gone.
+# How messages of gloo and NCCL about a lost peer begin.
 _LOST = ("gloo", "Connection closed by peer", "NCCL", "ProcessGroup")
 
 
@@ -32,11 +32,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints messages: rank 0."""
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's consecutive part of a batch [B, ...]; the parts of all processes make up the whole."""
+        """This process's consecutive part of a batch [B, ...]; concatenated over processes they give the batch."""
         return batch[len(batch) * self.rank // self.size : len(batch) * (self.rank + 1) // self.size]
 
 
@@ -46,17 +46,17 @@ def started_by_torchrun() -> bool:
 
 
 def rank_in_environment() -> int:
-    """Number of this process as torchrun says, before and after there is a group; 0 without it."""
+    """Rank of this process as set by torchrun, also without a process group; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, as torchrun says; 0 without it."""
+    """Rank of this process on its machine, as set by torchrun; 0 without torchrun."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def world() -> World:
-    """The group at hand; a single process is a world of one."""
+    """The current process group; a single process is a group of size 1."""
     if not (dist.is_available() and dist.is_initialized()):
         return World()
     return World(dist.get_rank(), dist.get_world_size(), local_rank())
@@ -78,7 +78,7 @@ def process_group(device: torch.device | str = "cpu") -> Iterator[World]:
         torch.cuda.set_device(device)
     try:
         store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-        # torchrun keeps its store when it revives killed processes: what their former lives left there must not be read.
+        # torchrun keeps its store when it revives killed processes: keys of their earlier processes must not be read.
         store = dist.PrefixStore(_name_this_life(store, rank, size), store)  # type: ignore[attr-defined]
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
@@ -91,14 +91,14 @@ def process_group(device: torch.device | str = "cpu") -> Iterator[World]:
         if isinstance(error, NbsnnError) or not any(word in str(error) for word in _LOST):
             raise
         raise LostPeerError("another process ended while this one waited for it; its message says why") from error
-    dist.destroy_process_group()  # after an error it could wait for processes that are gone
+    dist.destroy_process_group()  # after an error it could wait for processes that have ended
 
 
 def _name_this_life(store: Any, rank: int, size: int) -> str:
     """A name that all processes of a group agree on, and that no earlier group of theirs had.
 
-    torchrun's count of restarts does not do: on machines whose processes did not fail it stands still. So the main process
-    draws a name, and answers every greeting with it until all have confirmed; greetings of former lives are answered in vain.
+    torchrun's count of restarts is not enough: it does not change on machines whose processes did not fail. So rank 0 draws a
+    name and answers each greeting with it until all have confirmed; answers to processes that have ended are lost.
     """
     own = uuid.uuid4().hex
     if rank:
@@ -138,25 +138,25 @@ def _reduce(values: Tensor, how: Any) -> Tensor:
 
 
 def is_revived() -> bool:
-    """Whether torchrun started any of the processes again after one died. All processes ask together."""
+    """Whether torchrun restarted any of the processes after one died. All processes must call this function."""
     return bool(max_over_ranks(torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))))
 
 
 def warn(logger: logging.Logger, text: str, *values: object) -> None:
-    """A warning in the log, of the main process alone: what all of them see is said once."""
+    """Log a warning in rank 0 only, for what all processes see."""
     if world().is_main:
         logger.warning(text, *values)
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has reached this call."""
     if world().size > 1:
         dist.barrier()
 
 
 @torch.no_grad()
 def broadcast_buffers_(model: nn.Module) -> None:
-    """Give every process the main one's buffers: the statistics of norm layers, which each takes from its own images."""
+    """Broadcast rank 0's buffers: the statistics of norm layers, which each process takes from its own images."""
     if world().size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

@@ -69,7 +69,7 @@ class MissingDependencyError(NbsnnError, ImportError):
 
 
 def shown(value: Any, *, longest: int = _LONGEST) -> str:
-    """A value from outside for a message: on one line, printable, cut short."""
+    """A value from outside, formatted for a message: one line, printable, truncated."""
     try:
         text = value if isinstance(value, str) else repr(value)
     except (ValueError, RecursionError):  # a number of too many digits; lists in too many lists
@@ -79,12 +79,12 @@ def shown(value: Any, *, longest: int = _LONGEST) -> str:
 
 
 def unknown(kind: str, name: Any, known: Iterable[str], *, first: Iterable[str] = ()) -> str:
-    """A message for an unknown name, with the close matches or, failing those, what is known.
+    """A message for an unknown name, with the close matches or, without any, the known names.
 
     Args:
         kind: what the name is of, such as "model".
         name: the unknown one.
-        known: names that would do.
+        known: valid names.
         first: names to suggest before all others.
     """
     text, names = shown(name), sorted(known)

@@ -1,4 +1,4 @@
-"""A finished run as figures that can be checked: per phase float or quantized accuracy, and per schedule the spiking one."""
+"""Figures of a finished run: the float or quantized accuracy of each phase, and the spiking accuracy of each schedule."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -55,10 +55,10 @@ def measure_run(
         recipe: of the run.
         out: its folder.
         test: images.
-        label: what the data is called beside the figures.
+        label: name of the data in the report.
         fidelity_images, spiking_images: as above; all unless given for the latter.
-        notes: what else is to be known beside the figures, a line each.
-        progress: called with what is being done and the images done since.
+        notes: remarks stored with the figures, one line each.
+        progress: called with a title of the current step and the number of images done since the last call.
     Raises:
         CheckpointError: no phase of this recipe has ended in the folder.
     """
@@ -76,7 +76,7 @@ def measure_run(
 
 
 def images_to_measure(recipe: Recipe, test: int, spiking_images: int | None, fidelity_images: int = FIDELITY_IMAGES) -> int:
-    """How many images `measure_run` tells its progress of, if all phases have ended."""
+    """The number of images that `measure_run` reports to `progress`, if all phases have ended."""
     stepped = min(test, spiking_images or test)
     each = test + stepped * (stepped < test) + len(valid_pairs()) * (stepped + min(test, fidelity_images))
     return 2 * len(recipe.phase) * test + sum(int(key) != FLOAT_BITS for key in recipe.phase) * each
@@ -147,7 +147,7 @@ COLUMNS = ("bits", "epochs", "last epoch", "best", "integer", "T", "neuron, sche
 
 
 def table_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What `measure_run` gave as lines under `COLUMNS`; accuracies are top-1 in percent."""
+    """The result of `measure_run` as rows under `COLUMNS`; accuracies are top-1 in percent."""
     lines = []
     for phase in figures["phases"]:
         bits = "float" if phase["bits"] == FLOAT_BITS else str(phase["bits"])

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and names that no file can be read from or written to."""
+"""Atomic writes, and errors for names that cannot be read or written."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ _LONGEST_STEM = 180  # bytes of a name that its temporary name repeats; a name h
 
 
 def special_kind(path: Path) -> str | None:
-    """What stands at a path, if it is neither a regular file nor nothing: "a folder", "a FIFO", "a device", "a socket"."""
+    """The kind of a path that exists and is not a regular file: "a folder", "a FIFO", "a device", "a socket"; else None."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -33,10 +33,10 @@ def special_kind(path: Path) -> str | None:
 
 
 def check_readable(path: Path, what: str = "checkpoint file") -> None:
-    """Fail unless a regular file stands at `path`: reading a FIFO would wait for ever.
+    """Fail unless `path` is a regular file: reading from a FIFO would block forever.
 
     Raises:
-        CheckpointError: nothing is there, or something that is no file.
+        CheckpointError: the path does not exist, or is not a regular file.
     """
     if kind := special_kind(path):
         raise CheckpointError(f"{path}: is {kind}, not a {what}; name the file itself")
@@ -49,7 +49,7 @@ def check_readable(path: Path, what: str = "checkpoint file") -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Fail if no file can be written at `path`, as far as that can be told without writing one.
+    """Fail if no file can be written at `path`, as far as that can be checked without writing one.
 
     Raises:
         CheckpointError: no file can have that name, or its folder cannot be written.
@@ -67,14 +67,14 @@ def check_writable(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any], *, keep: Path | None = None) -> None:
-    """Write a file under a temporary name beside it, sync it, and rename it; its folder is made if need be.
+    """Write a file under a temporary name in the same folder, sync it, and rename it; the folder is created if needed.
 
-    A process that is killed at any moment leaves the old file, or the new one, whole.
+    If the process is killed, either the old file or the complete new file is there.
 
     Args:
         path: the file.
-        write: writes the content to the path that it is given.
-        keep: where the file that stands at `path` so far is moved to; it is replaced unless given.
+        write: called with a path to write the content to.
+        keep: path to move the existing file to; unless given, it is replaced.
     Raises:
         CheckpointError: the folder cannot be written, the disk is full, or no file can have that name.
     """
@@ -104,12 +104,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any], *, keep: Path | N
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left behind in a folder."""
+    """Delete the temporary files of killed writers in a folder."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
@@ -120,7 +120,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power failure. Not every file system can; there it is left to the system."""
+    """Make a rename durable across a power failure, on file systems that support syncing a folder."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

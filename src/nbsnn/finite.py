@@ -1,8 +1,7 @@
-"""NaN and infinity, found where networks and images come in, and named.
+"""Errors for NaN and infinity in networks, images and logits.
 
-Comparisons turn NaN into an answer: a membrane of NaN never reaches its threshold, and `NaN > 0` reads as no difference. So
-whatever is about to compare, round, count or save numbers asks here first whether they are numbers. One pass over each
-tensor; not for the inside of a training loop.
+Comparisons hide NaN: a membrane of NaN never reaches its threshold, and `NaN > 0` is false. So functions that compare, round,
+    count or save values check them here first. Each check is one pass over a tensor; do not call it in a training loop.
 """
 
 from typing import Any
@@ -24,7 +23,8 @@ def count_not_finite(values: Tensor) -> int:
     if not (values.is_floating_point() or values.is_complex()) or values.is_meta:
         return 0
     values = values.detach()
-    # One bad value spoils the sum, which takes a thirtieth of the time of isfinite of every value; a sum may also overflow.
+    # A value that is not finite makes the sum not finite, and a sum takes 1/30 of the time of isfinite; a sum may also
+    # overflow.
     return 0 if bool(values.sum().isfinite()) else int((~values.isfinite()).sum())
 
 
@@ -41,16 +41,16 @@ def check_finite(name: str, values: Tensor, error: type[NbsnnError], *, remedy: 
 
 
 def check_network(network: nn.Module, error: type[NbsnnError], *, source: str = "", remedy: str = NETWORK_REMEDY) -> None:
-    """Raise `error` if a network holds numbers that no result can come from; names the first tensor and counts the others.
+    """Raise `error` if a network holds NaN or infinity; the message names the first such tensor and counts the others.
 
-    Looks at all parameters and buffers: weights, biases, thresholds, weight scales, norm statistics. Infinity is allowed in
-    the buffers of other modules than norms, where it serves as a mask.
+    Checks all parameters and buffers: weights, biases, thresholds, weight scales, norm statistics. Buffers of modules other
+        than norms may hold infinity, for masks.
 
     Args:
         network: of any form.
         error: what to raise.
-        source: where the network is from, such as a file's name; the message begins with it.
-        remedy: ends the message.
+        source: origin of the network, such as a file name; the message begins with it.
+        remedy: the end of the message.
     """
     faults = [fault for name, module in network.named_modules() for fault in _faults(name, module)]
     if faults:
@@ -59,7 +59,7 @@ def check_network(network: nn.Module, error: type[NbsnnError], *, source: str = 
 
 
 def _faults(name: str, module: nn.Module) -> list[str]:
-    """What is wrong with a module's own tensors, a message each."""
+    """A message for each tensor of a module (without its children) that is not finite."""
     prefix = f"{name}." if name else ""
     norm = module if isinstance(module, _NormBase) else None
     tensors: dict[str, Tensor] = {k: p for k, p in module.named_parameters(recurse=False) if not is_lazy(p)}
@@ -92,8 +92,8 @@ def check_logits(
     Args:
         logits: result of a network.
         error: what to raise.
-        name: begins the message.
-        network, images: what gave them; run once more, to name the layer where they come from.
+        name: the start of the message.
+        network, images: what computed the logits; run once more to find the layer where the first NaN or infinity appears.
     """
     if fault := not_finite(name, logits):
         place = first_not_finite(network, images) if network is not None and images is not None else None
@@ -110,7 +110,7 @@ def which(values: Tensor) -> str:
 
 @torch.no_grad()
 def first_not_finite(network: nn.Module, images: Tensor) -> str | None:
-    """The first module whose output is not finite when the network runs on some images; None if there is none."""
+    """The first module whose output is not finite for some images; None if there is none."""
     found: list[str] = []
     handles = []
     for name, module in network.named_modules():

@@ -1,4 +1,4 @@
-"""Values of one tensor with the gradient of another: what straight-through estimators are made of."""
+"""Values of one tensor with the gradient of another: the basis of straight-through estimators."""
 
 from typing import Any
 

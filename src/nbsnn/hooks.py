@@ -1,4 +1,4 @@
-"""Hooks on modules that leave no trace, and what they see."""
+"""Hooks on modules that are removed on exit, and their arguments."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

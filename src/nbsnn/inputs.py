@@ -1,4 +1,4 @@
-"""What is passed in as images: checked in one place, so that every function takes the same and refuses in the same words."""
+"""Checks of images, labels and loaders passed to any function, with the same rules and messages everywhere."""
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,21 +29,21 @@ def as_images(
     finite: bool = False,
     error: type[NbsnnError] = ConfigError,
 ) -> Tensor:
-    """A batch of images as a network takes it, or one line that says what was given and what to give.
+    """Check a batch of images for a network; the error says in one line what was given and what to give.
 
     Args:
-        value: what the caller was given; a tensor of floats is right.
+        value: the caller's argument, which should be a float tensor.
         name: of the argument, for the message.
-        network: that will take them.
+        network: the network that takes the images.
         ranks: numbers of axes that are allowed; unless given, those that `network` takes: 4 where it has a layer for planes,
             such as Conv2d, else 2, 3 or 4 ([B, F], [B, C, L], [B, C, H, W]).
         channels: size of axis 1.
         least: images.
-        pixels: 8-bit pixels (uint8) are right too, and stay as they are.
-        finite: refuse NaN and infinity.
-        error: class of what is raised.
+        pixels: also accept 8-bit pixels (uint8), which are returned unchanged.
+        finite: raise an error for NaN and infinity.
+        error: class of the exception.
     Returns:
-        `value` itself; `to_network` moves it where the network is.
+        `value` itself; `to_network` moves it to the network's device.
     """
     allowed = (4,) if ranks is None and network is None else ranks or _ranks_of(network)
     shapes = " or ".join(_SHAPES[rank] for rank in sorted(allowed, reverse=True))
@@ -72,17 +72,17 @@ def as_images(
 
 
 def to_network(images: Tensor, network: nn.Module) -> Tensor:
-    """Images on the device of a network and in its floating-point type, as its parameters have them."""
+    """Images on the device of a network's parameters, in their floating-point type."""
     parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
     return images if parameter is None else images.to(parameter.device, parameter.dtype)
 
 
 @contextmanager
 def in_one_line(images: Tensor) -> Iterator[None]:
-    """What torch says where a network does not run on images, as one line that names their shape.
+    """Turn torch's errors about images into one line that names their shape.
 
     Raises:
-        ConfigError: in the place of torch's own error; that of too little memory stays.
+        ConfigError: instead of torch's own error; out-of-memory errors are not changed.
     """
     try:
         yield
@@ -96,7 +96,7 @@ def in_one_line(images: Tensor) -> Iterator[None]:
 
 
 def check_normalization(mean: object, std: object, channels: int, *, error: type[NbsnnError] = ConfigError) -> None:
-    """Refuse a mean or a standard deviation that is not one finite number for each channel, the latter positive."""
+    """Raise an error unless mean and std have one finite number per channel, positive for std."""
     for name, values in (("mean", mean), ("std", std)):
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != channels:
             raise error(f"{name}={values!r}: give {channels} numbers, one for each channel, of pixels scaled to 0..1")
@@ -110,7 +110,7 @@ def check_normalization(mean: object, std: object, channels: int, *, error: type
 def as_labels(
     value: object, name: str = "labels", *, count: int, classes: int | None = None, error: type[NbsnnError] = ConfigError
 ) -> Tensor:
-    """Labels [count] of whole numbers from 0, below `classes` if given, or one line that says what to give."""
+    """Check labels: [count] integers from 0, below `classes` if given."""
     if not isinstance(value, Tensor):
         raise error(f"{name} is {_kind(value)}; give a tensor [{count}] of class numbers: torch.as_tensor({name})")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
@@ -128,7 +128,7 @@ def as_labels(
 
 
 def require_type(value: object, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
-    """Refuse an argument of another type, in one line that says what was given and what is wanted."""
+    """Raise an error for an argument of another type, saying what was given and what is expected."""
     if not isinstance(value, kind):
         raise ConfigError(f"{name} is {_kind(value)}; give {wanted}")
 
@@ -137,7 +137,7 @@ def as_batches(loader: object, name: str = "loader", *, network: nn.Module | Non
     """Batches (images, labels) of a loader, the images checked by `as_images`; without a network, 8-bit pixels pass too.
 
     Raises:
-        ConfigError: not batches of images and labels; says what was given and what to give.
+        ConfigError: the loader does not yield batches of images and labels.
     """
     wanted = f"give batches (images, labels): a DataLoader, a list of pairs, or nbsnn.Batches({name}, 100) of an image set"
     if isinstance(loader, (Tensor, Mapping, str)) or not isinstance(loader, Iterable):
@@ -157,7 +157,7 @@ def _ranks_of(network: nn.Module | None) -> Collection[int]:
 
 
 def _kind(value: object) -> str:
-    """What a value is, with an article: "a list of 3 Tensors"."""
+    """A description of a value with an article: "a list of 3 Tensors"."""
     name = type(value).__name__
     article = "an" if name[:1] in "AEIOaeio" else "a"
     if type(value).__module__ == "numpy":
@@ -168,7 +168,7 @@ def _kind(value: object) -> str:
 
 
 def _remedy(value: Any, name: str) -> str:
-    """How to get a tensor of images out of something else, as code behind a colon; empty where there is no telling."""
+    """Code that makes a tensor of images from `value`, after a colon; empty if unknown."""
     if type(value).__module__ == "numpy":
         return f": torch.from_numpy({name})"
     if hasattr(value, "normalized"):  # an image set

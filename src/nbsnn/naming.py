@@ -1,4 +1,4 @@
-"""Tables of things by name, to which any package may add; a name stands for one thing."""
+"""Registries by name, to which any package can add; names are unique."""
 
 from collections.abc import Collection
 from typing import TypeVar
@@ -9,13 +9,13 @@ Thing = TypeVar("Thing")
 
 
 def add_named(table: dict[str, Thing], kind: str, name: str, thing: Thing, *, taken: Collection[str] = ()) -> Thing:
-    """Put a thing into a table under its name, and return it. The same thing may be added again.
+    """Add an object to a registry under its name, and return it. Adding the same object again is allowed.
 
     Args:
-        table: name → thing.
-        kind: of what is in it, for messages: "exporter".
-        name, thing: what is added.
-        taken: names that stand for other things although they are not in the table.
+        table: name → object.
+        kind: what the registry holds, for messages: "exporter".
+        name, thing: the object and its name.
+        taken: names that are in use although they are not in the table.
     Raises:
         ConfigError: the name is taken.
     """

@@ -1,4 +1,4 @@
-"""Batch norm's statistics: recalibrated on images, replaced without changing the function, or frozen in training."""
+"""Batch norm statistics: recalibrated on images, replaced without changing the function, or frozen in training."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,11 +21,11 @@ def recalibrate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running averages of every batch norm by the statistics of its input over some batches.
 
     Running averages lag behind the weights, the more the coarser the weights' grid is (Nagel et al., ICML 2022). All other
-    layers are in evaluation mode, so that dropout is off. Statistics are summed in float64: torch sums channels-last tensors in
+    layers are in evaluation mode, so dropout is off. Statistics are summed in float64: torch sums channels-last tensors in
     float32, and the variance of a large batch would be off by 10^-5, the mean by more.
 
     Args:
-        net: changed in place; modes are left as they were. Without any batch nothing changes.
+        net: changed in place; modes are restored. Without any batch nothing changes.
         batches: [B, C, H, W] normalised images, augmented as in training; each batch has the same weight.
     """
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
@@ -35,14 +35,14 @@ def recalibrate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     def collect(norm: nn.Module, args: Any, kwargs: Any) -> None:
         count, total, squares = channel_sums(input_of(args, kwargs))
         mean = total / count
-        variance = (squares - total * mean).clamp_min(0) / (count - 1)  # with Bessel's correction, as torch keeps it
+        variance = (squares - total * mean).clamp_min(0) / (count - 1)  # with Bessel's correction, as in torch
         seen.setdefault(norm, []).append(torch.stack([mean, variance]))
 
     try:
         with hooked(norm.register_forward_pre_hook(collect, with_kwargs=True) for norm in norms), evaluation_mode(net):
             for images in batches:
                 for norm in norms:
-                    norm.momentum = 0.0  # what it keeps stays as it is until the end
+                    norm.momentum = 0.0  # running statistics do not change until the end
                     norm.train()
                 net(images)
     finally:
@@ -61,15 +61,15 @@ def recalibrate_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
 def match_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Give every norm the statistics of its input, without changing what the network computes in evaluation mode.
 
-    Training normalises by the statistics of the batch: a norm that begins as the identity, or one whose input comes from
-    strides in the place of pools, would compute something else from the first batch on. So μ', σ' of the input replace μ, σ,
-    and w' = w·σ'/σ, b' = b + w·(μ' − μ)/σ make up for it.
+    Training normalizes by the statistics of the batch: a norm that starts as the identity, or whose input comes from strides
+        instead of pools, would compute something else from the first batch on. So μ', σ' of the input replace μ, σ,
+    and w' = w·σ'/σ, b' = b + w·(μ' − μ)/σ compensate for it.
 
     Args:
-        net: changed in place, all its norms alike; modes and hooks are left as they were.
-        batches: [B, C, H, W] normalised images, in all a few hundred; each batch is looked at once.
+        net: changed in place; modes and hooks are restored.
+        batches: [B, C, H, W] normalised images, a few hundred in total; each batch is read once.
     Raises:
-        ConfigError: what is no batch of images, or fewer than two images.
+        ConfigError: `batches` holds something other than images, or fewer than two images.
         DataError: images, or the input of a norm, are not finite.
     """
     norms = {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
@@ -95,7 +95,7 @@ def match_norms_(net: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def _set_statistics_(norm: _BatchNorm, count: Tensor, total: Tensor, squares: Tensor) -> None:
-    """New running statistics [C] from sums over `count` values; weight and bias make up for them."""
+    """New running statistics [C] from sums over `count` values; weight and bias compensate for them."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean = total / count
@@ -108,7 +108,7 @@ def _set_statistics_(norm: _BatchNorm, count: Tensor, total: Tensor, squares: Te
 
 
 def freeze_norms_(model: nn.Module) -> None:
-    """Let norm layers use their statistics and leave them alone, in training mode too; their weights still learn."""
+    """Let norm layers use their running statistics without updating them, also in training; their weights are still trained."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()

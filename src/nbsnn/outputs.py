@@ -1,6 +1,6 @@
-"""What an output may replace: a file that nbsnn wrote, of the same kind, and none that the same command reads.
+"""Which existing file an output may replace: one of the same kind, written by nbsnn, that the command does not read.
 
-Commands ask here before they begin, so that nothing is found out after an hour of work.
+Commands check this before they start, so that they do not fail after an hour of work.
 """
 
 import json
@@ -23,7 +23,7 @@ def network_kind(form: str) -> str:
 
 
 def kind_of(path: Path) -> str | None:
-    """What a file of nbsnn holds; None of any other file, and of a damaged one."""
+    """The kind of a file written by nbsnn; None for other and for damaged files."""
     header = read_header(path)
     if header is None:
         return FIGURES if _holds_figures(path) else None
@@ -35,16 +35,16 @@ def kind_of(path: Path) -> str | None:
 
 
 def check_output(path: Path, kind: str, *, inputs: Iterable[str | Path | None] = (), overwrite: bool = False) -> None:
-    """Refuse a place where an output would be lost, or would replace what it must not.
+    """Raise an error if an output cannot be written at a path, or must not replace the file there.
 
     Args:
         path: where the output is to be written.
-        kind: of the output, as `kind_of` says it.
+        kind: of the output, as `kind_of` returns it.
         inputs: files that the same command reads; bundled networks by their names.
-        overwrite: allow to replace an input, and a file of another kind.
+        overwrite: allow replacing an input or a file of another kind.
     Raises:
-        ConfigError: an input or a file of another kind is there, and `overwrite` is not given; or, whatever is given, a file
-            that nbsnn did not write, a bundled network, or no regular file.
+        ConfigError: the path is an input or a file of another kind, and `overwrite` is not given; or, also with `overwrite`, it
+            is a file that nbsnn did not write, a bundled network, or not a regular file.
         CheckpointError: nothing can be written there.
     """
     if str(path).startswith(PREFIX):
@@ -66,14 +66,14 @@ def check_output(path: Path, kind: str, *, inputs: Iterable[str | Path | None] =
 
 
 def is_same(path: Path, other: str | Path | None) -> bool:
-    """Whether two names are of one file: equal, linked, or a bundled network by its name."""
+    """Whether two names refer to the same file: equal, linked, or the name of a bundled network."""
     with suppress(OSError, ValueError):
         return other is not None and path.samefile(locate(other))
     return False
 
 
 def _holds_figures(path: Path) -> bool:
-    """Whether a file is what `nbsnn report --out` writes."""
+    """Whether a file was written by `nbsnn report --out`."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             return False

@@ -1,8 +1,8 @@
-"""Full float32 where a result is measured or converted, whatever the process allows for speed.
+"""Full float32 for measurements and conversions, also if the process allows TF32.
 
-By default PyTorch lets cuDNN round the inputs of float32 convolutions to TF32, which keeps 10 bits of 23. That suits training.
-It also moves 4 to 18 of 10,000 CIFAR-10 images to another class (docs/log.md), and counts of spikes that are meant to be exact.
-So networks are trained in what is fast, and evaluated, calibrated, converted and compared in full float32.
+By default PyTorch lets cuDNN round the inputs of float32 convolutions to TF32, which keeps 10 bits of 23. That is fine for
+training, but it changes the class of 4 to 18 of 10,000 CIFAR-10 images (docs/log.md), and spike counts that should be exact. So
+training may use TF32, while evaluation, calibration, conversion and comparison use full float32.
 """
 
 import threading
@@ -15,16 +15,16 @@ from typing import Any
 import torch
 
 _lock = threading.Lock()
-_inside = 0  # contexts that are open, of all threads: the settings belong to the process
-_restore: list[Callable[[], None]] = []  # what the last one to close calls, in this order
+_inside = 0  # open contexts in all threads, because the settings are global
+_restore: list[Callable[[], None]] = []  # called in this order when the last context is left
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """While open, float32 products and convolutions use all bits: no TF32 on CUDA, no bfloat16 in oneDNN; also a decorator.
+    """Context manager or decorator: float32 products and convolutions use all bits, without TF32 on CUDA or bfloat16 in oneDNN.
 
-    The settings are the process's own, so other threads compute with full bits meanwhile too. Contexts may be nested and
-    overlap in threads: the first to open notes the settings and the last to close restores them. Autocast is left as it is.
+    The settings are global, so they also apply to other threads meanwhile. Contexts may be nested and may overlap in threads:
+        the first one stores the settings and the last one restores them. Autocast is not affected.
     """
     global _inside
     with _lock:
@@ -49,10 +49,10 @@ def convolutions_in_tf32() -> bool:
 
 
 def _switch_off() -> list[Callable[[], None]]:
-    """Ask for full float32; returns what restores the settings of before.
+    """Set full float32, and return a function that restores the previous settings.
 
     Since 2.9 torch has two sets of names for the same settings, and reading the older ones fails where the two disagree. So
-    both are set, the older ones first, unless they disagree already: then only the newer ones are in use.
+        both are set, the older ones first, unless they already disagree: then only the newer ones are in use.
     """
     undo: list[Callable[[], None]] = []
     with _quiet():

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from plain values: typed, with unknown keys refused; merging of tables, and key=value overrides."""
+"""Frozen dataclasses from plain values: typed, unknown keys are errors; merging of tables, and key=value overrides."""
 
 import math
 import re
@@ -15,7 +15,7 @@ _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false"
 
 
 class SettingError(ConfigError):
-    """A value that a setting does not take; `key` is completed with the names of the tables around it."""
+    """An invalid value of a setting; `key` is prefixed with the names of the enclosing tables."""
 
     def __init__(self, key: str, value: Any, wanted: str) -> None:
         super().__init__(f"{key}={shown(value)}: must be {wanted}")
@@ -23,7 +23,7 @@ class SettingError(ConfigError):
 
 
 class _UnknownKey(Exception):
-    """A key that its table lacks, and the keys that it has."""
+    """An unknown key of a table, with the valid keys."""
 
     def __init__(self, key: str, siblings: list[str]) -> None:
         super().__init__(key)
@@ -31,7 +31,7 @@ class _UnknownKey(Exception):
 
 
 def require(condition: bool, key: str, value: Any, wanted: str) -> None:
-    """Refuse a setting's value unless the condition holds; the message is "KEY=VALUE: must be WANTED"."""
+    """Raise `SettingError` unless the condition holds; the message is "KEY=VALUE: must be WANTED"."""
     if not condition:
         raise SettingError(key, value, wanted)
 
@@ -99,7 +99,7 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
 
 
 def _plain(value: Any, kind: type) -> Any:
-    """A number, text or truth value; raises ValueError where the value is none of that kind."""
+    """A number, text or truth value; raises ValueError for a value of another kind."""
     if kind is bool and str(value).lower() in ("true", "false", "1", "0"):
         return str(value).lower() in ("true", "1")
     if kind is int and (type(value) is int or (isinstance(value, str) and _WHOLE.fullmatch(value))):
@@ -128,12 +128,12 @@ def _table(value: Any, kind: Any, key: str) -> Any:
     values = {name: _typed(item, hints[name], f"{prefix}{name}") for name, item in value.items()}
     try:
         return kind(**values)
-    except SettingError as error:  # a check of the dataclass itself, which does not know where it stands
+    except SettingError as error:  # from a check of the dataclass itself, which does not know its table
         raise SettingError(f"{prefix}{error.key}", error.value, error.wanted) from None
 
 
 def _keys(kind: Any, key: str) -> Iterator[str]:
-    """All keys of a table and the tables in it; N stands for what a table may be named."""
+    """All keys of a table and the tables in it; N stands for the name of a table."""
     prefix = f"{key}." if key else ""
     for name, hint in get_type_hints(kind).items() if is_dataclass(kind) else ():
         if get_origin(hint) is dict:

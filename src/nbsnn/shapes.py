@@ -1,4 +1,4 @@
-"""Shapes that layers of every kind agree on."""
+"""Shapes shared by all kinds of layers."""
 
 from collections.abc import Iterable
 
@@ -17,6 +17,6 @@ def window_places(
     padding: Iterable[int],
     dilation: Iterable[int] = (1, 1),
 ) -> tuple[int, ...]:
-    """The output size of a convolution or a pool along each axis; less than 1 where the window does not fit."""
+    """The output size of a convolution or a pool along each axis; less than 1 if the window does not fit."""
     sides = zip(size, kernel, stride, padding, dilation, strict=True)
     return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)

@@ -1,4 +1,4 @@
-"""State dicts from files: compared with a network, key by key, before a number is copied."""
+"""Check that a state dict from a file fits a network, key by key, before anything is copied."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,12 +12,12 @@ _MOST_NAMED = 8  # problems in one message
 
 
 def check_state(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Refuse tensors that are not those of a network; it may lie on "meta", so that nothing is allocated for a wrong file.
+    """Raise an error if tensors do not fit a network, which may be on the meta device so that nothing is allocated.
 
-    Floating tensors may have another type than the network's, as long as all of them have the same one.
+    Floating-point tensors may have another type than the network's if all of them have the same type.
 
     Raises:
-        CheckpointError: names every key that is missing, not expected, or of another shape or type, and impossible statistics.
+        CheckpointError: names every key that is missing, unexpected, or of another shape or type, and invalid statistics.
     """
     problems = list(_problems(net, state))
     if problems:
@@ -26,13 +26,13 @@ def check_state(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> 
 
 
 def floating_type(state: Mapping[str, Tensor]) -> torch.dtype | None:
-    """The type of the floating tensors, if they have one in common."""
+    """The type of the floating-point tensors, if all have the same."""
     types = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     return types.pop() if len(types) == 1 else None
 
 
 def same_kind(given: Tensor, wanted: Tensor) -> bool:
-    """Whether a tensor can be copied into another one: both of a floating type, or both of the same type."""
+    """Whether a tensor can be copied into another one: both floating-point, or both of the same type."""
     return given.dtype == wanted.dtype or (given.dtype in FLOATS and wanted.dtype in FLOATS)
 
 

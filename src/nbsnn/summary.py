@@ -1,4 +1,4 @@
-"""What `nbsnn info` says: layers and sizes of a checkpoint, and what the package runs on."""
+"""The content of `nbsnn info`: layers and sizes of a checkpoint; versions and devices."""
 
 import platform
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class Summary(NamedTuple):
     """Bytes of all tensors, learnable numbers, and a row (layer, weight shape, bits, detail) per weight and activation.
 
-    The numbers are those of the network, not of the file: a packed weight counts as many as it unpacks to. `exact` is false
-    where the file does not tell how many those are, because its network is not a registered one: some are then padding.
+    The number of parameters is that of the network, not of the file: a packed weight counts with its unpacked size. `exact` is
+        false if the file does not tell that size, because its network is not registered: some are then padding.
     """
 
     bytes: int
@@ -32,7 +32,7 @@ class Summary(NamedTuple):
 
 
 def summarize(header: Header, tensors: Mapping[str, Tensor], *, source: str) -> Summary:
-    """The summary of a checkpoint as `read_tensors` gives it; `source` names the file in errors.
+    """Summarize a checkpoint read by `read_tensors`; `source` names the file in errors.
 
     Raises:
         CheckpointError: a packed network's codes do not fit it.

@@ -1,7 +1,7 @@
-"""Sums that are right at any length, and alike in any order: on any device, for any memory format and number of threads.
+"""Accurate sums of any length that are the same in any order: on any device, for any memory format and number of threads.
 
-A float32 sum over 10^8 values can be wrong by a percent, and differently so on each machine. Here sums are taken by blocks,
-which are added in float64: their rounding is some 10^-14, so that the result, rounded to float32, is the same everywhere.
+A float32 sum of 10^8 values can be wrong by a percent, by a different amount on each machine. Here blocks are summed and added
+in float64: the rounding error is about 10^-14, so the result, rounded to float32, is the same everywhere.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Numbers in a block: on a CPU a block of float64 stays in the cache, and a single thread adds longer products with errors above
-# 10^-6; elsewhere a launch costs more than memory.
+# 10^-6; on other devices a kernel launch costs more than memory.
 _MOMENT_BLOCK = {"cpu": 2**17}
 _DOT_BLOCK = {"cpu": 2**18}
 _BLOCK_ELSEWHERE = 2**22
@@ -38,7 +38,7 @@ class Moments(NamedTuple):
 @torch.no_grad()
 def moments(t: Tensor) -> Moments:
     """The moments of all entries of a tensor, each to 10^-8 or better; at least one entry."""
-    # Values are measured from one of them: a common offset would cost digits in the difference of squares.
+    # One value is subtracted from all: a common offset would cost digits in the difference of squares.
     if torch.compiler.is_compiling():  # one fused pass, without copies in float64
         first = t[(0,) * t.dim()].double()
         x = t.double() - first
@@ -64,7 +64,7 @@ def _added(parts: list[Tensor]) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Σ a·b of two tensors of one shape, scalar float64; each is read once where their memory layouts agree."""
+    """Σ a·b of two tensors of one shape, scalar float64; each is read once if their memory layouts agree."""
     if torch.compiler.is_compiling():
         return (a.double() * b.double()).sum()
     if a.stride() != b.stride() or a.dtype != b.dtype or not is_dense(a):
@@ -82,7 +82,7 @@ def total(t: Tensor) -> Tensor:
 
 
 def channel_sums(x: Tensor) -> Tensor:
-    """How many values each channel of a tensor [B, C, ...] has, their sum, and the sum of their squares: [3, C] float64."""
+    """Number, sum and sum of squares of the values of each channel of a tensor [B, C, ...]: [3, C] float64."""
     others = [axis for axis in range(x.dim()) if axis != 1]
     result = torch.zeros(3, x.shape[1], dtype=torch.float64, device=x.device)
     result[0] = x.numel() // x.shape[1]
@@ -105,7 +105,7 @@ def is_dense(t: Tensor) -> bool:
 
 
 def in_storage_order(t: Tensor) -> Tensor:
-    """All entries on one axis: a view in storage order of a contiguous or channels-last tensor, else a copy."""
+    """All entries as one axis: a view in storage order of a contiguous or channels-last tensor, else a copy."""
     if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
         t = t.permute(0, 2, 3, 1)
     return t.reshape(-1)

@@ -1,4 +1,4 @@
-"""Copy and swap modules, and watch what flows through them."""
+"""Copy and replace modules, and observe their outputs."""
 
 import copy
 import threading
@@ -18,13 +18,13 @@ from nbsnn.hooks import hooked
 
 @torch.no_grad()
 def fold_computed_weights_(net: nn.Module) -> list[str]:
-    """Turn parameters that are computed on every call (weight norm, spectral norm, pruning, parametrizations) into plain ones.
+    """Replace parameters that are computed in each call (weight norm, spectral norm, pruning, parametrizations) by plain ones.
 
     Returns:
-        Names of these parameters, which hold what the network computed in evaluation.
+        Names of these parameters, which hold the values computed in evaluation mode.
     """
     folded = []
-    with evaluation_mode(net):  # in training spectral norm takes another step of its power iteration
+    with evaluation_mode(net):  # in training mode spectral norm would do another power iteration
         for name, module in list(net.named_modules()):
             prefix = f"{name}." if name else ""
             folded += [prefix + tensor for tensor in _fold_parametrizations_(module)]
@@ -42,7 +42,7 @@ def fold_computed_weights_(net: nn.Module) -> list[str]:
 
 
 def _fold_parametrizations_(module: nn.Module) -> list[str]:
-    """Not by `remove_parametrizations`: that takes the property off the class, which copies of a module have in common."""
+    """Not `remove_parametrizations`: that deletes a property of the class, which copies of a module share."""
     if not parametrize.is_parametrized(module):
         return []
     lists = module.parametrizations
@@ -66,43 +66,43 @@ _HOOKS = (
 
 
 def replace_modules_(root: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put `replacements[m]` wherever a module m stands in the tree, under every name it has; returns the root.
+    """Replace each module m in the tree by `replacements[m]`, under every name it has, and return the root.
 
-    Hooks on m go with it: those that change what it returns are part of the network.
+    Hooks on m are moved too: hooks that change the output are part of the network.
     """
     for old, new in replacements.items():
         for hooks in _HOOKS:
             setattr(new, hooks, getattr(old, hooks))
     for parent in list(root.modules()):
-        for name, child in list(parent._modules.items()):  # named_children would leave out a second name
+        for name, child in list(parent._modules.items()):  # named_children would skip a second name
             if child is not None and child in replacements:
                 setattr(parent, name, replacements[child])
     return replacements.get(root, root)
 
 
 def shared_copy(network: nn.Module) -> nn.Module:
-    """A copy of the module tree on the very same parameters and buffers, with modes, hooks and settings of its own."""
+    """A copy of the module tree that shares parameters and buffers, and has its own modes, hooks and settings."""
     same: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     copied: nn.Module = copy.deepcopy(network, same)
     return copied
 
 
 class _Mode:
-    """What a module goes back to when a context is left."""
+    """The mode that a module is restored to when a context is left."""
 
     def __init__(self, training: bool) -> None:
         self.training = training
 
 
 _lock = threading.Lock()
-_contexts: WeakKeyDictionary[nn.Module, list[_Mode]] = WeakKeyDictionary()  # the open ones of each module, the latest last
+_contexts: WeakKeyDictionary[nn.Module, list[_Mode]] = WeakKeyDictionary()  # open contexts of each module, the latest last
 
 
 @contextmanager
 def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
-    """Evaluation mode while the context is open; each module is left in the mode it was in.
+    """Context manager for evaluation mode; the mode of each module is restored.
 
-    Contexts of several threads on one network may overlap: the mode comes back when the last one is left.
+    Contexts of several threads on one network may overlap: the mode is restored when the last one is left.
     """
     opened: dict[nn.Module, _Mode] = {}
     with _lock:
@@ -122,7 +122,7 @@ def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
                 if place == len(contexts):
                     module.training = mode.training
                 else:
-                    contexts[place].training = mode.training  # a later context is still open: it inherits what to go back to
+                    contexts[place].training = mode.training  # a later context is still open: it restores this mode
 
 
 @contextmanager
@@ -130,11 +130,11 @@ def tap(
     modules: Mapping[str, nn.Module] | Iterable[tuple[str, nn.Module]],
     reduce: Callable[[Tensor], Any] = Tensor.detach,
 ) -> Iterator[dict[str, list[Any]]]:
-    """Collect the outputs of some modules while the context is open, as far as this thread calls them; leaves no trace.
+    """Context manager that collects the outputs of some modules in calls of this thread; hooks are removed on exit.
 
     Args:
         modules: name → module, such as `{"act": net.stem.act}` or `net.named_modules()`.
-        reduce: applied to each output at once, so that large tensors need not be kept.
+        reduce: applied to each output immediately, so that large tensors need not be stored.
     Yields:
         name → list of reduced outputs, one per call of the module.
     """
@@ -147,6 +147,6 @@ def tap(
             if threading.get_ident() == here:
                 outputs.append(reduce(output))
 
-        handles.append(module.register_forward_hook(keep, prepend=True))  # what the module gives, before hooks of the user's
+        handles.append(module.register_forward_hook(keep, prepend=True))  # the module's output before the user's hooks
     with hooked(handles):
         yield seen

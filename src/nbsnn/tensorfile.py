@@ -1,4 +1,4 @@
-"""Files of named tensors with a JSON header and a hash over both, written atomically and checked when they are read."""
+"""Files of named tensors with a JSON header and a hash of both, written atomically and verified when read."""
 
 import hashlib
 import json
@@ -29,21 +29,21 @@ _MOST_TENSORS = 2**16
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], *, keep: Path | None = None) -> None:
-    """Write tensors and header with a hash over both, whole or not at all.
+    """Write tensors and header with a hash of both, atomically.
 
     Args:
-        path: `.pth.tar`, `.pth` and `.pt` give a torch file with a `state_dict`, other names a safetensors file.
+        path: `.pth.tar`, `.pth` and `.pt` write a torch file with a `state_dict`, other names a safetensors file.
         tensors: by name.
-        header: what `nbsnn.schema` allows.
-        keep: where a file that stands at `path` is moved to; it is replaced unless given.
+        header: fields that `nbsnn.schema` allows.
+        keep: path to move an existing file to; unless given, it is replaced.
     Raises:
-        CheckpointError: the folder cannot be written or the disk is full; a file that was there before is intact.
-        ConfigError: the name of a bundled network, or a value in the header that no reader would take, such as a metric that is
-            not a finite number.
+        CheckpointError: the folder cannot be written or the disk is full; an existing file is intact.
+        ConfigError: the path is the name of a bundled network, or the header has a value that no reader accepts, such as a
+            metric that is not finite.
     """
     if str(path).startswith(PREFIX):
         raise ConfigError(f"{path}: {PREFIX} is for reading bundled networks; name a file")
-    # Tied parameters share storage, which safetensors refuses: each name gets a copy of its own.
+    # Tied parameters share storage, which safetensors does not allow: each name gets a copy.
     plain = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
     text = _header_text(header, plain, path)
 
@@ -60,12 +60,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
 
 
 def read_tensors(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
-    """Header and tensors of a file that `write_tensors` wrote, or of a bundled network, "zoo:cifar10/resnet20-w2a2".
+    """Header and tensors of a file written by `write_tensors`, or of a bundled network, "zoo:cifar10/resnet20-w2a2".
 
-    A file of an earlier version may have no hash: it is read, and a warning says so once.
+    A file of an earlier version may have no hash: it is read with a warning.
 
     Raises:
-        CheckpointError: missing, truncated, altered, of a newer format, or not ours.
+        CheckpointError: the file is missing, truncated, altered, of a newer format, or not written by nbsnn.
     """
     path = locate(path)
     check_readable(path)
@@ -81,7 +81,7 @@ def read_tensors(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
 
 
 def read_header(path: Path) -> Header | None:
-    """The header of a file of ours, not checked against its hash; None for any other file, and for a damaged one."""
+    """The header of a file written by nbsnn, without verifying its hash; None for other and for damaged files."""
     try:
         check_readable(path)
         if _is_torch_name(path):
@@ -94,7 +94,7 @@ def read_header(path: Path) -> Header | None:
 
 
 def read_torch_state(path: Path) -> dict[str, Tensor]:
-    """The state dict of any torch file, ours or not; executes nothing."""
+    """The state dict of any torch file; executes no code."""
     check_readable(path)
     text, state = _read_torch(path)
     if text is not None:
@@ -107,12 +107,12 @@ def read_torch_state(path: Path) -> dict[str, Tensor]:
 
 
 def is_ours(path: Path) -> bool:
-    """Does the file carry our header? (A safetensors file counts as ours: the authors write none.)"""
+    """Whether the file has a header of nbsnn. (Every safetensors file counts: the authors' code writes none.)"""
     return not _is_torch_name(path) or not path.is_file() or _KEY in read_torch(path)
 
 
 def content_hash(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the header (but for the hash itself) and all tensors: names, types, shapes, bytes."""
+    """SHA-256 of the header (without the hash itself) and all tensors: names, types, shapes, bytes."""
     rest = {key: value for key, value in header.items() if key != _HASH}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for key in sorted(tensors):
@@ -132,16 +132,16 @@ def _header_text(header: Mapping[str, Any], tensors: Mapping[str, Tensor], path:
         whole = parse(json.dumps({key: value for key, value in header.items() if key != _HASH}))
         whole[_HASH] = content_hash(whole, tensors)
         check_header(whole)
-    except (Misfit, TypeError, ValueError, RecursionError) as error:  # of JSON: no plain value, a table that holds itself
+    except (Misfit, TypeError, ValueError, RecursionError) as error:  # from json: not a plain value, or recursive
         raise ConfigError(f"{path} is not written: in its header, {error}; give another value, or leave it out") from None
     return json.dumps(whole)
 
 
 def _parse_header(text: Any, path: Path) -> Header:
-    """The header, if it is one of a file that this version can read.
+    """The header, if this version can read it.
 
     Raises:
-        CheckpointError: it is of a newer format, or a field is not as `nbsnn.schema` says.
+        CheckpointError: it has a newer format, or a field does not fit `nbsnn.schema`.
     """
     try:
         if not isinstance(text, str):
@@ -162,7 +162,7 @@ def _check_hash(header: Header, text: str, state: Mapping[str, Tensor], path: Pa
     if _HASH not in header:
         _say_that_damage_would_not_show(path)
         return
-    # Compared as text as well: 1e-05 and 1E-05 are one bit apart, and the same number.
+    # Compared as text as well: 1e-05 and 1E-05 differ in one bit but are the same number.
     if header[_HASH] != content_hash(header, state) or json.dumps(header) != text:
         raise CheckpointError(f"{path}: its content does not match its hash; it was altered or damaged, restore it from a copy")
 
@@ -203,7 +203,7 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _check_length(path: Path) -> None:
-    """Refuse a safetensors file with a header beyond all reason before it is read."""
+    """Raise an error for a safetensors file with an unreasonably long header, before it is read."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > 2 * MOST_CHARACTERS:
@@ -211,7 +211,7 @@ def _check_length(path: Path) -> None:
 
 
 def _check_tensors(state: Any, path: Path) -> None:
-    """Refuse what is no dictionary of plain tensors under printable names."""
+    """Raise an error unless `state` is a dictionary of plain tensors with printable names."""
     if not isinstance(state, dict) or len(state) > _MOST_TENSORS:
         raise CheckpointError(f"{path}: holds no dictionary of up to {_MOST_TENSORS} tensors; restore the file from a copy")
     for name, tensor in state.items():
@@ -221,12 +221,12 @@ def _check_tensors(state: Any, path: Path) -> None:
         except Misfit as error:
             raise CheckpointError(f"{path}: {error}; restore the file from a copy") from None
     size, most = sum(tensor.nbytes for tensor in state.values()), path.stat().st_size + 2**20
-    if size > most:  # views of one and the same storage
+    if size > most:  # views of the same storage
         raise CheckpointError(f"{path}: holds {size} bytes of tensors in a file of {most}; save copies of them")
 
 
 def _check_plain(name: object, tensor: object, path: Path) -> None:
-    """Refuse what is no tensor with numbers of its own in memory, such as a sparse one, or a view that repeats one number."""
+    """Raise an error unless a tensor is dense with its own memory: not sparse, and not a view that repeats one number."""
     plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
     if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():  # type: ignore[attr-defined]
         raise CheckpointError(f"{path}: {shown(name)} is no plain tensor; restore the file from a copy")

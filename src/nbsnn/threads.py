@@ -1,4 +1,4 @@
-"""What belongs to a thread: values that every caller of a shared object has for itself."""
+"""Thread-local attributes of shared objects."""
 
 import threading
 from collections.abc import Callable
@@ -9,12 +9,12 @@ Value = TypeVar("Value")
 
 
 class PerThread(Generic[Value]):
-    """An attribute with a value per object and thread: what one thread sets no other one sees.
+    """An attribute with one value per object and thread: other threads do not see the value that a thread sets.
 
-    The object itself holds nothing, so that it is copied and pickled as if the attribute was not there.
+    The object itself does not hold the value, so it is copied and pickled without it.
 
     Args:
-        default: makes the value of a thread that has set none.
+        default: makes the initial value of a thread.
     """
 
     def __init__(self, default: Callable[[], Value]) -> None:

@@ -1,7 +1,8 @@
-"""Torch files: read without executing anything, and written with a seal over every byte of the file.
+"""Torch files: read without executing code, and written with a hash of every byte of the file.
 
-A torch file is a zip archive of a pickle and of raw tensors, and torch does not look at the archive's checksums. Files
-that we write carry the SHA-256 of all bytes before it as the comment of the archive, where torch and unzip ignore it.
+A torch file is a zip archive of a pickle and of raw tensors, and torch does not verify the archive's checksums. Files written
+by nbsnn have the SHA-256 of all preceding bytes as the comment of the archive, which torch and unzip ignore. The hash is called
+the seal.
 """
 
 import hashlib
@@ -40,10 +41,10 @@ def write_torch(path: Path, content: dict[str, Any]) -> None:
 
 
 def check_seal(path: Path) -> None:
-    """Check the seal of a torch file, if it has one: those of others, and of earlier versions, have none.
+    """Verify the seal of a torch file, if it has one: other files, and those of earlier versions, have none.
 
     Raises:
-        CheckpointError: its bytes are not those that were sealed.
+        CheckpointError: its bytes do not match the seal.
     """
     size = path.stat().st_size
     if size < _SEAL + _END_SIZE:
@@ -74,7 +75,7 @@ def read_torch(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a reader fed with garbage raises anything
+    except Exception as error:  # unpickling garbage can raise any exception
         raise CheckpointError(_refusal(path, error)) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
@@ -82,7 +83,7 @@ def read_torch(path: Path) -> dict[str, Any]:
 
 
 def _check_size(path: Path) -> None:
-    """Refuse an archive whose parts are larger than itself: torch compresses nothing, and would unpack all of it.
+    """Raise an error for an archive that unpacks to more than its size: torch.save never compresses.
 
     Raises:
         CheckpointError: it is such an archive.
@@ -90,7 +91,7 @@ def _check_size(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(part.file_size for part in archive.infolist())
-    except Exception:  # no archive, but a file of torch before 1.6, or a damaged one: torch says what is wrong
+    except Exception:  # a file of torch before 1.6, or a damaged one: torch reports the problem
         return
     if size > path.stat().st_size:
         raise CheckpointError(f"{path}: would unpack to {size} bytes; save it again with torch.save, which compresses nothing")
@@ -108,20 +109,20 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def _unknown_types(path: Path, error: Exception) -> list[str]:
-    """Types and functions in a file that are not read; the first one for files of torch before 1.6."""
+    """Types and functions in a file that are not allowed; for files of torch before 1.6 only the first."""
     found = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
     if found:
         try:
             with torch.serialization.safe_globals(_harmless()):
                 found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or found
-        except Exception:  # an archive of another kind, or a damaged one: what the message names will do
+        except Exception:  # another kind of archive, or a damaged one: use the name in the message
             pass
     return [name[:_LONGEST_NAME] for name in found[:3]]
 
 
 @cache
 def _harmless() -> list[tuple[Callable[..., Any], str] | Callable[..., Any]]:
-    """What training scripts keep beside tensors and cannot execute anything: accuracies, and the parsed command line."""
+    """Types that training scripts save with tensors and that cannot execute code: accuracies, and the parsed command line."""
     scalar: Any = np.float64(0).__reduce__()[0]
     numbers = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]  # of NumPy 1, of NumPy 2
     paths: list[tuple[Callable[..., Any], str]] = [

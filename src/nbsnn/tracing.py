@@ -1,7 +1,7 @@
-"""Follow what descends from an image through any `forward`: the dry run that the audit and the lowering are built on.
+"""Trace the tensors that depend on an image through any `forward`: the dry run used by the audit and by lowering.
 
-A `TorchFunctionMode` sees every torch function, hooks see every module. So it is data that is followed, not source code, along
-the path that the example takes.
+A `TorchFunctionMode` intercepts every torch function, and hooks every module. So data is traced, not source code, along the
+path that the example takes.
 """
 
 import inspect
@@ -18,16 +18,16 @@ from nbsnn.hooks import hooked
 
 _CONSTANTS = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 _METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "len", "format"}
-_READ_AS_DATA = {"data", "T", "mT", "H", "mH"}  # attributes that are tensors made of the tensor's own values
+_READ_AS_DATA = {"data", "T", "mT", "H", "mH"}  # attributes that return a tensor with the same values
 
 
 class Tracer(TorchFunctionMode):
-    """One dry run. Subclasses say what is known of the image and what becomes of it.
+    """One dry run. Subclasses define what is known of the image and of tensors computed from it.
 
     Attributes:
-        opaque: module classes inside which functions are not watched; what they return is for `left` to say.
-        known: what is known of each tensor that descends from the image.
-        path: names and modules that are running, the innermost last.
+        opaque: module classes inside which functions are not traced; `left` handles what they return.
+        known: what is known of each tensor that depends on the image.
+        path: names of the running modules and the modules, the innermost last.
     """
 
     opaque: ClassVar[tuple[type[nn.Module], ...]] = ()
@@ -38,27 +38,27 @@ class Tracer(TorchFunctionMode):
         self.path: list[tuple[str, nn.Module]] = []
 
     def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
-        """Call a function on `sources`, which are known, and return its result; note what is known of that."""
+        """Call a function on `sources`, which are known, record what is known of its result, and return it."""
         raise NotImplementedError
 
     def entered(self, name: str, module: nn.Module, inputs: list[Tensor]) -> None:
-        """A module was called on these tensors, after pre-hooks of its own."""
+        """A module was called on these tensors, after its own pre-hooks."""
 
     def left(self, name: str, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
-        """A module returned, before hooks of its own."""
+        """A module returned, before its own hooks."""
 
     @property
     def place(self) -> str:
-        """The innermost module that is running, in words."""
+        """The name of the innermost running module, for messages."""
         return (self.path[-1][0] if self.path else "") or "the network's own forward"
 
     @property
     def innermost(self) -> nn.Module | None:
-        """The innermost module that is running."""
+        """The innermost running module."""
         return self.path[-1][1] if self.path else None
 
     def follow(self, network: nn.Module, image: Tensor, value: Any, *, error: type[NbsnnError]) -> Any:
-        """Run `network` on `image`, of which `value` is known, and return its output; hooks are removed again.
+        """Run `network` on `image`, of which `value` is known, and return its output; hooks are removed on exit.
 
         Raises:
             error: the network takes more than one input, or its own code fails on the image.
@@ -67,7 +67,7 @@ class Tracer(TorchFunctionMode):
         self.known[image] = value
         version = image._version
         watching = hooked(handle for name, module in network.named_modules() for handle in self._watch(name, module))
-        # What is read off must not depend on who calls: float32 stays float32 within autocast too.
+        # The result must not depend on the caller's context: no autocast.
         full = torch.autocast("cpu" if image.is_meta else image.device.type, enabled=False)
         try:
             with watching, torch.no_grad(), full, self:
@@ -93,7 +93,7 @@ class Tracer(TorchFunctionMode):
             self.left(name, module, list(tensors_in((args, kwargs))), output)
             self.path.pop()
 
-        # The user's own hooks are run around these two, so that what they compute is followed like the rest of `forward`.
+        # The user's hooks run between these two, so that what they compute is traced like the rest of `forward`.
         yield module.register_forward_pre_hook(enter, with_kwargs=True)
         yield module.register_forward_hook(leave, with_kwargs=True, prepend=True)
 
@@ -106,7 +106,7 @@ class Tracer(TorchFunctionMode):
 
 
 def check_one_input(network: nn.Module, error: type[NbsnnError]) -> None:
-    """Refuse a network whose `forward` wants more than one input.
+    """Raise an error for a network whose `forward` needs more than one input.
 
     Raises:
         error: names the inputs.
@@ -122,14 +122,14 @@ def check_one_input(network: nn.Module, error: type[NbsnnError]) -> None:
 
 
 def function_name(func: Callable[..., Any]) -> str:
-    """The plain name of a torch function: "add" for `Tensor.__add__`, "data" for the reading of `.data`."""
+    """The plain name of a torch function: "add" for `Tensor.__add__`, "data" for reading `.data`."""
     if func.__name__ == "__get__":
         return str(getattr(func, "__self__", func).__name__)
     return func.__name__.strip("_")
 
 
 def _is_bookkeeping(func: Callable[..., Any]) -> bool:
-    """Does the result hold nothing of the tensor's values: a constant like it, its shape, or an attribute?"""
+    """Whether the result does not depend on the tensor's values: a constant of its shape, the shape, or an attribute."""
     name = function_name(func)
     return name in _CONSTANTS or name in _METADATA or (func.__name__ == "__get__" and name not in _READ_AS_DATA)
 

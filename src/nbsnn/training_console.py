@@ -1,4 +1,4 @@
-"""A training run as a person sees it: a bar, a line for each epoch, and an end by Ctrl-C that loses nothing."""
+"""Console output of a training run: a progress bar, a line per epoch, and Ctrl-C, which stops and saves the state."""
 
 import signal
 from types import FrameType
@@ -10,7 +10,7 @@ from nbsnn.training.observer import Epoch, Observer
 
 
 def _signals() -> list[signal.Signals]:
-    """Those that end a run."""
+    """The signals that stop a run."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
         numbers.append(signal.SIGHUP)
@@ -18,16 +18,16 @@ def _signals() -> list[signal.Signals]:
 
 
 class TrainingConsole(Observer):
-    """Bars and lines of a training run; an interrupt, a TERM or a HUP signal ends the run after the step at hand.
+    """Progress bar and lines of a training run; an interrupt, SIGTERM or SIGHUP stops it after the current step.
 
-    A HUP signal, which a terminal sends when it closes, stays without effect where it is ignored, as under `nohup`. `every`
-    steps there is a line as well; 0 for none.
+    SIGHUP, which a terminal sends when it closes, has no effect if it is ignored, as under `nohup`. A line is also printed
+    every `every` steps; 0 for none.
     """
 
     def __init__(self, *, every: int = 0) -> None:
         self.every = every
         self._bar = figures_bar()
-        self._task: Any = None  # the bar's name for the phase at hand
+        self._task: Any = None  # the bar's task for the current phase
         self._epochs = self.steps = 0
         self._stop = False
         self._title = ""
@@ -44,7 +44,7 @@ class TrainingConsole(Observer):
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
-        note("stopping after this step; once more to stop at once; the run resumes from the last training state")
+        note("stopping after this step; repeat to stop immediately; the run can be resumed from the last training state")
         signal.signal(number, self._before[signal.Signals(number)])
 
     def should_stop(self) -> bool:

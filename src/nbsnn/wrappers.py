@@ -1,7 +1,7 @@
 """Networks inside wrappers of torch: DataParallel, DistributedDataParallel, FSDP, torch.compile, EMA and checkpointing.
 
-A wrapper puts its name before the names of layers and tensors. Here they are seen through, copied without, and their names
-taken out of state dicts, so that what is saved from a wrapped network is what is saved from the bare one.
+A wrapper adds a prefix to the names of layers and tensors. The functions here unwrap networks, copy them without wrappers, and
+remove the prefixes from state dicts, so a wrapped network is saved like the bare one.
 """
 
 import copy
@@ -15,7 +15,7 @@ from nbsnn.errors import NbsnnError
 
 T = TypeVar("T")
 
-# torch's classes that hold one network and call it, by name so that none need be imported: class → its only child.
+# torch's classes that hold one network and call it, by name so that they need not be imported: class → its only child.
 _WRAPPERS = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
@@ -28,9 +28,8 @@ _UNAMBIGUOUS = frozenset(_WRAPPERS.values()) - {"module"}
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DistributedDataParallel, FSDP, torch.compile and the like, however deep; else `module`.
-
-    Wrappers further down the tree stay; see `copied`.
+    """The network inside DataParallel, DistributedDataParallel, FSDP, torch.compile and the like, at any depth; else `module`.
+    Wrappers further down the tree remain; see `copied`.
     """
     while (inner := _wrapped(module)) is not None:
         module = inner
@@ -41,7 +40,7 @@ def as_network(model: object, error: type[NbsnnError]) -> nn.Module:
     """The bare network that `model` is or wraps.
 
     Raises:
-        error: not a module whose layers can be swapped: of another class, TorchScript, or with sharded parameters.
+        error: the layers of the network cannot be replaced: it has another class, is TorchScript, or has sharded parameters.
     """
     if not isinstance(model, nn.Module):
         raise error(f"the network is of class {type(model).__name__}; give an nn.Module")
@@ -69,32 +68,32 @@ def _is_sharded(part: nn.Module) -> bool:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy without wrappers, at the root or anywhere in the tree, so that names in it are those of the bare network.
+    """A deep copy without wrappers, at the root or anywhere in the tree, so that its names are those of the bare network.
 
-    Tensors that hang on a graph, such as the weight that a hook of `weight_norm` computed last, are copied without it.
+    Tensors with an autograd graph, such as the weight that a hook of `weight_norm` computed last, are copied without it.
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
         memo |= {id(t): t.detach().clone() for t in vars(part).values() if isinstance(t, Tensor) and t.grad_fn is not None}
-    for part in reversed(list(module.modules())):  # from the inside out: what a wrapper holds is copied before its holder
+    for part in reversed(list(module.modules())):  # from the inside out: the content of a wrapper is copied before the wrapper
         if (inner := _wrapped(part)) is not None:
             memo[id(part)] = copy.deepcopy(inner, memo)
     return copy.deepcopy(module, memo)
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """The network without wrappers: itself where it has none further down the tree, else a copy."""
+    """The network without wrappers: the network itself if it has none further down the tree, else a copy."""
     inner = unwrap(module)
     return copied(inner) if any(_wrapped(part) is not None for part in inner.modules()) else inner
 
 
 def bare_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the network inside all wrappers, under its own names; whole tensors also where they are sharded.
+    """The state dict of the network inside all wrappers, under its own names; full tensors also if they are sharded.
 
     Every process of a group must call it on a sharded network.
     """
     by_fsdp = any(_wrapper_of(part) == "FullyShardedDataParallel" for part in model.modules())
-    source = model if by_fsdp else unwrap(model)  # FSDP itself puts its parts together
+    source = model if by_fsdp else unwrap(model)  # FSDP gathers its parameters itself
     names = bare_names(source)
     state = {}
     for key, value in source.state_dict().items():
@@ -112,29 +111,29 @@ def bare_names(model: nn.Module) -> dict[str, str]:
             parent, _, leaf = path.rpartition(".")
             names[path] = names[parent] if leaf == inside[parent] else f"{names[parent]}.{leaf}".lstrip(".")
             inside[path] = _inner_name(part)
-    # FSDP leaves its own name out of the keys of its state dict.
+    # FSDP does not put its own name into the keys of its state dict.
     return names | {path.replace("_fsdp_wrapped_module.", ""): name for path, name in names.items()}
 
 
 def without_wrappers(state: Mapping[str, T], known: Collection[str] | None = None) -> dict[str, T]:
-    """What is keyed by names of layers or tensors, without the names that wrappers put into them.
+    """A dictionary keyed by names of layers or tensors, without the prefixes of wrappers.
 
     Args:
-        state: such as a state dict; the count of averages that `AveragedModel` keeps beside its network is left out.
-        known: names of the bare network: one of them stays as it is, and no name becomes one that is not among them.
+        state: such as a state dict; the counter of `AveragedModel` is dropped.
+        known: names of the bare network: they are not changed, and no name is changed to one that is not among them.
     """
     result: dict[str, T] = {}
     for key, value in state.items():
         if key == "n_averaged" and key not in (known or ()) and len(state) > 1:
             continue
         bare = key if known is not None and key in known else _bare_key(key)
-        taken = bare in result or (bare != key and bare in state)  # two tensors for one: both must show
+        taken = bare in result or (bare != key and bare in state)  # two tensors for one name: keep both
         result[key if taken or (known is not None and bare not in known) else bare] = value
     return result
 
 
 def _bare_key(key: str) -> str:
-    """ "module." is taken off the start only: a network may have a child of that name."""
+    """ "module." is removed at the start only: a network may have a child of that name."""
     parts = [part for part in key.split(".") if part not in _UNAMBIGUOUS]
     start = next((index for index, part in enumerate(parts) if part != "module"), 0)
     return ".".join(parts[start:])
@@ -147,12 +146,12 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
 
 
 def _inner_name(module: nn.Module) -> str | None:
-    """What a wrapper calls its network."""
+    """The attribute of a wrapper that holds its network."""
     wrapper = _wrapper_of(module)
     return _WRAPPERS[wrapper] if wrapper else None
 
 
 def _wrapper_of(module: nn.Module) -> str | None:
-    """The class of a wrapper of torch, or that a class of one's own is derived from."""
+    """The class of a torch wrapper that a module is an instance of."""
     names = (cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch."))
     return next((name for name in names if name in _WRAPPERS), None)
