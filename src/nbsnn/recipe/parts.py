@@ -1,0 +1,153 @@
+"""The tables of a recipe: network, data, quantization, optimizer, and the phases of training."""
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from nbsnn.recipe.bits import FLOAT_BITS
+from nbsnn.recipe.hashing import hashed
+from nbsnn.settings import require
+
+Padding = Literal["black", "mirror"]
+MODEL_LIMITS = {"num_classes": 2**20, "in_channels": 2**12, "image_size": 2**13}  # the largest network of a name
+MOST_EPOCHS = 10**6
+_MANY = 2**31 - 1  # of images, batches and the like
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A registered float network; see `nbsnn.list_models()`."""
+
+    name: str
+    num_classes: int = 10
+    in_channels: int = 3
+    image_size: int = 32
+
+    def __post_init__(self) -> None:
+        for kind, most in MODEL_LIMITS.items():
+            value = getattr(self, kind)
+            require(1 <= value <= most, kind, value, f"a whole number from 1 to {most}")
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.num_classes} classes, {self.in_channels}×{self.image_size}×{self.image_size})"
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set and how batches are made of it. `validation` training images are held out to choose the best epoch.
+
+    `batch_size` counts the images of all processes. `padding` is what random crops of images in memory show beyond the border:
+    black, as published, or the image mirrored. `loader`, `workers` (at most as many as there are cores, but for DALI) and
+    `on_corrupt` are for image files; `classes` are the names of the folders that they lie in, in the order of their labels:
+    unless given, those of the training images, which a run then writes here.
+    """
+
+    name: str = "cifar10"
+    root: str = "data"
+    download: bool = False
+    validation: int = 5000
+    batch_size: int = 128
+    augment: bool = True
+    padding: Padding = "black"
+    loader: Literal["auto", "torch", "dali", "dali_cpu"] = "auto"
+    workers: int = 4
+    on_corrupt: Literal["skip", "refuse"] = "skip"
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", os.fspath(self.root))  # a Path, from Python
+        object.__setattr__(self, "classes", tuple(self.classes))
+        require(len(set(self.classes)) == len(self.classes), "classes", self.classes, "names of classes, each once")
+        require(0 <= self.workers <= _MANY, "workers", self.workers, "0 or more processes")
+        require(2 <= self.batch_size <= _MANY, "batch_size", self.batch_size, "a whole number from 2 (batch norm)")
+        require(0 <= self.validation <= _MANY, "validation", self.validation, "0 or more images")
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """What a phase's bits apply to: weights and activations, or activations alone (`weights = "float"`).
+
+    `weight_format` names the format of inner weights.
+    """
+
+    weights: Literal["phase", "float"] = "phase"
+    edge_bits: int = 8
+    edge_range: Literal["max_abs", "max"] = "max_abs"
+    weight_format: str = "apot"
+
+    def __post_init__(self) -> None:
+        require(self.edge_bits in (8, FLOAT_BITS), "edge_bits", self.edge_bits, f"8, or {FLOAT_BITS} (float)")
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """SGD. Milestones and warm-up are fractions of a phase; `threshold_lr` and `scale_lr` multiply the phase's learning rate.
+
+    `lr_gamma` is the factor on the learning rate at each milestone. `accumulate` parts of a batch are run one after the other.
+    The phase's learning rate is meant for batches of `lr_batch_size` images and grows in proportion (0: for any size).
+    `freeze_norms` freezes the statistics of batch norm. `recalibrate_batches`: batch norm is recalibrated on so many batches
+    after each epoch (0: it keeps its running averages). `temperature` is that of the softmax in phases that distil.
+    """
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    lr_gamma: float = 0.1
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0  # 0: no clipping
+    threshold_lr: float = 1.0
+    scale_lr: float = 1.0
+    accumulate: int = 1
+    lr_batch_size: int = 0
+    freeze_norms: bool = False
+    temperature: float = 4.0
+    recalibrate_batches: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "a positive number")
+        count = self.recalibrate_batches
+        require(0 <= count <= _MANY, "recalibrate_batches", count, "0 (off) or a number of batches")
+        require(not (self.freeze_norms and count), "recalibrate_batches", count, "0 where optim.freeze_norms is set")
+        require(1 <= self.accumulate <= _MANY, "accumulate", self.accumulate, "a whole number from 1")
+        require(0 <= self.lr_batch_size <= _MANY, "lr_batch_size", self.lr_batch_size, "0 (off) or a number of images")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "a number in [0, 1)")
+        require(self.momentum > 0 or not self.nesterov, "nesterov", True, "false where optim.momentum is 0")
+        require(0 < self.lr_gamma <= 1, "lr_gamma", self.lr_gamma, "a factor in (0, 1]")
+        require(0 <= self.threshold_lr < math.inf, "threshold_lr", self.threshold_lr, "0 (frozen) or a positive factor")
+        require(0 <= self.scale_lr < math.inf, "scale_lr", self.scale_lr, "0 (frozen) or a positive factor")
+        require(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction of the phase in [0, 1)")
+        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a number in [0, 1)")
+        require(0 <= self.clip_norm < math.inf, "clip_norm", self.clip_norm, "0 (off) or a positive norm")
+        require(all(0 < m < 1 for m in self.milestones), "milestones", self.milestones, "fractions in (0, 1)")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One bit-width of progressive training; the next one starts from its result.
+
+    `distill` is the share of the loss by which the run's float net teaches a quantized one; the labels have the rest.
+    `refit_scales` initializes the weight scales at their least error instead of taking those of the phase before. `ema_decay`
+    is the decay of an exponential moving average (EMA) of the weights, such as 0.999: the average is evaluated and saved, and
+    the weights train on (0: no average). It needs batch norm statistics of its own, from `optim.recalibrate_batches`.
+    """
+
+    epochs: int
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    distill: float = 0.0
+    refit_scales: bool = False
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(1 <= self.epochs <= MOST_EPOCHS, "epochs", self.epochs, f"a whole number from 1 to {MOST_EPOCHS}")
+        require(0 < self.lr < math.inf, "lr", self.lr, "a positive learning rate")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.distill <= 1, "distill", self.distill, "a share in [0, 1]")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 (off) or a decay in (0, 1), such as 0.999")
+
+    def __str__(self) -> str:
+        """The settings that its hash is of: training states hold this text, those of earlier versions too."""
+        return f"Phase({', '.join(f'{k}={v!r}' for k, v in hashed('phase', asdict(self)).items())})"
