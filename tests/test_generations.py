@@ -92,6 +92,9 @@ DAMAGE = {
     "more hits than images": lambda path: edited(path, correct=10**6),
     "a history of the future": lambda path: edited(path, history=[asdict_row(7)]),
     "no momenta": lambda path: edited(path, lambda t: [t.pop(k) for k in list(t) if k.startswith("momentum.")]),
+    "no momenta, as the header says": lambda path: edited(
+        path, lambda t: [t.pop(k) for k in list(t) if k.startswith("momentum.")], momenta=0
+    ),
     "one momentum less": lambda path: edited(path, lambda t: t.pop("momentum.head.bias")),
     "a momentum of shape [1]": lambda path: edited(path, lambda t: t.update({"momentum.head.weight": torch.ones(1)})),
     "a weight less": lambda path: edited(path, lambda t: t.pop("model.head.weight")),

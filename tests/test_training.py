@@ -14,7 +14,7 @@ from observers import StopAfter
 from nbsnn.checkpoint import load_checkpoint, save_checkpoint
 from nbsnn.data.images import Splits
 from nbsnn.data.sets.digits import load_digits
-from nbsnn.errors import CheckpointError, DivergedError, Interrupted
+from nbsnn.errors import CheckpointError, ConfigError, DivergedError, Interrupted
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import Phase, QuantSpec
 from nbsnn.recipes import load_recipe
@@ -232,6 +232,16 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path, split
     with pytest.raises(CheckpointError, match=r"^cannot write .*/file/out/"):
         fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "file" / "out", observer=recorder)
     assert recorder.steps == []
+
+
+def test_batches_larger_than_the_training_set_are_refused_with_the_largest(tmp_path, splits):
+    """The learning rate would be scaled for images that are not there."""
+    images = len(splits.train)
+    recipe = load_recipe("digits/resnet20", [f"data.batch_size={images + 1}"])
+    with pytest.raises(ConfigError, match=rf": larger than the training set; choose {images} at most$"):
+        fit(digits_net(), splits, recipe, PHASE, out=tmp_path)
+    recipe = load_recipe("digits/resnet20", [f"data.batch_size={images}"])
+    assert len(fit(digits_net(), splits, recipe, PHASE, out=tmp_path).history) == PHASE.epochs
 
 
 def test_clipping_and_smoothing_are_applied(tmp_path, splits):

@@ -103,8 +103,8 @@ class _Part:
         lacking = [name for name in names if not self.classes.get(name)]
         where = printable(self.folder)
         if strangers:
-            lacks = f" and lacks {_some(lacking)}" if lacking else ""
-            raise DataError(f"{where}: holds {_some(strangers)}, not among {whose},{lacks}; rename or move those folders")
+            lacks = f", and lacks {_some(lacking)}" if lacking else ""
+            raise DataError(f"{where}: holds {_some(strangers)}, not among {whose}{lacks}; rename or move those folders")
         empty = [name for name, images in self.classes.items() if not images and name not in names]
         self.left_out(empty, "folder", "without an image")
         if lacking and len(lacking) < len(names):

@@ -206,8 +206,9 @@ def check_phase(model: nn.Module, splits: Splits, recipe: Recipe, phase: Phase, 
             f"data.batch_size={size}: is shared by {processes} processes in {accumulate} parts each; "
             f"choose a multiple of {processes} from {2 * parts}"
         )
-    if not len(training_batches(splits.train, recipe, 0)):
-        raise ConfigError(f"data.batch_size={size}: larger than the training set of {len(splits.train)} images")
+    if size > len(splits.train):  # one small batch would be trained at the learning rate of a large one
+        most = len(splits.train) - len(splits.train) % processes
+        raise ConfigError(f"data.batch_size={size}: larger than the training set; choose {most} at most")
     device = torch.device(options.device)
     if options.execution.cuda_graph and (device.type != "cuda" or processes > 1):
         raise ConfigError(

@@ -169,10 +169,11 @@ def read_state(path: Path, learner: Learner, expected: Expected) -> Saved:
     state = TrainingState(**{key: value for key, value in header.items() if key in known})
     problems = [*_impossible(state, expected), *_misfits(tensors, learner)]
     found = len(_under("momentum.", tensors))
-    moved = state.seen > 0 and learner.optimizer.defaults["momentum"] > 0
-    noted = header.get("momenta", max(found, int(moved)))  # earlier versions did not note their number
-    if found != noted:
-        problems.append(f"{found} momenta instead of {noted}")
+    noted = header.get("momenta", found)  # earlier versions did not note their number
+    first = state.conditions.get("first epoch", str(state.epoch))
+    moved = (state.step > 0 or str(state.epoch) != first) and learner.optimizer.defaults["momentum"] > 0
+    if found != noted or (moved and not found):
+        problems.append(f"{found} momenta instead of {noted or 'one for each parameter'}")
     if problems:
         raise CheckpointError(f"{path}: not a state of this run: {'; '.join(problems[:_MOST_NAMED])}; restore it from a copy")
     return Saved(path, state, tensors)
