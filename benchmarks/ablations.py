@@ -24,6 +24,7 @@ from nbsnn import console, pipeline
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.images import Splits, evaluation_batches
+from nbsnn.device import pick_device
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.quant.quantize import quantize, read_plan
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
     args = parser.parse_args()
-    device = pipeline.pick_device(args.device)
+    device = pick_device(args.device)
     gpu = {"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {}
     rows = Rows(args.json, {"kind": "ablations"})
     common = [f"data.root={args.root}", f"seed={args.seed}", *args.set]

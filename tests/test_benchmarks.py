@@ -97,6 +97,7 @@ def test_an_ablation_trains_each_variant_once_and_becomes_a_section(tmp_path, mo
     assert "as it stands" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_steps_are_timed_and_become_a_section(tmp_path, monkeypatch, capsys):
     file = tmp_path / "training.json"
     monkeypatch.setattr(

@@ -116,6 +116,7 @@ def test_training_starts_from_a_packed_network_and_says_so(
     assert not trained.get_parameter(conv).equal(start.get_parameter(conv))
 
 
+@pytest.mark.slow
 def test_eval_reports_each_form(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     table = output(capsys, "eval", str(run / "32bit" / "best.safetensors"))
     assert "float" in table
@@ -217,6 +218,7 @@ def test_recipes_lists_all_and_shows_one(capsys: pytest.CaptureFixture[str]) -> 
     assert "digits/resnet20" in json.loads(output(capsys, "recipes", "--json"))
 
 
+@pytest.mark.slow
 def test_demo_prints_every_neuron_and_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(output(capsys, "demo", "--out", str(tmp_path), *SHORT, "--seed", "1", "--limit", "20", "--json"))
     assert len(result["results"]) == 3 * 4

@@ -11,6 +11,7 @@ from nbsnn import pipeline
 from nbsnn.data.images import Splits
 from nbsnn.data.pixels import crop_and_flip
 from nbsnn.data.sets.digits import load_digits
+from nbsnn.device import pick_device
 from nbsnn.errors import Interrupted
 from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.models import build_model
@@ -135,7 +136,7 @@ def test_a_gpu_is_picked_with_replays():
     chosen = pick_execution(CUDA, 1000)
     assert chosen.cuda_graph
     assert str(chosen).endswith("replayed as a CUDA graph")
-    assert pipeline.pick_device().type == "cuda"
+    assert pick_device().type == "cuda"
 
 
 def test_a_recipe_runs_on_a_gpu(tmp_path, splits):

@@ -221,6 +221,7 @@ def test_no_path_of_one_machine(page):
 # ------------------------------------------------------------------------------------------------------------- examples
 
 
+@pytest.mark.slow
 def test_own_network_runs_and_settles_exactly(tmp_path):
     pytest.importorskip("sklearn")
     command = [sys.executable, str(ROOT / "examples" / "own_network.py"), "--epochs", "1"]

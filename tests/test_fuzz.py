@@ -13,7 +13,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return Corpus(tmp_path_factory.mktemp("corpus"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [attempt.__name__ for _, attempt in TRIES])
 def test_a_few_tries_of_each_kind_pass(corpus: Corpus, name: str) -> None:
     for seed in range(2 if name in ("random_line", "damaged_run") else 4):
@@ -21,7 +20,6 @@ def test_a_few_tries_of_each_kind_pass(corpus: Corpus, name: str) -> None:
         assert outcome != "failure", what
 
 
-@pytest.mark.slow
 def test_a_file_that_loads_as_something_else_is_found(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nbsnn.tensorfile._check_hash", lambda *args: None)
     outcomes = [one_try(seed, corpus, ["damaged"]) for seed in range(60)]

@@ -91,6 +91,7 @@ def test_the_published_sequence_runs(place: Path, command: Callable[..., str]) -
     assert "epoch 1/2" not in printed
 
 
+@pytest.mark.slow
 def test_fine_tuning_writes_the_same_kind_of_files(place: Path, command: Callable[..., str]) -> None:
     reference = Path(__file__).parent / "golden" / "resnet20_2bit_reference.pth.tar"
     words = ["snn_ft.py", "--arch", "resnet20", "--bit", "2"]

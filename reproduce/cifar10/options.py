@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from nbsnn import pipeline
 from nbsnn.console import Flag, download_progress, note
 from nbsnn.data import load_data
 from nbsnn.data.images import Splits
+from nbsnn.device import pick_device
 from nbsnn.errors import ConfigError
 from nbsnn.models import canonical_name
 from nbsnn.outputs import check_output, network_kind
@@ -92,7 +92,7 @@ def device_of(args: argparse.Namespace) -> torch.device:
     if args.device.isdigit() and not torch.cuda.is_available():
         note("no GPU here: running on the CPU")
         return torch.device("cpu")
-    return pipeline.pick_device(f"cuda:{args.device}" if args.device.isdigit() else args.device)
+    return pick_device(f"cuda:{args.device}" if args.device.isdigit() else args.device)
 
 
 def data_of(recipe: Recipe) -> Splits:

@@ -11,7 +11,7 @@ import options
 
 from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table
 from nbsnn.evaluation.comparison import FIDELITY_IMAGES, compare
-from nbsnn.pipeline import load_quantized_start
+from nbsnn.importers.reference import load_quantized_start
 from nbsnn.spiking.schedules import check_pair
 
 

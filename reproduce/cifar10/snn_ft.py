@@ -22,7 +22,7 @@ from nbsnn.data.images import Batches, Splits
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.files import write_text
-from nbsnn.importers.reference import load_start
+from nbsnn.importers.reference import load_quantized_start, load_start
 from nbsnn.recipe import Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.training.finetune_spec import Change, FinetuneSpec
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         return
     folder = options.result_folder(args).with_name(f"{args.arch}_{args.bit}bit_ft")
     options.check_results(args, folder, "spiking")
-    network = pipeline.load_quantized_start(path, args.arch, bits=args.bit, trainer="main.py")
+    network = load_quantized_start(path, args.arch, bits=args.bit, trainer="main.py")
     if args.schedule != "fixed":
         raise ConfigError(f"--schedule {args.schedule}: exact schedules need no fine-tuning; leave it at fixed")
     if args.validation < 1:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from nbsnn import pipeline
 from nbsnn.console import Flag
 from nbsnn.data import load_data
 from nbsnn.data.dali import INSTALL, is_installed
 from nbsnn.data.images import Splits
+from nbsnn.device import pick_device
 from nbsnn.distributed import World
 from nbsnn.errors import ConfigError
 from nbsnn.models import canonical_name
@@ -114,7 +114,7 @@ def device_of(args: argparse.Namespace) -> torch.device:
     if args.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
-    return pipeline.pick_device(args.device)
+    return pick_device(args.device)
 
 
 def required_init(args: argparse.Namespace) -> Path:

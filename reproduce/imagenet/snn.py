@@ -12,7 +12,7 @@ import options
 from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table, speak_on_main_only
 from nbsnn.distributed import process_group
 from nbsnn.evaluation.comparison import compare
-from nbsnn.pipeline import load_quantized_start
+from nbsnn.importers.reference import load_quantized_start
 from nbsnn.spiking.schedules import check_pair
 
 _FIDELITY_IMAGES = 8  # of 224×224; every activation of them is kept

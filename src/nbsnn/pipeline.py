@@ -1,7 +1,5 @@
 """The story on one page: data → train → convert → compare. The command line and the published scripts call this."""
 
-import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -11,20 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import form_of, load_checkpoint
+from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.download import DownloadProgress
 from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
-from nbsnn.distributed import is_revived, local_rank, started_by_torchrun, world
-from nbsnn.errors import CheckpointError, ConfigError, shown
+from nbsnn.distributed import is_revived, world
+from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.evaluation.accuracy import Report, evaluate
 from nbsnn.evaluation.comparison import Finetuned, compare_finetuned
-from nbsnn.importers.reference import load_start
 from nbsnn.importers.torchvision import MappedTensor, from_torchvision, torchvision_state
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
-from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.network import SpikingNetwork
@@ -48,10 +44,7 @@ from nbsnn.training.options import FitOptions, TrainOptions
 from nbsnn.training.progressive import CALIBRATION_IMAGES, next_form
 from nbsnn.training.state import fingerprint
 
-logger = logging.getLogger(__name__)
-
 _CALIBRATION_PARTS = 4
-_DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
 
 ProgressBar = Callable[[int, str], AbstractContextManager[Callable[[str, int], None]]]  # console.image_progress is one
 
@@ -65,26 +58,6 @@ class PhaseResult:
     fit: FitResult
     last: Report
     best: Report
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is this process's CUDA device, or else the CPU; `cuda` under torchrun is the one with the process's local rank.
-
-    Raises:
-        ConfigError: no such device, or torch does not see it.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and started_by_torchrun():
-        name = f"cuda:{local_rank()}"
-    if not _DEVICE.fullmatch(name):
-        raise ConfigError(f"device={shown(name)}: choose auto, cpu, cuda, cuda:N or mps")
-    device = torch.device(name)
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # torch's: no such index, built without it, no such backend
-        raise ConfigError(f"device={name}: torch sees no such device here; use device=cpu") from None
-    return device
 
 
 def phase_folder(out: Path, bits: int) -> Path:
@@ -112,23 +85,6 @@ def pretrained_model(recipe: Recipe, source: str, images: LabelledImages) -> tup
     batches: tuple[Tensor, ...] = torch.tensor_split(calibration_images(images), _CALIBRATION_PARTS)
     size, classes = spec.image_size, spec.num_classes
     return from_torchvision(spec.name, state, batches, num_classes=classes, image_size=size, source=source)
-
-
-def load_quantized_start(path: str | Path, model: str, *, bits: int, trainer: str) -> nn.Module:
-    """`load_start` for conversion at `bits`.
-
-    Args:
-        trainer: the script that trains what is missing, for messages.
-    Raises:
-        ConfigError: the network is not a quantized one, or has other bits.
-    """
-    quantized = load_start(path, model, bits=bits)
-    if form_of(quantized) != "quantized":
-        raise ConfigError(f"{path} holds a {form_of(quantized)} network; train it with {bits} bits first ({trainer})")
-    found = max(m.bits for m in quantized.modules() if isinstance(m, QuantReLU))
-    if found != bits:
-        raise ConfigError(f"bits={bits}: {path} was trained with {found} bits; give that number, or another checkpoint")
-    return quantized
 
 
 def _build(spec: ModelSpec) -> nn.Module:

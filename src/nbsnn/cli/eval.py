@@ -25,6 +25,7 @@ from nbsnn.cli.options import (
     TimestepsOption,
 )
 from nbsnn.data.images import Batches, LabelledImages
+from nbsnn.device import pick_device
 from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.evaluation.accuracy import evaluate
@@ -61,7 +62,7 @@ def eval_(
       nbsnn eval runs/r20/2bit/best.safetensors --engine spikes --limit 500
     """
     _check_ways(engine, neuron, schedule, backend)
-    chosen = pipeline.pick_device(device)
+    chosen = pick_device(device)
     with process_group(chosen) as group:
         console.speak_on_main_only(group)
         model, header = load(checkpoint, device)

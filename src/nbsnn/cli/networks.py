@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from nbsnn import console, pipeline
+from nbsnn import console
 from nbsnn.checkpoint import form_of, rebuild, recipe_of
 from nbsnn.data import choices, data_set, load_data
 from nbsnn.data.images import LabelledImages, Splits
+from nbsnn.device import pick_device
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Header]:
     """A network of any form on a device, and the header of its file."""
-    chosen = pipeline.pick_device(device)
+    chosen = pick_device(device)
     header, state = read_tensors(checkpoint)
     if header["form"] == "integer":
         return IntegerNetwork(program_from(header, state, source=str(checkpoint))).to(chosen), header

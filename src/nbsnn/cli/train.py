@@ -24,6 +24,7 @@ from nbsnn.cli.options import (
 )
 from nbsnn.data import load_data
 from nbsnn.data.photos import PhotoSet
+from nbsnn.device import pick_device
 from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
 from nbsnn.recipe import MOST_SEED
@@ -80,7 +81,7 @@ def train(
     plan = load_recipe(recipe, given if seed is None else [*given, f"seed={seed}"])
     if init and pretrained:
         raise ConfigError("--init and --pretrained both name a start; give one of them")
-    chosen = pipeline.pick_device(device)
+    chosen = pick_device(device)
     folder = check_folder(out or default_folder(recipe))
     for bits in plan.phase:
         check_start(pipeline.phase_folder(folder, int(bits)), init or pretrained)

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nbsnn.checkpoint import load_checkpoint
+from nbsnn.checkpoint import form_of, load_checkpoint
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.finite import check_network
 from nbsnn.models import build_model, canonical_name
+from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import FLOAT_BITS, QuantSpec
 from nbsnn.statedict import same_kind
@@ -84,6 +85,23 @@ def load_start(path: str | Path, model: str, *, bits: int) -> nn.Module:
     act_bits = bits if quantized else FLOAT_BITS
     weight_bits = FLOAT_BITS if name in _FLOAT_WEIGHTS else act_bits
     return load_reference_checkpoint(path, name, weight_bits=weight_bits, act_bits=act_bits)
+
+
+def load_quantized_start(path: str | Path, model: str, *, bits: int, trainer: str) -> nn.Module:
+    """`load_start` for conversion at `bits`.
+
+    Args:
+        trainer: the script that trains what is missing, for messages.
+    Raises:
+        ConfigError: the network is not a quantized one, or has other bits.
+    """
+    quantized = load_start(path, model, bits=bits)
+    if form_of(quantized) != "quantized":
+        raise ConfigError(f"{path} holds a {form_of(quantized)} network; train it with {bits} bits first ({trainer})")
+    found = max(m.bits for m in quantized.modules() if isinstance(m, QuantReLU))
+    if found != bits:
+        raise ConfigError(f"bits={bits}: {path} was trained with {found} bits; give that number, or another checkpoint")
+    return quantized
 
 
 def load_reference_state_(net: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
