@@ -21,12 +21,12 @@ from nbsnn.spiking.network import SpikingNetwork
     [
         (
             {"neuron": "unsigned", "schedule": "settle"},
-            "neuron='unsigned' does not go with schedule='settle': settling takes spikes back; use neuron='signed'",
+            "neuron='unsigned' does not go with schedule='settle': settling needs negative spikes; use neuron='signed'",
         ),
         (
             {"neuron": "signed", "schedule": "barrier"},
-            "neuron='signed' does not go with schedule='barrier': nothing is ever taken back behind a barrier; "
-            "use neuron='unsigned'",
+            "neuron='signed' does not go with schedule='barrier': under barrier no spike is premature, so neurons are "
+            "unsigned; use neuron='unsigned'",
         ),
         ({"schedule": "settled"}, "unknown schedule 'settled'; did you mean settle?"),
         ({"neuron": "sign"}, "unknown neuron 'sign'; did you mean signed, unsigned?"),

@@ -1,1 +1,1 @@
-"""Quantization-aware training: quantizers, layers, and the step from float to quantized."""
+"""Quantization-aware training: quantizers, layers, and the conversion from float to quantized."""

@@ -1,9 +1,9 @@
-"""The audit: a dry run that refuses whatever would make spikes differ from activations in silence.
+"""The audit: a dry run that raises an error for operations that would make spikes differ from activations.
 
-Between two activations only affine functions may stand: they commute with the average over time. The audit watches every
-torch function on tensors that descend from the image, names the layer of the first one that is not affine, and says what
-to write instead. `to_spiking` and `lower` begin with it, so that both accept the same networks, and so does `quantize` where it
-has images, so that nobody trains what cannot be converted.
+Only affine functions are allowed between two activations: they commute with the mean over time. The audit intercepts every
+    torch function on tensors that depend on the image. The error names the layer of the first one that is not affine, and says
+    what to write instead. `to_spiking` and `lower` run it first, so both accept the same networks. `quantize` runs it if it has
+    images, so that a network that cannot be converted is not trained.
 """
 
 import inspect
@@ -35,10 +35,10 @@ _UNSEEN = (
 
 
 def audit(quantized: nn.Module, example: Tensor) -> Flow:
-    """Run a quantized network on an example [B, ...] and refuse what does not convert.
+    """Run a quantized network on an example [B, ...], and raise an error if it cannot be converted.
 
     Returns:
-        What the run showed; its `depth` is the number of neurons on the longest path from image to head.
+        The data flow of the run; its `depth` is the number of neurons on the longest path from image to head.
     Raises:
         ConversionError: names the layer and what to write instead.
     """
@@ -60,7 +60,7 @@ def audit(quantized: nn.Module, example: Tensor) -> Flow:
 
 
 def _check_quantized(network: nn.Module) -> None:
-    """Refuse a network without a quantized activation."""
+    """Raise an error for a network without a quantized activation."""
     modules = list(network.modules())
     if not any(isinstance(module, QuantReLU) for module in modules):
         if any(isinstance(module, WeightQuantizer) for module in modules):
@@ -73,9 +73,10 @@ def _check_quantized(network: nn.Module) -> None:
 
 @torch.no_grad()
 def _check_images_stay_apart(quantized: nn.Module, image: Tensor) -> None:
-    """Refuse a network that lets the images of a batch see each other: with time folded into the batch, steps would mix.
+    """Raise an error if a result depends on other images of the batch: with time folded into the batch, steps would mix.
 
-    The audit knows most such operations by name; a constant matrix over the batch axis, or an index into it, only shows here.
+    The audit finds most such operations by name; this check also finds a constant matrix over the batch axis, or an index into
+    it.
     """
     with evaluation_mode(quantized):
         try:
@@ -96,11 +97,11 @@ class _Audit(Flow):
 
     def __init__(self, quantized: nn.Module) -> None:
         super().__init__(quantized, activations=QuantReLU)
-        # By address of the memory: activation that worked in place in the float network, and its input, which is kept alive.
+        # Memory address → activation that worked in place in the float network, and its input, to which a reference is held.
         self.overwritten: dict[int, list[tuple[str, Tensor]]] = {}
 
     def check_loose(self) -> None:
-        """Refuse a quantized layer whose weight is used without a call of the layer: it would act in float."""
+        """Raise an error if a quantized layer's weight is used without a call of the layer: it would not be quantized."""
         for parameter, function in self.loose.items():
             if isinstance(self.layer_of(parameter), WeightQuantizer):
                 raise ConversionError(f"{parameter} is used in {function}() without a call of its layer; call the layer")
@@ -130,7 +131,7 @@ class _Audit(Flow):
         return result
 
     def check_overwritten(self, tensors: list[Tensor]) -> None:
-        """Refuse what a ReLU that worked in place has overwritten: the quantized activation leaves it as it was."""
+        """Raise an error if a tensor that an in-place ReLU overwrote is used: the quantized activation does not change it."""
         for tensor in tensors:
             for name, written in self.overwritten.get(tensor.untyped_storage().data_ptr(), ()):
                 if _overlap(tensor, written):
@@ -176,7 +177,7 @@ class _Audit(Flow):
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
-    """Do two tensors in one storage have elements in common?"""
+    """Whether two tensors in one storage share elements."""
     size = first.untyped_storage().nbytes() // first.element_size()
     places = torch.zeros(size, dtype=torch.bool)
     torch.as_strided(places, first.shape, first.stride(), first.storage_offset()).fill_(True)

@@ -1,4 +1,4 @@
-"""Where thresholds and weight scales start: at the least squared error of what they clip and round."""
+"""Initial thresholds and weight scales: those of least squared error between values and their quantized form."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -16,7 +16,7 @@ from nbsnn.quant.functional import quantize_activation
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.surgery import evaluation_mode
 
-_SAMPLES = 32_768  # values of one activation that the search looks at
+_SAMPLES = 32_768  # values of one activation that the search uses
 _CANDIDATES = 48
 _CHUNK = 128  # images in one forward pass
 
@@ -25,7 +25,7 @@ def least_error_threshold(x: Tensor, bits: int) -> Tensor:
     """The threshold θ with the least mean squared error between ReLU(x) and its b-bit form.
 
     Args:
-        x: currents, any shape; at most 32,768 of them, evenly spaced, are looked at.
+        x: currents, any shape; at most 32,768 of them, evenly spaced, are used.
         bits: b.
     Returns:
         Scalar θ > 0. Currents without a positive value give the threshold for unit variance.
@@ -43,14 +43,14 @@ def least_error_threshold(x: Tensor, bits: int) -> Tensor:
 
 @cache
 def half_normal_threshold(bits: int) -> float:
-    """The threshold for currents of mean 0 and variance 1: what batch norm gives before training."""
+    """The threshold for currents of mean 0 and variance 1: the output of batch norm before training."""
     quantiles = torch.special.ndtri((torch.arange(_SAMPLES, dtype=torch.float64) + 0.5) / _SAMPLES)
     return round(float(least_error_threshold(quantiles, bits)), 3)
 
 
 @torch.no_grad()
 def refit_scales_(quantized: nn.Module) -> None:
-    """Set every weight scale to the one of least error: one that was learned at more bits is too large for fewer.
+    """Set every weight scale to the one of least error: a scale learned with more bits is too large for fewer.
 
     Raises:
         QuantizationError: a weight is not finite.
@@ -67,18 +67,18 @@ def refit_scales_(quantized: nn.Module) -> None:
 @full_float32()
 @torch.no_grad()
 def calibrate_(quantized: nn.Module, images: Tensor) -> None:
-    """Start thresholds from data, front to back, each layer seeing its quantized predecessors.
+    """Initialize thresholds from data, layer by layer, with all earlier layers quantized.
 
-    Quantized weights are normalised, which changes the scale of what follows: where there are some, batch norm
-    is recalibrated in the same pass.
+    Quantized weights are normalized, which changes the scale of the currents: if there are any, batch norm is recalibrated in
+        the same pass.
 
     Args:
-        quantized: changed in place; its training mode is left as it was.
-        images: [B, C, H, W]; the first chunk of about 128 sets the thresholds, all of them the statistics.
+        quantized: changed in place; its training mode is restored.
+        images: [B, C, H, W]; the first chunk of about 128 determines the thresholds, all images the statistics.
     Raises:
         QuantizationError: currents are not finite, although weights and images are; names the activation.
     """
-    # Chunks of like size: a last one of a single image would have no variance.
+    # Chunks of similar size: a last one of a single image would have no variance.
     chunks = torch.tensor_split(images, max(1, round(len(images) / _CHUNK)))
     acts = {module: name for name, module in quantized.named_modules() if isinstance(module, QuantReLU)}
 

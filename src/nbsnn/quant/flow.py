@@ -1,6 +1,6 @@
-"""How an image flows through a network: which weight layers see it, which make the output, what is never called.
+"""Data flow of an image through a network: weight layers that read it, that produce the output, and that are never called.
 
-Nothing is refused here; the audit, which refuses, is built on it.
+The audit is a subclass that raises errors.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +15,8 @@ from nbsnn.surgery import evaluation_mode
 from nbsnn.tracing import Tracer, tensors_in
 
 WEIGHT_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
-BATCH = 3  # images in a dry run: few, and seldom the length of another axis
-_IMAGE = ""  # stands for the image among the names of layers
+BATCH = 3  # images in a dry run: few, and rarely the length of another axis
+_IMAGE = ""  # the image, among names of layers
 
 
 class Origin(NamedTuple):
@@ -27,13 +27,13 @@ class Origin(NamedTuple):
 
 
 class Flow(Tracer):
-    """One run of a network, and what it showed.
+    """One traced run of a network, and its results.
 
     Attributes:
-        first: weight layers that see the image itself.
-        last: weight layers whose outputs, without another one between, make the network's.
+        first: weight layers that read the image itself.
+        last: weight layers whose outputs reach the network's output without another weight layer between.
         seen: names of all modules that were called.
-        loose: parameter → function that weighs currents by it outside a weight layer, as in `F.conv2d(x, self.kernel)`.
+        loose: parameter → function that multiplies currents by it outside a weight layer, as in `F.conv2d(x, self.kernel)`.
         depth: activations on the longest path from image to output.
     """
 
@@ -45,11 +45,11 @@ class Flow(Tracer):
         self.loose: dict[str, str] = {}
         self.depth = 0
         self._network, self._activations = network, activations
-        # Names of parameters, and of those that other constants are made of.
+        # Names of parameters, and of the parameters that other constants are computed from.
         self._names: WeakTensorKeyDictionary = WeakTensorKeyDictionary({p: name for name, p in network.named_parameters()})
 
     def run(self, images: Tensor, error: type[NbsnnError]) -> Any:
-        """Follow the first of some images [B, ...], a few times over, through the network; returns its output.
+        """Trace the first of some images [B, ...], repeated a few times, through the network; returns its output.
 
         Raises:
             error: the network does not run on one tensor of such images.
@@ -76,7 +76,7 @@ class Flow(Tracer):
         return result
 
     def note(self, result: Any, sources: list[Tensor]) -> None:
-        """Let the tensors of a result come from where all its sources come from."""
+        """Record that the tensors of a result come from the origins of all its sources."""
         origins = [self.known[source] for source in sources]
         joined = Origin(max(o.depth for o in origins), frozenset().union(*(o.layers for o in origins)))
         for output in tensors_in(result):
@@ -87,7 +87,7 @@ class Flow(Tracer):
         return self._network.get_submodule(parameter.rpartition(".")[0])
 
     def parameters_in(self, args: Any, kwargs: Mapping[str, Any]) -> set[str]:
-        """Parameters that are among the arguments, themselves or in what is made of them alone."""
+        """Parameters among the arguments, directly or in tensors computed from parameters alone."""
         return {self._names[t] for t in tensors_in((args, kwargs)) if t in self._names}
 
     def entered(self, name: str, module: nn.Module, inputs: list[Tensor]) -> None:
@@ -118,12 +118,12 @@ class Flow(Tracer):
 
 
 def few(images: Tensor) -> Tensor:
-    """[3, ...]: the first of some images, in memory of its own, as a network may write into it."""
+    """[3, ...]: the first of some images, as a copy, since a network may write into it."""
     return images[:1].detach().repeat(BATCH, *(1 for _ in images.shape[1:]))
 
 
 def follow(network: nn.Module, images: Tensor) -> Flow:
-    """What a dry run of a network on its first image shows, in evaluation mode and whatever it is made of.
+    """Trace a dry run of any network on its first image, in evaluation mode.
 
     Raises:
         QuantizationError: the network does not run on one tensor of such images.

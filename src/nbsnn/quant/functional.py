@@ -1,8 +1,8 @@
 """The quantizers, as pure functions with straight-through gradients.
 
-Weights take additive powers of two (APoT; Li, Dong & Wang, ICLR 2020) after normalisation; the first and the last
-layer take a uniform 8-bit grid; activations take 2^b − 1 steps below a learnable threshold. One tensor pass costs about
-as much as a ReLU on a CPU, so the passes are counted here: four forward and three backward for an activation.
+Weights are normalized and rounded to additive powers of two (APoT; Li, Dong & Wang, ICLR 2020); the first and the last
+layer use a uniform 8-bit grid; activations have 2^b − 1 steps below a learnable threshold. One pass over a tensor costs about
+as much as a ReLU on a CPU, so the number of passes matters: four forward and three backward for an activation.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -22,17 +22,17 @@ __all__ = [
 
 EdgeRange = Literal["max", "max_abs"]
 
-SMALLEST_SCALE = 1e-3  # thresholds and scales act as at least this much, so that a step too far cannot turn one negative
+SMALLEST_SCALE = 1e-3  # minimum of thresholds and scales in use, so that a large step cannot make one negative
 
-_BLOCK = {"cpu": 2**17}  # weights quantized at a time: on a CPU their intermediate results stay in the cache
+_BLOCK = {"cpu": 2**17}  # weights quantized at a time: on a CPU intermediate results stay in the cache
 _BLOCK_ELSEWHERE = 2**30
 
 
 def _signed_levels(weight: Tensor, mean: Tensor, deviation: Tensor, weight_scale: Tensor, *, bits: int) -> Tensor:
     """The level of every weight with its sign, of the weight's shape and memory format.
 
-    What is rounded, and how, is fixed: (w − mean) / deviation / scale in the weight's type, operation by operation as IEEE 754
-    has it, compiled or not. So a weight takes the same level on every machine.
+    The operations are fixed: (w − mean) / deviation / scale in the weight's type, one IEEE 754 operation at a time, compiled or
+        not. So a weight has the same level on every machine.
     """
     cells = len(NEAREST_LEVEL[bits]) - 1
     if torch.compiler.is_compiling():  # one fused kernel, and no table that a compiled graph would copy to the device
@@ -50,20 +50,20 @@ def _signed_levels(weight: Tensor, mean: Tensor, deviation: Tensor, weight_scale
     for part, level in zip(parts, torch.split(in_storage_order(result), size), strict=True):
         unit, cell = unit_buffer[: part.numel()], cell_buffer[: part.numel()]
         torch.sub(part, mean, out=unit).div_(deviation).div_(weight_scale)
-        cell.copy_(torch.abs(unit, out=level).clamp_(max=1).mul_(cells)).clamp_(min=0)  # NaN becomes some whole number
+        cell.copy_(torch.abs(unit, out=level).clamp_(max=1).mul_(cells)).clamp_(min=0)  # NaN becomes some integer
         torch.index_select(table, 0, cell, out=level).copysign_(unit)
     return result
 
 
 def divided(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, rounded as IEEE 754 has it: compiled CUDA code would divide float32 by approximation."""
+    """a / b, rounded correctly as in IEEE 754: compiled CUDA code would approximate a float32 division."""
     if torch.compiler.is_compiling() and a.is_cuda and a.dtype == torch.float32:
-        return (a.double() / b.double()).float()  # rounding twice changes nothing here: 53 bits are more than 2·24 + 1
+        return (a.double() / b.double()).float()  # rounding twice is exact here: 53 bits are more than 2·24 + 1
     return a / b
 
 
 class QuantizedWeight(NamedTuple):
-    """A quantized weight with the statistics that its gradient needs again."""
+    """A quantized weight with the statistics that its gradient needs."""
 
     values: Tensor
     mean: Tensor
@@ -75,26 +75,26 @@ def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, own_scale: b
     """The forward half of `quantize_weight`, without gradient."""
     mean, deviation = _statistics(weight, own_scale=own_scale)
     level = _signed_levels(weight, mean, deviation, weight_scale, bits=bits)
-    # deviation - deviation is 0, or NaN where a weight is not finite: it must show in the loss.
+    # deviation - deviation is 0, or NaN if a weight is not finite, so that the loss shows it.
     unit = weight_scale * deviation if own_scale else weight_scale + (deviation - deviation)
     return QuantizedWeight(level.mul_(unit), mean, deviation)
 
 
 @torch.no_grad()
 def apot_unit(weight: Tensor, weight_scale: Tensor, *, own_scale: bool) -> Tensor:
-    """What `apot_weight` multiplies the levels with."""
+    """The factor on the levels in `apot_weight`."""
     return weight_scale * _statistics(weight, own_scale=True)[1] if own_scale else weight_scale
 
 
 def _statistics(weight: Tensor, *, own_scale: bool) -> tuple[Tensor, Tensor]:
-    """What a weight is normalised by, in its type: mean and deviation, or 0 and the root mean square."""
+    """Offset and divisor of the normalization, in the weight's type: mean and deviation, or 0 and the root mean square."""
     seen = moments(weight)
     mean, deviation = (torch.zeros_like(seen.mean), seen.root_mean_square) if own_scale else (seen.mean, seen.deviation)
     return mean.to(weight.dtype), deviation.to(weight.dtype).clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 class _QuantizeWeight(torch.autograd.Function):
-    """APoT quantization; mean and deviation count as constants, as does the choice of the level."""
+    """APoT quantization; mean, deviation and the index of the level are constants for the gradient."""
 
     @staticmethod
     def forward(
@@ -121,14 +121,15 @@ def quantize_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, own_scal
     """APoT quantization of a layer's normalised weight (Li et al., ICLR 2020).
 
     Args:
-        weight: any shape; normalised over all its entries first: the mean taken off, and divided by the deviation.
+        weight: any shape; normalized over all its entries first: the mean is subtracted, and the result divided by the standard
+            deviation.
         weight_scale: scalar s > 0, the clip of the normalised weight; learnable.
         bits: 2, 3, 4 or 5.
-        own_scale: for a layer whose scale no batch norm takes back. The weight is divided by its root mean square r alone, and
-            the result multiplied by it: the quantized weight keeps the scale and the mean of the weight.
+        own_scale: for a layer that no batch norm follows. The weight is only divided by its root mean square r, and the result
+            multiplied by it: the quantized weight has the scale and the mean of the weight.
     Returns:
-        s · level · sign (times r), of the weight's shape. The gradient passes inside the clip (over the layer's deviation,
-        unless the scale is kept); the scale receives the clipped part and the rounding residue.
+        s · level · sign (times r), of the weight's shape. The gradient passes inside the clip (divided by the deviation, unless
+        own_scale); the scale receives the clipped part and the rounding residue.
     """
     known = apot_weight(weight.detach(), weight_scale.detach(), bits=bits, own_scale=own_scale)
     result: Tensor = _QuantizeWeight.apply(weight, weight_scale, *known, own_scale)  # type: ignore[no-untyped-call]
@@ -154,13 +155,13 @@ def quantize_edge_weight(weight: Tensor, *, bits: int = 8, edge_range: EdgeRange
 def edge_step(weight: Tensor, *, bits: int, edge_range: EdgeRange) -> Tensor:
     """The grid's step m / (2^(b-1) − 1) of an edge layer's weight."""
     extreme = weight.max() if edge_range == "max" else weight.abs().max()
-    # In float64 and rounded once: a GPU would multiply by a rounded reciprocal.
+    # In float64, rounded once: a GPU would multiply by a rounded reciprocal.
     step: Tensor = (extreme.double() / (2 ** (bits - 1) - 1)).to(weight.dtype)
     return step.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 def at_least(parameter: Tensor, floor: float = SMALLEST_SCALE) -> Tensor:
-    """max(parameter, floor) with the identity as gradient, so that a parameter below the floor can come back."""
+    """max(parameter, floor) with the identity as gradient, so a parameter below the floor can increase again."""
     return with_values(parameter, parameter.detach().clamp_min(floor))
 
 
@@ -195,10 +196,10 @@ def quantize_activation(x: Tensor, threshold: Tensor, *, bits: int, tolerance: f
         x: any shape, in units of the activation.
         threshold: scalar θ > 0, the clipping level; learnable.
         bits: b, 2 to 8.
-        tolerance: added to the ½, in units of a step; the exact schedules' neurons carry the same one, so that exact ties
-            agree in floating point.
+        tolerance: added to the ½, in units of a step; neurons of exact schedules have the same tolerance, so that ties are
+            rounded alike in floating point.
     Returns:
-        The quantized activation. Half rounds up, as an integrate-and-fire neuron charged to θ/2 does. The gradient passes
+        The quantized activation. Halves round up, as in an integrate-and-fire neuron that starts at θ/2. The gradient passes
         inside the clip; the threshold receives the clipped part and the rounding residue.
     """
     result: Tensor = _QuantizeActivation.apply(x, threshold, 2**bits - 1, tolerance)  # type: ignore[no-untyped-call]

@@ -23,9 +23,9 @@ FIXED_WEIGHTS = (
 
 
 class WeightQuantizer(nn.Module):
-    """What QuantConv2d and QuantLinear share: the weight, as `format` quantizes it.
+    """Base class of QuantConv2d and QuantLinear, with a weight that `format` quantizes.
 
-    Each forward pass quantizes it, so that it follows the parameters however they are written; see `quantized_once`.
+    Each forward pass quantizes the weight, so every write to the parameters takes effect; see `quantized_once`.
     """
 
     weight: Tensor
@@ -39,7 +39,7 @@ class WeightQuantizer(nn.Module):
         self.weight_scale = None if scale is None else nn.Parameter(scale, requires_grad=not weight_format.fixed)
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module; warns, once where Python shows a warning once, that fixed weights do not train."""
+        """Set training mode, as for any module; warns that fixed weights are not trained."""
         if mode and self.fixed:
             warnings.warn(FIXED_WEIGHTS, stacklevel=1)
         return super().train(mode)
@@ -71,13 +71,13 @@ class WeightQuantizer(nn.Module):
 
 
 class _Cached:
-    """A quantized weight, and what it was made from."""
+    """A quantized weight, and the tensors that it was computed from."""
 
     source: tuple[object, ...] = ()
     values: Tensor
 
     def is_made_from(self, source: tuple[object, ...]) -> bool:
-        """Whether these are the very objects, and where they were: `.to()` changes a parameter in place."""
+        """Whether these are the same objects at the same addresses: `.to()` changes a parameter in place."""
         weight = source[0]
         assert isinstance(weight, Tensor)
         same = len(self.source) == len(source) and all(a is b for a, b in zip(self.source, source, strict=True))
@@ -90,10 +90,10 @@ _CACHE: ContextVar[Mapping[nn.Module, _Cached]] = ContextVar("quantized weights"
 
 @contextmanager
 def quantized_once(*networks: nn.Module) -> Iterator[None]:
-    """While open, in this thread, each layer of these networks quantizes its weight once, in forward passes without gradient.
+    """Context manager: in this thread, layers of these networks quantize weights once for several passes without gradient.
 
-    For several passes by one who owns the networks meanwhile: a write to a parameter while the context is open may not be
-    seen. Outside of it nothing is cached.
+    Do not write to a parameter while the context is open: the write may have no effect. Outside of the context nothing is
+        cached.
     """
     layers = [module for network in networks for module in network.modules() if isinstance(module, WeightQuantizer)]
     token = _CACHE.set({**{layer: _Cached() for layer in layers}, **_CACHE.get()})
@@ -104,7 +104,7 @@ def quantized_once(*networks: nn.Module) -> Iterator[None]:
 
 
 class QuantConv2d(WeightQuantizer, nn.Conv2d):
-    """A Conv2d whose weight is quantized; activations are the business of the layer before."""
+    """A Conv2d whose weight is quantized; its input is quantized by the activation before it."""
 
     @classmethod
     def from_float(cls, conv: nn.Conv2d, weight_format: WeightFormat) -> "QuantConv2d":
@@ -140,8 +140,8 @@ class QuantLinear(WeightQuantizer, nn.Linear):
 class QuantReLU(nn.Module):
     """ReLU clipped at a learnable threshold θ and rounded to 2^b − 1 steps.
 
-    `tie_tolerance` (in steps, 0 at first) is set while this net is compared with an exact spiking one; see
-    `nbsnn.measure_fidelity`. `inplace` says that the ReLU in its place overwrote its input; this one does not.
+    `tie_tolerance` (in steps, initially 0) is set while this net is compared with an exact spiking one; see
+    `nbsnn.measure_fidelity`. `inplace` records that the original ReLU overwrote its input; this module does not.
     """
 
     def __init__(self, bits: int, threshold: float | Tensor, *, inplace: bool = False) -> None:
@@ -153,7 +153,7 @@ class QuantReLU(nn.Module):
 
     @property
     def levels(self) -> int:
-        """L = 2^b − 1: the largest count, and T when all layers agree."""
+        """L = 2^b − 1: the largest count, and T if all layers have the same bits."""
         return int(2**self.bits - 1)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The levels of weights in additive powers of two (APoT; Li, Dong & Wang, ICLR 2020), and which of them is nearest."""
+"""The levels of weights in additive powers of two (APoT; Li, Dong & Wang, ICLR 2020), and rounding to the nearest."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 WEIGHT_BITS = (2, 3, 4, 5)
 
-# Each magnitude is a sum of one term of each row, over the largest such sum.
+# Each magnitude is a sum of one term of each row, divided by the largest such sum.
 _APOT_TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
     2: ((0, 1),),
     3: ((0, 1, 2, 4),),
@@ -38,10 +38,10 @@ def apot_levels(bits: int) -> Tensor:
 
 
 def _nearest_level_table(bits: int) -> Tensor:
-    """The nearest level for each cell of a grid whose lines include every midpoint between levels.
+    """The nearest level for each cell of a grid that contains every midpoint between levels.
 
-    With denominator D all midpoints are multiples of 1/(2D), so that cell floor(2D·|x|) decides the level: a look-up
-    costs a seventh of torch.bucketize. The cell that starts at a midpoint belongs to the upper level.
+    With denominator D all midpoints are multiples of 1/(2D), so cell floor(2D·|x|) determines the level: a look-up costs a
+    seventh of torch.bucketize. The cell that starts at a midpoint belongs to the upper level.
     """
     levels = apot_levels(bits)
     cells = 2 * apot_numerators(bits)[-1]
@@ -60,13 +60,13 @@ LEVEL_STARTS = {
 
 @cache
 def nearest_level_on(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The table where it is used: a copy from the host would wait for all that the device has to do."""
+    """The table on the device that uses it: a copy from the host would synchronize with the device."""
     with torch.inference_mode(False):
         return NEAREST_LEVEL[bits].to(device, dtype)
 
 
 def normalised_codes(codes: Tensor, *, bits: int, deviation: float) -> Tensor | None:
-    """A number for each code, within the cell of its level, such that all together have mean 0 and this deviation.
+    """A number for each code, within the cell of its level, such that all weights have mean 0 and this standard deviation.
 
     They are a·(level − m), clipped to the cells: m is found for each a by bisection, since the mean falls as m rises, and so is
     a, since the deviation rises with it.
@@ -76,12 +76,12 @@ def normalised_codes(codes: Tensor, *, bits: int, deviation: float) -> Tensor | 
         bits: b.
         deviation: with Bessel's correction, in units of the largest level.
     Returns:
-        [2^b] float64, or None if the cells leave no room for it.
+        [2^b] float64, or None if the cells do not allow it.
     """
     counts = torch.bincount(codes.flatten().cpu(), minlength=2**bits).double()
     levels = apot_levels(bits)
     bounds = torch.cat([torch.zeros(1).double(), (levels[1:] + levels[:-1]) / 2, torch.full((1,), 100.0).double()])
-    for margin in (0.1, 0.01, 0.001):  # of a cell's width, for the rounding of what is made from the numbers
+    for margin in (0.1, 0.01, 0.001):  # of a cell's width, for later rounding errors
         inset = margin * (bounds[1:] - bounds[:-1]).clamp_max(bounds[1])
         low, high = bounds[:-1] + inset, bounds[1:] - inset
         cells = torch.cat([low, -high]), torch.cat([high, -low])

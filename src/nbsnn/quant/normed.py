@@ -1,8 +1,8 @@
-"""Which weight layers a batch norm follows directly: it takes their scale and mean back, whatever these become.
+"""Find the weight layers that a batch norm follows directly: it compensates for their scale and mean.
 
-The outputs of the layers are followed: through a run on an image, or, where there is none, through a copy of the network
-without numbers (on the device "meta") on images of common sizes. Where that fails, and where an output goes anywhere else as
-well, no norm is assumed: keeping a scale that a norm would take back does no harm, losing one that nothing takes back does.
+The outputs of the layers are traced: in a run on an image, or, without an image, in a copy of the network on the meta device
+    with images of common sizes. If that fails, or if an output is used elsewhere too, no norm is assumed: preserving a scale
+        does no harm before a norm, but losing one without a norm does.
 """
 
 import copy
@@ -18,12 +18,12 @@ from nbsnn.quant.flow import few
 from nbsnn.surgery import evaluation_mode
 from nbsnn.tracing import Tracer, tensors_in
 
-# What may stand between: c times the input gives c times the output, and a shift per channel stays one.
+# Functions allowed between: homogeneous, and a shift per channel remains a shift per channel.
 _BETWEEN = {
     "flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone", "avg_pool2d", "adaptive_avg_pool2d", "dropout",
     "dropout2d", "neg", "to", "float", "double", "type", "data", "detach",
 }  # fmt: skip
-_SIDES = (32, 224, 28, 64, 8, 16, 96, 128, 227, 256, 299, 12, 6)  # of the images of common data sets, where there are none
+_SIDES = (32, 224, 28, 64, 8, 16, 96, 128, 227, 256, 299, 12, 6)  # image sizes of common data sets, if no image is given
 
 
 def normed_layers(model: nn.Module, layers: Collection[str], example: Tensor | None = None) -> set[str]:
@@ -31,7 +31,7 @@ def normed_layers(model: nn.Module, layers: Collection[str], example: Tensor | N
 
     Args:
         model: a float network.
-        example: [B, ...], images or rows of features, the first of which is followed.
+        example: [B, ...], images or rows of features, the first of which is traced.
     """
     if example is not None:
         with evaluation_mode(model):
@@ -41,7 +41,7 @@ def normed_layers(model: nn.Module, layers: Collection[str], example: Tensor | N
     for shape in _shapes(model, layers):
         try:
             return _followed(bare, layers, torch.empty(2, *shape, dtype=dtype, device="meta"))
-        except (NbsnnError, RuntimeError, NotImplementedError, TypeError):  # another size, or code that looks at numbers
+        except (NbsnnError, RuntimeError, NotImplementedError, TypeError):  # another size, or code that reads values
             continue
     return set()
 
@@ -65,7 +65,7 @@ def _followed(model: nn.Module, layers: Collection[str], images: Tensor) -> set[
 
 
 def _without_numbers(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, without hooks, whose tensors have shapes alone."""
+    """A copy in evaluation mode on the meta device, without hooks."""
     tensors: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
     tensors |= {id(b): b.detach().to("meta") for b in model.buffers()}
     bare: nn.Module = copy.deepcopy(model, tensors).eval()
@@ -76,7 +76,7 @@ def _without_numbers(model: nn.Module) -> nn.Module:
 
 
 class _Follower(Tracer):
-    """What is known of a tensor: the layer whose output it is, but for its shape and a factor."""
+    """What is known of a tensor: the layer whose output it is, up to shape and a factor."""
 
     def __init__(self, layers: Collection[str]) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class _Follower(Tracer):
         result = func(*args, **kwargs)
         origins = {self.known[source] for source in sources}
         first = args[0] if args else kwargs.get("input")
-        # A bare F.batch_norm is not recalibrated after quantization, so it takes nothing back before it is trained.
+        # F.batch_norm without a module is not recalibrated after quantization, so it does not compensate before training.
         if name == "batch_norm" and first is sources[0] and isinstance(self.innermost, _BatchNorm):
             self.normed |= origins
         elif name in _BETWEEN and isinstance(result, Tensor):

@@ -1,7 +1,7 @@
-"""What may stand between two activations: the torch functions that are affine, and what to write in place of the others.
+"""Functions allowed between two activations: those of torch that are affine, and the remedy for others.
 
-Affine functions commute with the average over time, so that spikes can pass through them. This is a whitelist: what is not
-known here is refused.
+Affine functions commute with the mean over time, so spikes can pass through them. This is an allowlist: other functions raise
+    an error.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ _NORMS = {"layer_norm", "group_norm", "instance_norm", "local_response_norm", "r
 _GATES = {"glu", "multi_head_attention_forward", "scaled_dot_product_attention"}
 _RECURRENT = {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}
 
-# torch's modules by the function that they stand for; where that is in AFFINE, a module has no entry.
+# torch's modules by their function; modules whose function is in AFFINE have no entry.
 _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "relu6": (nn.ReLU6,), "hardtanh": (nn.Hardtanh,), "leaky_relu": (nn.LeakyReLU,), "prelu": (nn.PReLU,),
     "elu": (nn.ELU,), "selu": (nn.SELU,), "celu": (nn.CELU,), "rrelu": (nn.RReLU,), "threshold": (nn.Threshold,),
@@ -58,18 +58,18 @@ _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
 
 
 class Refusal(NamedTuple):
-    """What stands in the way, and what to do about it."""
+    """A problem and its remedy."""
 
     what: str
     remedy: str
 
 
 def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
-    """Why a function that is not affine is refused, and what to write in its place.
+    """Why a function that is not affine is an error, and what to write instead.
 
     Args:
-        name: of the function, as `tracing.function_name` gives it.
-        module: in which it is called.
+        name: of the function, as returned by `tracing.function_name`.
+        module: the module that calls it.
     """
     inside = type(module).__name__ if module is not None and type(module).__module__.startswith("torch.nn") else ""
     if name in _RELU | _CLIP and inside == "ReLU":
@@ -103,7 +103,7 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
 
 
 def refused_module(module: nn.Module) -> Refusal | None:
-    """Why no network with this module of torch's, called on currents, becomes a spiking one; None if nothing is known."""
+    """Why a network that calls this torch module on currents cannot become a spiking one; None if unknown."""
     for name, classes in _MODULES.items():
         if isinstance(module, classes):
             own = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn"))
@@ -114,7 +114,7 @@ def refused_module(module: nn.Module) -> Refusal | None:
 
 
 def batch_statistics(module: nn.Module | None) -> Refusal:
-    """Why batch norm is refused that does not use its running statistics."""
+    """Why batch norm without running statistics is an error."""
     what = "batch norm uses the statistics of the batch"
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
         return Refusal(what, "build it with track_running_stats=True")

@@ -1,7 +1,7 @@
-"""Quantized weights as codes of b bits each, eight bits to the byte: what a network takes on disk.
+"""Quantized weights as codes of b bits, packed into bytes, for files.
 
-The layer's weight format says what the codes are. Beside them lies their unit: where the layer has a `weight_scale`, in its
-place. Unpacking repeats the quantizer's last multiplication, so that the weights come back bit for bit.
+The layer's weight format defines the codes. Their unit is stored too, in `weight_scale` if the layer has one. Unpacking repeats
+the quantizer's last multiplication, so the weights are restored bit for bit.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from nbsnn.finite import check_finite, check_network
 from nbsnn.quant.layers import WeightQuantizer
 from nbsnn.statedict import FLOATS
 
-CODES, STEP, SCALE = ".weight.codes", ".weight.step", ".weight_scale"  # tensors of a packed layer beside its bias
+CODES, STEP, SCALE = ".weight.codes", ".weight.step", ".weight_scale"  # tensors of a packed layer besides its bias
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Whole numbers in [0, 2^bits) of any shape → uint8 [⌈n·bits/8⌉], lowest bit first."""
+    """Integers in [0, 2^bits) of any shape → uint8 [⌈n·bits/8⌉], lowest bit first."""
     planes = (codes.flatten().to("cpu", torch.int64)[:, None] >> torch.arange(bits)) & 1
     stream = planes.flatten()
     stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)
@@ -38,10 +38,10 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
 
 
 def pack_state(quantized: nn.Module) -> dict[str, Tensor]:
-    """The state of a quantized network with codes in the place of its quantized weights.
+    """The state of a quantized network with codes instead of its quantized weights.
 
     Raises:
-        QuantizationError: the network is packed already, a weight has no code, or numbers are not finite.
+        QuantizationError: the network is already packed, a weight has no code, or values are not finite.
     """
     check_network(quantized, QuantizationError)
     state = dict(quantized.state_dict())
@@ -65,7 +65,7 @@ def pack_state(quantized: nn.Module) -> dict[str, Tensor]:
 
 
 def unpack_state(state: Mapping[str, Tensor], quantized: nn.Module) -> dict[str, Tensor]:
-    """A state dict for `quantized`, whose layers hold their weights fixed (`WeightFormat.fixed`), from what `pack_state` gave.
+    """A state dict for `quantized`, whose layers have fixed weights (`WeightFormat.fixed`), from the result of `pack_state`.
 
     Raises:
         ValueError: codes are missing or of another length; names the layer.
@@ -90,7 +90,7 @@ def unpack_state(state: Mapping[str, Tensor], quantized: nn.Module) -> dict[str,
 
 
 def _unit(state: Mapping[str, Tensor], key: str, layer: WeightQuantizer) -> Tensor:
-    """What a layer's values are multiplied by: one finite number, or one per output channel if its format says so."""
+    """The factor on a layer's codes: one finite number, or one per output channel for formats with `per_channel`."""
     unit = state[key]
     shape = (len(layer.weight), *(1 for _ in layer.weight.shape[1:])) if layer.format.per_channel else ()
     if unit.shape != shape or unit.dtype not in FLOATS or not bool(unit.isfinite().all()):

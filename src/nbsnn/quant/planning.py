@@ -1,7 +1,7 @@
-"""Which layers of a float network are quantized, which of them are edges, and what is refused before anything is trained.
+"""Which layers of a float network are quantized, which of them are edges, and errors before anything is trained.
 
-Nothing stays in float without a word: a weight or an activation that has no quantized form is refused by its name, unless
-`QuantSpec.skip` names it.
+No layer stays in float silently: a weight or an activation without a quantized form raises an error that names it, unless
+    `QuantSpec.skip` does.
 """
 
 import logging
@@ -32,7 +32,7 @@ class Layers:
 
 
 def check_float(model: nn.Module) -> None:
-    """Refuse a network whose weights cannot be quantized yet, or that takes more than an image.
+    """Raise an error for a network whose weights cannot be quantized yet, or that has several inputs.
 
     Raises:
         QuantizationError: names the layer.
@@ -51,11 +51,11 @@ def choose_layers(model: nn.Module, spec: QuantSpec, flow: Flow | None = None) -
 
     Args:
         model: float network.
-        spec: what is wanted, and which layers to skip.
-        flow: of an image through the network. With it the edges are the weight layers that see the image or make the output;
-            without, the first and the last one registered.
+        spec: bits, and layers to skip.
+        flow: of an image through the network. With it, edges are the weight layers that read the image or produce the output;
+            without it, the first and the last registered one.
     Raises:
-        QuantizationError: a layer that has no quantized form, or that spikes cannot follow; names it, with the remedy.
+        QuantizationError: a layer has no quantized form, or spikes cannot represent it; names the layer and the remedy.
     """
     skipped = _skipped(model, spec)
     named = {name: module for name, module in model.named_modules() if module not in skipped}
@@ -86,7 +86,7 @@ def choose_layers(model: nn.Module, spec: QuantSpec, flow: Flow | None = None) -
 
 
 def is_to_be_converted(model: nn.Module, spec: QuantSpec) -> bool:
-    """False where activations stay in float, or `skip` names one, or a pool or norm that spikes cannot follow."""
+    """False if activations stay in float, or if `skip` names an activation, or a pool or norm that spikes cannot represent."""
     skipped = _skipped(model, spec)
     return spec.act_bits != FLOAT_BITS and not any(isinstance(m, nn.ReLU) or refused_module(m) for m in skipped)
 
@@ -106,7 +106,7 @@ def _matches(name: str, spec: QuantSpec) -> bool:
 
 
 def _check_weights(name: str, module: nn.Module, spec: QuantSpec, flow: Flow | None) -> None:
-    """Refuse a module with a weight that would stay in float."""
+    """Raise an error for a module with a weight that would stay in float."""
     place, kind = name or "the network", type(module).__name__
     skip = f", or leave it in float with QuantSpec(skip=({name!r},))" if name else ""
     if isinstance(module, _OTHER_WEIGHT_LAYERS):
@@ -136,7 +136,7 @@ _HOLDERS = (nn.ParameterList, nn.ParameterDict)
 
 
 def _check_loose(flow: Flow, spec: QuantSpec) -> None:
-    """Refuse a parameter that weighs currents outside a weight layer, as in `F.conv2d(x, self.kernel)`."""
+    """Raise an error for a parameter that multiplies currents outside a weight layer, as in `F.conv2d(x, self.kernel)`."""
     for parameter, function in flow.loose.items():
         if not _matches(parameter, spec):
             if isinstance(flow.layer_of(parameter), WEIGHT_LAYERS):
@@ -148,7 +148,7 @@ def _check_loose(flow: Flow, spec: QuantSpec) -> None:
 
 
 def _check_between(name: str, module: nn.Module) -> None:
-    """Refuse a module that spikes cannot follow."""
+    """Raise an error for a module that spikes cannot represent."""
     place = name or "the network"
     if isinstance(module, nn.ReLU) and (oddity := _oddity(module, nn.ReLU)):
         raise QuantizationError(f"{place} is a {type(module).__name__} {oddity}; use nn.ReLU itself")
@@ -157,7 +157,7 @@ def _check_between(name: str, module: nn.Module) -> None:
 
 
 def _oddity(module: nn.Module, base: type[nn.Module]) -> str | None:
-    """What keeps a layer from being replaced by the quantized form of its base class, in words."""
+    """Why a layer cannot be replaced by the quantized form of its base class, for a message."""
     cls = type(module)
     if "forward" in vars(module):
         return "whose forward was replaced"

@@ -1,6 +1,6 @@
-"""From a float network to a quantized one, by a plan: which layer gets which format.
+"""Convert a float network to a quantized one by a plan: the format of each layer.
 
-The plan is a dictionary of formats that a checkpoint's header can carry, to rebuild the very same network.
+The plan is a dictionary of formats that a checkpoint's header stores, to rebuild the same network.
 """
 
 import logging
@@ -40,8 +40,8 @@ class ActFormat:
         check_bits("act_bits", self.bits, allow_float=False)
 
     def header(self) -> dict[str, Any]:
-        """What a file's header holds of it."""
-        return {"bits": self.bits, "edge_range": None, "fixed": False}  # as files have held it from the first version
+        """Its entry in a file's header."""
+        return {"bits": self.bits, "edge_range": None, "fixed": False}  # same in files of all versions
 
 
 Plan = dict[str, WeightFormat | ActFormat]
@@ -51,7 +51,7 @@ def plan_formats(model: nn.Module, spec: QuantSpec, example: Tensor | None = Non
     """The format of each layer of a float network; errors as in `choose_layers`.
 
     Args:
-        example: [B, ...], images whose first one is followed, to find the edges and which layers a batch norm follows.
+        example: [B, ...], images whose first one is traced, to find the edges and the layers that a batch norm follows.
     """
     layers = choose_layers(model, spec, None if example is None else follow(model, example))
     inner = weight_format(spec.weight_format)
@@ -68,7 +68,7 @@ def plan_formats(model: nn.Module, spec: QuantSpec, example: Tensor | None = Non
 
 
 def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
-    """Swap the planned layers for their quantized forms; returns the root. Weights that are computed become plain ones."""
+    """Replace the planned layers by their quantized forms, and computed weights by plain ones; returns the root."""
     _fold_(model)
     modules = dict(model.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
@@ -96,7 +96,7 @@ def _fold_(model: nn.Module) -> None:
 
 
 def read_plan(model: nn.Module) -> Plan:
-    """The formats that a quantized network has now."""
+    """The current formats of a quantized network."""
     plan: Plan = {}
     for name, module in model.named_modules():
         if isinstance(module, WeightQuantizer):
@@ -107,10 +107,10 @@ def read_plan(model: nn.Module) -> Plan:
 
 
 def plan_from_header(model: nn.Module, entries: Mapping[str, Any]) -> Plan:
-    """The plan that a file's header holds for a float network; see the formats' `header`.
+    """The plan in a file's header for a float network; see the formats' `header`.
 
     Raises:
-        QuantizationError: an entry that describes no format of its layer; names it.
+        QuantizationError: an entry is not a format of its layer; names the layer.
     """
     modules = dict(model.named_modules())
     plan: Plan = {}
@@ -134,23 +134,23 @@ def _read_act_format(entry: Mapping[str, Any]) -> ActFormat:
 def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None, example: Tensor | None = None) -> nn.Module:
     """The quantized form of a float network, as a new object.
 
-    Wrappers (DataParallel, torch.compile) are taken off, and weights that are computed on every call (weight norm, spectral
-    norm, pruning) become plain ones.
+    Wrappers (DataParallel, torch.compile) are removed, and weights that are computed in each call (weight norm, spectral norm,
+    pruning) become plain ones.
 
     Args:
         model: made of Conv2d, Linear, ReLU *modules* and anything linear between them.
-        spec: bits of weights, activations and edge layers; 32 leaves a layer alone.
-        images: [B, C, H, W] (or as the network takes them), a few hundred training images. With them thresholds start where
-            they lose least, and batch norm is recalibrated; without them thresholds suit unit-variance currents
-            and statistics wait for training.
-        example: [B, C, H, W], one image, where no images are given. One or the other is followed through the network: edges are
-            the weight layers that see the image or make the output, layers never called are named, and what `to_spiking`
-            would refuse is refused here, before any training, unless `spec.skip` names it. With neither, edges are the first
-            and the last weight layer registered, and only modules are looked at, not what `forward` does with them.
+        spec: bits of weights, activations and edge layers; 32 leaves a layer in float.
+        images: [B, C, H, W] (or as the network takes them), a few hundred training images. With them thresholds are initialized
+            to minimize the error, and batch norm is recalibrated; without them thresholds fit currents of unit variance, and
+            statistics do not change before training.
+        example: [B, C, H, W], one image, if no images are given. One of the two is traced through the network: edges are the
+            weight layers that read the image or produce the output, a warning names layers that are never called, and errors of
+            `to_spiking` are raised here, before any training, unless `spec.skip` names the layer. With neither, edges are the
+            first and the last registered weight layer, and only modules are checked, not `forward`.
     Raises:
-        QuantizationError: nothing to quantize, quantized before, a layer without a quantized form, or numbers that are not
-            finite in the network, in the images, or on the way from one to the other.
-        ConversionError: activations are quantized, and the network does something that spikes cannot follow.
+        QuantizationError: nothing to quantize, a network that is already quantized, a layer without a quantized form, or values
+            that are not finite in the network, the images or the currents.
+        ConversionError: activations are quantized, and the network has an operation that spikes cannot represent.
     """
     model = as_network(model, QuantizationError)
     if images is not None:
@@ -192,15 +192,15 @@ def _nothing(spec: QuantSpec) -> str:
 def set_bits_(
     quantized: nn.Module, *, weight_bits: int | None = None, act_bits: int | None = None, only: Iterable[str] = ("*",)
 ) -> nn.Module:
-    """Change the bits of inner weights and of activations in place, keeping all that was learned; edges stay.
+    """Change the bits of inner weights and of activations in place; parameters and edge layers do not change.
 
     Args:
         quantized: result of `quantize`.
-        weight_bits: what the layers' format comes in (APoT: 2 to 5), or None to leave as they are.
+        weight_bits: widths of the layers' format (APoT: 2 to 5), or None to leave them unchanged.
         act_bits: 2 to 8, or None.
         only: name patterns of the layers to change, such as "stage1.*".
     Raises:
-        QuantizationError: no such layer, fixed weights, or numbers that are not finite.
+        QuantizationError: no such layer, fixed weights, or values that are not finite.
     """
     check_bits("act_bits", act_bits, allow_float=False)
     network = unwrap(quantized)
@@ -223,7 +223,7 @@ def set_bits_(
 
 
 def _matching(kind: str, bits: int | None, layers: Collection[str], patterns: tuple[str, ...], network: nn.Module) -> list[str]:
-    """Layers by pattern that take these bits; refused if there are bits and no layer."""
+    """Layers by pattern that support these bits; raises an error if bits are given and there is no layer."""
     found = [name for name in layers if any(fnmatch(name, pattern) for pattern in patterns)]
     if bits is None:
         return []

@@ -1,4 +1,4 @@
-"""Packed networks made trainable: float weights that start at the levels which the packed ones hold."""
+"""Make packed networks trainable: float weights that are quantized to the packed values."""
 
 from dataclasses import replace
 
@@ -12,15 +12,15 @@ from nbsnn.wrappers import as_network, copied
 
 @torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
 def unpack(network: nn.Module) -> nn.Module:
-    """A packed network with weights that train, as a new object; its logits are equal bit for bit.
+    """A packed network with trainable weights, as a new object; its logits are equal bit for bit.
 
-    Each layer gets a float weight that its format quantizes to the very values that were packed, each value within its level's
-    cell, so that an ordinary optimizer moves it from there.
+    Each layer gets a float weight that its format quantizes to the packed values. Each value is inside the cell of its level,
+    so an optimizer can train it as usual.
 
     Args:
-        network: quantized or spiking, as `load_checkpoint` gives it; layers whose weights are not fixed are copied as they are.
+        network: quantized or spiking, from `load_checkpoint`; layers whose weights are not fixed are copied unchanged.
     Raises:
-        QuantizationError: the network has no fixed weights, or holds values that no float weight is quantized to.
+        QuantizationError: the network has no fixed weights, or no float weight is quantized to its values.
     """
     bare = as_network(network, QuantizationError)
     if not has_fixed_weights(bare):
@@ -33,7 +33,7 @@ def unpack(network: nn.Module) -> nn.Module:
 
 
 def has_fixed_weights(network: nn.Module) -> bool:
-    """Whether a layer holds its quantized values themselves, as in a packed network."""
+    """Whether a layer's weight holds quantized values, as in a packed network."""
     return any(isinstance(module, WeightQuantizer) and module.fixed for module in network.modules())
 
 

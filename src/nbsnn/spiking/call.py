@@ -1,7 +1,7 @@
-"""What one call of a spiking network knows: the stretch of time that its neurons see, and what they carry to the next one.
+"""The state of one call of a spiking network: the current window of time, and what neurons store between windows.
 
-It belongs to the call, not to the modules: a network that several threads share, or a replica of it, answers each call as if
-it was alone. The neurons ask for the call that runs them.
+The state belongs to the call, not to the modules, so several threads can use one network or its replicas at the same time.
+Neurons look up the call that runs them.
 """
 
 import threading
@@ -20,7 +20,7 @@ Stage = Literal["rest", "drive", "drain", "mean"]
 
 @dataclass
 class State:
-    """Of one neuron layer, between two windows: [B, ...] membranes and net counts; its bias current, [1, ...] or [T, ...]."""
+    """A neuron layer between two windows: [B, ...] membranes and net counts; its bias current, [1, ...] or [T, ...]."""
 
     membrane: Tensor | None = None
     count: Tensor | None = None
@@ -33,11 +33,11 @@ class Call:
 
     Attributes:
         timesteps: T, the steps of a window.
-        stage: "rest" (no image, no spikes: what arrives is bias alone), "drive" (the image is on), "drain" (image and bias are
-            off, and neurons finish what they owe), or "mean" (no time: one pass over currents averaged over the window).
-        keep_counts: whether the net counts of all neurons are wanted.
-        answer: in the stage "mean", what a neuron layer makes of its mean current [B, ...].
-        states: of the layers that were called.
+        stage: "rest" (no image, no spikes: currents are biases), "drive" (image and bias are on), "drain" (image and bias are
+            off, neurons continue), or "mean" (no time: one pass over currents averaged over the window).
+        keep_counts: whether to return the net counts of all neurons.
+        answer: in the stage "mean", the function from a neuron layer and its mean current [B, ...] to its output.
+        states: states of the layers that were called.
         fired: [T, B] bool per layer, of this window.
     """
 
@@ -55,20 +55,20 @@ class Call:
         return self
 
     def state_of(self, neuron: nn.Module) -> State:
-        """The state of a layer, empty at first."""
+        """The state of a layer, initially empty."""
         return self.states.setdefault(neuron, State())
 
     def activity(self) -> Tensor:
-        """[T, B] bool: did any neuron of this image fire in this step of the window?"""
+        """[T, B] bool: whether any neuron of an image fired in a step of the window."""
         return torch.stack(self.fired).any(0)
 
 
-_thread = threading.local()  # .call: what runs here; torch.compile sees through this, and not through a context variable
+_thread = threading.local()  # .call: the running call; torch.compile supports this, but not a context variable
 
 
 @contextmanager
 def running(call: Call) -> Iterator[Call]:
-    """While open, neurons that run in this thread belong to `call`."""
+    """Context manager: neurons that run in this thread use `call`."""
     before = getattr(_thread, "call", None)
     _thread.call = call
     try:
@@ -78,10 +78,10 @@ def running(call: Call) -> Iterator[Call]:
 
 
 def current_call() -> Call:
-    """The call that runs here.
+    """The running call of this thread.
 
     Raises:
-        ConversionError: a neuron was called by itself.
+        ConversionError: a neuron was called outside of its network.
     """
     call: Call | None = getattr(_thread, "call", None)
     if call is None:

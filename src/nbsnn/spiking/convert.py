@@ -1,4 +1,4 @@
-"""From a quantized network to a spiking one: swap the activations, after an audit of the rest."""
+"""Convert a quantized network to a spiking one: replace the activations, after an audit of the rest."""
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,20 @@ def to_spiking(
     gradient: str = "proxy",
     timesteps: int | None = None,
 ) -> SpikingNetwork:
-    """The spiking form of a quantized network, as a new object; the source is untouched.
+    """The spiking form of a quantized network, as a new object; the source does not change.
 
     Args:
-        quantized: result of `nbsnn.quantize`. Its norms' running statistics count, in whatever mode it is.
+        quantized: result of `nbsnn.quantize`. Batch norm uses its running statistics in any mode.
         example: [B, C, H, W] images for the audit's dry run; one is enough.
         neuron: "signed" or "unsigned"; unless given, signed, or unsigned under "barrier".
-        schedule: "fixed" (the published one: T = 2^b − 1 steps and stop, not exact), "settle" (signed; steps on until no neuron
-            can fire: exact) or "barrier" (unsigned; layer after layer: exact, fewest spikes), or one that was registered
-            (`nbsnn.spiking.schedules`).
-        gradient: "proxy" or "surrogate"; what `backward` does, see `SpikingNetwork`.
-        timesteps: T, to be checked; the bits of the activations decide it, T = 2^b − 1.
+        schedule: "fixed" (published: stop after T = 2^b − 1 steps, not exact), "settle" (signed; continue until no neuron can
+            fire: exact), "barrier" (unsigned; layer after layer: exact, fewest spikes), or a registered one
+                (`nbsnn.spiking.schedules`).
+        gradient: "proxy" or "surrogate"; see `SpikingNetwork`.
+        timesteps: T, for a check only; the bits of the activations determine it, T = 2^b − 1.
     Raises:
-        ConversionError: the network does something that spikes cannot follow, has another T, holds numbers that are not finite,
-            or is in half precision where the schedule is exact; the message names the layer and the remedy.
+        ConversionError: the network has an operation that spikes cannot represent, another T, values that are not finite, or
+            half precision with an exact schedule; the message names the layer and the remedy.
         ConfigError: unknown gradient.
     """
     chosen, name = check_pair(neuron, schedule)

@@ -1,4 +1,4 @@
-"""Integrate-and-fire: the one loop over time in the package, the rules of one step, and the folding of time into the batch."""
+"""Integrate-and-fire: the only loop over time in the package, the rules of one step, and folding time into the batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# A signed neuron under the published schedule takes a spike back at this membrane or below, in units of the activation
-# (Hu et al., 2023): a little below zero, so that rounding in single precision does not set it off.
+# A signed neuron under the published schedule cancels a spike at this membrane or below, in units of the activation (Hu et al.,
+# 2023): slightly below zero, so that rounding in single precision does not trigger it.
 RETRACT_AT = -1e-3
 
 
 class Limits(NamedTuple):
-    """What a neuron compares its membrane with, in the membrane's unit; whole numbers in an integer network.
+    """Limits of a neuron, in the membrane's unit; integers in an integer network.
 
     Attributes:
-        threshold: θ; a spike takes it off the membrane.
-        levels: the largest count that the layer stands for.
-        retract: at this membrane or below, the published rule takes a spike back.
-        signed: whether spikes may be taken back at all.
+        threshold: θ; a spike subtracts it from the membrane.
+        levels: the largest count of the layer.
+        retract: at this membrane or below, the published rule cancels a spike.
+        signed: whether negative spikes are allowed.
     """
 
     threshold: Tensor | int
@@ -32,7 +32,7 @@ Rule = Callable[[Tensor, Tensor, Limits], Tensor]  # membrane, net count and lim
 
 
 def published_rule(membrane: Tensor, count: Tensor, limits: Limits) -> Tensor:
-    """Fire at the threshold; signed neurons take a spike back a little below zero (Hu et al., 2023, eq. 11)."""
+    """Fire at the threshold; signed neurons cancel a spike slightly below zero (Hu et al., 2023, eq. 11)."""
     spike = (membrane >= limits.threshold).to(torch.int8)
     if limits.signed:
         spike = spike - ((membrane <= limits.retract) & (count > 0)).to(torch.int8)
@@ -40,7 +40,7 @@ def published_rule(membrane: Tensor, count: Tensor, limits: Limits) -> Tensor:
 
 
 def capped_rule(membrane: Tensor, count: Tensor, limits: Limits) -> Tensor:
-    """Fire at the threshold while the count is below its cap; take back below zero, never at zero, where ties would live on."""
+    """Fire at the threshold while the count is below its cap; cancel below zero, not at zero, where a tie would alternate."""
     spike = ((membrane >= limits.threshold) & (count < limits.levels)).to(torch.int8)
     if limits.signed:
         spike = spike - ((membrane < 0) & (count > 0)).to(torch.int8)
@@ -59,18 +59,17 @@ def integrate_and_fire(
 ) -> Tensor:
     """Spikes of integrate-and-fire neurons with reset by subtraction (Hu et al., 2023, eq. 11).
 
-    With autograd on, each step's spike has a surrogate one: that of (membrane / θ), where the membrane is within
-    half a threshold of firing or of taking back, and 0 elsewhere (a rectangle of width 1; Wu et al., 2018). The reset passes it
-    on with its sign, so that every unit of current is answered by at most one spike: gradients neither explode nor vanish over
-    time.
+    With autograd enabled, each spike has a surrogate gradient: that of (membrane / θ) if the membrane is within half a
+        threshold of firing or of cancelling, and 0 elsewhere (a rectangle of width 1; Wu et al., 2018). The reset is
+        differentiated too, so each unit of current affects at most one spike: gradients neither explode nor vanish over time.
 
     Args:
         current: [T, ...] input of each step, in units of the activation.
-        threshold: scalar θ > 0. A neuron fires when its membrane reaches θ, and θ is taken off.
-        signed: allow a negative spike that takes back an earlier positive one, giving θ back to the membrane.
-        cap: with a cap, the net count never exceeds it, and a signed neuron takes back as soon as its membrane is negative:
-            the rule of the "settle" schedule. Without, the published rule.
-        membrane: [...] at the start; θ/2 unless given, so that firing rounds to nearest.
+        threshold: scalar θ > 0. A neuron fires when its membrane reaches θ, and θ is subtracted.
+        signed: allow a negative spike, which cancels an earlier positive one and adds θ to the membrane.
+        cap: the largest net count; a signed neuron then cancels as soon as its membrane is negative: the rule of the schedule
+            "settle". Without it, the published rule.
+        membrane: [...] initial membrane; θ/2 unless given, so that firing rounds to nearest.
         count: [...] net spikes before the first step; 0 unless given.
         rule: when to fire in a step; by `cap` unless given.
     Returns:
@@ -91,13 +90,13 @@ def integrate_and_fire(
             spike = _Surrogate.apply(membrane, threshold, spike, _is_near(membrane.detach(), count - spike, limits))  # type: ignore[no-untyped-call]
         membrane = membrane - spike * threshold
         spikes.append(spike)
-    # NaN reaches no threshold and would pass for silence. The difference is 0, or NaN where a membrane is not finite.
+    # NaN never reaches the threshold and would look like silence. The difference is 0, or NaN if a membrane is not finite.
     spikes[-1] = spikes[-1] + (membrane.detach() - membrane.detach())
     return torch.stack(spikes)
 
 
 def _is_near(membrane: Tensor, count: Tensor, limits: Limits) -> Tensor:
-    """Bool: is the membrane within half a threshold of firing, or of taking back a spike that there is?"""
+    """Bool: whether the membrane is within half a threshold of firing, or of cancelling an earlier spike."""
     half = limits.threshold / 2
     near = (membrane >= half) & (membrane < 3 * half) & (count < limits.levels)
     if limits.signed:
@@ -106,7 +105,7 @@ def _is_near(membrane: Tensor, count: Tensor, limits: Limits) -> Tensor:
 
 
 class _Surrogate(torch.autograd.Function):
-    """A spike with the gradient of membrane / threshold where `near` is set."""
+    """A spike with the gradient of membrane / threshold where `near` is true."""
 
     @staticmethod
     def forward(ctx: Any, membrane: Tensor, threshold: Tensor, spike: Tensor, near: Tensor) -> Tensor:
@@ -122,7 +121,7 @@ class _Surrogate(torch.autograd.Function):
 
 
 def fold(sequence: Tensor) -> Tensor:
-    """[T, B, ...] → [T·B, ...], time-major: what every layer but the neuron sees."""
+    """[T, B, ...] → [T·B, ...], time-major: the layout for all layers except neurons."""
     return sequence.flatten(0, 1)
 
 

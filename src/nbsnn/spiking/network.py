@@ -1,4 +1,4 @@
-"""A spiking network: the quantized module tree with neurons for activations, and the stepping of time around it."""
+"""A spiking network: the quantized module tree with neurons as activations, and the simulation of time."""
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -26,13 +26,13 @@ Gradient = Literal["proxy", "surrogate"]
 
 @dataclass(frozen=True, eq=False)
 class SpikingResult:
-    """What a run gives, for B images.
+    """Result of a run on B images.
 
     Attributes:
         logits: [B, classes], averaged over T.
-        steps: [B] int64, steps that each image took: T ("fixed"), until its last neuron was silent ("settle"), or
+        steps: [B] int64, steps of each image: T ("fixed"), until its last neuron was silent ("settle"), or
             (depth + 1)·T ("barrier").
-        counts: neuron layer → [B, ...] net spikes, if asked for; whole numbers in the network's own type.
+        counts: neuron layer → [B, ...] net spikes, if requested; integers in the network's floating-point type.
     """
 
     logits: Tensor
@@ -43,18 +43,18 @@ class SpikingResult:
 class SpikingNetwork(nn.Module):
     """Result of `nbsnn.to_spiking`. Called on images [B, C, H, W], it returns logits [B, classes], averaged over T.
 
-    Several threads may call one object at once, as nn.DataParallel does with its replicas: the state of a call is its own.
-    Layers stay in evaluation mode, whatever `train` says: spikes know no statistics but the running ones.
-    In evaluation mode it computes in full float32 (`nbsnn.full_float32`): TF32 would break what the exact schedules promise.
+    Several threads may call one object at the same time, as nn.DataParallel does with its replicas: each call has its own
+        state. Layers stay in evaluation mode also after `train()`: batch norm uses its running statistics. In evaluation mode
+        it computes in full float32 (`nbsnn.full_float32`), because exact schedules would not be exact in TF32.
 
     Attributes:
-        network: the module tree; its state dict is the quantized network's, and so is this object's own.
-        neuron, schedule: how it runs, as `to_spiking` was told.
-        gradient: how a loss of the logits is differentiated. "proxy": of all time at once, with
-            the straight-through gradient of the quantized network at the spikes' rates. "surrogate": step by step, with a
-            surrogate derivative for each spike (`nbsnn.spiking.functional.integrate_and_fire`). It may be changed.
+        network: the module tree; its state dict, and that of this object, is the quantized network's.
+        neuron, schedule: as given to `to_spiking`.
+        gradient: how a loss of the logits is differentiated. "proxy": without time, by the straight-through gradient of the
+            quantized network at the spikes' rates. "surrogate": step by step, with a surrogate derivative for each spike
+            (`nbsnn.spiking.functional.integrate_and_fire`). It may be changed.
         timesteps: T = 2^b − 1, the steps in which the image is shown.
-        image_shape: (C, H, W) of the example that the audit ran.
+        image_shape: (C, H, W) of the example in the audit.
         depth: neurons on the longest path from image to head.
         steps: [B] int64, the steps of this thread's last call; `simulate` returns them with the logits.
     """
@@ -87,7 +87,7 @@ class SpikingNetwork(nn.Module):
         super().__setattr__(name, value)
 
     def train(self, mode: bool = True) -> "SpikingNetwork":
-        """Set this object's own flag; the layers stay in evaluation mode."""
+        """Set the flag of this object only; the layers stay in evaluation mode."""
         if mode and not self.training and has_fixed_weights(self.network):
             warnings.warn(FIXED_WEIGHTS, stacklevel=2)
         self.network.eval()
@@ -109,13 +109,13 @@ class SpikingNetwork(nn.Module):
         return with_values(proxy, result.logits)
 
     def simulate(self, images: Tensor, *, keep_counts: bool = False) -> SpikingResult:
-        """Run, and return all that is known of the run; with autograd on, gradients are the surrogate ones.
+        """Run, and return logits, steps and counts; with autograd enabled, gradients are surrogate gradients.
 
         Args:
             images: [B, C, H, W], normalised.
             keep_counts: return the net counts of every neuron.
         Raises:
-            ConfigError: no images that the network takes.
+            ConfigError: the images do not fit the network.
             ConversionError: an exact schedule in half precision.
         """
         images = self._checked(images)
@@ -130,7 +130,7 @@ class SpikingNetwork(nn.Module):
         return full_float32() if self._evaluated else nullcontext()
 
     def _checked(self, images: Tensor) -> Tensor:
-        # An image of NaN makes no spike, and would pass for a black one.
+        # An image of NaN causes no spike, and would look like a black one.
         images = as_images(images, ranks=(len(self.image_shape) + 1,), channels=self.image_shape[0], finite=self._evaluated)
         return to_network(images, self.network)
 
@@ -151,7 +151,7 @@ class SpikingNetwork(nn.Module):
         return SpikingResult(total / self.timesteps, steps, counts)
 
     def _go_on(self, images: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        """Show the image for a window, then step on without image and bias, if need be until no neuron fires.
+        """Run the window with the image, then windows without image and bias, if needed until no neuron fires.
 
         Returns:
             The head's summed current [B, classes], and the steps taken [B].
@@ -168,14 +168,14 @@ class SpikingNetwork(nn.Module):
                 activity = call.activity().cpu()
                 last = (activity * torch.arange(1, T + 1)[:, None]).amax(0)  # 0: silent throughout
                 steps = torch.where(last > 0, done - T + last, steps)
-                if not bool(activity.any(1).all()):  # after a wholly silent step nothing can happen any more
+                if not bool(activity.any(1).all()):  # after a step without a spike no neuron can fire
                     break
                 if done > longest + 1 + T:
                     raise ConversionError(f"still firing after {done} steps, where {longest + 1} suffice: run it in float64")
         return total, steps
 
     def _rest(self, images: Tensor, call: Call) -> Tensor:
-        """What the head gets in a step without image and spikes, [1, classes]; neurons note what they get."""
+        """The head's current in a step without image and spikes, [1, classes]; neurons store theirs."""
         with running(call.begin("rest")):
             bias: Tensor = self.network(torch.zeros_like(images[:1]))
         return bias
@@ -189,7 +189,7 @@ class SpikingNetwork(nn.Module):
         return total
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SpikingNetwork":
-        # What .half() and .to(dtype) would make of a parameter, before any is changed.
+        # The type of a parameter after .half() or .to(dtype), before any is changed.
         if (parameter := next(self.parameters(), None)) is not None:
             with torch.no_grad():
                 refuse_half(schedule_named(self.schedule), fn(parameter.new_zeros(())).dtype)

@@ -1,4 +1,4 @@
-"""The integrate-and-fire neuron, the only module that knows time."""
+"""The integrate-and-fire neuron, the only module that depends on time."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def refuse_half(schedule: Schedule, dtype: torch.dtype) -> None:
-    """Raise if an exact schedule would count in half precision, whose sums cannot tell a spike from none."""
+    """Raise an error for an exact schedule in half precision, whose sums can lose a spike."""
     if schedule.exact and dtype in _HALF:
         short = str(dtype).removeprefix("torch.")
         raise ConversionError(
@@ -24,7 +24,7 @@ def refuse_half(schedule: Schedule, dtype: torch.dtype) -> None:
 
 
 def check_precision(schedule: Schedule, network: nn.Module, device: torch.device) -> None:
-    """Raise if an exact schedule would run in half precision: by the network's type, or by autocast on this device."""
+    """Raise an error if an exact schedule would run in half precision: by the network's type, or by autocast on this device."""
     if schedule.exact and torch.is_autocast_enabled(device.type):
         raise ConversionError(
             f"schedule={schedule.name!r} counts exactly, and autocast would break that; call it outside torch.autocast, or "
@@ -38,9 +38,9 @@ def check_precision(schedule: Schedule, network: nn.Module, device: torch.device
 class IFNeuron(nn.Module):
     """The spiking form of a `QuantReLU`: current in, spikes · height out, time folded into the batch.
 
-    A spike's height is θ·T/L, which is θ when the layer's own 2^b − 1 = L levels are the network's T; the firing threshold is
-    the same number. So a count of q means q·θ/L on average over T steps, as in the quantized network. What it carries from
-    step to step lies in the `Call` that runs it.
+    A spike's height is θ·T/L, which is θ if the layer's 2^b − 1 = L levels equal the network's T; the firing threshold is the
+    same number. So a count of q has the mean q·θ/L over T steps, as in the quantized network. The state between steps is in the
+    `Call` that runs it.
     """
 
     def __init__(self, act: QuantReLU, *, timesteps: int, neuron: Neuron, schedule: str) -> None:
@@ -50,7 +50,7 @@ class IFNeuron(nn.Module):
         self.timesteps, self.neuron, self.schedule = timesteps, neuron, schedule
 
     def height(self) -> Tensor:
-        """Scalar: the height of a spike and the threshold that releases it."""
+        """Scalar: the height of a spike, which is also the firing threshold."""
         return at_least(self.threshold) * (self.timesteps / self.levels)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class IFNeuron(nn.Module):
             sequence = sequence - state.bias
         spikes = self._fire(sequence, call, schedule)
         if schedule.windows is None:
-            call.fired.append((spikes.abs() > 0).flatten(2).any(2))  # not != 0: NaN would never fall silent
+            call.fired.append((spikes.abs() > 0).flatten(2).any(2))  # not != 0: NaN would never be silent
         return fold(spikes * self.height())
 
     def _fire(self, sequence: Tensor, call: Call, schedule: Schedule) -> Tensor:
@@ -76,7 +76,7 @@ class IFNeuron(nn.Module):
         signed, rule = self.neuron == "signed", schedule.rule
         start = (height * (0.5 + schedule.tie_tolerance(sequence.dtype))).expand(sequence.shape[1:])
         if schedule.order == "in turn":
-            # The whole window is integrated in silence, then given out evenly, as a constant current would.
+            # Integrate the whole window without firing, then emit the count evenly, as under a constant current.
             even = sequence.mean(0, keepdim=True).expand_as(sequence)
             spikes = integrate_and_fire(even, height, signed=signed, cap=self.levels, membrane=start, rule=rule)
         else:
@@ -88,7 +88,7 @@ class IFNeuron(nn.Module):
             fired = spikes.sum(0)
             state.count = fired if state.count is None else state.count + fired
         if schedule.windows != 1:
-            # Conservation of charge gives the state in which the next window finds the neuron.
+            # Conservation of charge gives the state for the next window.
             state.membrane = start + sequence.sum(0) - fired * height
         return spikes
 

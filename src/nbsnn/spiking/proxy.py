@@ -1,8 +1,8 @@
 """The value of spikes with the gradient of the quantized network.
 
-Counting spikes has no gradient. But between two neurons stands an affine function, so that a layer's mean current is what
-the quantized layer of the same name makes of its inputs' rates. That layer is the *proxy*: forward gives what the spikes
-gave, backward takes the quantized activation's straight-through gradient.
+Spike counts have no gradient. But the function between two neurons is affine, so a layer's mean current is what the quantized
+layer of the same name computes from its inputs' rates. That layer is the *proxy*: its forward pass has the values of the
+spikes, its backward pass the straight-through gradient of the quantized activation.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,13 +27,13 @@ def rates_of(network: nn.Module, counts: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def proxy_activation(neuron: IFNeuron, current: Tensor) -> Tensor:
-    """What the quantized layer of the same name makes of a mean current: its value and straight-through gradient."""
+    """The quantized activation of a mean current, with its straight-through gradient."""
     tolerance = schedule_named(neuron.schedule).tie_tolerance(current.dtype)
     return quantize_activation(current, at_least(neuron.threshold), bits=neuron.bits, tolerance=tolerance)
 
 
 def run_on_means(network: nn.Module, images: Tensor, answer: Callable[[str, IFNeuron, Tensor], Tensor]) -> Tensor:
-    """The output of a module tree with neurons on means over time: one pass over the images.
+    """Run a module tree with neurons on means over time, in one pass over the images.
 
     Args:
         network: the tree of a `SpikingNetwork`.

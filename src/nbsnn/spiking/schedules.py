@@ -1,7 +1,7 @@
-"""The schedules: when neurons step, when the run ends, and all else that one of them is; each is a row of one table.
+"""The schedules: when neurons step, when the run ends, and all other properties of a schedule, one entry each.
 
-What runs a network (the modules, the integer backends) asks the row, and knows none by name. `register` adds a row from
-anywhere, under a name that `to_spiking`, integer networks and files then know.
+The code that runs a network (modules, integer backends) uses these properties and no names of schedules. `register` adds a
+schedule, whose name `to_spiking`, integer networks and files then know.
 """
 
 from collections.abc import Mapping
@@ -20,19 +20,19 @@ Order = Literal["together", "in turn"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """One way to run a network in time.
+    """A schedule: how a network runs in time.
 
     Attributes:
-        name: what users and files call it.
-        neurons: the kinds that it goes with, its own first.
-        reason: why it goes with no other kind; empty if it goes with all.
-        rule: when a neuron fires in one step, in floating point and in whole numbers alike.
+        name: used by users and in files.
+        neurons: supported kinds of neurons, the default first.
+        reason: why other kinds are not supported; empty if all are.
+        rule: when a neuron fires in one step, for floating point and for integers.
         exact: every count equals the quantized activation: neurons and quantizer share a tie tolerance, layers may differ in
-            levels, and half precision, which would break the promise, is refused.
-        order: "together": all layers take each step, and a spike reaches the next layer within it. "in turn": a layer first
-            integrates the whole window in silence, and gives its count out evenly in the next.
-        windows: of T steps each, that a network together runs in: the first one shows the image, the others let neurons go on
-            without image and bias. None is as many as it takes until no neuron fires.
+            levels, and half precision raises an error.
+        order: "together": all layers take each step, and a spike reaches the next layer in the same step. "in turn": a layer
+            first integrates the whole window without firing, and emits its count evenly in the next.
+        windows: number of windows of T steps for "together": the first one shows the image, the others run without image and
+            bias. None: as many as needed until no neuron fires.
         native: kind of neuron → mode of the C++ kernel (integer/native/net.h); without one, only torch runs it.
     """
 
@@ -55,7 +55,7 @@ class Schedule:
                 raise ConfigError(f"schedule {self.name!r}: {problem}")
 
     def steps(self, timesteps: int, depth: int) -> int:
-        """The steps that an image takes, or at most takes where it runs until no neuron fires (docs/concepts.md has the proof).
+        """The steps of an image, or an upper bound if it runs until no neuron fires (proof in docs/concepts.md).
 
         Args:
             timesteps: T.
@@ -66,9 +66,9 @@ class Schedule:
         return timesteps + (depth - 1) * (timesteps - 1) if self.windows is None else self.windows * timesteps
 
     def tie_tolerance(self, dtype: torch.dtype) -> float:
-        """Charge beyond half a threshold, in units of it, that neurons start with and quantizers are compared with.
+        """Initial charge beyond half a threshold, in units of the threshold, also added in quantizers for a comparison.
 
-        It lies above the rounding of sums and far below a spike, so that a tie rounds alike in both.
+        It is above the rounding error of sums and far below a spike, so both round a tie alike.
         """
         if not self.exact:
             return 0.0
@@ -79,7 +79,7 @@ SCHEDULES: dict[str, Schedule] = {}
 
 
 def register(schedule: Schedule) -> Schedule:
-    """Make a schedule known under its name, and return it.
+    """Register a schedule under its name, and return it.
 
     Raises:
         ConfigError: the name is taken.
@@ -91,7 +91,7 @@ def schedule_named(name: str) -> Schedule:
     """The schedule of this name.
 
     Raises:
-        ConversionError: there is none; names close ones.
+        ConversionError: unknown name; suggests close matches.
     """
     if name not in SCHEDULES:
         raise ConversionError(unknown("schedule", name, SCHEDULES))
@@ -99,20 +99,20 @@ def schedule_named(name: str) -> Schedule:
 
 
 def exact_schedules() -> str:
-    """The exact ones as a remedy names them: "schedule='settle' or 'barrier'"."""
+    """The exact schedules, for a message: "schedule='settle' or 'barrier'"."""
     return "schedule=" + " or ".join(repr(name) for name, schedule in SCHEDULES.items() if schedule.exact)
 
 
 def valid_pairs() -> tuple[tuple[Neuron, str], ...]:
-    """Every (neuron, schedule) that goes together, as tables list them."""
+    """Every supported (neuron, schedule), in the order of tables."""
     return tuple((neuron, schedule.name) for schedule in SCHEDULES.values() for neuron in reversed(schedule.neurons))
 
 
 def check_pair(neuron: str | None, schedule: str) -> tuple[Neuron, str]:
-    """A valid neuron and schedule; None stands for the schedule's own neuron.
+    """Check neuron and schedule; None stands for the schedule's default neuron.
 
     Raises:
-        ConversionError: unknown, or they do not go together.
+        ConversionError: unknown, or not supported together.
     """
     found = schedule_named(schedule)
     chosen: Neuron = found.neurons[0] if neuron is None else neuron  # type: ignore[assignment]
@@ -126,10 +126,10 @@ def check_pair(neuron: str | None, schedule: str) -> tuple[Neuron, str]:
 
 
 def check_timesteps(wanted: int | None, timesteps: int) -> None:
-    """Refuse another number of steps than the bits of a network's activations make; None wants none.
+    """Raise an error unless `wanted` is None or the number of steps given by the bits of a network's activations.
 
     Raises:
-        ConversionError: says what decides T, and how a network for the number is had.
+        ConversionError: says what determines T, and how to train a network for `wanted`.
     """
     if wanted is None or wanted == timesteps:
         return
@@ -150,9 +150,9 @@ register(
 )
 register(
     Schedule(
-        name="settle",  # step on until no neuron can fire
+        name="settle",  # continue until no neuron can fire
         neurons=("signed",),
-        reason="settling takes spikes back",
+        reason="settling needs negative spikes",
         rule=capped_rule,
         exact=True,
         windows=None,
@@ -163,7 +163,7 @@ register(
     Schedule(
         name="barrier",  # layer after layer, fewest spikes
         neurons=("unsigned",),
-        reason="nothing is ever taken back behind a barrier",
+        reason="under barrier no spike is premature, so neurons are unsigned",
         rule=capped_rule,
         exact=True,
         order="in turn",

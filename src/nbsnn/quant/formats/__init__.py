@@ -1,4 +1,4 @@
-"""Weight formats: a file each, found by name. A subclass of `WeightFormat`, here or elsewhere, is known once it is imported."""
+"""Weight formats by name, one file each. Importing a subclass of `WeightFormat`, from here or elsewhere, registers it."""
 
 from nbsnn.quant.formats.apot import Apot
 from nbsnn.quant.formats.base import WEIGHT_FORMATS, WeightFormat, check_width, read_weight_format, weight_format

@@ -12,7 +12,7 @@ from nbsnn.quant.levels import WEIGHT_BITS, apot_levels, apot_numerators, normal
 from nbsnn.sums import moments
 
 INITIAL_SCALE = 3.0  # in deviations of the weight (Li et al., ICLR 2020)
-_SAMPLES = 32_768  # entries of a weight that the search for a scale looks at
+_SAMPLES = 32_768  # entries of a weight that the search for a scale uses
 _SCALES = torch.linspace(0.5, 4.0, 71)  # candidates, in deviations of the weight
 
 
@@ -21,7 +21,7 @@ class Apot(WeightFormat):
     """A code is the index of a level, with the sign as the highest bit; `weight_scale` is the clip of the normalised weight.
 
     Attributes:
-        own_scale: the quantized weight keeps the scale of the float one, for layers whose scale no batch norm takes back.
+        own_scale: the quantized weight has the scale of the float one, for layers that no batch norm follows.
     """
 
     own_scale: bool = False
@@ -42,7 +42,7 @@ class Apot(WeightFormat):
         return "APoT, own scale" if self.own_scale else "APoT"
 
     def first_scale(self, weight: Tensor) -> Tensor:
-        # Where nothing takes a wrong gain back, the start is the best one there is.
+        # No batch norm would compensate for a wrong gain, so start from the best scale.
         fitted = self.own_scale and not self.fixed and not weight.is_meta
         return self.best_scale(weight) if fitted else torch.full((), INITIAL_SCALE, dtype=weight.dtype, device=weight.device)
 
@@ -87,11 +87,11 @@ def least_error_scale(weight: Tensor, bits: int, *, own_scale: bool = False) -> 
     """The weight scale with the least mean squared error between the normalised weight and its b-bit form.
 
     Args:
-        weight: any shape; at most 32,768 of its entries, evenly spaced, are looked at.
+        weight: any shape; at most 32,768 of its entries, evenly spaced, are used.
         bits: b, 2 to 5.
         own_scale: as for `quantize_weight`.
     Returns:
-        Scalar between 0.5 and 4 deviations; for normal weights of 2 bits 1.2.
+        Scalar between 0.5 and 4 standard deviations; 1.2 for normally distributed weights and 2 bits.
     """
     flat = weight.detach().flatten()
     sample = flat[:: max(1, flat.numel() // _SAMPLES)]
@@ -104,9 +104,9 @@ def least_error_scale(weight: Tensor, bits: int, *, own_scale: bool = False) -> 
 
 
 def _of_own_scale(values: Tensor, unit: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The values themselves, and the scale that gives the unit with their root mean square r: s · r = unit when rounded.
+    """The values, and the scale s that gives the unit with their root mean square r: s · r = unit after rounding.
 
-    Where no s does, r is moved by a few units in its last place.
+    If there is no such s, r is changed by a few units in its last place.
     """
     for stretch in torch.arange(-8, 9).abs().argsort(stable=True).tolist():
         weight = values * (1 + (stretch - 8) * 1e-6)

@@ -1,4 +1,4 @@
-"""What a weight format must say: how it quantizes, what its whole numbers and codes are, and how a file's header names it."""
+"""The interface of weight formats: quantization, integers and codes of quantized weights, and the entry in a file's header."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ WEIGHT_FORMATS: dict[str, type["WeightFormat"]] = {}
 class WeightFormat(ABC):
     """How the weight of one layer is quantized. A subclass is a frozen dataclass with a `name`, which registers it.
 
-    Quantized weights are whole numbers of a *step* and take 2^bits codes at most. `scale` is the layer's `weight_scale`, a
-    learnable tensor, or None where `first_scale` gives none. Unit and step hold one number, [], or one per output channel,
+    Quantized weights are integer multiples of a *step* and have at most 2^bits codes. `scale` is the layer's `weight_scale`, a
+    learnable tensor, or None if `first_scale` returns None. Unit and step hold one number, [], or one per output channel,
     [O, 1, ...].
 
     Attributes:
         bits: of a code.
-        fixed: the layer's weight holds the quantized values themselves, as in a packed network; it is not trained.
-        widths: bits that the format comes in.
-        edge: a format of first and last layers, whose bits `set_bits_` and the phases of training leave alone.
-        per_channel: the unit is one per output channel.
+        fixed: the layer's weight holds quantized values, as in a packed network, and is not trained.
+        widths: supported bits.
+        edge: a format of first and last layers, whose bits do not change with `set_bits_` and the phases of training.
+        per_channel: whether there is one unit per output channel.
         denominator: steps in a unit.
     """
 
@@ -49,7 +49,7 @@ class WeightFormat(ABC):
 
     @classmethod
     def for_layer(cls, bits: int, *, normed: bool) -> Self:
-        """The format of an inner layer. `normed`: a batch norm follows it directly, and takes its scale back."""
+        """The format of an inner layer. `normed`: a batch norm follows it directly."""
         return cls(bits)
 
     @property
@@ -58,17 +58,17 @@ class WeightFormat(ABC):
 
     @property
     def label(self) -> str:
-        """A few words for a table."""
+        """A short description for tables."""
         return self.name
 
     # ------------------------------------------------------------------------------------------------------ arithmetic
 
     def first_scale(self, weight: Tensor) -> Tensor | None:
-        """Where `weight_scale` starts; None: the layer has no such parameter."""
+        """The initial `weight_scale`; None if the layer has no such parameter."""
         return None
 
     def best_scale(self, weight: Tensor) -> Tensor | None:
-        """The scale of least squared error for this weight; None: the layer has none."""
+        """The scale of least squared error for this weight; None if the layer has no scale."""
         return None
 
     @abstractmethod
@@ -77,31 +77,31 @@ class WeightFormat(ABC):
 
     @abstractmethod
     def measure_unit(self, weight: Tensor, scale: Tensor | None) -> Tensor:
-        """The unit of a float weight: what the quantizer multiplies with in the end.
+        """The unit of a float weight: the last factor in the quantizer.
 
-        Where there is no scale, the quantized weight must have the unit of the weight that it was made from; where there is
-        one, the unit has its shape.
+        Without a scale, the quantized weight must have the same unit as the weight that it was computed from; with a scale, the
+        unit has the shape of the scale.
         """
 
     def unit(self, weight: Tensor, scale: Tensor | None) -> Tensor:
-        """The unit of a layer's weight. A fixed weight with a scale keeps it there."""
+        """The unit of a layer's weight; for a fixed weight with a scale, it is stored in the scale."""
         return scale.detach() if self.fixed and scale is not None else self.measure_unit(weight.detach(), scale)
 
     def step(self, weight: Tensor, scale: Tensor | None) -> Tensor:
-        """What a whole number of 1 stands for, float64."""
+        """The weight that the integer 1 represents, float64."""
         return self.unit(weight, scale).double() / self.denominator
 
     def float_weight(self, values: Tensor, unit: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """A float weight and its scale that quantize to these values, bit for bit; None if none is found.
 
-        Here the values themselves, which is right where there is no scale and quantizing twice changes nothing.
+        The default returns the values, which is right without a scale if quantization is idempotent.
         """
         return values.clone(), None
 
     # ----------------------------------------------------------------------------------------------------------- files
 
     def codes(self, values: Tensor, unit: Tensor) -> Tensor:
-        """Quantized values as codes in [0, 2^bits), int64: here whole numbers of the unit, counted from −2^(bits−1).
+        """Quantized values as codes in [0, 2^bits), int64; by default multiples of the unit, plus 2^(bits−1).
 
         Raises:
             ValueError: a value has no code; says why.
@@ -113,7 +113,7 @@ class WeightFormat(ABC):
         return codes
 
     def values(self, codes: Tensor, unit: Tensor) -> Tensor:
-        """The inverse of `codes`, which repeats the quantizer's last multiplication: equal bit for bit."""
+        """The inverse of `codes`, with the quantizer's last multiplication: equal bit for bit."""
         whole: Tensor = (codes - 2 ** (self.bits - 1)).to(unit)
         return whole * unit
 
@@ -134,16 +134,16 @@ def weight_format(name: str) -> type[WeightFormat]:
 
 
 def check_width(key: str, bits: Any, widths: tuple[int, ...], *, note: str = "") -> None:
-    """Refuse a width for which there is no quantizer."""
+    """Raise an error for a width without a quantizer."""
     if isinstance(bits, bool) or not isinstance(bits, int) or bits not in widths:
         given = shown(repr(bits) if isinstance(bits, str) else bits)
         raise ConfigError(f"{key}={given}: choose one of {', '.join(map(str, widths))}{note}")
 
 
 def read_weight_format(entry: Mapping[str, Any]) -> WeightFormat:
-    """The format that a header's entry describes; see `WeightFormat.header`.
+    """The format of an entry in a header; see `WeightFormat.header`.
 
-    Entries without `format` are of the first two formats: an `edge_range` tells an edge layer from an APoT one.
+    Entries without `format` are of the first two formats: those with an `edge_range` are edge layers, the others APoT.
 
     Raises:
         ConfigError: an unknown format, or fields that it does not have.

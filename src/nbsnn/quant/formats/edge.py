@@ -12,7 +12,7 @@ from nbsnn.quant.functional import EdgeRange, edge_step, quantize_edge_weight
 
 @dataclass(frozen=True)
 class EdgeUniform(WeightFormat):
-    """A code is a whole number of steps.
+    """A code is an integer number of steps.
 
     Attributes:
         edge_range: the grid reaches the largest magnitude ("max_abs"), or the maximum ("max") as in the reference checkpoints.
@@ -35,7 +35,8 @@ class EdgeUniform(WeightFormat):
         return edge_step(weight, bits=self.bits, edge_range=self.edge_range)
 
     def float_weight(self, values: Tensor, unit: Tensor) -> tuple[Tensor, None] | None:
-        # The largest value decides the step, and its own rounding may give the step's neighbour: then a neighbour of it does.
+        # The largest value determines the step, but rounding may give a neighboring float of the step: then try neighbors of
+        # the value.
         extreme = values.max() if self.edge_range == "max" else values.abs().max()
         for towards, times in ((0.0, 0), (torch.inf, 1), (0.0, 1), (torch.inf, 2), (0.0, 2)):
             largest = extreme
