@@ -169,7 +169,7 @@ def test_a_program_made_by_hand_meets_the_same_gate(name):
 
 TENSORS = {
     "a missing tensor": (lambda h, t: t.pop("program.head.bias"), "the tensor program.head.bias is missing"),
-    "a tensor too many": (lambda h, t: t.update(x=torch.ones(1)), "the tensor x belongs to nothing"),
+    "a tensor too many": (lambda h, t: t.update(x=torch.ones(1)), "the tensor x is not used"),
     "a tensor used twice": (
         lambda h, t: h["program"]["nodes"][1].update(bias=h["program"]["nodes"][0]["bias"]),
         "the tensor program.nodes.1.bias is missing",

@@ -141,7 +141,7 @@ def test_chunks_and_progress_do_not_change_the_count(monkeypatch):
 
 def test_the_native_backend_says_what_it_does_not_keep():
     network = nbsnn.lower(assembled(5, ["chain"], [2]), images_for(0, 1))
-    with pytest.raises(ConfigError, match=r"does not keep the spikes of each signed neuron; use backend='torch'$"):
+    with pytest.raises(ConfigError, match=r"does not return the spikes of each signed neuron; use backend='torch'$"):
         nbsnn.count_synops(network.using(engine="spikes", schedule="settle", backend="native"), images_for(0, 1))
 
 

@@ -1,7 +1,8 @@
-"""What stands between two activations, symbolically: sums of synapses on earlier values, each with a gain per channel.
+"""The affine function between two activations, symbolically: sums of synapses on earlier values, each with a gain per channel.
 
-The algebra is closed under what may stand there: convolution of plain values, products and sums with constants per channel,
-addition, concatenation, choice of channels, average pooling, flattening. Everything is in float64; integers come later.
+The algebra is closed under the allowed operations: convolution of plain values, products and sums with constants per channel,
+    addition, concatenation, selection of channels, average pooling, flattening. Everything is in float64; rounding to integers
+    comes later.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,14 +16,14 @@ from nbsnn.shapes import per_channel, window_places
 
 
 class NoForm(Exception):
-    """This step has no place in the algebra; args: what is wrong, the remedy. The tracer adds where."""
+    """An operation has no integer form; args: the problem, the remedy. The tracer adds the layer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Synapse:
     """A convolution's weight [O, I/groups, kh, kw] or a linear layer's [O, I], float64, in its source's own channels.
 
-    `integral` weights hold whole numbers (the step is in the term's gain); others are rounded when the network is lowered.
+    `integral` weights are integers (the step is in the term's gain); others are rounded when the network is lowered.
     """
 
     layer: str
@@ -34,7 +35,7 @@ class Synapse:
     groups: int = 1
 
     def dense(self) -> "Synapse":
-        """The same without groups: zeros between unconnected channels."""
+        """The same synapse without groups: zeros between unconnected channels."""
         if self.groups == 1:
             return self
         rows, per_group = self.weight.shape[:2]
@@ -70,7 +71,7 @@ class Affine:
 
 @dataclass
 class ValueTable:
-    """Shapes of all values so far, and the pools and flattenings that were needed, each made once."""
+    """Shapes of all values so far, and the pools and flattenings in use, each made once."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     nodes: list[SumPool | Flatten] = field(default_factory=list)
@@ -85,7 +86,7 @@ class ValueTable:
                           lambda n: SumPool(n, source, kernel, stride, padding, (channels, *out)))  # fmt: skip
 
     def flatten(self, source: str) -> str:
-        """The value of `source` without places."""
+        """The value of `source`, flattened."""
         shape = (int(torch.Size(self.shapes[source]).numel()),)
         return self._make((Flatten, source), f"{source}/flat", lambda n: Flatten(n, source, shape))
 
@@ -100,7 +101,7 @@ class ValueTable:
 
 
 def of_value(value: str, shape: Sequence[int], gain: float) -> Affine:
-    """A value as it is, times a gain."""
+    """A value times a gain."""
     channels = shape[0]
     term = Term(value, torch.full((channels,), gain, dtype=torch.float64), torch.arange(channels))
     return Affine((term,), torch.zeros(channels, dtype=torch.float64), tuple(shape))
@@ -144,7 +145,7 @@ def selected(x: Affine, index: Tensor) -> Affine:
 
 
 def concatenated(parts: Iterable[Affine]) -> Affine:
-    """Parts one after the other on the channel axis."""
+    """Concatenation along the channel axis."""
     parts = list(parts)
     total, start = sum(p.channels for p in parts), 0
     placed = []
@@ -211,7 +212,7 @@ def flattened(x: Affine, values: ValueTable) -> Affine:
 
 
 def convolved(x: Affine, synapse: Synapse, *, step: Tensor, shape: tuple[int, ...], values: ValueTable) -> Affine:
-    """A weight layer on x. `synapse` is in x's channels, `step` [O] what 1 in each row of its weight stands for."""
+    """A weight layer on x. `synapse` is in x's channels, `step` [O] the value of 1 in each row of its weight."""
     shift = x.shift.new_zeros(len(synapse.weight))
     if bool(x.shift.any()):
         if any(synapse.padding):
@@ -231,7 +232,7 @@ def convolved(x: Affine, synapse: Synapse, *, step: Tensor, shape: tuple[int, ..
 
 
 def _in_source_channels(synapse: Synapse, term: Term, channels: int) -> tuple[Synapse, float]:
-    """The synapse with the source's channels for input, and the gain that all of these share."""
+    """The synapse with the source's channels as input, and the gain that all of them share."""
     assert term.take is not None
     used = term.take >= 0
     gain = term.gain[used]
@@ -241,7 +242,7 @@ def _in_source_channels(synapse: Synapse, term: Term, channels: int) -> tuple[Sy
         return synapse, common
     dense = synapse.dense()
     weight = dense.weight[:, used]
-    if common is None:  # the weight alone cannot be whole numbers any more
+    if common is None:  # then the weight is no longer integer
         weight = weight * per_channel(gain, weight.dim() - 2)
     out = dense.weight.new_zeros(len(weight), channels, *weight.shape[2:]).index_add_(1, term.take[used], weight)
     return replace(dense, weight=out, integral=dense.integral and common is not None), 1.0 if common is None else common

@@ -1,4 +1,4 @@
-"""How large sums can become: computed when multipliers are chosen, and again when a program comes from a file."""
+"""Bounds on sums, computed when multipliers are chosen and again when a program is loaded from a file."""
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -10,7 +10,7 @@ from torch import Tensor
 from nbsnn.integer.nodes import Branch
 from nbsnn.spiking.functional import RETRACT_AT
 
-NARROW, WIDE = 2**31, 2**52  # what sums stay below; float64 holds all whole numbers below the second
+NARROW, WIDE = 2**31, 2**52  # upper limits of sums; float64 represents all integers below the second
 MOST_IMAGE_SUMS, MOST_IMAGE_PRODUCTS = 2**53, 2**62  # of the image: exact in float64; with a multiplier, in int64
 _AT_A_TIME = 2**22  # weights
 
@@ -25,7 +25,7 @@ def row_sums(branch: Branch, channels: int) -> Tensor:
 
 
 def retract_at(fraction_bits: int, height: float) -> int:
-    """The membrane at which a signed neuron takes a spike back, ⌊−10⁻³ · 2^F / height⌋."""
+    """The membrane at which a signed neuron cancels a spike, ⌊−10⁻³ · 2^F / height⌋."""
     return floor(RETRACT_AT * (2.0**fraction_bits / height))
 
 
@@ -33,10 +33,10 @@ def largest_sum(
     branches: Sequence[Branch], loads: Sequence[Tensor], bias: Tensor, fraction_bits: int, *,
     timesteps: int, sizes: Mapping[str, int], constants: AbstractSet[str],
 ) -> float:  # fmt: skip
-    """The largest magnitude of a unit's membrane or of a sum on its way, over the channels. Exact below 2^53.
+    """The largest magnitude of a unit's membrane or of an intermediate sum, over the channels. Exact below 2^53.
 
     Args:
-        branches: of the unit, with multipliers that are whole numbers of any type.
+        branches: of the unit, with integer multipliers of any type.
         loads: [O] float64 for each branch, Σ|weight|.
         bias: [O].
         fraction_bits: F.

@@ -1,4 +1,4 @@
-"""What a reader of a torch function sees: the call, the layer around it, and what is known of its tensors."""
+"""The arguments of a torch function for readers: the call, its layer, and what is known of its tensors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from nbsnn.quant.layers import WeightQuantizer
 
 @dataclass(frozen=True)
 class Context:
-    """Where a function was called: known tensors, values, the layer's name and quantizer, and the function's result."""
+    """A function call: known tensors, values, the layer's name and quantizer, and the function's result."""
 
     known: Mapping[Tensor, Affine]
     values: ValueTable
@@ -28,7 +28,7 @@ class Context:
     def input(self, args: Any, kwargs: Mapping[str, Any]) -> Affine:
         """The affine function behind the first argument."""
         x = self.of(args[0] if args else arguments("input", args, kwargs)["input"])
-        assert x is not None  # the audit refuses a current anywhere else
+        assert x is not None  # the audit raises an error for a current anywhere else
         return x
 
 
@@ -36,13 +36,13 @@ Reader = Callable[[Context, Callable[..., Any], Any, Mapping[str, Any]], Affine 
 
 
 def arguments(names: str, args: Any, kwargs: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
-    """Positional and named arguments by name; `self` and `input` are the same."""
+    """Positional and keyword arguments by name; `self` and `input` are the same."""
     given = {("input" if key == "self" else key): value for key, value in kwargs.items()}
     return defaults | dict(zip(names.split(), args, strict=False)) | given
 
 
 def pair(value: Any) -> Pair:
-    """A number twice, or the two that there are."""
+    """A pair from a number or a pair."""
     first, *rest = value if isinstance(value, (tuple, list)) else (value,)
     return int(first), int(rest[0] if rest else first)
 

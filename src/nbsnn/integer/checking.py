@@ -1,4 +1,4 @@
-"""Is a program consistent? The one gate in front of the backends, which rely on it and therefore agree on what is valid."""
+"""Consistency checks of a program. All programs pass them before a backend runs, and backends rely on them."""
 
 from collections.abc import Iterable
 from math import prod
@@ -26,9 +26,9 @@ _WEIGHTS = (torch.int8, torch.int16)
 
 
 def check_structure(program: Program) -> None:
-    """Raise ValueError, with one line, unless every field, type, shape and order fits, and the work is within `work.LIMITS`.
+    """Raise ValueError unless every field, type, shape and order is consistent, and the work is within `work.LIMITS`.
 
-    Looks at no number in a tensor, and takes milliseconds.
+    Does not read values of tensors, and takes milliseconds.
     """
     _require(isinstance(program, Program), "it is not a program")
     PROGRAM(encode(program)[0], "program")
@@ -57,9 +57,9 @@ def check_structure(program: Program) -> None:
 
 
 def check_numbers(program: Program) -> None:
-    """Raise ValueError, with one line, where a sum could overflow, or a number is not what the others make it.
+    """Raise ValueError if a sum could overflow, or a number is not consistent with the others.
 
-    The structure is known to be right.
+    The structure must have been checked.
     """
     _check_pixels(program.pixels)
     for unit in program.units:
@@ -150,7 +150,7 @@ def _check_sums(program: Program, unit: Unit) -> None:
 
 
 def _check_accumulator(program: Program, branch: Branch, load: Tensor, name: str) -> None:
-    """Weights and multipliers in range, and sums of their products with the source, of all steps, within what backends hold."""
+    """Check that weights and multipliers are in range, and that sums of their products over all steps fit backends."""
     if branch.weight is not None:
         _require(int(branch.weight.min()) > -(2**15), f"{name} has a weight out of range")
         _require(not bool((branch.multiplier < 0).any()), f"{name} has a negative multiplier beside a weight")

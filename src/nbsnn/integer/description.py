@@ -1,4 +1,4 @@
-"""What an integer network is made of, unit by unit, and what a spike costs in it."""
+"""The units of an integer network as rows of a table, and the fan-out of spikes."""
 
 from dataclasses import asdict, dataclass
 from math import log2
@@ -14,8 +14,8 @@ from nbsnn.integer.program import Program
 
 @dataclass(frozen=True)
 class UnitRow:
-    """One unit (or the head): `shape`, weights of each branch in words, fraction bits F, the smallest multiplier of spikes
-    over channels that have a gain (None if only the image feeds it), and the largest sum as a power of two.
+    """One unit (or the head): `shape`, a description of each branch's weights, fraction bits F, the smallest multiplier of
+    spikes over channels that have a gain (None if only the image feeds it), and the largest sum as a power of two.
     """
 
     name: str
@@ -61,12 +61,12 @@ def _weights(branches: tuple[Branch, ...]) -> str:
 @torch.inference_mode(mode=False)
 @torch.enable_grad()
 def fan_outs(program: Program) -> dict[str, Tensor]:
-    """Unit → [*shape] int64: how many synapses a spike reaches from each place, those of the head included.
+    """Unit → [*shape] int64: number of synapses, including those of the head, that a spike reaches from each position.
 
-    A synapse is a tap of a kernel that falls on a neuron (at borders and strides fewer do), whatever its weight: zeros count,
-    and a choice of channels is a 1×1 kernel. A pool or a flattening hands a spike on, once for each window that it lies in.
+    A synapse is a kernel element that connects to a neuron (fewer at borders and with strides), also with a weight of zero; a
+    selection of channels is a 1×1 kernel. A pool passes a spike on once per window that contains it.
     """
-    # Additions are linear in the spikes, so that what one spike costs is their gradient: exact, in whole numbers below 2^53.
+    # Additions are linear in the spikes, so the cost of a spike is their gradient: exact for integers below 2^53.
     spikes = {unit.name: torch.zeros(1, *unit.shape, dtype=torch.float64, requires_grad=True) for unit in program.units}
     values, additions = dict(spikes), torch.zeros((), dtype=torch.float64)
     for node in (*program.nodes, program.head):
@@ -81,10 +81,10 @@ def fan_outs(program: Program) -> dict[str, Tensor]:
 
 
 def _taps(branch: Branch, x: Tensor) -> Tensor:
-    """The sum over all neurons of what their taps see of x [1, ...]."""
+    """The sum over all neurons and their kernel elements of x [1, ...]."""
     if branch.weight is None:
         return x.sum()
     outputs, groups = len(branch.weight), branch.groups
-    # Of the channels of a group, every one sees the same.
+    # All output channels of a group read the same inputs.
     one = x.new_ones(groups, *branch.weight.shape[1:])
     return convolve(x, one, branch).sum() * (outputs // groups)

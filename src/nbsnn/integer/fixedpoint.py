@@ -1,4 +1,4 @@
-"""Whole numbers for an affine function: integer weights, multipliers and biases, as fine as 32 bits allow."""
+"""An affine function in integers: weights, multipliers and biases with the largest precision that 32 bits allow."""
 
 from dataclasses import dataclass, field, replace
 from math import ceil, log2
@@ -14,14 +14,14 @@ from nbsnn.integer.trace import Firing
 from nbsnn.shapes import per_channel
 
 MOST_FRACTION_BITS = 28
-FEWEST_FRACTION_BITS = 12  # where 32 bits leave fewer, 64 are taken
+FEWEST_FRACTION_BITS = 12  # if 32 bits leave fewer, 64 are used
 _IMAGE_SUMS = 62  # bits of a product with the image, in int64
 _IMAGE_MULTIPLIER = 31  # bits of its multiplier
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the numbers of a whole network rest on.
+    """Settings shared by all units of a network.
 
     Attributes:
         timesteps: T.
@@ -29,8 +29,8 @@ class Setting:
         shapes: value → shape.
         sizes: value → largest |value| in a step.
         constant: values that do not change in time.
-        float_bits: 8 or 16, for weights that are not whole numbers.
-        notes: receives a line for each of those.
+        float_bits: 8 or 16, for weights that are not integers.
+        notes: a line is appended for each of those.
     """
 
     timesteps: int
@@ -52,7 +52,7 @@ class _Whole:
 
 
 def integer_unit(firing: Firing, setting: Setting) -> Unit:
-    """A unit with the largest fraction_bits for which nothing can overflow.
+    """A unit with the largest fraction_bits for which no sum can overflow.
 
     Raises:
         LoweringError: not even 52 bits are enough.
@@ -62,7 +62,7 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
     for limit, fewest in ((NARROW, FEWEST_FRACTION_BITS), (WIDE, 1)):
         for bits in range(MOST_FRACTION_BITS, fewest - 1, -1):
             scale = 2.0**bits / height  # from the activation's unit to the membrane's
-            branches = [_rounded(whole, scale, setting) for whole in wholes]  # in float64 until the bound is known to hold
+            branches = [_rounded(whole, scale, setting) for whole in wholes]  # in float64 until the bound is checked
             bias = (firing.current.shift * scale).round()
             bound = largest_sum(
                 branches, [whole.load for whole in wholes], bias, bits,
@@ -82,7 +82,7 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
 
 
 def integer_head(output: Affine, setting: Setting) -> Head:
-    """The head: whole weights, gains in float64.
+    """The head: integer weights, gains in float64.
 
     Raises:
         LoweringError: its sums overflow 32 bits.
@@ -110,7 +110,7 @@ def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
     gain = gain * row_step
     weight = weight * per_channel(torch.where(gain < 0, -1, 1), weight.dim() - 1)
     load = weight.abs().flatten(1).sum(1)
-    gain = torch.where(load > 0, gain.abs(), 0.0)  # a row of zeros bounds no multiplier, so it gets none
+    gain = torch.where(load > 0, gain.abs(), 0.0)  # a row of zeros has no bound on its multiplier, so it gets 0
     kind = torch.int8 if int(weight.abs().max()) <= 127 else torch.int16
     branch = Branch(
         term.value, gain, weight.to(kind).contiguous(), synapse.stride, synapse.padding, synapse.dilation, synapse.groups
@@ -119,7 +119,7 @@ def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
 
 
 def _integers(synapse: Synapse, setting: Setting) -> tuple[Tensor, Tensor]:
-    """Whole weights and the step of each row, [O]."""
+    """Integer weights and the step of each row, [O]."""
     rows = synapse.weight.flatten(1).abs().amax(1)
     if synapse.integral and float(rows.max()) <= 2**15 - 1:
         return synapse.weight, torch.ones_like(rows)
@@ -132,7 +132,7 @@ def _integers(synapse: Synapse, setting: Setting) -> tuple[Tensor, Tensor]:
 def _rounded(whole: _Whole, scale: float, setting: Setting) -> Branch:
     branch = whole.branch
     if branch.source not in setting.constant:
-        # A count is one spike's height per window: T steps of a current 1/T of it.
+        # A count is one spike's height per window: T steps with 1/T of it as current.
         return replace(branch, multiplier=(whole.gain * (scale * setting.timesteps)).round())
     gain = whole.gain * scale
     largest = max(float(gain.abs().max()), 2.0**-_IMAGE_MULTIPLIER)

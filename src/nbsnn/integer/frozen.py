@@ -1,7 +1,7 @@
-"""Tensors that nobody writes: the numbers of an integer network.
+"""Read-only tensors for the numbers of an integer network.
 
-Backends keep weights in layouts of their own. An edit in place would reach one backend and not the other, without a word, so
-it is refused: whoever wants other weights makes another network.
+Backends cache weights in their own layouts. A write in place would silently reach one backend and not another, so it raises an
+error; to change weights, make another network.
 """
 
 from dataclasses import fields
@@ -16,9 +16,9 @@ from nbsnn.errors import LoweringError
 
 
 class FrozenTensor(Tensor):
-    """A tensor that every torch function may read and none may write.
+    """A tensor that torch functions can read and not write.
 
-    Results of functions are ordinary tensors; views of it are frozen like itself; what leaves torch is a copy.
+    Results of functions are ordinary tensors, views are frozen too, and conversions such as `numpy()` copy.
     """
 
     _plain: Tensor  # the same memory
@@ -71,12 +71,12 @@ class FrozenTensor(Tensor):
 
 
 def frozen(tensor: Tensor) -> FrozenTensor:
-    """A copy that nobody writes; a frozen tensor as it is."""
+    """A read-only copy; a frozen tensor is returned unchanged."""
     return tensor if isinstance(tensor, FrozenTensor) else _viewed(tensor.detach().clone(memory_format=torch.contiguous_format))
 
 
 def thawed(value: Any) -> Any:
-    """A frozen tensor's memory as an ordinary tensor, for code that does not write it; anything else as it is."""
+    """A frozen tensor's memory as an ordinary tensor, for code that does not write to it; other values unchanged."""
     return value._plain if isinstance(value, FrozenTensor) else value
 
 
@@ -98,5 +98,5 @@ def _viewed(value: Any) -> Any:
 def _refuse(_value: Any) -> NoReturn:
     raise LoweringError(
         "the numbers of an integer network cannot be changed in place; make another one: "
-        "IntegerNetwork(dataclasses.replace(network.program, ...)), or change the quantized network and lower it anew"
+        "IntegerNetwork(dataclasses.replace(network.program, ...)), or change the quantized network and lower it again"
     )

@@ -1,4 +1,4 @@
-"""From a quantized network to an integer one: capture, then whole numbers for every gain, with the overflow bound checked."""
+"""Convert a quantized network to an integer one: trace it, then round gains to integers, with a check for overflow."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -24,13 +24,13 @@ from nbsnn.wrappers import as_network, copied
 
 logger = logging.getLogger(__name__)
 
-PIXEL_BITS = 20  # fraction bits of a pixel: an early count that rounding turns round turns others after it
-IMAGE_RANGE = 8.0  # largest |value| of a normalised image, unless mean and std say it exactly
-FEW_BITS = 8  # a smallest multiplier below 2^8 is worth a warning: rounding changes such a gain by up to 0.2 %
+PIXEL_BITS = 20  # fraction bits of a pixel: an early count changed by rounding changes later ones
+IMAGE_RANGE = 8.0  # largest |value| of a normalized image, unless mean and std give it exactly
+FEW_BITS = 8  # warn of multipliers below 2^8: rounding changes such a gain by up to 0.2 %
 
 
 @full_float32()
-@torch.inference_mode(mode=False)  # its tensors have no version, which tells whether they were written to
+@torch.inference_mode(mode=False)  # its tensors have no version counter
 def lower(
     quantized: nn.Module,
     example: Tensor,
@@ -39,16 +39,16 @@ def lower(
     std: Sequence[float] | None = None,
     float_weight_bits: int = 8,
 ) -> IntegerNetwork:
-    """The integer network of a quantized one, as a new object on the CPU; the source is untouched.
+    """The integer network of a quantized one, as a new object on the CPU; the source does not change.
 
     Args:
-        quantized: result of `nbsnn.quantize`, on any device. Whatever `nbsnn.to_spiking` accepts.
-        example: [B, C, H, W] normalised images; the first one is followed through the network.
-        mean, std: [C] of the normalisation, in units of the full range: with them the network takes 8-bit images as well.
+        quantized: result of `nbsnn.quantize`, on any device, for which `nbsnn.to_spiking` works.
+        example: [B, C, H, W] normalized images; the first one is traced through the network.
+        mean, std: [C] of the normalization, in units of the full range: with them the network also takes 8-bit images.
         float_weight_bits: 8 or 16, for weights that the quantized network leaves in float; rounded per output channel.
     Raises:
-        ConversionError: the network is not one that spikes can follow.
-        LoweringError: a step has no integer form, sums could overflow, or numbers are not finite; names the layer and the
+        ConversionError: spikes cannot represent the network.
+        LoweringError: an operation has no integer form, sums could overflow, or values are not finite; names the layer and the
             remedy.
     """
     if float_weight_bits not in (8, 16):
@@ -67,7 +67,7 @@ def lower(
     first = to_network(example[:1].detach(), network)
     with quantized_once(network):
         audit(network, first)
-    seen = trace(network.cpu(), first.cpu())  # whole numbers come out the same on any device
+    seen = trace(network.cpu(), first.cpu())  # the integers are the same on any device
     timesteps = max(firing.levels for firing in seen.firings)
     pixels = _pixels(tuple(first.shape[1:]), mean, std)
     setting = Setting(
@@ -100,10 +100,10 @@ def _pixels(shape: tuple[int, ...], mean: Sequence[float] | None, std: Sequence[
 
 
 def pixel_table(mean: Sequence[float], std: Sequence[float], fraction_bits: int) -> Tensor:
-    """[C, 256] int32: 8-bit pixels after normalisation, in fixed point.
+    """[C, 256] int32: 8-bit pixels after normalization, in fixed point.
 
-    Normalised in single precision, operation by operation as the image sets do, so that an image gives the same integers
-    whether it comes as bytes or as floats.
+    Normalized in single precision with the same operations as in image sets, so an image gives the same integers as bytes and
+    as floats.
     """
     scale = torch.tensor(std).mul(255).reciprocal().view(-1, 1)
     shift = torch.tensor(mean).div(torch.tensor(std)).view(-1, 1)

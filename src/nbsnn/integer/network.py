@@ -1,4 +1,4 @@
-"""The integer network as users meet it: images in, logits out."""
+"""The user interface of integer networks: images in, logits out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,21 +22,21 @@ from nbsnn.shapes import per_channel
 from nbsnn.spiking.schedules import check_pair, check_timesteps, exact_schedules, schedule_named
 from nbsnn.threads import PerThread
 
-_IN_FLIGHT_BYTES = 2**28  # what the images at work may take; the rest of a batch waits
+_IN_FLIGHT_BYTES = 2**28  # memory for images in flight; the rest of a batch waits
 _MOST_IN_FLIGHT = 256  # images
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a run gives, for B images.
+    """Result of a run on B images.
 
     Attributes:
         logits: [B, classes] float32.
         steps: [B] int64, as in `Outcome`.
         spikes: unit → [B] int64, as in `Outcome`.
-        counts: unit → [B, *shape] int32, if asked for.
-        fired: unit → [B, *shape] int32, spikes of each neuron, of either sign, if asked for.
-        backend: what ran, "native" or "torch" or another that was registered.
+        counts: unit → [B, *shape] int32, if requested.
+        fired: unit → [B, *shape] int32, spikes of each neuron, of either sign, if requested.
+        backend: the backend that ran: "native", "torch" or a registered one.
     """
 
     logits: Tensor
@@ -50,15 +50,16 @@ class Result:
 class IntegerNetwork:
     """Result of `nbsnn.lower`. All results are the same bits on any device, for any batch size and thread count.
 
-    Its numbers cannot be changed in place, since backends keep them in layouts of their own. `dataclasses.replace`
-    makes another program, with copies of the tensors that it is given.
+    Its numbers cannot be changed in place, since backends cache them in their own layouts. `dataclasses.replace` makes another
+    program, with copies of the given tensors.
 
-    A program made by hand must fit together and be within the limits of `integer.work`, else LoweringError says what does not.
+    A program built in Python must be consistent and within the limits of `integer.work`; otherwise LoweringError names the
+    problem.
 
     Attributes:
         program: the network as data.
-        options: arguments that `run` and a plain call take unless told otherwise; see `using`.
-        steps: [B] int64, the steps that each image of this thread's last `run` took; `simulate` returns them with the logits.
+        options: default arguments of `run` and of a call; see `using`.
+        steps: [B] int64, the steps of each image of this thread's last `run`; `simulate` returns them with the logits.
     """
 
     steps = PerThread(lambda: torch.zeros(0, dtype=torch.int64))
@@ -78,18 +79,18 @@ class IntegerNetwork:
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """The network's device."""
         return self.program.head.bias.device
 
     @property
     def backend(self) -> str:
-        """Which backend runs this network with its options, such as "native" or "torch"."""
+        """The backend that runs this network with its options, such as "native" or "torch"."""
         engine: Engine = self.options.get("engine", "counts")
         neuron, schedule = check_pair(self.options.get("neuron"), self.options.get("schedule", "fixed"))
         return choose(self.options.get("backend", "auto"), Request(self.device, engine, neuron, schedule)).name
 
     def using(self, **options: Any) -> "IntegerNetwork":
-        """The same network with other choices of engine, neuron, schedule or backend, for `evaluate` and plain calls."""
+        """The same network with other defaults for engine, neuron, schedule or backend, for `evaluate` and calls."""
         return IntegerNetwork(self.program, **self.options | options)
 
     def run(self, images: Tensor, **options: Any) -> Tensor:
@@ -101,7 +102,7 @@ class IntegerNetwork:
     __call__ = run
 
     def counts(self, images: Tensor, *, backend: str | None = None) -> dict[str, Tensor]:
-        """Net counts of every unit, name → [B, *shape] int32: those of the "counts" engine, whatever the options say.
+        """Net counts of every unit, name → [B, *shape] int32: always those of the "counts" engine.
 
         Args:
             images: as in `simulate`.
@@ -124,20 +125,21 @@ class IntegerNetwork:
         keep_counts: bool = False,
         keep_fired: bool = False,
     ) -> Result:
-        """Run, and return all that is known of the run.
+        """Run, and return logits, steps, spikes and counts.
 
         Args:
-            images: [B, C, H, W]; normalised floats, or 8-bit pixels if the network was lowered with mean and std.
-            engine: "counts" is the quantized network in whole numbers, and equals the spiking one under "settle" and
-                "barrier" bit for bit; "spikes" really steps.
+            images: [B, C, H, W]; normalized floats, or 8-bit pixels if the network was lowered with mean and std.
+            engine: "counts" computes the quantized network in integers, and equals the spiking one under "settle" and "barrier"
+                bit for bit; "spikes" simulates the time steps.
             neuron, schedule: of the "spikes" engine, as in `nbsnn.to_spiking`.
-            backend: "native" (the C++ kernel, on a CPU), "torch", one that was registered (`nbsnn.integer.backends`), or
-                "auto": native where it can do what is asked, otherwise torch.
-            timesteps: T, to be checked; the bits of the activations decide it.
+            backend: "native" (the C++ kernel, on a CPU), "torch", a registered one (`nbsnn.integer.backends`), or "auto":
+                native if it supports the request, otherwise torch.
+            timesteps: T, for a check only; the bits of the activations determine it.
             keep_counts: return the counts of every neuron.
-            keep_fired: return the spikes of every neuron; of signed ones the torch backend knows them.
+            keep_fired: return the spikes of every neuron; for signed ones only the torch backend does.
         Raises:
-            LoweringError: no images, of the wrong shape, not finite, or outside the range that the network was lowered for.
+            LoweringError: images have the wrong type or shape, are not finite, or are outside the range that the network was
+                lowered for.
             ConfigError, ConversionError: unknown engine, backend, schedule or neuron, or another T.
         """
         check_timesteps(timesteps, self.timesteps)
@@ -147,7 +149,7 @@ class IntegerNetwork:
         if engine == "spikes" and not schedule_named(schedule).exact:
             self._check_levels()
         images = as_images(images, ranks=(len(self.program.pixels.shape) + 1,), pixels=True, error=LoweringError)
-        fired_is_count = engine == "counts" or chosen_neuron == "unsigned"  # nothing is taken back
+        fired_is_count = engine == "counts" or chosen_neuron == "unsigned"  # no negative spikes
         request = Request(self.device, engine, chosen_neuron, chosen_schedule, keep_fired and not fired_is_count)
         chosen = choose(backend, request)
         wanted: dict[str, Any] = {"keep_counts": keep_counts or (keep_fired and fired_is_count)}
@@ -167,7 +169,7 @@ class IntegerNetwork:
         return describe_units(self.program)
 
     def to(self, device: torch.device | str) -> "IntegerNetwork":
-        """The network on another device; this one stays where it is.
+        """The network on another device, as a new object.
 
         Raises:
             ConfigError: on mps, which has no float64.
@@ -177,7 +179,7 @@ class IntegerNetwork:
         return IntegerNetwork(moved(self.program, torch.device(device)), **self.options)
 
     def save(self, path: str | Path) -> None:
-        """Write the network to a `.safetensors` file, whole or not at all.
+        """Write the network to a `.safetensors` file, atomically.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -186,10 +188,10 @@ class IntegerNetwork:
 
     @classmethod
     def load(cls, path: str | Path) -> "IntegerNetwork":
-        """The network that `save` wrote, on the CPU.
+        """Load a network written by `save`, on the CPU.
 
         Raises:
-            CheckpointError: missing, truncated, altered, of a newer format, or not an integer network.
+            CheckpointError: the file is missing, truncated, altered, of a newer format, or not an integer network.
         """
         return cls(load_program(Path(path)))
 
@@ -216,9 +218,9 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
     """Images on the network's grid, [B, C, H, W] int32, contiguous.
 
     Args:
-        images: [B, C, H, W] uint8, or normalised floats, which are rounded; in any memory format.
+        images: [B, C, H, W] uint8, or normalized floats, which are rounded; in any memory format.
     Raises:
-        LoweringError: wrong shape, out of range, not finite, or bytes where the network knows no mean and std.
+        LoweringError: wrong shape, out of range, not finite, or 8-bit pixels for a network without mean and std.
     """
     if tuple(images.shape[1:]) != pixels.shape:
         raise LoweringError(f"images of shape {list(images.shape)}; the network takes [B, {', '.join(map(str, pixels.shape))}]")
@@ -228,7 +230,7 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
         table = thawed(pixels.table)
         channel = per_channel(torch.arange(len(table), device=images.device), len(pixels.shape) - 1)
         looked_up: Tensor = table[channel, images.to(torch.int64)]
-        return looked_up.contiguous()  # it lies as the images did, which may be channels last
+        return looked_up.contiguous()  # the images may be channels last
     whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()
     if not bool(((whole >= pixels.low) & (whole <= pixels.high)).all()):
         as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)

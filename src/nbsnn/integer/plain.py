@@ -1,4 +1,4 @@
-"""Programs as plain values beside named tensors, as a file holds them, and back."""
+"""Programs as plain values plus named tensors, as stored in files, and back."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -12,29 +12,29 @@ from nbsnn.integer.nodes import Branch, Flatten, Head, Pixels, SumPool, Unit
 from nbsnn.integer.program import Program
 
 _CLASSES = {cls.__name__: cls for cls in (Program, Pixels, Unit, SumPool, Flatten, Head, Branch)}
-_FREE = "origin"  # a field of plain values, which are passed on as they are
+_FREE = "origin"  # a field of plain values, which are not converted
 
 
 def encode(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Plain values, in which {"tensor": NAME} stands for each tensor, and the tensors under their places in the structure."""
+    """Plain values, in which {"tensor": NAME} stands for each tensor, and the tensors, named by their path in the structure."""
     tensors: dict[str, Tensor] = {}
     result: dict[str, Any] = _encoded(program, "program", tensors)
     return result, tensors
 
 
 def decode(value: Any, tensors: Mapping[str, Tensor]) -> Program:
-    """The program that `encode` took apart.
+    """The inverse of `encode`.
 
     Args:
-        value: what `nbsnn.schema` found to be a program.
-        tensors: exactly those that it names.
+        value: a program as checked by `nbsnn.schema`.
+        tensors: exactly those named in it.
     Raises:
-        ValueError: a tensor is missing, stands at another place than its name says, or belongs to nothing.
+        ValueError: a tensor is missing, has another path than its name, or is not used.
     """
     rest = dict(tensors)
     program: Program = _decoded(value, "program", rest)
     if rest:
-        raise ValueError(f"the tensor {next(iter(rest))} belongs to nothing")
+        raise ValueError(f"the tensor {next(iter(rest))} is not used")
     return program
 
 
@@ -45,7 +45,7 @@ def moved(program: Program, device: torch.device) -> Program:
 
 
 def _given(value: Any) -> list[str]:
-    """Names of the fields that a dataclass is made from; what backends prepare is none of them."""
+    """Names of the fields that a dataclass is made from, without the cache of backends."""
     return [f.name for f in fields(value) if f.init]
 
 

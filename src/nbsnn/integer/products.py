@@ -1,9 +1,8 @@
 """Integer convolutions by floating-point ones that are exact, on any device.
 
-Weights and values up to 256 are exact in every format that a matrix unit may round its inputs to (bfloat16 keeps 8 bits), and
-sums below 2^24 are exact in single precision, in any order. Where that does not hold, double precision takes over, exact to
-2^53. On CUDA a convolution is unrolled into a matrix product: Winograd's transform, which libraries may choose there, works
-with fractions.
+Weights and values up to 256 are exact in every format to which a matrix unit may round its inputs (bfloat16 has 8 bits), and
+sums below 2^24 are exact in single precision, in any order. Beyond that, double precision is used, exact to 2^53. On CUDA a
+convolution is unrolled into a matrix product: Winograd's transform, which libraries may choose, uses fractions.
 """
 
 from dataclasses import dataclass, field
@@ -23,14 +22,14 @@ NamedTensors = dict[str, Tensor]
 
 
 def exact_dtype(weight: Tensor, largest: int) -> torch.dtype:
-    """The floating type in which products of these weights with values up to `largest` are exact."""
+    """The floating-point type in which products of these weights with values up to `largest` are exact."""
     magnitudes = weight.to(torch.int64).abs().flatten(1)
     small = largest <= _EXACT_INPUT and int(magnitudes.max()) <= _EXACT_INPUT
     return torch.float32 if small and int(magnitudes.sum(1).max()) * largest < _EXACT_SUM else torch.float64
 
 
 def convolve(x: Tensor, weight: Tensor, branch: Branch, *, unroll: bool = False) -> Tensor:
-    """The branch's convolution or product of x [B, ...] with its weight, both of one floating type."""
+    """The branch's convolution or product of x [B, ...] with its weight, both of one floating-point type."""
     if weight.dim() == 2:
         return F.linear(x, weight)
     if not unroll:
@@ -45,7 +44,7 @@ def convolve(x: Tensor, weight: Tensor, branch: Branch, *, unroll: bool = False)
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """A program's branches, ready to multiply.
+    """A program's branches, prepared for multiplication.
 
     Attributes:
         program: the source.
@@ -59,7 +58,7 @@ class Products:
 
     @classmethod
     def of(cls, program: Program, device: torch.device) -> "Products":
-        """The one that belongs to the program."""
+        """The cached instance of a program."""
         return program.prepared("torch", lambda: cls(program, unroll=device.type == "cuda"))
 
     def accumulate(self, branch: Branch, x: Tensor, shape: tuple[int, ...], times: int) -> Tensor:
@@ -67,7 +66,7 @@ class Products:
 
         Args:
             branch: whose source is x.
-            x: [B, ...], of magnitude up to `times` · the size of one step.
+            x: [B, ...], magnitude at most `times` · the size of one step.
             shape: of the unit or the head.
             times: 1 for spikes, T for counts.
         """
@@ -98,7 +97,7 @@ class Products:
         return total
 
     def constant_current(self, unit: Unit, values: NamedTensors) -> Tensor:
-        """[B or 1, *shape]: the bias and what the image gives in each step, rounded to the membrane's unit."""
+        """[B or 1, *shape]: the bias and the image's current per step, rounded to the membrane's unit."""
         total = _per_channel(unit.bias, unit.shape).expand(1, *unit.shape)
         for branch in unit.branches:
             if branch.source in self.program.constants:

@@ -12,13 +12,13 @@ from nbsnn.integer.calls import Context, Reader, arguments, pair, shape_of
 from nbsnn.quant.layers import WeightQuantizer
 from nbsnn.quant.operations import DROPOUT
 
-_WHOLE = 1e-3  # how far from a whole number single precision may carry a quantized weight over its step
+_WHOLE = 1e-3  # tolerance for a quantized weight divided by its step, computed in single precision, to be an integer
 
 # -------------------------------------------------------------------------------------------------------------- weights
 
 
 def integer_weight(layer: WeightQuantizer | None, weight: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Whole numbers [as the weight] float64 and the step of each row [O], or the weight itself, steps of 1 and False."""
+    """Integers [shape of the weight] float64 and the step of each row [O]; or the weight, steps of 1 and False."""
     values = weight.detach().double()
     ones = values.new_ones(len(values))
     if layer is None or weight.shape != layer.weight.shape:

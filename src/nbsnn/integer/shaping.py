@@ -1,4 +1,4 @@
-"""Readers of functions that average, reshape or choose: what becomes of shapes."""
+"""Readers of functions that average, reshape or select."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -77,11 +77,11 @@ def unchanged(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any])
     return x
 
 
-# ------------------------------------------------------------------------------------------------- choosing channels
+# ------------------------------------------------------------------------------------------------ selecting channels
 
 
 def selection(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Affine | list[Affine]:
-    """Slices, chunks and shuffles: the same function on the numbers of channels, rows and columns says what it chooses."""
+    """Slices, chunks and shuffles: the function is applied to indices of channels, rows and columns to see what it selects."""
     mode = getattr(context.layer, "padding_mode", "zeros")
     if mode != "zeros":
         raise NoForm(f"padding_mode={mode!r} has no integer form", "use padding_mode='zeros'")
@@ -99,14 +99,14 @@ def selection(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any])
 
 
 def _chosen(x: Affine, numbers: list[Tensor], values: ValueTable) -> Affine:
-    """x at the places that `numbers` say, one tensor [1, C', H', W'] per axis of x, counted from 1; 0 is padding."""
+    """x at the indices in `numbers`, one tensor [1, C', H', W'] per axis of x, counted from 1; 0 is padding."""
     refusal = NoForm(
         "this choice of rows or columns has no integer form",
         "choose channels, or every n-th row and column from 0, and pad within the convolution",
     )
     if any(n.dim() != len(x.shape) + 1 for n in numbers):
         raise refusal
-    # Along its own axis a choice is a line of numbers; everywhere else it must repeat.
+    # Along its own axis a selection is a list of indices; along all other axes it must repeat.
     lines = [n.amax(tuple(a for a in range(n.dim()) if a != axis)) for axis, n in enumerate(numbers, start=1)]
     present = per_channel(lines[0] > 0, len(x.shape) - 1)
     for axis, (line, number) in enumerate(zip(lines, numbers, strict=True), start=1):
@@ -115,7 +115,7 @@ def _chosen(x: Affine, numbers: list[Tensor], values: ValueTable) -> Affine:
             raise refusal
     strides = [int(line[1] - line[0]) if len(line) > 1 else size for line, size in zip(lines[1:], x.shape[1:], strict=True)]
     if any(stride != 1 for stride in strides):
-        # A window of one place with a stride is a choice of places.
+        # A 1×1 window with a stride selects positions.
         x = pooled(x, values, kernel=(1, 1), stride=pair(strides), padding=(0, 0), divisor=1) if min(strides) > 0 else x
     steps = [1 + stride * torch.arange(len(line)).to(line) for line, stride in zip(lines[1:], strides, strict=True)]
     if x.shape[1:] != tuple(map(len, steps)) or not all(map(torch.equal, lines[1:], steps)):

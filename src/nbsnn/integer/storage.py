@@ -1,4 +1,4 @@
-"""Integer networks in files: every number in safetensors, the structure in a JSON header, a hash over both."""
+"""Integer networks in files: numbers in safetensors, the structure in a JSON header, and a hash of both."""
 
 from collections.abc import Mapping
 from importlib import metadata
@@ -15,13 +15,13 @@ from nbsnn.tensorfile import FORMAT_VERSION, Header, read_tensors, write_tensors
 
 
 def save_program(path: Path, program: Program) -> None:
-    """Write a program, whole or not at all."""
+    """Write a program atomically."""
     header, tensors = described(program)
     write_tensors(path, tensors, header)
 
 
 def described(program: Program) -> tuple[Header, dict[str, Tensor]]:
-    """Header (but for the hash) and tensors of a program's file."""
+    """Header (without the hash) and tensors of a program's file."""
     structure, tensors = encode(program)
     header = {
         "format": FORMAT_VERSION, "form": "integer", "program": structure,
@@ -32,16 +32,16 @@ def described(program: Program) -> tuple[Header, dict[str, Tensor]]:
 
 
 def load_program(path: Path) -> Program:
-    """Read a program and check that it is what was written."""
+    """Read a program and verify it."""
     header, tensors = read_tensors(path)
     return program_from(header, tensors, source=str(path))
 
 
 def program_from(header: Header, tensors: Mapping[str, Tensor], *, source: str) -> Program:
-    """The program that a file's header and tensors hold, as `read_tensors` gives them.
+    """The program in a file's header and tensors, as returned by `read_tensors`.
 
     Raises:
-        CheckpointError: of another form, not consistent, or of more work than `integer.work` allows.
+        CheckpointError: the file has another form, is not consistent, or exceeds the limits of `integer.work`.
     """
     if header["form"] != "integer":
         raise CheckpointError(f"{source}: holds a {header['form']} network; make an integer one of it with nbsnn.lower")

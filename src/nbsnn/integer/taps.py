@@ -1,7 +1,7 @@
-"""Where a branch reads: every convolution, product, pool and identity as weight rows at lists of input positions.
+"""Tables of a branch: convolutions, products, pools and identities as weight rows at lists of input positions.
 
-A kernel that adds weight rows needs to know, for each tap and each output position, which positions of the last unit (or of
-the image) it reads. Stride, padding, dilation, pooled sources and flattened ones differ in nothing else.
+A kernel that adds weight rows needs, for each tap (kernel element) and each output position, the positions of the last unit (or
+of the image) that it reads. Stride, padding, dilation, pooling and flattening of the source only change these lists.
 """
 
 from typing import Any, NamedTuple
@@ -16,18 +16,18 @@ from nbsnn.integer.nodes import IMAGE, Branch, Flatten, SumPool, Unit
 from nbsnn.integer.program import Program
 from nbsnn.shapes import window_places
 
-LARGEST_ROW_WEIGHT = 31  # the kernel adds rows in int8, four at least before they can overflow
+LARGEST_ROW_WEIGHT = 31  # the kernel adds rows in int8, at least four before they can overflow
 _BASE = 16
 
 Index = NDArray[np.int64]
 
 
 class KernelBranch(NamedTuple):
-    """A branch, ready for a kernel.
+    """A branch, prepared for the kernel.
 
     Attributes:
-        inputs: channels of the unit (or image) that it reads in the end.
-        groups: channel groups; identity is as many groups as channels, with weights of one.
+        inputs: channels of the unit (or image) that it reads.
+        groups: channel groups; an identity has as many groups as channels, with weights of 1.
         taps: weight rows per input channel.
         start: [taps · positions + 1] uint32, and origin: uint32. Input positions of (tap, output position) are
             origin[start[i] : start[i + 1]], i = tap · positions + position; repeated where windows overlap.
@@ -53,7 +53,7 @@ def base_of(program: Program, value: str) -> str:
 
 
 def kernel_branch_of(program: Program, branch: Branch, shape: tuple[int, ...]) -> KernelBranch:
-    """How the branch into a node of this shape reads its unit."""
+    """The table of a branch into a node of this shape."""
     inputs = program.shapes[base_of(program, branch.source)][0]
     value_shape, reads = _reads(program, branch.source)
     flat = len(program.shapes[branch.source]) == 1 and len(value_shape) == 3
@@ -80,8 +80,8 @@ def kernel_branch_of(program: Program, branch: Branch, shape: tuple[int, ...]) -
 def digits_of(branch: KernelBranch) -> list[KernelBranch]:
     """A branch of a unit as several of the same form with small weights, Σ 16^i · digit = weight; itself if they are small.
 
-    Weights of 8 or 16 bits so go the way of the few-bit ones, as two to four branches whose multipliers are 16 times the one
-    before's. Those may leave the kernel's integers: it adds currents modulo 2^32 or 2^64, and their true sum is the same.
+    So weights of 8 or 16 bits are computed like low-bit ones, as two to four branches whose multipliers grow by a factor of 16.
+    The multipliers may overflow the kernel's integers: it adds currents modulo 2^32 or 2^64, and the final sum fits.
     """
     if branch.groups > 1 or _largest(branch.weight) <= LARGEST_ROW_WEIGHT:
         return [branch]
@@ -106,7 +106,7 @@ def _grouped(weight: Tensor, groups: int) -> "NDArray[Any]":
 
 
 def _reads(program: Program, value: str) -> tuple[tuple[int, ...], Index]:
-    """Shape before any flattening, and [positions, reads]: what each position of the value sums over; −1 is nothing."""
+    """Shape before any flattening, and [positions, reads]: what each position of the value sums over; −1 for none."""
     node = program.by_name.get(value)
     if node is None or isinstance(node, Unit):
         shape = program.shapes[value]

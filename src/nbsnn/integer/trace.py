@@ -1,7 +1,7 @@
-"""Follow an example through a quantized network and write down, for each activation, the affine function that feeds it.
+"""Trace an example through a quantized network and record the affine function in front of each activation.
 
-It follows data, as the audit before it does, and so sees through any `forward`. What it writes down is compared with the tensor
-that really arrives: a step read wrongly cannot pass.
+It traces data, like the audit, and so works with any `forward`. The recorded function is compared with the tensor at the
+activation, which detects an operation that was read wrongly.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,12 +22,12 @@ from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.shapes import per_channel
 from nbsnn.tracing import Tracer, tensors_in
 
-_TOLERANCE = 1e-3  # of the largest current: far above rounding in single precision, far below a step read wrongly
+_TOLERANCE = 1e-3  # of the largest current: far above single-precision rounding, far below a wrong reading
 
 
 @dataclass(frozen=True, eq=False)
 class Firing:
-    """An activation as it was met: its name, levels L, threshold θ, and the affine function before it."""
+    """An activation: its name, levels L, threshold θ, and the affine function in front of it."""
 
     name: str
     levels: int
@@ -37,7 +37,7 @@ class Firing:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Everything that the network does to an image: activations in order, structural values, and the output."""
+    """The recorded network: activations in order, structural values, and the output."""
 
     firings: tuple[Firing, ...]
     values: ValueTable
@@ -45,10 +45,10 @@ class Trace:
 
 
 def trace(quantized: nn.Module, example: Tensor) -> Trace:
-    """Run `quantized`, which passed the audit, on `example` [1, C, H, W] and write down what happens.
+    """Run `quantized`, which passed the audit, on `example` [1, C, H, W] and record its operations.
 
     Raises:
-        LoweringError: a step without integer form; names the layer and the remedy.
+        LoweringError: an operation has no integer form; names the layer and the remedy.
     """
     run = _Recorder(example)
     output = run.follow(quantized, example.clone(), of_value(IMAGE, tuple(example.shape[1:]), 1.0), error=LoweringError)
@@ -98,7 +98,7 @@ class _Recorder(Tracer):
         return result
 
     def check(self, name: str, affine: Affine, actual: Tensor) -> None:
-        """Compare what was written down with the tensor that arrived."""
+        """Compare the recorded function with the tensor."""
         check_finite(f"the current of {name}", actual, LoweringError, remedy="look for a division by 0 before it")
         if len(affine.shape) == 2:
             raise LoweringError(

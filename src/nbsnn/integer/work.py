@@ -1,7 +1,7 @@
-"""What a program asks for, estimated from shapes alone: a file of a few kilobytes may name any amount of work and memory.
+"""Work and memory of a program, estimated from shapes: a file of a few kilobytes could request any amount.
 
 The limits are generous. For comparison: `imagenet/vgg16` has 10^10 products and 9·10^6 values per image, its synapses read
-8·10^5 places, and its largest unrolled convolution has 7·10^6 values; `cifar10/resnet110` has 3·10^8 products.
+    8·10^5 positions, and its largest unrolled convolution has 7·10^6 values; `cifar10/resnet110` has 3·10^8 products.
 """
 
 from math import prod
@@ -12,14 +12,14 @@ from nbsnn.integer.program import Program
 
 MOST_PRODUCTS = 2**38  # per image in a run of counts: ten times those of ResNet-152 on 224×224 pixels
 MOST_VALUES = 2**26  # per image: 24 bytes each in the torch backend
-MOST_POSITIONS = 2**24  # of a node: the kernel numbers those of all images in flight with 32 bits
+MOST_POSITIONS = 2**24  # of a node: the kernel indexes those of all images in flight with 32 bits
 MOST_READS = 2**25  # of all synapses: 8 bytes each while the kernel's tables are made
 MOST_COLUMNS = 2**28  # of one convolution, unrolled to a matrix: 8 bytes each in the torch backend
 MOST_CHAIN = 8  # pools and flattenings one after the other
 
 
 class Work(NamedTuple):
-    """What one image, and the program itself, take; see the limits of the same names."""
+    """Work and memory of one image and of the program; see the limits of the same names."""
 
     products: int
     values: int
@@ -37,17 +37,17 @@ _WORDS = (
 
 
 def check_work(program: Program) -> None:
-    """Raise ValueError where a program asks for more than the limits allow; its shapes are known to fit each other."""
+    """Raise ValueError if a program exceeds the limits; its shapes must be consistent."""
     for name, asked, most in zip(_WORDS, work_of(program), LIMITS, strict=True):
         if asked > most:
             raise ValueError(f"it asks for {asked} {name}, where {most} are the most")
 
 
 def work_of(program: Program) -> Work:
-    """What a program asks for."""
+    """Estimate the work and memory of a program."""
     shapes = program.shapes
     windows = {IMAGE: 1}  # positions of the unit (or the image) that a position of a value sums over
-    places = {IMAGE: prod(shapes[IMAGE][1:])}  # positions of a value, before it was flattened
+    places = {IMAGE: prod(shapes[IMAGE][1:])}  # positions of a value, before flattening
     chains = {IMAGE: 0}  # pools and flattenings since the unit
     products = values = reads = columns = 0
     nodes: tuple[Unit | SumPool | Flatten | Head, ...] = (*program.nodes, program.head)
@@ -77,14 +77,14 @@ def _products(branch: Branch, shape: tuple[int, ...]) -> int:
 
 
 def _columns(branch: Branch, shape: tuple[int, ...]) -> int:
-    """Numbers in the matrix that a convolution is unrolled to."""
+    """Values in the matrix that a convolution is unrolled to."""
     if branch.weight is None or branch.weight.dim() == 2:
         return 0
     return branch.groups * prod(branch.weight.shape[1:]) * prod(shape[1:])
 
 
 def _reads(branch: Branch, places: int, shape: tuple[int, ...]) -> int:
-    """Places of the source that a kernel's table lists, or weights that it makes."""
+    """Positions of the source in the kernel's table, or weights that the kernel makes."""
     if branch.weight is None:
         unit_matrix = len(shape) == 1 and places > 1  # how a skip from a flattened value is read
         return prod(shape) ** 2 if unit_matrix else prod(shape[1:])

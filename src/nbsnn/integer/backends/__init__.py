@@ -1,4 +1,4 @@
-"""Backends: the C++ kernel on a CPU, torch operations anywhere, and whatever else is registered. All give the same bits."""
+"""Backends: the C++ kernel on a CPU, torch operations on any device, and registered ones. All give the same bits."""
 
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.backends import native, torch
@@ -10,10 +10,10 @@ _AUTO = (native.NATIVE, torch.TORCH)  # the fastest first
 
 
 def choose(name: str, request: Request) -> Backend:
-    """The backend of this name; for "auto", native where it can do what is asked, otherwise torch.
+    """The backend of this name; for "auto", native if it supports the request, otherwise torch.
 
     Raises:
-        ConfigError: unknown, or it cannot do what is asked; says why.
+        ConfigError: unknown, or it does not support the request; says why.
     """
     if name == "auto":
         return next(backend for backend in _AUTO if backend.obstacle(request) is None)

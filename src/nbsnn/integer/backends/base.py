@@ -1,4 +1,4 @@
-"""What a backend is: code that runs programs. All backends give the same bits; they differ in where they run, and how fast."""
+"""Backends: code that runs programs. All backends give the same bits; they differ in devices and speed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ Engine = Literal["counts", "spikes"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a backend.
+    """A request to a backend.
 
     Attributes:
-        device: where the network lies.
+        device: the network's device.
         engine: "counts" or "spikes".
         neuron, schedule: of the spikes.
-        keep_fired: whether the spikes of every neuron are wanted, those that were taken back included.
+        keep_fired: whether to return the spikes of every neuron, including cancelled ones.
     """
 
     device: torch.device
@@ -33,17 +33,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run a program, as a record of functions.
+    """A backend, as a record of functions.
 
     Attributes:
-        name: what users call it, as in `backend="torch"`.
+        name: as in `backend="torch"`.
         run_counts: (program, pixels, *, keep_counts=False) → `Outcome`.
-        run_spikes: (program, pixels, *, neuron, schedule, keep_counts=False) → `Outcome`; with keep_fired=True where that is
-            asked for. The caller has checked that pixels are [B, C, H, W] int32, contiguous, on the grid of `program.pixels`
-            and where the network lies.
-        bytes_per_image: (program) → what an image in flight takes; the caller splits batches by it.
-        obstacle: (request) → why it cannot do what is asked here, or None. The reason ends with a remedy, if there is one
-            beside another backend, in words that follow "; ".
+        run_spikes: (program, pixels, *, neuron, schedule, keep_counts=False) → `Outcome`; with keep_fired=True if requested.
+            The caller has checked that pixels are [B, C, H, W] int32, contiguous, on the grid of `program.pixels` and on the
+            network's device.
+        bytes_per_image: (program) → memory of an image in flight; the caller splits batches accordingly.
+        obstacle: (request) → why the request is not supported, or None. If there is a remedy other than another backend, the
+            reason ends with "; " and the remedy.
     """
 
     name: str
@@ -57,7 +57,7 @@ BACKENDS: dict[str, Backend] = {}
 
 
 def register(backend: Backend) -> Backend:
-    """Make a backend known under its name, and return it.
+    """Register a backend under its name, and return it.
 
     Raises:
         ConfigError: the name is taken.

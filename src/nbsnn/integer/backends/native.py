@@ -1,7 +1,7 @@
-"""The native backend: the binding of the C++ kernel in `integer/native/`.
+"""The native backend: the ctypes binding of the C++ kernel in `integer/native/`.
 
-The extension is optional. It is a plain C library, loaded with ctypes, so that a call releases the GIL and needs nothing of
-torch but the addresses of tensors. Everything that C++ will index with is made and checked here, and checked there again.
+The extension is optional. It is a plain C library, loaded with ctypes, so a call releases the GIL and needs only the addresses
+of torch tensors. All indices used in C++ are computed and checked here, and checked again in C++.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ from nbsnn.spiking.schedules import Neuron, schedule_named
 
 Target = Literal["baseline", "avx2", "avx512"]
 TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
-FLIGHT = 8  # images that a thread takes through the network together, so that linear layers' weights are read once for all
+FLIGHT = 8  # images that a thread computes together, so that weights of linear layers are read once for all
 _COUNTS = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
 _INTERFACE = 2  # version of the C interface, whose functions are:
 _net, _int, _int64, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
@@ -52,7 +52,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @cache
 def _library() -> ctypes.CDLL | str:
-    """The extension, or why there is none."""
+    """The extension, or the reason why there is none."""
     files = [path for suffix in EXTENSION_SUFFIXES for path in Path(__file__).parents[1].glob(f"_native{suffix}")]
     if not files:
         return "the extension was not built; install nbsnn where a C++17 compiler is found"
@@ -69,7 +69,7 @@ def _library() -> ctypes.CDLL | str:
 
 
 def why_not() -> str | None:
-    """None if the native backend can run, otherwise the reason, for people."""
+    """None if the native backend can run, otherwise the reason, for messages."""
     if os.environ.get("NBSNN_NATIVE") == "0":
         return "switched off by NBSNN_NATIVE=0"
     library = _library()
@@ -85,7 +85,7 @@ def targets() -> tuple[Target, ...]:
 def run_counts(
     program: Program, pixels: Tensor, *, keep_counts: bool = False, target: Target | None = None, threads: int | None = None
 ) -> Outcome:
-    """The quantized network in whole numbers; see `Outcome` for arguments and result.
+    """The quantized network in integers; see `Outcome` for arguments and result.
 
     Args:
         target: instruction set; the best of this processor unless given.
@@ -110,12 +110,12 @@ def run_spikes(
         raise ConfigError(f"the native backend does not know {neuron} neurons under schedule={schedule!r}; use backend='torch'")
     outcome = _run(program, pixels, found.native[neuron], keep_counts, target, threads)
     if found.order == "in turn":
-        outcome.steps.fill_(found.steps(program.timesteps, program.depth))  # the kernel counts those of a window
+        outcome.steps.fill_(found.steps(program.timesteps, program.depth))  # the kernel counts the steps of a window
     return outcome
 
 
 def bytes_per_image(program: Program) -> int:
-    """Of the pixels, in double and whole numbers, here and in the kernel; it bounds its neurons in flight by itself."""
+    """Bytes for the pixels, as doubles and integers, here and in the kernel; the kernel bounds its neurons in flight itself."""
     return 20 * torch.Size(program.pixels.shape).numel()
 
 
@@ -166,7 +166,7 @@ def _check_pixels(program: Program, pixels: Tensor) -> None:
 
 
 def _handle(program: Program, target: Target | None) -> _Handle:
-    """The program inside the extension, made once for each instruction set."""
+    """The program in the extension, made once per instruction set."""
     library = _library()
     if isinstance(library, str):
         raise ConfigError(f"no native backend: {library}; use backend='torch'")
@@ -214,7 +214,7 @@ def _add_branch(library: ctypes.CDLL, net: int, source: int, s: KernelBranch) ->
 
 def _check(library: ctypes.CDLL, result: int) -> None:
     if result < 0:
-        raise ConfigError(f"the native backend refused: {library.nbsnn_error().decode()}; use backend='torch'")
+        raise ConfigError(f"the native backend failed: {library.nbsnn_error().decode()}; use backend='torch'")
 
 
 def _address(tensor: Tensor) -> int:
@@ -227,11 +227,11 @@ def _addresses(tensors: list[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
 
 def _obstacle(request: Request) -> str | None:
     if request.device.type != "cpu":
-        return f"the network lies on {request.device}; move it with .to('cpu')"
+        return f"the network is on {request.device}; move it with .to('cpu')"
     if request.engine == "spikes" and request.neuron not in schedule_named(request.schedule).native:
         return f"the kernel has no {request.neuron} neurons under schedule={request.schedule!r}"
     if request.engine == "spikes" and request.keep_fired and request.neuron == "signed":
-        return "the kernel does not keep the spikes of each signed neuron"  # an unsigned one has fired its count
+        return "the kernel does not return the spikes of each signed neuron"  # an unsigned one has fired its count
     return why_not()
 
 

@@ -12,12 +12,12 @@ from nbsnn.spiking.schedules import Neuron, Schedule, schedule_named
 
 
 def bytes_per_image(program: Program) -> int:
-    """Of all neurons: membrane, current, count, spikes, and a convolution's input and output in single precision."""
+    """Bytes for all neurons: membrane, current, count, spikes, and a convolution's input and output in single precision."""
     return 24 * sum(torch.Size(shape).numel() for shape in program.shapes.values())
 
 
 def run_counts(program: Program, pixels: Tensor, *, keep_counts: bool = False) -> Outcome:
-    """The quantized network in whole numbers: one product per branch. See `Outcome`."""
+    """The quantized network in integers: one product per branch. See `Outcome`."""
     T, products = program.timesteps, Products.of(program, pixels.device)
     values: NamedTensors = {IMAGE: pixels}
     spikes: NamedTensors = {}
@@ -70,7 +70,7 @@ def _head(program: Program, products: Products, values: NamedTensors, times: int
 
 
 def _forget(program: Program, values: NamedTensors, index: int) -> None:
-    """Drop what no later node reads."""
+    """Drop values that no later node reads."""
     for name in [name for name in values if program.last_use.get(name, -1) <= index]:
         del values[name]
 
@@ -79,7 +79,7 @@ def _forget(program: Program, values: NamedTensors, index: int) -> None:
 
 
 def even_spikes(count: Tensor, step: int, timesteps: int) -> Tensor:
-    """The spikes of step 1..T that give out `count` evenly: as a constant current of count/T would fire."""
+    """The spikes of steps 1 to T that spread `count` evenly, as under a constant current of count/T."""
 
     def until(t: int) -> Tensor:
         done: Tensor = (2 * t * count.to(torch.int32) + timesteps) // (2 * timesteps)
@@ -89,7 +89,7 @@ def even_spikes(count: Tensor, step: int, timesteps: int) -> Tensor:
 
 
 def _run_in_turn(program: Program, pixels: Tensor, schedule: Schedule, *, keep_counts: bool) -> Outcome:
-    """Unit after unit: T silent steps of integration, then T steps in which the count is given out."""
+    """Unit after unit: T steps of integration without firing, then T steps in which the count is emitted."""
     T, products = program.timesteps, Products.of(program, pixels.device)
     fixed = _constants(program, products, pixels)
     given: NamedTensors = {}  # counts
@@ -123,7 +123,7 @@ def _run_in_turn(program: Program, pixels: Tensor, schedule: Schedule, *, keep_c
 
 
 def _constants(program: Program, products: Products, pixels: Tensor) -> NamedTensors:
-    """The image and what is pooled or flattened of it."""
+    """The image, and values pooled or flattened from it."""
     values: NamedTensors = {IMAGE: pixels}
     for node in program.nodes:
         if not isinstance(node, Unit) and node.name in program.constants:
@@ -135,10 +135,10 @@ def _constants(program: Program, products: Products, pixels: Tensor) -> NamedTen
 
 
 class _Stepping:
-    """All units in the same step, one step after the other; images that have settled leave the batch.
+    """All units in the same step, step by step; images that have settled are removed from the batch.
 
-    State per image still in it: membranes, net counts, spikes so far, the head's accumulators. `keep` says what is wanted of
-    each neuron in the end: "count", "fired".
+    State of the remaining images: membranes, net counts, spikes so far, the head's accumulators. `keep` lists the results per
+        neuron: "count", "fired".
     """
 
     def __init__(self, program: Program, pixels: Tensor, schedule: Schedule, *, signed: bool, keep: tuple[str, ...]) -> None:
@@ -226,7 +226,7 @@ class _Stepping:
         return spike
 
     def _leave(self, done: Tensor) -> NamedTensors:
-        """Take the images that are done out of the state; returns what is wanted of them."""
+        """Remove finished images from the state, and return their results."""
         wanted = ("head ", "steps", "image", "spikes ", *(f"{key} " for key in self.keep))
         left = {key: value[done] for key, value in self.state.items() if key.startswith(wanted)}
         self.state = {key: value[~done] for key, value in self.state.items()}
