@@ -54,6 +54,7 @@ def largest_difference(first, second):
     return max(float((first[key].double() - second[key].double()).abs().max()) for key in first)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_on_the_joined_batch(together, tmp_path):
     alone = gloo_worker.train(tmp_path, gloo_worker.Phase(1, lr=gloo_worker.PHASE.lr))
     figures = [json.loads((together / f"figures{rank}.json").read_text()) for rank in (0, 1)]
@@ -68,11 +69,13 @@ def test_two_processes_equal_one_on_the_joined_batch(together, tmp_path):
     assert alone["images"] == 101
 
 
+@pytest.mark.slow
 def test_one_process_that_is_asked_to_stop_stops_all_at_the_same_step(together):
     said = [json.loads((together / f"figures{rank}.json").read_text())["stopped"] for rank in (0, 1)]
     assert said[0] == said[1] == "stopped in epoch 2 at step 2; run the same command to resume"
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(together, tmp_path):
     shutil.copytree(together / "stopped", tmp_path / "run")
     resumed = []

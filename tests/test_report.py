@@ -25,6 +25,7 @@ def figures(tmp_path_factory):
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_every_phase_and_every_schedule_is_measured(figures):
     assert figures["data"] == "Digits (8×8)"
     assert figures["test_images"] == 20
@@ -44,6 +45,7 @@ def test_every_phase_and_every_schedule_is_measured(figures):
         assert rows["signed", "settle"]["steps"] >= phase["timesteps"]
 
 
+@pytest.mark.slow
 def test_the_figures_become_a_section(figures):
     text = sections.accuracy_section(figures)
     assert "Digits (8×8), 20 test images. Recipe " in text

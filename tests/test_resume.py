@@ -48,6 +48,7 @@ def test_a_process_killed_at_five_random_moments_ends_with_the_same_bits(tmp_pat
     assert left == [name for name in kept if name != "32bit/finished.safetensors"]
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_a_difference(tmp_path, reference):
     recipe, untouched = reference
     other = tmp_path / "other.toml"

@@ -221,6 +221,7 @@ def test_remarks_that_nobody_can_read_do_not_end_a_command(monkeypatch, capsys):
     assert "zoo:cifar10/resnet20-w2a2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_streams_of_a_real_process(tmp_path):
     """Case 24 as a shell does it, since descriptors and the end of the interpreter count too; a process takes seconds."""
     command = f"{sys.executable} -m nbsnn"

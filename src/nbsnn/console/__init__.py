@@ -15,7 +15,7 @@ from nbsnn.console.results import (
     show_phases,
     show_units,
 )
-from nbsnn.console.screen import err, exit_code, fail, note, out, say, show_json, speak_on_main_only
+from nbsnn.console.screen import exit_code, note, say, show_json, speak_on_main_only
 
 __all__ = [
     "COMPARISON_COLUMNS",
@@ -25,14 +25,11 @@ __all__ = [
     "comparison_rows",
     "doing",
     "download_progress",
-    "err",
     "exit_code",
-    "fail",
     "figures_bar",
     "image_progress",
     "note",
     "or_dash",
-    "out",
     "say",
     "show_figures",
     "show_finetuning",

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from rich.cells import cell_len
 from rich.console import Console
 
-from nbsnn.console.screen import out, printable, say, wrapped, write
+from nbsnn.console.screen import out, say, without_controls, wrapped, write
 
 _NUMBER = re.compile(r"([-−±]?[0-9.,]+( .*)?)?|-")  # a unit, or a second number, may follow
 
 
 def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, to: Console = out) -> None:
     """A table, columns of numbers to the right; empty cells at the start of a row stand for those above."""
-    heads, lines = list(columns), [[printable(cell) for cell in row] for row in rows]
+    heads, lines = list(columns), [[without_controls(cell) for cell in row] for row in rows]
     say(title, style="bold", to=to)
     found = _fit(heads, lines, to.width)
     if found is None:

@@ -51,14 +51,14 @@ def speak_on_main_only(world: World) -> None:
     out.quiet = err.quiet = not world.is_main
 
 
-def printable(text: str) -> str:
+def without_controls(text: str) -> str:
     """A text without control characters, which a file's name may hold, but for ends of lines."""
     return text.translate(_CONTROL)
 
 
 def say(text: str, *, style: str = "", to: Console = out) -> None:
     """Lines of a result, wrapped at words on a terminal; a longer word is left whole."""
-    for line in printable(text).split("\n"):
+    for line in without_controls(text).split("\n"):
         for part in wrapped(line, to.width):
             write(part, to, style=style)
 
@@ -77,7 +77,7 @@ def write(line: str, to: Console, *, style: str = "") -> None:
 
 def note(text: str) -> None:
     """A line about what is going on."""
-    write(printable(text), err)
+    write(without_controls(text), err)
 
 
 def fail(text: str) -> None:
@@ -85,7 +85,7 @@ def fail(text: str) -> None:
     rank = rank_in_environment()
     who = f"rank {rank}: " if rank else ""
     err.quiet = False
-    line = Text.assemble(("error:", "bold red"), f" {who}{printable(' '.join(text.split()))}")
+    line = Text.assemble(("error:", "bold red"), f" {who}{without_controls(' '.join(text.split()))}")
     err.print(line, highlight=False, soft_wrap=True)
 
 

@@ -160,9 +160,9 @@ def edge_step(weight: Tensor, *, bits: int, edge_range: EdgeRange) -> Tensor:
     return step.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
-def at_least(parameter: Tensor, floor: float = SMALLEST_SCALE) -> Tensor:
-    """max(parameter, floor) with the identity as gradient, so a parameter below the floor can increase again."""
-    return with_values(parameter, parameter.detach().clamp_min(floor))
+def at_least(parameter: Tensor) -> Tensor:
+    """max(parameter, `SMALLEST_SCALE`) with the identity as gradient, so a parameter below it can increase again."""
+    return with_values(parameter, parameter.detach().clamp_min(SMALLEST_SCALE))
 
 
 class _QuantizeActivation(torch.autograd.Function):
