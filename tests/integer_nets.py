@@ -6,7 +6,7 @@ from integer_oracle import run_oracle
 from nets import randomize_
 from torch import nn
 
-from nbsnn.integer.network import to_integers
+from nbsnn.integer.pixels import to_integers
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.recipe import QuantSpec

@@ -14,9 +14,9 @@ import nbsnn
 from nbsnn.data.images import ImageSet
 from nbsnn.integer.backends.native import why_not
 from nbsnn.integer.backends.torch import even_spikes, run_counts, run_spikes
-from nbsnn.integer.network import to_integers
 from nbsnn.integer.nodes import IMAGE as PIXELS
 from nbsnn.integer.nodes import Branch, Head, Pixels, Unit
+from nbsnn.integer.pixels import to_integers
 from nbsnn.integer.program import Program
 from nbsnn.spiking.functional import integrate_and_fire
 

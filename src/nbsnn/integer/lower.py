@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError, LoweringError
 from nbsnn.finite import check_network
-from nbsnn.inputs import as_images, check_normalization, to_network
+from nbsnn.inputs import as_images, to_network
 from nbsnn.integer.description import describe_units
 from nbsnn.integer.fixedpoint import Setting, integer_head, integer_unit
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.integer.nodes import IMAGE, Node, Pixels
+from nbsnn.integer.nodes import IMAGE, Node
+from nbsnn.integer.pixels import pixel_grid
 from nbsnn.integer.program import Program, constant_values, step_sizes
 from nbsnn.integer.trace import trace
 from nbsnn.precision import full_float32
@@ -24,8 +25,6 @@ from nbsnn.wrappers import as_network, copied
 
 logger = logging.getLogger(__name__)
 
-PIXEL_BITS = 20  # fraction bits of a pixel: an early count changed by rounding changes later ones
-IMAGE_RANGE = 8.0  # largest |value| of a normalized image, unless mean and std give it exactly
 FEW_BITS = 8  # warn of multipliers below 2^8: rounding changes such a gain by up to 0.2 %
 
 
@@ -69,7 +68,7 @@ def lower(
         audit(network, first)
     seen = trace(network.cpu(), first.cpu())  # the integers are the same on any device
     timesteps = max(firing.levels for firing in seen.firings)
-    pixels = _pixels(tuple(first.shape[1:]), mean, std)
+    pixels = pixel_grid(tuple(first.shape[1:]), mean, std)
     setting = Setting(
         timesteps, pixels.fraction_bits, seen.values.shapes,
         sizes=dict.fromkeys((f.name for f in seen.firings), 1) | step_sizes(seen.values.nodes, pixels),
@@ -85,31 +84,6 @@ def lower(
                 "%s: smallest multiplier %d is below 2^%d; its gain is coarse", row.name, row.smallest_multiplier, FEW_BITS
             )
     return IntegerNetwork(program)
-
-
-def _pixels(shape: tuple[int, ...], mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels:
-    scale = 2**PIXEL_BITS
-    if mean is None or std is None:
-        if mean is not None or std is not None:
-            raise ConfigError("mean and std go together; give both, or neither for float images only")
-        extreme = int(IMAGE_RANGE * scale)
-        return Pixels(shape, PIXEL_BITS, -extreme, extreme)
-    check_normalization(mean, std, shape[0])
-    table = pixel_table(mean, std, PIXEL_BITS)
-    return Pixels(shape, PIXEL_BITS, min(int(table.min()), 0), max(int(table.max()), 0), table)
-
-
-def pixel_table(mean: Sequence[float], std: Sequence[float], fraction_bits: int) -> Tensor:
-    """[C, 256] int32: 8-bit pixels after normalization, in fixed point.
-
-    Normalized in single precision with the same operations as in image sets, so an image gives the same integers as bytes and
-    as floats.
-    """
-    scale = torch.tensor(std).mul(255).reciprocal().view(-1, 1)
-    shift = torch.tensor(mean).div(torch.tensor(std)).view(-1, 1)
-    normalized = torch.arange(256, dtype=torch.uint8) * scale - shift
-    whole: Tensor = (normalized.double() * 2**fraction_bits).round()
-    return whole.to(torch.int32)
 
 
 def _in_order(wanted: Iterable[str], nodes: dict[str, Node]) -> tuple[Node, ...]:

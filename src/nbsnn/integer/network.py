@@ -13,12 +13,11 @@ from nbsnn.inputs import as_images
 from nbsnn.integer.backends import Backend, Engine, Request, choose
 from nbsnn.integer.checking import check_structure
 from nbsnn.integer.description import UnitRow, describe_units
-from nbsnn.integer.frozen import thawed
-from nbsnn.integer.nodes import Head, Pixels
+from nbsnn.integer.nodes import Head
+from nbsnn.integer.pixels import to_integers
 from nbsnn.integer.plain import moved
 from nbsnn.integer.program import Outcome, Program
 from nbsnn.integer.storage import load_program, save_program
-from nbsnn.shapes import per_channel
 from nbsnn.spiking.schedules import check_pair, check_timesteps, exact_schedules, schedule_named
 from nbsnn.threads import PerThread
 
@@ -212,32 +211,6 @@ class IntegerNetwork:
         size = max(1, min(_MOST_IN_FLIGHT, _IN_FLIGHT_BYTES // backend.bytes_per_image(self.program)))
         for chunk in torch.split(images, size):
             yield to_integers(self.program.pixels, chunk.to(self.device))
-
-
-def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
-    """Images on the network's grid, [B, C, H, W] int32, contiguous.
-
-    Args:
-        images: [B, C, H, W] uint8, or normalized floats, which are rounded; in any memory format.
-    Raises:
-        LoweringError: wrong shape, out of range, not finite, or 8-bit pixels for a network without mean and std.
-    """
-    if tuple(images.shape[1:]) != pixels.shape:
-        raise LoweringError(f"images of shape {list(images.shape)}; the network takes [B, {', '.join(map(str, pixels.shape))}]")
-    if images.dtype == torch.uint8:
-        if pixels.table is None:
-            raise LoweringError("8-bit images, but the network knows no mean and std; give them to nbsnn.lower")
-        table = thawed(pixels.table)
-        channel = per_channel(torch.arange(len(table), device=images.device), len(pixels.shape) - 1)
-        looked_up: Tensor = table[channel, images.to(torch.int64)]
-        return looked_up.contiguous()  # the images may be channels last
-    whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()
-    if not bool(((whole >= pixels.low) & (whole <= pixels.high)).all()):
-        as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)
-        low, high = (edge / 2**pixels.fraction_bits for edge in (pixels.low, pixels.high))
-        remedy = "give nbsnn.lower their mean and std" if pixels.table is None else "normalise them as nbsnn.lower was told"
-        raise LoweringError(f"images reach beyond [{low:.3g}, {high:.3g}]; {remedy}")
-    return whole.to(torch.int32).contiguous()
 
 
 def _joined(head: Head, outcomes: list[Outcome], backend: str) -> Result:

@@ -1,0 +1,71 @@
+"""Images as integers: the grid that a lowered network takes them on, and the conversion to it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nbsnn.errors import ConfigError, LoweringError
+from nbsnn.inputs import as_images, check_normalization
+from nbsnn.integer.frozen import thawed
+from nbsnn.integer.nodes import Pixels
+from nbsnn.shapes import per_channel
+
+PIXEL_BITS = 20  # fraction bits of a pixel: an early count changed by rounding changes later ones
+IMAGE_RANGE = 8.0  # largest |value| of a normalized image, unless mean and std give it exactly
+
+
+def pixel_grid(shape: tuple[int, ...], mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels:
+    """The grid for images of a shape; with the mean and std of their normalization, for 8-bit pixels too.
+
+    Raises:
+        ConfigError: one of `mean` and `std` without the other, or not one value per channel.
+    """
+    scale = 2**PIXEL_BITS
+    if mean is None or std is None:
+        if mean is not None or std is not None:
+            raise ConfigError("mean and std go together; give both, or neither for float images only")
+        extreme = int(IMAGE_RANGE * scale)
+        return Pixels(shape, PIXEL_BITS, -extreme, extreme)
+    check_normalization(mean, std, shape[0])
+    table = _pixel_table(mean, std, PIXEL_BITS)
+    return Pixels(shape, PIXEL_BITS, min(int(table.min()), 0), max(int(table.max()), 0), table)
+
+
+def _pixel_table(mean: Sequence[float], std: Sequence[float], fraction_bits: int) -> Tensor:
+    """[C, 256] int32: 8-bit pixels after normalization, in fixed point.
+
+    Normalized in single precision with the same operations as in image sets, so an image gives the same integers as bytes and
+    as floats.
+    """
+    scale = torch.tensor(std).mul(255).reciprocal().view(-1, 1)
+    shift = torch.tensor(mean).div(torch.tensor(std)).view(-1, 1)
+    normalized = torch.arange(256, dtype=torch.uint8) * scale - shift
+    whole: Tensor = (normalized.double() * 2**fraction_bits).round()
+    return whole.to(torch.int32)
+
+
+def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
+    """Images on the network's grid, [B, C, H, W] int32, contiguous.
+
+    Args:
+        images: [B, C, H, W] uint8, or normalized floats, which are rounded; in any memory format.
+    Raises:
+        LoweringError: wrong shape, out of range, not finite, or 8-bit pixels for a network without mean and std.
+    """
+    if tuple(images.shape[1:]) != pixels.shape:
+        raise LoweringError(f"images of shape {list(images.shape)}; the network takes [B, {', '.join(map(str, pixels.shape))}]")
+    if images.dtype == torch.uint8:
+        if pixels.table is None:
+            raise LoweringError("8-bit images, but the network knows no mean and std; give them to nbsnn.lower")
+        table = thawed(pixels.table)
+        channel = per_channel(torch.arange(len(table), device=images.device), len(pixels.shape) - 1)
+        looked_up: Tensor = table[channel, images.to(torch.int64)]
+        return looked_up.contiguous()  # the images may be channels last
+    whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()
+    if not bool(((whole >= pixels.low) & (whole <= pixels.high)).all()):
+        as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)
+        low, high = (edge / 2**pixels.fraction_bits for edge in (pixels.low, pixels.high))
+        remedy = "give nbsnn.lower their mean and std" if pixels.table is None else "normalise them as nbsnn.lower was told"
+        raise LoweringError(f"images reach beyond [{low:.3g}, {high:.3g}]; {remedy}")
+    return whole.to(torch.int32).contiguous()
