@@ -1,4 +1,4 @@
-"""Data sets by name. Every one gives `Splits` of image sets, which `Batches` turns into (images, labels)."""
+"""Data sets by name. Each returns `Splits` of image sets, from which `Batches` makes (images, labels)."""
 
 import os
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ def load_data(
 
     Args:
         data: its name, one of `nbsnn.data.list_data_sets()`, or the `DataSpec` of a recipe.
-        size: photographs are cut to squares of so many pixels, 224 unless given.
-        progress: called with the bytes of a download, so far and in all.
-        settings: fields of `DataSpec`, such as root, download, validation (training images held out; as many as suit the
-            set unless given), classes, on_corrupt.
+        size: photographs are cropped to squares of this many pixels, 224 unless given.
+        progress: called with the bytes of a download, so far and in total.
+        settings: fields of `DataSpec`, such as root, download, validation (training images held out; the set's default unless
+            given), classes, on_corrupt.
     Raises:
-        ConfigError: unknown name or setting. DataError: not there or damaged.
+        ConfigError: unknown name or setting. DataError: the data is missing or damaged.
     """
     spec = data_spec(data, **settings)
     found = data_set(spec.name)
@@ -53,10 +53,10 @@ def _no_padding(spec: DataSpec) -> ConfigError:
 
 
 def data_spec(data: DataSpec | str, **settings: Any) -> DataSpec:
-    """The settings of a data set, from its name or from others, with some of them changed.
+    """The settings of a data set, from its name or another `DataSpec`, with changes.
 
     Raises:
-        ConfigError: unknown name or setting, or a value that is none.
+        ConfigError: unknown name or setting, or an invalid value.
     """
     if isinstance(data, DataSpec):
         table = asdict(data)
@@ -71,16 +71,16 @@ def data_spec(data: DataSpec | str, **settings: Any) -> DataSpec:
 
 
 def load_photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: int) -> ImageSet:
-    """Image files as images of a data set: cut and normalized as its own, with its names of classes; labels are zeros.
+    """Image files as images of a data set: cropped and normalized in the same way, with its class names; labels are zeros.
 
     Args:
-        spec: the data set; the class names of a tree of photographs are those of `spec.classes`, or else the folders' at
-            its root, numbers where there are none.
+        spec: the data set; the class names of a tree of photographs are `spec.classes`, or else the folder names at its root,
+            or numbers if there are no folders.
         paths: the files.
         size: of the square images.
-        classes: how many the network tells apart.
+        classes: number of classes of the network.
     Raises:
-        ConfigError: the data set has no colour photographs. DataError: a file is not an image.
+        ConfigError: the data set has no color photographs. DataError: a file is not an image.
     """
     read = data_set(spec.name).photographs
     if read is None:

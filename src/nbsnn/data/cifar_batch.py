@@ -1,5 +1,7 @@
-"""One batch of CIFAR-10's python release: a pickle, read by an unpickler that knows arrays and nothing else, so that a file
-from a stranger can run no code and take no memory, and checked value by value.
+"""Read and check a batch of CIFAR-10's python release.
+
+The batch is a pickle. The unpickler here accepts only arrays and plain values, so that an untrusted file cannot execute code or
+allocate large memory, and every pixel and label is checked.
 """
 
 import io
@@ -21,11 +23,11 @@ def parse_batch(name: str, content: bytes, *, classes: int) -> tuple[Tensor, Ten
     """Pixels [N, 3, 32, 32] uint8 and labels [N] int64.
 
     Args:
-        name: of the file, for messages.
+        name: file name for messages.
         content: its bytes.
         classes: labels are 0 to `classes` − 1.
     Raises:
-        DataError: not such a batch, or a pixel or label that is none; says which.
+        DataError: not such a batch, or an invalid pixel or label, which the message names.
     """
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
@@ -34,13 +36,13 @@ def parse_batch(name: str, content: bytes, *, classes: int) -> tuple[Tensor, Ten
         return _pixels(table, len(labels)), torch.tensor(labels)
     except DataError as error:
         raise DataError(f"{name}: {error}; unpack or fetch the release again") from None
-    except Exception as error:  # an unpickler fed with garbage raises anything
+    except Exception as error:  # unpickling garbage can raise any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: not a batch of the python release of CIFAR-10 ({reason})") from None
 
 
 def _with_names(batch: Any) -> dict[str, Any]:
-    """The batch with text for keys; Python 2 wrote bytes."""
+    """The batch with text keys; Python 2 wrote bytes."""
     table: dict[str, Any] = {}
     for key, value in batch.items():
         text = key.decode() if isinstance(key, bytes) else str(key)
@@ -88,7 +90,7 @@ def _pixels(table: dict[str, Any], images: int) -> Tensor:
 
 
 class _Type:
-    """Stands for a pickled numpy.dtype: its code, such as "u1", and its byte order."""
+    """Stand-in for a pickled numpy.dtype: its code, such as "u1", and its byte order."""
 
     def __init__(self, code: Any = "", *_: Any) -> None:
         self.code, self.order = code, "="
@@ -102,7 +104,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for a pickled numpy.ndarray, which NumPy itself would build of a damaged file without checking it."""
+    """Stand-in for a pickled numpy.ndarray, which NumPy would build from a damaged file without checks."""
 
     def __init__(self, *_: Any) -> None:
         self.__setstate__((1, (0,), _Type("u1"), False, b""))
@@ -112,27 +114,27 @@ class _Array:
 
     def array(self) -> np.ndarray[Any, Any]:
         dtype = self.type.dtype()
-        if dtype.kind not in "iufb":  # objects, texts and the like
+        if dtype.kind not in "iufb":  # objects, strings and the like
             raise DataError(f"holds an array of type {dtype}; pixels and labels are whole numbers")
         return np.frombuffer(self.content, dtype).reshape(self.shape, order="F" if self.columns_first else "C")
 
 
 def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> _Array:
-    """An array as protocol 5 writes it."""
+    """An array as written by protocol 5."""
     array = _Array()
     array.__setstate__((1, shape, kind, order == "F", content))
     return array
 
 
 def _to_bytes(text: str, _encoding: str) -> bytes:
-    """Bytes as Python 3 writes them for Python 2."""
+    """Bytes as written by Python 3 for Python 2."""
     return text.encode("latin1")
 
 
 class _ArrayUnpickler(pickle._Unpickler):
-    """Builds the stand-ins above, plain lists, dictionaries, numbers and texts; refuses every other class or function.
+    """Builds the stand-ins above and plain lists, dictionaries, numbers and strings; any other class or function is an error.
 
-    It is the standard library's in Python: the one in C allocates whatever memory a damaged file asks for.
+    Derived from the unpickler in Python: the one in C allocates any size that a damaged file requests.
     """
 
     _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
@@ -153,6 +155,6 @@ class _ArrayUnpickler(pickle._Unpickler):
 
     def _load_bytearray(self) -> None:
         (length,) = struct.unpack("<Q", self.read(8))
-        self.append(bytearray(self.read(length)))  # no more than there is
+        self.append(bytearray(self.read(length)))  # at most the rest of the file
 
     dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}

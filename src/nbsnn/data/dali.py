@@ -1,7 +1,7 @@
 """Decoding and augmentation by NVIDIA DALI, on the CPU or on the GPU.
 
-Every pass builds a pipeline for exactly the files it will give, in their order: order, sharing among processes and the point
-where a resumed run continues are decided outside, as for every other loader. The crops are DALI's own draws.
+Every pass builds a pipeline for the files of its batches, in order. As for every loader, the order, the shares of processes and
+the point where a resumed run continues are determined outside. DALI draws the crops.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ from nbsnn.data.decode import CROP_AREA, CROP_RATIO, RESIZE, open_picture
 from nbsnn.errors import DataError
 
 INSTALL = "pip install nvidia-dali-cuda120  (or -cuda130), or use the torch loader (data.loader=torch)"
-_LOOK_AHEAD = 4  # batches that DALI may have begun when it stops at a damaged file
+_LOOK_AHEAD = 4  # batches that DALI may have started when it stops at a corrupt file
 
 
 def is_installed() -> bool:
-    """Whether nvidia-dali is there; it is not imported."""
+    """Whether nvidia-dali is installed; it is not imported."""
     try:
         return find_spec("nvidia.dali") is not None
     except ModuleNotFoundError:
@@ -31,9 +31,9 @@ def is_installed() -> bool:
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, and how they are cut: with random crops and mirrors (`augment`), or the middle of each.
+    """Image files with random crops and flips (`augment`), or with center crops.
 
-    `note_bad` is told of files that are no images, and why; with `keep_size` others of their batch take their places.
+    `note_bad` is called with files that are not images, and the reason; with `keep_size` other files of the batch replace them.
     """
 
     paths: Sequence[str]
@@ -47,11 +47,11 @@ class Files:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (images [B, 3, size, size] uint8 on `device`, indices [B] int64) for lists of indices.
 
-        A file that is no image stops DALI: it is looked for with Pillow, taken out, and a new pipeline goes on from there.
+        A file that is not an image stops DALI: it is found with Pillow and removed, and a new pipeline continues.
 
         Raises:
-            DataError: DALI is not installed, fails for another reason than a damaged file, or a batch that should keep its
-                size has no image left.
+            DataError: DALI is not installed, fails for another reason than a corrupt file, or a batch with `keep_size` has no
+                image left.
         """
         if not is_installed():
             raise DataError(f"the DALI loader needs nvidia-dali: {INSTALL}")
@@ -102,7 +102,7 @@ class Files:
         return pipeline()
 
     def _without_bad(self, batches: list[list[int]], error: RuntimeError) -> list[list[int]]:
-        """The batches without the damaged files among the next ones, which `note_bad` is told of."""
+        """The batches without the corrupt files among the next ones, which are passed to `note_bad`."""
         reasons = {}
         for index in chain.from_iterable(batches[:_LOOK_AHEAD]):
             try:
@@ -125,7 +125,7 @@ class Files:
 
 
 def _without(batches: list[list[int]], count: int) -> list[list[int]]:
-    """What is left of consecutive batches after their first `count` members."""
+    """The rest of consecutive batches after their first `count` members."""
     while batches and count >= len(batches[0]):
         count -= len(batches[0])
         batches = batches[1:]

@@ -1,4 +1,4 @@
-"""Image files to tensors, with Pillow: the one place that reads them."""
+"""Decode image files to tensors with Pillow."""
 
 import math
 import random
@@ -17,7 +17,7 @@ from nbsnn.errors import ConfigError, DataError, MissingDependencyError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-RESIZE = 256 / 224  # the shorter side of a photograph before its middle is cropped, over the crop's (Krizhevsky et al., 2012)
+RESIZE = 256 / 224  # the shorter side before the center crop, divided by the crop's (Krizhevsky et al., 2012)
 CROP_AREA, CROP_RATIO = (0.1, 1.0), (0.8, 1.25)  # of random crops: share of the photograph, width over height
 _ATTEMPTS = 10
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -26,17 +26,17 @@ _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
 def require_pillow() -> None:
-    """Refuse where Pillow is not installed."""
+    """Raise an error if Pillow is not installed."""
     if find_spec("PIL") is None:
         raise MissingDependencyError("pillow", extra="images", purpose="reading image files")
 
 
 def open_picture(file: IO[bytes] | Path, name: str) -> "Picture":
-    """A decoded RGB picture as a viewer shows it: turned as its EXIF data says, the first frame of several.
+    """A decoded RGB image as a viewer shows it: with its EXIF orientation, the first frame of an animation.
 
     Raises:
-        DataError: not an image, a damaged one, one with more pixels than Pillow takes for safe, or one that has no one
-            appearance.
+        DataError: not an image, a damaged one, one with more pixels than Pillow allows, or one of a mode without a defined
+            white.
     """
     require_pillow()
     from PIL import Image, ImageFile
@@ -48,17 +48,17 @@ def open_picture(file: IO[bytes] | Path, name: str) -> "Picture":
         if reason:
             raise DataError(reason)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which is not shown
+            warnings.simplefilter("ignore")  # about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 image.load()
                 return _turned(as_shown(image), image)
-    except Exception as error:  # a reader fed with garbage raises anything
+    except Exception as error:  # decoding garbage can raise any exception
         raise DataError(f"{printable(name)}: not an image that can be read ({' '.join(str(error).split())})") from None
 
 
 def _turned(picture: "Picture", source: "Picture") -> "Picture":
-    """The picture turned or mirrored as the EXIF data of its source says; data that cannot be read say nothing."""
+    """The image, rotated or flipped according to EXIF data; unreadable EXIF data is ignored."""
     from PIL.Image import Transpose
 
     try:
@@ -73,10 +73,10 @@ def _turned(picture: "Picture", source: "Picture") -> "Picture":
 
 
 def as_shown(image: "Picture") -> "Picture":
-    """A loaded picture of any of Pillow's modes in RGB: transparent places white, 16 bits scaled to 8.
+    """An image of any of Pillow's modes in RGB: composited on white, 16 bits scaled to 8.
 
     Raises:
-        DataError: the mode has no range that is black to white: 32-bit whole numbers (I) and floats (F).
+        DataError: the mode has no range from black to white: 32-bit integers (I) and floats (F).
     """
     from PIL import Image
 
@@ -95,7 +95,7 @@ def as_shown(image: "Picture") -> "Picture":
 
 
 def _from_16_bits(image: "Picture") -> "Picture":
-    """Grey values from 0 to 2¹⁶ − 1, or as many bits as a TIFF file says, in RGB."""
+    """Gray values from 0 to 2¹⁶ − 1, or with the number of bits in a TIFF file, in RGB."""
     from PIL import Image
 
     values = np.asarray(image).astype(np.int64)
@@ -114,19 +114,19 @@ def to_tensor(picture: "Picture") -> Tensor:
 
 
 def whole_picture(file: IO[bytes] | Path, name: str) -> Tensor:
-    """The picture as it is, [3, H, W] uint8."""
+    """The image in its full size, [3, H, W] uint8."""
     return to_tensor(open_picture(file, name))
 
 
 def square(path: Path, *, size: int) -> Tensor:
-    """The largest square in the middle of an image file, resized (bicubic): [3, size, size] uint8."""
+    """The largest center square of an image file, resized (bicubic): [3, size, size] uint8."""
     from PIL import Image, ImageOps
 
     return to_tensor(ImageOps.fit(open_picture(path, str(path)), (size, size), Image.Resampling.BICUBIC))
 
 
 def center_crop(path: str, *, size: int) -> Tensor:
-    """As networks for ImageNet are evaluated: the shorter side resized to 8/7 of `size` (bilinear), the middle cropped.
+    """The evaluation transform of ImageNet: resize the shorter side to 8/7 of `size` (bilinear), then center crop.
 
     Returns:
         [3, size, size] uint8.
@@ -134,16 +134,16 @@ def center_crop(path: str, *, size: int) -> Tensor:
     picture = open_picture(Path(path), path)
     scale = round(RESIZE * size) / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
-    left, top = (width - size + 1) // 2, (height - size + 1) // 2  # halves go up, as in DALI and TorchVision
-    # Resizing and cropping in one: only the pixels that are kept are computed.
+    left, top = (width - size + 1) // 2, (height - size + 1) // 2  # halves round up, as in DALI and TorchVision
+    # Resize and crop in one operation, which computes only the pixels of the crop.
     x, y = picture.width / width, picture.height / height
     return _resized(picture, size, (left * x, top * y, (left + size) * x, (top + size) * y))
 
 
 def random_crop(path: str, *, size: int, seed: int) -> Tensor:
-    """For training: a random rectangle (10 to 100 % of the area, ratio 0.8 to 1.25), resized; half of them mirrored.
+    """The training transform: a random crop (10 to 100 % of the area, aspect ratio 0.8 to 1.25), resized; half are flipped.
 
-    The rectangle of "random resized crops" (Szegedy et al., 2015). Returns [3, size, size] uint8, decided by the seed.
+    The crop is that of "random resized crop" (Szegedy et al., 2015). Returns [3, size, size] uint8, determined by the seed.
     """
     picture = open_picture(Path(path), path)
     draw = random.Random(seed)
@@ -152,7 +152,7 @@ def random_crop(path: str, *, size: int, seed: int) -> Tensor:
 
 
 def random_rectangle(width: int, height: int, draw: random.Random) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom in pixels; the largest square in the middle where ten attempts fail to fit."""
+    """Left, top, right, bottom in pixels; the largest center square if ten attempts do not fit."""
     for _ in range(_ATTEMPTS):
         area = draw.uniform(*CROP_AREA) * width * height
         ratio = math.exp(draw.uniform(*map(math.log, CROP_RATIO)))

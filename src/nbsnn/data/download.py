@@ -1,4 +1,4 @@
-"""Fetching a file: it gets its name once its sum is right."""
+"""Download a file and verify its checksum."""
 
 import hashlib
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from nbsnn.errors import DataError
 
-DownloadProgress = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
+DownloadProgress = Callable[[int, int], None]  # bytes so far, bytes in total (0: unknown)
 
 
 def fetch(url: str, path: Path, *, md5: str, progress: DownloadProgress | None = None) -> None:
-    """Download a file, verify its MD5 sum, and only then give it its name.
+    """Download a file under a temporary name, verify its MD5 sum, and rename it.
 
     Raises:
-        DataError: the network or the disk failed, or the sum differs; nothing is left behind.
+        DataError: the network or the disk failed, or the checksum differs; the temporary file is removed.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     digest = hashlib.md5(usedforsecurity=False)

@@ -1,4 +1,4 @@
-"""Files and folders as they are found: what is no regular file is named, so that a pipe or a device is never waited for."""
+"""Files and folders on disk; a path that is not a regular file is reported, since reading a pipe or a device would block."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe (FIFO)", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
 }  # fmt: skip
-# What operating systems and tools leave in folders; names in lower case. All that begins with a dot is hidden too.
+# Files of operating systems and tools; names in lower case. Names that begin with a dot are hidden too.
 _HIDDEN = frozenset(
     {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found",
      "@eadir", "#recycle", "__pycache__"}
@@ -31,13 +31,13 @@ def why_no_file(path: Path) -> str | None:
 
 
 def printable(path: object) -> str:
-    """A name for a message of one line, with control characters and bytes that are no UTF-8 escaped."""
+    """A name for a message of one line, with control characters and bytes that are not UTF-8 escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(path))
 
 
 @dataclass
 class Listing:
-    """What a folder holds, by name and in order; hidden entries are left out. `others` are neither files nor folders."""
+    """The content of a folder, sorted by name, without hidden entries. `others` are neither files nor folders."""
 
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """The names in a folder. Links count as what they lead to; those that lead nowhere, or in a circle, as `others`.
+    """The names in a folder. Links are resolved; broken and circular ones are in `others`.
 
     Raises:
         DataError: the folder cannot be read.

@@ -1,6 +1,6 @@
-"""Image sets, and batches made of them. Here is the one in memory: cropped and flipped as whole tensors, no worker processes.
+"""Image sets and batches. The set in memory is cropped and flipped as whole tensors, without worker processes.
 
-`Batches` decides which images come when, for every kind of set; a set decides how their pixels are had.
+`Batches` determines the order of images for every kind of set; a set determines how their pixels are loaded.
 """
 
 import math
@@ -20,14 +20,14 @@ from nbsnn.recipe import Padding
 
 @runtime_checkable
 class LabelledImages(Protocol):
-    """What `Batches` and the measurements need of a set: N images of one size with labels [N] int64."""
+    """Interface of image sets for `Batches` and measurements: N images of one size with labels [N] int64."""
 
     @property
     def labels(self) -> Tensor: ...
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Of each channel, in units of the full range 0..255 → 0..1; so is `std`."""
+        """Per channel, in units of the full range 0..255 → 0..1; the same holds for `std`."""
 
     @property
     def std(self) -> tuple[float, ...]: ...
@@ -45,10 +45,10 @@ class LabelledImages(Protocol):
         """The same set with some of its images."""
 
     def some(self, count: int | None) -> Self:
-        """The same set with so many of its images, of all classes; all of them for None or 0."""
+        """The same set with `count` of its images, of all classes; all of them for None or 0."""
 
     def pixels(self, indices: Tensor | slice = ...) -> Tensor:
-        """Some of the images as they are evaluated, [n, C, H, W] uint8."""
+        """Some of the images without augmentation, [n, C, H, W] uint8."""
 
     def normalized(self, images: Tensor | None = None) -> Tensor:
         """Float images, (x/255 − mean)/std, [n, C, H, W] float32; all of the set's unless given as uint8."""
@@ -61,7 +61,7 @@ class LabelledImages(Protocol):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of batches of indices, as (images uint8, labels); augmented if there are `seeds`, one each.
 
-        In training every share keeps its size.
+        In training every share has its full size.
         """
 
 
@@ -72,7 +72,7 @@ class ImageSet:
     `mean` and `std` [C] are in units of the full range 0..255 → 0..1; `padding` is what crops show beyond the border.
 
     Raises:
-        ConfigError: fields that are not of these types and shapes, or labels that are no place in `classes`.
+        ConfigError: fields of other types or shapes, or labels that are not an index of `classes`.
     """
 
     images: Tensor
@@ -111,7 +111,7 @@ class ImageSet:
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def some(self, count: int | None) -> "ImageSet":
-        """The first so many images: their order is random. All of them for None or 0."""
+        """The first `count` images, whose order is random; all of them for None or 0."""
         return self.take(slice(0, count or None))
 
     def normalized(self, images: Tensor | None = None) -> Tensor:
@@ -125,7 +125,7 @@ class ImageSet:
     def stream(
         self, batches: Sequence[Tensor], world: World, *, train: bool, seeds: Sequence[int] | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `LabelledImages.stream`. A batch is augmented whole, then shared: its crops don't depend on the sharing."""
+        """As `LabelledImages.stream`. A batch is augmented before it is shared between processes."""
         for index, batch in enumerate(batches):
             chosen = send(batch, self.images.device)
             images, labels = self.images[chosen], self.labels[chosen]
@@ -136,10 +136,10 @@ class ImageSet:
 
 
 def check_set_(data: LabelledImages, count: int, channels: int) -> None:
-    """Refuse labels, classes and constants that do not fit `count` images; bring them to int64 and tuples, in place.
+    """Check labels, classes and constants for `count` images, and convert them to int64 and tuples, in place.
 
     Raises:
-        ConfigError: says which field, and what to give.
+        ConfigError: names the field and what to give.
     """
     kind = type(data).__name__
     names = data.classes
@@ -160,7 +160,7 @@ class Splits:
     """Training, validation (held out of training) and test images of one data set.
 
     Raises:
-        ConfigError: parts that are no image sets, or differ in shape, classes or normalization.
+        ConfigError: a part is not an image set, or parts differ in shape, classes or normalization.
     """
 
     train: LabelledImages
@@ -177,14 +177,14 @@ class Splits:
 
 
 def require_set(value: object, name: str) -> None:
-    """Refuse what is no set of labelled images, such as a DataLoader."""
+    """Raise an error for anything but a set of labelled images, such as a DataLoader."""
     if not isinstance(value, LabelledImages):
         remedy = f"nbsnn.ImageSet(images, labels, mean, std, classes) of all images, or a part of nbsnn.load_data({'...'!r})"
         raise ConfigError(f"{name} is {'None' if value is None else f'a {type(value).__name__}'}; give an image set: {remedy}")
 
 
 def split_validation(full: LabelledImages, test: LabelledImages, count: int, *, seed: int = 0) -> Splits:
-    """Hold out `count` training images; the same ones for a given seed. With 0 the test set chooses the best epoch."""
+    """Hold out `count` training images, always the same ones. With 0 the test set chooses the best epoch."""
     if count and not 0 <= count < len(full):
         raise DataError(f"validation={count}: the training set has {len(full)} images; hold out fewer")
     order = torch.randperm(len(full), generator=torch.Generator().manual_seed(seed))
@@ -196,8 +196,8 @@ def split_validation(full: LabelledImages, test: LabelledImages, count: int, *, 
 class Batches:
     """Batches (images [B, C, H, W] float32, labels [B] int64) of one pass over a set, or one process's share of each.
 
-    For training, `seed` and `epoch` decide the order and every crop and flip, batch by batch: a run that resumes at a
-    batch sees what the uninterrupted one saw. `batch_size` counts the images of all processes.
+    For training, `seed` and `epoch` determine the order and every crop and flip, batch by batch, so a resumed run uses the same
+    images as an uninterrupted one. `batch_size` counts the images of all processes.
     """
 
     data: LabelledImages
@@ -215,8 +215,8 @@ class Batches:
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.data), self.batch_size)
-        # Batch norm cannot train on a single image, so a training pass drops a last batch of one; and processes that
-        # average their gradients need equal shares, so together they drop every last batch that is not full.
+        # Batch norm cannot train on a single image, so a training pass drops a last batch of one. Processes that average their
+        # gradients need equal shares, so they drop any last batch that is not full.
         least = 1 if not self.shuffle else 2 if self.world.size == 1 else self.batch_size
         return full + (rest >= least)
 
@@ -224,7 +224,7 @@ class Batches:
         return self.starting_at(0)
 
     def starting_at(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches from number `first` on."""
+        """The batches from index `first` on."""
         order = torch.arange(len(self.data))
         if self.shuffle:
             order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self._seed(-1)))
@@ -239,11 +239,11 @@ class Batches:
 
 
 def evaluation_batches(data: LabelledImages, *, at_a_time: int = 500, world: World | None = None) -> Batches:
-    """A set in order, to evaluate on: `at_a_time` images of CIFAR's size in a process's batch, fewer of larger ones."""
+    """Batches of a set in order, for evaluation: `at_a_time` images of CIFAR's size per process, fewer of larger ones."""
     group = world or World()
     return Batches(data, fewer_if_larger(at_a_time, *data.shape[1:]) * group.size, world=group)
 
 
 def fewer_if_larger(count: int, *sides: int) -> int:
-    """`count` images of CIFAR's size, or as many larger ones as have no more pixels; one at least."""
+    """`count` for images of CIFAR's size, or the number of larger images with as many pixels; at least one."""
     return max(1, min(count, count * 32 * 32 // math.prod(sides)))

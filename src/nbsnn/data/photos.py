@@ -1,6 +1,6 @@
-"""Image sets too large for memory: files that are decoded batch by batch, by Pillow in worker processes or by DALI.
+"""Image sets too large for memory: files are decoded batch by batch, by Pillow in worker processes or by DALI.
 
-Order, sharing and seeds come from `Batches`, so both loaders give the same photographs in the same batches.
+Order, shares and seeds come from `Batches`, so both loaders give the same photographs in the same batches.
 """
 
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loading:
-    """How files become pixels: by whom, with how many workers, and what happens to a file that is no image."""
+    """How files are decoded: loader, number of workers, and what happens to a corrupt file."""
 
     loader: Literal["auto", "torch", "dali", "dali_cpu"] = "auto"
     workers: int = 4
@@ -40,12 +40,12 @@ class Loading:
 
     @property
     def processes(self) -> int:
-        """The workers of the Pillow loader: no more than this process has cores, beyond which they are in each other's way."""
+        """The workers of the Pillow loader: at most the cores of this process, because more are slower."""
         return min(self.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
     @property
     def uses_dali(self) -> bool:
-        """DALI where it is asked for, or where it is installed and nothing else is asked for."""
+        """Whether DALI is requested, or is installed and the loader is "auto"."""
         return self.loader in ("dali", "dali_cpu") or (self.loader == "auto" and dali.is_installed())
 
 
@@ -53,7 +53,7 @@ class Loading:
 class PhotoSet:
     """N image files with labels [N] int64, as images [N, 3, size, size]; see `LabelledImages`.
 
-    `skipped` collects why files could not be read, by their names; sets made from this one share it.
+    `skipped` maps names of files that could not be read to the reason; sets made from this one share it.
     """
 
     paths: Sequence[str]
@@ -83,14 +83,14 @@ class PhotoSet:
         return replace(self, paths=[self.paths[i] for i in chosen.tolist()], labels=self.labels[chosen])
 
     def some(self, count: int | None) -> "PhotoSet":
-        """So many files, evenly spaced, since they lie sorted by class; all of them for None or 0."""
+        """`count` files, evenly spaced because they are sorted by class; all of them for None or 0."""
         chosen = min(count or len(self), len(self))
         return self.take(torch.arange(chosen) * len(self) // max(chosen, 1))
 
     def pixels(self, indices: Tensor | slice = slice(None)) -> Tensor:
-        """Some of the images as they are evaluated, [n, 3, size, size] uint8, decoded here and now.
+        """Decode some of the images without augmentation, [n, 3, size, size] uint8.
 
-        The next file that is an image takes the place of one that is not.
+        A corrupt file is replaced by the next image.
 
         Raises:
             DataError: none of them is an image.
@@ -111,15 +111,15 @@ class PhotoSet:
         return normalize(self.pixels() if images is None else images, self.mean, self.std)
 
     def to(self, device: torch.device) -> "PhotoSet":
-        """The set with batches that arrive on another device."""
+        """The set with batches on another device."""
         return replace(self, device=device)
 
     def stream(
         self, batches: Sequence[Tensor], world: World, *, train: bool, seeds: Sequence[int] | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `LabelledImages.stream`. A file that is no image is named and counted in `skipped`.
+        """As `LabelledImages.stream`. A corrupt file is logged and counted in `skipped`.
 
-        In training another one of its batch takes its place, so that batches keep their size; in evaluation it is left out.
+        In training another image of its batch replaces it, so the batch size stays the same; in evaluation it is dropped.
 
         Raises:
             DataError: a training share without a single image.
@@ -156,7 +156,7 @@ class PhotoSet:
             yield images.to(self.device), self.labels[chosen].to(self.device)
 
     def note_bad(self, reasons: Mapping[str, str]) -> None:
-        """Count files that are no images, and name each once; refuse the first one where that is asked for."""
+        """Count corrupt files and log each once; with on_corrupt="refuse", raise an error for the first."""
         for path, reason in reasons.items():
             if self.loading.on_corrupt == "refuse":
                 raise DataError(f"{reason}; remove it, or set data.on_corrupt=skip")
@@ -193,6 +193,6 @@ def _collate(items: list[_Item], *, keep_size: bool) -> tuple[Tensor, Tensor, di
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
-    """A signal to the whole group must not end the workers before the trainer has saved and left; they end with it."""
+    """Ignore signals in workers: a signal to the whole group must not end them before the trainer has saved its state."""
     for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
         signal.signal(number, signal.SIG_IGN)

@@ -26,19 +26,19 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device, without waiting for what the device has to do before."""
+    """Copy a host tensor to a device without synchronizing with it."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, padding: Padding = "black") -> Tensor:
-    """Crop at a random place of the padded image, flip half of the images: one gather for the whole batch.
+    """Crop at a random position of the padded image and flip half of the images, with one gather for the whole batch.
 
     The padding is an eighth of the height: 4 pixels for CIFAR (He et al., 2016).
 
     Args:
-        images: [B, C, H, W] uint8, anywhere.
+        images: [B, C, H, W] uint8, on any device.
         generator: on the CPU.
-        padding: black, or the image mirrored at its border.
+        padding: black, or the image reflected at its border.
     Returns:
         [B, C, H, W] uint8.
     """
@@ -60,7 +60,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: Padding =
 
 
 def _mirrored(places: Tensor, size: int) -> Tensor:
-    """Places beyond 0..size−1, brought back by mirroring at the first and the last one, as often as it takes."""
+    """Reflect indices outside 0..size−1 at the first and the last index, repeatedly if needed."""
     period = max(1, 2 * (size - 1))
     places = places.abs() % period
     return torch.minimum(places, period - places) if size > 1 else places

@@ -1,4 +1,4 @@
-"""Data sets by name: each is a file of its name in `nbsnn.data.sets`; others are registered, or come with other packages."""
+"""Data sets by name: files in `nbsnn.data.sets`, registered ones, and those of other packages."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,7 +20,7 @@ GROUP = "nbsnn.data_sets"  # of the entry points of other packages
 
 class Loader(Protocol):
     def __call__(self, spec: DataSpec, *, size: int, progress: DownloadProgress | None) -> Splits:
-        """The images that a recipe asks for; photographs are cut to squares of `size`. `progress` is of a download."""
+        """Load the images for a recipe; photographs are cropped to squares of `size`. `progress` is for a download."""
 
 
 class PhotographReader(Protocol):
@@ -30,14 +30,14 @@ class PhotographReader(Protocol):
 
 @dataclass(frozen=True)
 class DataSet:
-    """What there is to know of a data set.
+    """A data set.
 
     Attributes:
-        load: reads it.
-        validation: training images held out where nothing else is said.
-        trains: whether it has training images; else every split holds the same test images.
-        photographs: makes its images of image files, for `nbsnn classify`; None: it is not made of photographs.
-        takes_classes: whether its classes are read from folders, so that `DataSpec.classes` says which they are.
+        load: the function that loads it.
+        validation: default number of training images held out.
+        trains: whether it has training images; otherwise every split holds the same test images.
+        photographs: loads image files in its format, for `nbsnn classify`; None if it does not consist of photographs.
+        takes_classes: whether its classes are read from folders and can be given in `DataSpec.classes`.
     """
 
     load: Loader
@@ -51,13 +51,13 @@ _registered: dict[str, DataSet] = {}
 
 
 def register(name: str, data_set: DataSet) -> None:
-    """Add a data set under a name that recipes and `load_data` can use from now on in this process.
+    """Register a data set under a name for recipes and `load_data` in this process.
 
-    A package adds its own for every process, the command line's too, by an entry point of the group "nbsnn.data_sets":
-    the name, and where the `DataSet` is.
+    To add one to every process, including the command line, declare an entry point of the group "nbsnn.data_sets" in a package:
+    the name, and the location of the `DataSet`.
 
     Raises:
-        ConfigError: there is another one of this name.
+        ConfigError: there is another data set of this name.
     """
     add_named(_registered, "data set", name, data_set, taken=list_data_sets())
 
@@ -68,10 +68,10 @@ def list_data_sets() -> list[str]:
 
 
 def data_set(name: str) -> DataSet:
-    """The data set of a name.
+    """The data set of this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: unknown name.
     """
     if name in _bundled():
         found = import_module(f"{sets.__name__}.{name}").DATA_SET
@@ -83,9 +83,9 @@ def data_set(name: str) -> DataSet:
             raise ConfigError(unknown("data set", name, list_data_sets()))
         try:
             found = points[0].load()
-        except Exception as error:  # whatever the other package does when it is imported
+        except Exception as error:  # importing another package can raise any exception
             reason = " ".join(str(error).split())
-            raise ConfigError(f"data set {name!r}: {points[0].value} cannot be loaded ({reason}); mend that package") from None
+            raise ConfigError(f"data set {name!r}: {points[0].value} cannot be loaded ({reason}); fix that package") from None
     if not isinstance(found, DataSet):
         raise ConfigError(f"data set {name!r}: {GROUP} names a {type(found).__name__}, not a nbsnn.data.DataSet")
     return found
@@ -95,7 +95,7 @@ def choices(fits: Callable[[DataSet], object] = lambda _: True) -> str:
     """The names of data sets for a message, "cifar10, digits or imagenet"."""
     names = []
     for name in list_data_sets():
-        with suppress(ConfigError):  # another package's that cannot be loaded
+        with suppress(ConfigError):  # a data set of another package that cannot be loaded
             names += [name] if fits(data_set(name)) else []
     return f"{', '.join(names[:-1])} or {names[-1]}"
 

@@ -1,8 +1,8 @@
 """A tree of photographs: `train/<class>/*.jpg` and `val/<class>/*.jpg`, as ImageNet's.
 
-Labels are places in a list of class names: those that a network was trained with, or else `train`'s folders in order.
-Folders are matched with classes by name, so that one that is missing, empty or in excess shifts no label. Hidden files and
-folders never count; what else is left out is named in one line.
+A label is an index into a list of class names: those that a network was trained with, or else `train`'s folders in order.
+    Folders are matched with classes by name, so a missing, empty or additional one shifts no label. Hidden files and folders
+    are ignored; one line lists what else is skipped.
 """
 
 import logging
@@ -24,7 +24,7 @@ from nbsnn.recipe import DataSpec
 
 logger = logging.getLogger(__name__)
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, as TorchVision states them
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, from TorchVision
 _JPEG = (".jpeg", ".jpg")
 SUFFIXES = (*_JPEG, ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 _LAYOUT = "a tree of photographs is train/<class>/*.jpg and val/<class>/*.jpg"
@@ -36,14 +36,14 @@ def load_tree(
     """The training and the validation images of a tree; the latter also choose the best epoch, as published.
 
     Args:
-        root: the folder that holds `train` and `val`; a tree without `train` can be evaluated on, not trained on.
+        root: the folder that holds `train` and `val`; a tree without `train` can be used for evaluation only.
         classes: names of the classes, in the order of their labels; unless given, the folders of `train` that hold an image
             there or in `val`.
         validation: training images held out to choose the best epoch instead.
         size: of the square images, 224 as published.
-        loading: by whom files are decoded, and what happens to a damaged one.
+        loading: the decoder, and what happens to a corrupt file.
     Raises:
-        DataError: a folder is missing or holds no image, or has images of a class that is none of those.
+        DataError: a folder is missing or has no image, or there are images of another class.
     """
     root = Path(root)
     val = _look_into(root / "val")
@@ -60,13 +60,13 @@ def load_tree(
 
 
 def load_spec(spec: DataSpec, *, size: int, progress: DownloadProgress | None) -> Splits:
-    """`load_tree` as a recipe says."""
+    """`load_tree` with the settings of a recipe."""
     loading = Loading(spec.loader, spec.workers, spec.on_corrupt)
     return load_tree(spec.root, classes=spec.classes, validation=spec.validation, size=size, loading=loading)
 
 
 def photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: int) -> ImageSet:
-    """Image files, cut and normalized as those of a tree, with labels of zeros."""
+    """Image files, cropped and normalized as those of a tree, with labels of zeros."""
     pixels = torch.stack([center_crop(str(path), size=size) for path in paths])
     names = list(spec.classes)
     if not names:
@@ -85,20 +85,20 @@ def _own_classes(train: "_Part", val: "_Part") -> list[str]:
 
 @dataclass
 class _Part:
-    """`train` or `val`: the images of each class folder, and remarks on what was left out."""
+    """`train` or `val`: the images of each class folder, and remarks on skipped files."""
 
     folder: Path
     classes: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
     def left_out(self, paths: Sequence[str], kind: str, place: str) -> None:
-        """Remark on files or folders that do not count."""
+        """Add a remark on skipped files or folders."""
         if paths:
             many = "s" if len(paths) > 1 else ""
             self.remarks.append(f"left out {len(paths):,} {kind}{many} {place}, such as {printable(paths[0])}")
 
     def photographs(self, names: Sequence[str], whose: str, size: int, loading: Loading) -> PhotoSet:
-        """The images of these classes, labelled by their places."""
+        """The images of these classes, labelled by their indices."""
         strangers = [name for name, images in self.classes.items() if images and name not in names]
         lacking = [name for name in names if not self.classes.get(name)]
         where = printable(self.folder)
@@ -121,7 +121,7 @@ class _Part:
 
 
 def _look_into(folder: Path) -> _Part:
-    """What `train` or `val` holds, class by class."""
+    """The content of `train` or `val`, class by class."""
     if not folder.is_dir():
         raise DataError(f"{printable(folder)}: no such folder; {_LAYOUT}")
     found, top = _Part(folder), list_folder(folder)
@@ -150,10 +150,10 @@ def _look_into(folder: Path) -> _Part:
 
 
 def _loader_for(parts: Sequence[_Part], loading: Loading) -> Loading:
-    """Pillow where DALI would show files otherwise than a viewer does, unless DALI is asked for: then a line says so.
+    """Use Pillow if DALI would decode files differently from a viewer, unless DALI is requested: then log a warning.
 
     Raises:
-        DataError: DALI is asked for and cannot read a file.
+        DataError: DALI is requested and cannot read a file.
     """
     if not loading.uses_dali:
         return loading
@@ -170,7 +170,7 @@ def _loader_for(parts: Sequence[_Part], loading: Loading) -> Loading:
 
 
 def _read_alike(name: str) -> str:
-    """A folder's name in one encoding: systems differ in how they write accents."""
+    """A folder's name in one Unicode normalization: systems write accents differently."""
     return unicodedata.normalize("NFC", name)
 
 

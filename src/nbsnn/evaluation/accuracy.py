@@ -22,7 +22,7 @@ from nbsnn.wrappers import unwrap
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` measured. `top1`, `top5` in percent; `steps` and `max_steps` are of a spiking or integer network."""
+    """Result of `evaluate`. `top1`, `top5` in percent; `steps` and `max_steps` are of a spiking or integer network."""
 
     images: int
     top1: float
@@ -48,18 +48,18 @@ def evaluate(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Top-1 and top-5 of a network over a loader, in evaluation mode and full float32; the mode it was in is restored.
+    """Top-1 and top-5 of a network over a loader, in evaluation mode and full float32; the mode is restored.
 
-    Under torchrun each process passes its share of the images, and gets the result over all of them; none may be empty.
+    Under torchrun each process passes its share of the images, which must not be empty, and gets the result for all images.
 
     Args:
-        model: float, quantized, spiking, or an integer network (`network.using(engine="spikes", ...)` chooses how it runs).
+        model: float, quantized, spiking, or an integer network (`network.using(engine="spikes", ...)` sets its options).
         loader: batches (images [B, C, H, W], labels [B]).
         progress: called with the number of images of each batch.
     Raises:
-        ConfigError: not batches of images and labels, a label that the network has no class for, or numbers in the network that
-            are not finite.
-        DataError: images or logits are not finite, or there is no batch at all.
+        ConfigError: not batches of images and labels, a label without a class of the network, or values in the network that are
+            not finite.
+        DataError: images or logits are not finite, or there is no batch.
     """
     from torchmetrics.classification import MulticlassAccuracy  # here: it takes as long to import as all of nbsnn
 
@@ -67,7 +67,7 @@ def evaluate(
     if not isinstance(model, IntegerNetwork):
         bare = unwrap(model)
         check_network(bare.network if isinstance(bare, SpikingNetwork) else bare, ConfigError)
-        model = bare if isinstance(bare, SpikingNetwork) else model  # others may be faster as they are wrapped
+        model = bare if isinstance(bare, SpikingNetwork) else model  # other wrapped networks may be faster
     top1 = top5 = fault = None
     steps: list[Tensor] = []
     images_seen, start = 0, time.perf_counter()
@@ -92,7 +92,7 @@ def evaluate(
             images_seen += len(images)
             if progress:
                 progress(len(images))
-    # All processes find out together, or some would wait for the others for ever.
+    # All processes check this together; otherwise some would wait forever.
     total, empty, broken = sum_over_ranks(torch.tensor([images_seen, top1 is None, fault is not None])).tolist()
     if fault:
         raise fault
@@ -114,7 +114,7 @@ def evaluate(
 def _logits(model: nn.Module | IntegerNetwork, images: Tensor, batch: str) -> Tensor:
     """[B, classes]; `batch` is for the message if images or logits are not finite, a DataError."""
     module = None if isinstance(model, IntegerNetwork) else model
-    if module is not None:  # an integer network takes images as they are, bytes too
+    if module is not None:  # an integer network takes images unchanged, also 8-bit pixels
         images = to_network(images, module)
     check_images(images, DataError, name=f"images {batch}")
     with in_one_line(images):

@@ -1,4 +1,4 @@
-"""How fast each form of a network runs here, and what its spikes cost: one run, interleaved repeats, medians."""
+"""Time each form of a network, and count its synaptic operations: one run, interleaved repeats, medians."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -17,9 +17,9 @@ from nbsnn.surgery import evaluation_mode
 
 
 def images_to_time(images: int, repeats: int) -> int:
-    """How many images `bench` tells its progress of: a round to warm up, the repeats, and the counting of spikes."""
+    """The number of images that `bench` reports to `progress`: a warm-up round, the repeats, and the counting of spikes."""
     pairs = len(valid_pairs())
-    return images * ((repeats + 1) * (3 + pairs) + pairs)  # float, quantized, counts, and spikes in every way
+    return images * ((repeats + 1) * (3 + pairs) + pairs)  # float, quantized, counts, and spikes with every neuron and schedule
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Speed:
         name: "float", "quantized", "counts", or "spikes" with neuron and schedule.
         backend: the code that ran an integer network, "native" or "torch"; "torch" for modules.
         seconds: median of the repeats, for all images; `fastest` and `slowest` are its spread.
-        ratio: median of the paired ratios to the float net of the same repeat.
-        spikes, additions: per image; None where nothing fires. An addition is one spike at one synapse (`count_synops`).
-        steps: mean per image; None where there is no time.
+        ratio: median over repeats of the time divided by the float net's.
+        spikes, additions: per image; None for forms without spikes. An addition is one spike at one synapse (`count_synops`).
+        steps: mean per image; None for forms without time steps.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Bench:
-    """What `bench` measured; `layers` is contender → its units."""
+    """Result of `bench`; `layers` is contender → its units."""
 
     images: int
     batch_size: int
@@ -98,14 +98,15 @@ def bench(
     pairs: Iterable[tuple[str, str]] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Bench:
-    """Time the forms of one network against each other.
+    """Time the forms of one network in interleaved repeats.
 
     Args:
-        float_net: its float form; the time does not depend on its weights. Run channels last.
+        float_net: its float form, run in channels last; the time does not depend on its weights.
         quantized, network: its quantized form, and the integer form of that.
         images: [N, C, H, W] normalised.
         pairs: neurons and schedules of the `spikes` engine; all unless given.
-        progress: called with what is being done and the number of images done since; `images_to_time` says how many in all.
+        progress: called with a title of the current step and the number of images done since the last call; `images_to_time`
+            gives the total.
     """
     batches = list(torch.split(images, batch_size))
     ways = _ways(network, valid_pairs() if pairs is None else pairs)
@@ -148,7 +149,7 @@ def _simulations(float_net: nn.Module, quantized: nn.Module) -> dict[str, Callab
 
 
 def _ways(network: IntegerNetwork, pairs: Iterable[tuple[str, str]]) -> dict[str, IntegerNetwork]:
-    """Contender → the integer network with the options that it runs with."""
+    """Contender → the integer network with its options."""
     spikes = {
         f"spikes, {neuron} {schedule}": network.using(engine="spikes", neuron=neuron, schedule=schedule)
         for neuron, schedule in pairs
@@ -157,7 +158,7 @@ def _ways(network: IntegerNetwork, pairs: Iterable[tuple[str, str]]) -> dict[str
 
 
 def _activities(cost: Synops) -> tuple[Activity, ...]:
-    chances = cost.images * cost.timesteps  # to fire, of one neuron
+    chances = cost.images * cost.timesteps  # possible spikes of one neuron
     return tuple(
         Activity(layer.name, layer.neurons, 100 * layer.spikes / (layer.neurons * chances), layer.synops / cost.images)
         for layer in cost.layers

@@ -1,4 +1,4 @@
-"""What an integer network sees in photographs."""
+"""Classify photographs with an integer network."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from nbsnn.integer.network import IntegerNetwork
 
 @dataclass(frozen=True)
 class Guess:
-    """A class that a network sees in an image: its name, its logit, and its share in percent after softmax."""
+    """A predicted class: its name, its logit, and its softmax probability in percent."""
 
     name: str
     logit: float
@@ -18,14 +18,14 @@ class Guess:
 
 
 def classify(network: IntegerNetwork, photographs: LabelledImages, *, best: int = 5) -> list[list[Guess]]:
-    """The best classes for each photograph, the likeliest first: from the 8-bit pixels on, whole numbers only.
+    """The most likely classes of each photograph, in descending order, computed in integers from the 8-bit pixels on.
 
     Args:
-        network: lowered with mean and std, so that it takes pixels.
+        network: lowered with mean and std, so that it takes 8-bit pixels.
         photographs: 8-bit images in the network's size.
-        best: classes for each.
+        best: number of classes per photograph.
     Raises:
-        LoweringError: the network takes no pixels of this size, or its logits are not finite.
+        LoweringError: the network does not take pixels of this size, or its logits are not finite.
     """
     require_set(photographs, "photographs")
     logits = network.run(photographs.pixels(), engine="counts").double()

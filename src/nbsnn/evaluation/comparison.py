@@ -1,4 +1,4 @@
-"""Quantized networks beside their spiking forms: accuracy of both, and how many neurons differ."""
+"""Compare quantized networks with their spiking forms: accuracy of both, and neurons whose counts differ."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
@@ -21,12 +21,12 @@ _SPIKING_BATCH = 100  # images; time multiplies them by T
 
 @dataclass(frozen=True)
 class Comparison:
-    """A quantized network beside one of its spiking forms. Accuracies in percent; `steps` are means over the images.
+    """A quantized network compared with one of its spiking forms. Accuracies in percent; `steps` are means over the images.
 
     Both round ties alike, as in `measure_fidelity`.
 
     Accuracies are of all images, in the network's own type; `off` is the share of neurons whose count differs, in percent,
-    on `fidelity.images` of them, in float64 for the exact schedules.
+    on `fidelity.images` images, in float64 for the exact schedules.
     """
 
     bits: int
@@ -59,14 +59,14 @@ def compare(
 ) -> Iterator[Comparison]:
     """Convert with each pair of neuron and schedule, and measure accuracy and fidelity.
 
-    Under torchrun the processes share the images; each compares the same ones neuron by neuron.
+    Under torchrun the processes share the images; for fidelity each uses the same ones.
 
     Args:
-        quantized: result of `quantize`, anywhere.
+        quantized: result of `quantize`, on any device.
         images: the images to look at.
-        pairs: (neuron, schedule); all unless given.
-        fidelity_images: the first so many of them are compared neuron by neuron.
-        at_a_time: images in a batch of the spiking network; by their size unless given.
+        pairs: (neuron, schedule) pairs; all unless given.
+        fidelity_images: number of images, from the first on, that are compared neuron by neuron.
+        at_a_time: batch size of the spiking network; depends on the image size unless given.
         progress: called with the pair's name and the number of images done.
     """
     sample = images.some(fidelity_images)
@@ -113,13 +113,13 @@ class Finetuned:
 def compare_finetuned(
     quantized: nn.Module, spiking: SpikingNetwork, images: LabelledImages, *, progress: Callable[[str, int], None] | None = None
 ) -> Finetuned:
-    """Accuracy of a quantized network, of its spiking form, and of what `finetune` made of that.
+    """Accuracy of a quantized network, of its spiking form, and of the fine-tuned spiking form.
 
     Args:
-        quantized: the source, which fine-tuning left alone.
+        quantized: the source of fine-tuning.
         spiking: result of fine-tuning; under the schedule "fixed".
         images: the images to look at.
-        progress: called with what is measured and the number of images done.
+        progress: called with a title and the number of images done.
     """
     before = spiking_form(quantized, images, neuron=spiking.neuron, schedule=spiking.schedule)
     top1 = {}

@@ -1,4 +1,4 @@
-"""How far the spikes are from the quantized network, neuron by neuron."""
+"""Compare spike counts with the quantized network, neuron by neuron."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,12 +20,12 @@ from nbsnn.spiking.schedules import schedule_named
 from nbsnn.surgery import shared_copy, tap
 from nbsnn.wrappers import bare, unwrap
 
-_BATCH = 50  # images of CIFAR's size at a time: every activation is kept
+_BATCH = 50  # images of CIFAR's size at a time: all activations are in memory
 
 
 @dataclass(frozen=True)
 class LayerFidelity:
-    """One activation layer over all images: neurons looked at, how many counts differ, and by how much at most."""
+    """One activation layer over all images: number of neurons, number of counts that differ, and the largest difference."""
 
     name: str
     neurons: int
@@ -40,10 +40,10 @@ class LayerFidelity:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Per layer and over all: counts of spikes against the quantized activations.
+    """Result of `measure_fidelity`, per layer and in total.
 
     `agreement` is the share of images with the same arg-max, in percent; accuracies in percent, None without labels;
-    `steps` [images] is what each image took.
+    `steps` [images] are the steps of each image.
     """
 
     layers: tuple[LayerFidelity, ...]
@@ -60,7 +60,7 @@ class Fidelity:
 
     @property
     def differing(self) -> int:
-        """Neurons, over all layers and images, whose count differs."""
+        """Number of neurons, over all layers and images, whose count differs."""
         return sum(layer.differing for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,17 +85,17 @@ def measure_fidelity(
 ) -> Fidelity:
     """Compare every neuron's net count with its quantized activation.
 
-    The exact schedules carry a tie tolerance in their initial charge; the quantizer takes the same for the comparison, so
-    that a tie counts as agreement. In float64 it is 10⁻⁹ of a step, in float32 10⁻⁵.
+    The exact schedules have a tie tolerance in their initial charge; the quantizer has the same for the comparison, so that a
+    tie is rounded alike. In float64 it is 10⁻⁹ of a step, in float32 10⁻⁵.
 
     Args:
         quantized: the network that `spiking` was made from.
-        images: [N, C, H, W], normalised; they are cast to the network's type, so float64 networks compare in float64.
+        images: [N, C, H, W], normalised; they are converted to the network's type, so float64 networks are compared in float64.
         labels: [N], for the accuracies.
         progress: called with the number of images of each batch.
     Raises:
-        ConfigError: no images and labels that the network takes, or numbers in it or in the images that are not finite.
-        DataError: currents or logits are not finite all the same; names the layer.
+        ConfigError: images or labels do not fit the network, or the network or the images hold values that are not finite.
+        DataError: currents or logits are not finite; names the layer.
     """
     spiking = unwrap(spiking) if isinstance(spiking, nn.Module) else spiking  # type: ignore[assignment]
     require_type(spiking, SpikingNetwork, "spiking", "the result of nbsnn.to_spiking(quantized, example)")
@@ -135,7 +135,7 @@ def measure_integer_fidelity(
 ) -> Fidelity:
     """Compare every count of the integer network with the activation of the quantized network, simulated in floating point.
 
-    They differ where rounding turns a tie or a near tie, and where float weights were rounded. Arguments, result and errors as
+    They differ if rounding changes a tie or a near tie, and if float weights were rounded. Arguments, result and errors as
     in `measure_fidelity`; `steps` is T.
     """
     require_type(network, IntegerNetwork, "network", "the result of nbsnn.lower(quantized, example)")
@@ -179,7 +179,7 @@ def _note(name: str, entry: list[int], difference: Tensor) -> None:
 def _fidelity(
     tally: dict[str, list[int]], expected: list[Tensor], actual: list[Tensor], steps: Tensor, labels: Tensor | None
 ) -> Fidelity:
-    """From a tally by layer and the logits of both networks, batch by batch."""
+    """The result from a tally per layer and the logits of both networks, batch by batch."""
     for logits, network in ((expected, "quantized"), (actual, "spiking")):
         check_logits(torch.cat(logits), DataError, name=f"logits of the {network} network")
     first, second = torch.cat(expected).argmax(1), torch.cat(actual).argmax(1)
@@ -198,7 +198,7 @@ def _percent(hits: Tensor) -> float:
 
 
 def with_ties_of(quantized: nn.Module, spiking: SpikingNetwork) -> nn.Module:
-    """A copy of the quantized network, on its own tensors, that rounds ties as the neurons of `spiking` do."""
+    """A copy of the quantized network that shares its tensors and rounds ties like the neurons of `spiking`."""
     tolerance = schedule_named(spiking.schedule).tie_tolerance(next(quantized.parameters()).dtype)
     copied = shared_copy(quantized).eval()
     for act in copied.modules():

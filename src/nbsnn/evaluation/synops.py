@@ -1,4 +1,4 @@
-"""Synaptic operations: what the spikes of an integer network cost, spike by spike and synapse by synapse."""
+"""Synaptic operations of an integer network, counted for each spike and synapse."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ _BYTES_AT_A_TIME = 2**28  # of spikes by neuron
 
 @dataclass(frozen=True)
 class LayerSynops:
-    """One unit: its neurons, and over all images its spikes of either sign and the synapses that they reach."""
+    """One unit: its neurons, and for all images its spikes of either sign and the synapses that they reach."""
 
     name: str
     neurons: int
@@ -26,15 +26,15 @@ class LayerSynops:
 
 @dataclass(frozen=True)
 class Synops:
-    """What the spikes of a network cost, exactly. A synop is one spike at one synapse: an addition of its weight.
+    """The exact cost of a network's spikes. A synop is one spike at one synapse: an addition of its weight.
 
-    The image's own products are no synops: its constant current takes multiplications, once for all steps.
+    The image's products are not synops: its constant current needs multiplications, once for all steps.
 
     Attributes:
         layers: the units, in order.
-        images: looked at.
+        images: number of images.
         timesteps: T.
-        steps: [B] int64, steps that each image took.
+        steps: [B] int64, steps of each image.
     """
 
     layers: tuple[LayerSynops, ...]
@@ -61,13 +61,14 @@ class Synops:
 
 
 def count_synops(network: IntegerNetwork, images: Tensor, *, progress: Callable[[int], None] | None = None) -> Synops:
-    """Count every spike at every synapse that it reaches: the spikes of each neuron times the fan-out of its place.
+    """Count every spike at every synapse that it reaches: the spikes of each neuron times the fan-out of its position.
 
-    Borders, strides, paddings, dilations, groups, pools and skips are taken as they are; see `fan_outs` for what a synapse is.
+    This includes borders, strides, paddings, dilations, groups, pools and skips; see `fan_outs` for the definition of a
+    synapse.
 
     Args:
-        network: with its options. Under "counts" the spikes are those of "barrier". Those of signed neurons are stepped by the
-            torch backend, which takes 4 to 11 times as long as the native one.
+        network: with its options. For the engine "counts" the spikes are those of "barrier". Signed neurons run on the torch
+            backend, which takes 4 to 11 times as long as the native one.
         images: [B, C, H, W], as in `IntegerNetwork.simulate`.
         progress: called with the number of images of each batch.
     Raises:

@@ -1,6 +1,6 @@
-"""Checkpoints of the authors' code (NB-SNN / Fast-SNN): their parameter names, mapped to ours.
+"""Load checkpoints of the authors' code (NB-SNN / Fast-SNN), whose parameter names are mapped to ours.
 
-Their files are pickles of tensors in a dictionary; they are read with `weights_only=True`, which executes nothing.
+Their files are pickles of tensors in a dictionary; they are read with `weights_only=True`, which executes no code.
 """
 
 import logging
@@ -23,7 +23,7 @@ from nbsnn.wrappers import without_wrappers
 
 logger = logging.getLogger(__name__)
 
-# These nets keep their inner weights in float; resnet18 keeps its edges in float as well.
+# The inner weights of these nets are float; the edges of resnet18 as well.
 _FLOAT_WEIGHTS = {"cifar10/resnet18", "imagenet/alexnet", "imagenet/vgg16"}
 _FLOAT_EDGES = {"cifar10/resnet18"}
 
@@ -43,15 +43,15 @@ _LEAVES = (
 
 
 def load_reference_checkpoint(path: str | Path, model: str, *, weight_bits: int, act_bits: int) -> nn.Module:
-    """A network with the weights of a `.pth.tar` file written by the authors' code, in evaluation mode.
+    """Load a `.pth.tar` file written by the authors' code, as a network in evaluation mode.
 
     Args:
-        path: the file; keys with or without those of wrappers, such as `module.` and `_orig_mod.`.
+        path: the file; keys may have prefixes of wrappers, such as `module.` and `_orig_mod.`.
         model: registered name or published short name, such as "cifar10/resnet20" or "alex".
-        weight_bits: 2 to 5, or 32; the nets whose inner weights are float in the reference stay so.
+        weight_bits: 2 to 5, or 32; ignored for nets whose inner weights are float in the reference.
         act_bits: 2 to 8; 32 together with weight_bits=32 gives the float network.
     Raises:
-        CheckpointError: the file is damaged, or keys do not match; each of them is named.
+        CheckpointError: the file is damaged, or keys do not match; names each of them.
     """
     name = canonical_name(model)
     state = read_torch_state(Path(path))
@@ -71,8 +71,8 @@ def load_reference_checkpoint(path: str | Path, model: str, *, weight_bits: int,
 def load_start(path: str | Path, model: str, *, bits: int) -> nn.Module:
     """The network that training or conversion at `bits` starts from: our checkpoint, or one of the authors'.
 
-    The authors' files do not say their bits: one with thresholds is read at `bits` (32: as a float network), one without
-    as a float network.
+    The authors' files do not store bits: a file with thresholds is loaded with `bits` (32: as a float network), one without as
+    a float network.
     """
     name = canonical_name(model)
     if is_ours(Path(path)):
@@ -110,7 +110,7 @@ def load_reference_state_(net: nn.Module, state: dict[str, Tensor], *, source: s
     own = net.state_dict()
     _fold_biases_(renamed, own)
     for key in [k for k in renamed if k not in own and k.endswith((".weight_scale", ".threshold"))]:
-        del renamed[key]  # a float network has no use for them
+        del renamed[key]  # a float network does not have them
     missing = sorted(set(own) - set(renamed))
     extra = sorted(set(renamed) - set(own))
     shapes = [
@@ -156,7 +156,7 @@ def _unit_names(net: nn.Module) -> dict[str, str]:
 
 
 def _fold_biases_(renamed: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """A bias before a batch norm only shifts the mean that the norm takes off: take it off there."""
+    """Fold a bias before a batch norm into the running mean, which the norm subtracts."""
     for key in [k for k in renamed if k.endswith((".conv.bias", ".linear.bias")) and k not in own]:
         mean = re.sub(r"(conv|linear)\.bias$", "norm.running_mean", key)
         if mean in renamed:

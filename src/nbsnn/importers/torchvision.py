@@ -1,8 +1,8 @@
-"""ImageNet weights of TorchVision: a start for our float AlexNet and VGG-16, tensor by tensor.
+"""Import ImageNet weights of TorchVision into the float AlexNet and VGG-16, tensor by tensor.
 
-TorchVision's nets pool by maximum, and only `vgg16_bn` has norms; ours go on with strides and have a norm after every hidden
-layer. Weights keep their shapes and are copied; a bias goes into the norm that follows; a norm that TorchVision lacks begins
-as the identity. Strides cannot be copied: `differences` names them, and training has to make up for them.
+TorchVision's nets use max pooling, and only `vgg16_bn` has batch norm; ours use strides and have a batch norm after every
+hidden layer. Weights have the same shapes and are copied; a bias is moved into the norm that follows; a norm that TorchVision's
+net lacks starts as the identity. Pooling cannot be copied: `differences` lists what differs, and training must make up for it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,9 +26,9 @@ NEW = "new: identity at first"
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _HEAD = "classifier.6"
-_IMAGE_SIZE = 224  # pixels; the widths of TorchVision's first linear layers are made for it
-_NAMED = 5  # names in a message; a foreign file has hundreds
-_Row = tuple[str | None, str | None, str]  # our name, TorchVision's, what becomes of it
+_IMAGE_SIZE = 224  # pixels; determines the width of TorchVision's first linear layers
+_NAMED = 5  # names in a message; another file may have hundreds
+_Row = tuple[str | None, str | None, str]  # our name, TorchVision's, what happened to it
 
 
 class _Source(NamedTuple):
@@ -57,9 +57,9 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """Where a tensor of the network came from, or what became of one of the source; None where a side has none.
+    """The source of a tensor of the network, or what happened to a tensor of the source; None if a side has none.
 
-    Without either, `what` says what is no tensor and could not be carried over.
+    Without either, `what` describes a difference that is not a tensor.
     """
 
     ours: str | None
@@ -69,12 +69,12 @@ class MappedTensor:
 
 
 def torchvision_state(arch: str) -> dict[str, Tensor]:
-    """The pretrained state dict of "alexnet", "vgg16" or "vgg16_bn", which TorchVision downloads once and keeps.
+    """The pretrained state dict of "alexnet", "vgg16" or "vgg16_bn", which TorchVision downloads and caches.
 
     Raises:
         ConfigError: another name.
         MissingDependencyError: torchvision is not installed.
-        CheckpointError: the download failed, or what it left cannot be read.
+        CheckpointError: the download failed, or the file cannot be read.
     """
     _source(arch)
     try:
@@ -84,7 +84,7 @@ def torchvision_state(arch: str) -> dict[str, Tensor]:
     except ImportError:
         purpose = f"fetching TorchVision's {arch} (a state dict that was downloaded elsewhere: pretrained=FILE)"
         raise MissingDependencyError("torchvision", extra="torchvision", purpose=purpose) from None
-    except Exception as error:  # networks, caches and readers raise anything
+    except Exception as error:  # network, cache and unpickling can raise any exception
         reason = (str(error) or type(error).__name__).splitlines()[0]
         remedy = "download its state dict elsewhere and give that file: pretrained=FILE"
         raise CheckpointError(f"TorchVision's {arch} could not be fetched ({reason}); {remedy}") from None
@@ -99,13 +99,13 @@ def from_torchvision(
     image_size: int | None = None,
     source: str,
 ) -> tuple[nn.Module, list[MappedTensor]]:
-    """A float network that starts from TorchVision's weights, in training mode like any new one, and the table of tensors.
+    """A float network with TorchVision's weights, in training mode like any new one, and the table of tensors.
 
     Args:
         model: "imagenet/alexnet" or "imagenet/vgg16", or a published short name.
         state: of TorchVision's alexnet, vgg16 or vgg16_bn.
         images: batches [B, C, H, W] float32, normalised, for `match_norms_`.
-        num_classes: those of the state unless given; another number leaves the head fresh.
+        num_classes: those of the state unless given; with another number the head has new weights.
         image_size: 224.
         source: where the state is from, for messages.
     Raises:

@@ -1,9 +1,8 @@
 """Calibration without training: shift each channel's bias so that spikes come closest to the quantized activation.
 
-Under the schedule "fixed" what goes wrong goes wrong in one direction: current that arrives late leaves a membrane above its
-threshold at the end, a count is too low, and the lack adds up from layer to layer. A little more bias makes up for it on
-average. How much is looked for channel by channel with the neuron itself, front to back, so that every unit sees
-predecessors that are corrected already.
+Under the schedule "fixed" errors have one direction: current that arrives late leaves a membrane above its threshold, the count
+is too low, and the deficit accumulates over layers. A slightly larger bias compensates for it on average. The shift is found
+per channel by simulating the neuron, from the first layer to the last, so that earlier units are already corrected.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,13 +34,13 @@ def shift_biases_(
     *,
     progress: Callable[[str, int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Change the biases of the pair's network in place, in one pass from front to back.
+    """Change the biases of the pair's network in place, in one pass from the first unit to the last.
 
     Args:
-        pair: whose spiking form is to be calibrated.
-        teacher: the quantized network to come close to.
-        images: [B, C, H, W], a few hundred training images; all activations of a layer are held at a time.
-        units: result of `find_units`; the first one integrates a constant current, is exact and is left alone.
+        pair: the spiking network to calibrate.
+        teacher: the quantized network whose activations are the target.
+        images: [B, C, H, W], a few hundred training images; all activations of a layer are in memory at a time.
+        units: result of `find_units`; the first one has a constant current and is exact, so it is not changed.
         progress: called with each unit's name and the number of images.
     Returns:
         TunedUnit name → shift of the current [channels], in units of the activation; "" is the head.
@@ -82,16 +81,16 @@ def shift_biases_(
 
 
 def least_error_shift(current: Tensor, target: Tensor, threshold: Tensor, *, signed: bool) -> Tensor:
-    """The constant per channel which, added to the current of every step, brings the rates closest to a target.
+    """The constant per channel that, added to the current of every step, minimizes the squared error of the rates.
 
     Args:
         current: [T, B, C, ...], in units of the activation.
-        target: [B, C, ...] activations that the rates should have.
+        target: [B, C, ...] target activations.
         threshold: scalar θ.
         signed: kind of the neurons.
     Returns:
         [C]; the least squared error over the images among steps of 1/100 count, from −0.22 to 0.42 counts over the
-        window; of equal errors the first tried, from 0 outwards.
+        window; for equal errors the one closest to 0.
     """
     best = torch.zeros(current.shape[2]).to(current)
     for offsets in (_COARSE, _FINE):

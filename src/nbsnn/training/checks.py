@@ -1,4 +1,4 @@
-"""What training refuses before it begins: settings, networks, images and processes that do not fit each other."""
+"""Checks before training starts: settings, networks, images and processes must fit each other."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -32,12 +32,12 @@ logger = logging.getLogger(__name__)
 
 
 def check_run(recipe: Recipe, splits: Splits | None, start: nn.Module | None) -> None:
-    """Refuse data that are not for training, and a network that the recipe cannot begin with.
+    """Raise an error for data without training images, and for a network that the recipe cannot start from.
 
     Args:
         recipe: of the run.
-        splits: images that were given, in place of the recipe's.
-        start: the network that was given, in place of fresh weights.
+        splits: given images, instead of the recipe's.
+        start: the given network, instead of fresh weights.
     Raises:
         ConfigError: says what to give instead.
     """
@@ -59,12 +59,12 @@ def check_run(recipe: Recipe, splits: Splits | None, start: nn.Module | None) ->
 
 
 def phases_from(recipe: Recipe, start: nn.Module | None) -> list[int]:
-    """Bits of the phases that a run trains: all but those that a quantized start has behind it.
+    """Bits of the phases that a run trains: all phases, or with a quantized start those of fewer bits.
 
     Args:
         recipe: of the run.
-        start: the network that the run begins with; a quantized one trains the phases of fewer bits alone or, where the recipe
-            has none, goes on with its own.
+        start: the network that the run starts from; with a quantized one only phases of fewer bits are trained or, if the
+            recipe has none, the phase of the same bits.
     """
     phases = [int(bits) for bits in recipe.phase]
     own = max((m.bits for m in start.modules() if isinstance(m, QuantReLU)), default=FLOAT_BITS) if start is not None else None
@@ -78,13 +78,13 @@ def phases_from(recipe: Recipe, start: nn.Module | None) -> list[int]:
 
 
 def check_phase_before(folder: Path, splits: Splits, options: FitOptions) -> None:
-    """Refuse to begin a phase with the network of one that was trained in another precision, or on other images.
+    """Raise an error if a phase would start from one that was trained in another precision or on other images.
 
     Args:
-        folder: of the phase before, which ended in an earlier process; where its last training state is gone nothing is known.
+        folder: of the phase before, finished in an earlier process; without its last training state nothing is checked.
         splits, options: of the phase to train.
     Raises:
-        CheckpointError: says which. What else changed, and changes the rounding of sums, is logged in one line.
+        CheckpointError: names the condition. Other changes, which affect the rounding of sums, are logged in one line.
     """
     state = read_header(folder / FINISHED_FILE) or {}
     then = {name: value for name, value in state.get("conditions", {}).items() if name not in ("compiled", "first epoch")}
@@ -93,12 +93,12 @@ def check_phase_before(folder: Path, splits: Splits, options: FitOptions) -> Non
 
 
 def check_later_phases(folders: Sequence[Path]) -> None:
-    """Refuse now what would be refused when the first of the phases to run has ended.
+    """Raise an error now that would otherwise occur after the first of the phases to run.
 
     Args:
         folders: of the phases to run, in order.
     Raises:
-        CheckpointError: one after the first has ended before, under settings that differ somewhere.
+        CheckpointError: a later phase is finished, with different settings.
     """
     for folder in folders[1:]:
         if (folder / LAST_FILE).is_file() and not has_unfinished(folder):
@@ -109,12 +109,12 @@ def check_later_phases(folders: Sequence[Path]) -> None:
 
 
 def check_teacher(recipe: Recipe, to_run: Sequence[int], start: nn.Module | None) -> None:
-    """Refuse a recipe that distils where no float net would be there to teach.
+    """Raise an error for a recipe that distils without a float network as the teacher.
 
     Args:
         recipe: its float phase, if it has one, trains the teacher.
         to_run: bits of the phases that are not finished.
-        start: the float network that the run begins with, if there is one.
+        start: the float network that the run starts from, if any.
     Raises:
         ConfigError: neither of the two, and an unfinished phase distils.
     """
@@ -127,10 +127,10 @@ def check_teacher(recipe: Recipe, to_run: Sequence[int], start: nn.Module | None
 
 
 def check_fit(spec: ModelSpec, images: LabelledImages, name: str) -> None:
-    """Refuse a data set whose images or classes do not fit a network; warn where labels may mean something else.
+    """Raise an error for a data set whose images or classes do not fit a network; warn if labels may differ.
 
     Raises:
-        ConfigError: other channels, another size where that matters, or more classes than the network tells apart.
+        ConfigError: other channels, another size if that matters, or more classes than the network has.
     """
     channels, height, width = images.shape
     remedy = "choose other data"
@@ -149,21 +149,21 @@ def check_fit(spec: ModelSpec, images: LabelledImages, name: str) -> None:
 
 
 def with_classes(recipe: Recipe, images: LabelledImages, folders: Iterable[Path]) -> Recipe:
-    """The recipe with the names of its classes, if those are read from folders, so that its checkpoints say them.
+    """The recipe with the names of its classes, if they are read from folders, so that checkpoints store them.
 
     Raises:
-        ConfigError: a checkpoint in one of the folders was trained with others.
+        ConfigError: a checkpoint in one of the folders was trained with other classes.
     """
     if not isinstance(images, PhotoSet):
         return recipe
     for last in (folder / LAST_FILE for folder in folders):
-        header = read_header(last)  # None of a damaged one: the phase's training state may restore it
+        header = read_header(last)  # None if damaged: the phase's training state may restore it
         check_same_classes(recipe_of(header) if header else None, images, str(last))
     return replace(recipe, data=replace(recipe.data, classes=images.classes))
 
 
 def check_same_classes(trained: Recipe | None, images: LabelledImages, source: str) -> None:
-    """Refuse images whose classes are not those, by name and order, that a checkpoint's recipe says it was trained with.
+    """Raise an error for images whose classes differ, in name or order, from those in a checkpoint's recipe.
 
     Raises:
         ConfigError: names the classes that only one of the two has.
@@ -183,7 +183,7 @@ def check_same_classes(trained: Recipe | None, images: LabelledImages, source: s
 
 
 def training_batches(images: LabelledImages, recipe: Recipe, epoch: int) -> Batches:
-    """The batches of an epoch, which seed and number of the epoch decide; a process's share of each."""
+    """The batches of an epoch, determined by seed and epoch; a process's share of each."""
     data = recipe.data
     return Batches(
         images, data.batch_size, shuffle=True, augment=data.augment, seed=recipe.seed, epoch=epoch, world=world()
@@ -191,17 +191,17 @@ def training_batches(images: LabelledImages, recipe: Recipe, epoch: int) -> Batc
 
 
 def check_phase(model: nn.Module, splits: Splits, recipe: Recipe, phase: Phase, options: FitOptions) -> None:
-    """Refuse what cannot be trained as it is asked for.
+    """Raise an error for a phase that cannot be trained with these options.
 
     Raises:
-        ConfigError: names the setting and a value that fits, or the network's numbers that are not finite.
+        ConfigError: names the setting and a valid value, or the network's tensor that is not finite.
     """
     check_network(model, ConfigError, source="the network to train")
     if options.first_epoch >= phase.epochs:
         raise ConfigError(f"first_epoch={options.first_epoch}: the phase has {phase.epochs} epochs; give it more")
     size, accumulate, processes = recipe.data.batch_size, recipe.optim.accumulate, world().size
     parts = processes * accumulate
-    if size % processes or size < 2 * parts:  # batch norm wants two images at least in every part, and processes equal shares
+    if size % processes or size < 2 * parts:  # batch norm needs at least two images in every part, and processes equal shares
         raise ConfigError(
             f"data.batch_size={size}: is shared by {processes} processes in {accumulate} parts each; "
             f"choose a multiple of {processes} from {2 * parts}"
@@ -217,11 +217,11 @@ def check_phase(model: nn.Module, splits: Splits, recipe: Recipe, phase: Phase, 
 
 
 def check_same_folder(path: Path, state: TrainingState) -> None:
-    """Processes on several machines must see one folder, or each would resume from another state.
+    """Check that processes on several machines share one folder; otherwise each would resume from another state.
 
     Args:
-        path: of the training state, which was written just now.
-        state: as this process has it.
+        path: of the training state that was just written.
+        state: of this process.
     """
     wait_for_all()
     here = torch.tensor([int(path.is_file()), state.epoch, state.step])

@@ -1,8 +1,8 @@
-"""What changes the bits of a run's weights beside its recipe: written in the training state, compared when a run is resumed.
+"""What affects the bits of a run's weights besides its recipe; stored in the training state, compared on resume.
 
-The recipe's hash is of what a run is meant to be; how and where it runs is no part of it. Precision and training images
-change weights as much as a learning rate does: a run is not resumed with others. The rest changes the rounding of sums, or
-the shares of batches that norm layers see: it is named in one line.
+The recipe's hash does not cover how and where a run is executed. Precision and training images affect weights as much as a
+learning rate: a run is not resumed if they changed. Other conditions change the rounding of sums, or the shares of batches in
+    norm layers: one line names those that changed.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _REMEDIES = {  # of the conditions that must not change
 
 
 def conditions_of(splits: Splits, execution: Execution, device: torch.device) -> Conditions:
-    """The conditions of a run, as short texts by name."""
+    """The conditions of a run, as short strings by name."""
     return {
         "precision": "float32" if execution.autocast is None else "bf16",
         "convolutions": "TF32" if execution.tf32 else "as precision says",
@@ -50,14 +50,14 @@ def conditions_of(splits: Splits, execution: Execution, device: torch.device) ->
 
 
 def compare_conditions(then: Mapping[str, str], now: Mapping[str, str], where: Any) -> None:
-    """Compare the conditions of a training state with those of the run that takes it up, or that begins with its network.
+    """Compare the conditions of a training state with those of the run that resumes it, or that starts from its network.
 
     Args:
-        then: of the state; empty if an earlier version wrote it.
+        then: of the state; empty if it is from an earlier version.
         now: of the run.
         where: the folder of the state, for messages.
     Raises:
-        CheckpointError: precision, images or first epoch are others. What else changed is logged in one line.
+        CheckpointError: precision, images or first epoch differ. Other changes are logged in one line.
     """
     if not then:
         warn(logger, "%s: of an earlier version of nbsnn, which did not note precision and images; they may have been others",
@@ -76,14 +76,14 @@ def compare_conditions(then: Mapping[str, str], now: Mapping[str, str], where: A
 
 
 def _fingerprint(images: LabelledImages) -> str:
-    """Twelve hexadecimal digits of a set: labels, classes, normalisation; pixels in memory, or names of files."""
+    """12-digit hash of a set: labels, classes, normalization; pixels in memory, or names of files."""
     digest = hashlib.sha256(repr((tuple(images.classes), tuple(images.mean), tuple(images.std), images.shape)).encode())
     digest.update(_bytes(images.labels))
     pixels, paths = getattr(images, "images", None), getattr(images, "paths", ())
     if isinstance(pixels, Tensor):
         digest.update(_bytes(pixels))
     for path in paths:
-        digest.update("/".join(PurePath(path).parts[-2:]).encode(errors="surrogateescape"))  # wherever the folder lies
+        digest.update("/".join(PurePath(path).parts[-2:]).encode(errors="surrogateescape"))  # not the folder's location
     return digest.hexdigest()[:12]
 
 

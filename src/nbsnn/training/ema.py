@@ -1,4 +1,4 @@
-"""An exponential moving average (EMA) of the weights, which is evaluated and saved in place of the weights themselves."""
+"""An exponential moving average (EMA) of the weights, which is evaluated and saved instead of the weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightEMA:
-    """The EMA of a network's parameters, thresholds and scales included; batch norm's statistics are not averaged.
+    """The EMA of a network's parameters, including thresholds and scales; batch norm statistics are not averaged.
 
     Args:
-        model: whose parameters are followed.
-        decay: of the average in each step; smaller in the first steps, so that the start is forgotten.
+        model: the network whose parameters are averaged.
+        decay: of the average per step; smaller in the first steps, so that the initial values lose their weight.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -23,14 +23,14 @@ class WeightEMA:
 
     @torch.no_grad()
     def update_(self) -> None:
-        """Add the parameters as they are now."""
+        """Update the average with the current parameters."""
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 10))
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         average(list(self.values.values()), [p.detach() for p in self.parameters.values()], self.steps)
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore_` takes: the average by name, and how many steps it has seen."""
+        """The state for `restore_`: the average by name, and the number of steps."""
         return {**self.values, "steps": torch.tensor(self.steps)}
 
     def restore_(self, state: Mapping[str, Tensor]) -> None:
@@ -41,7 +41,7 @@ class WeightEMA:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network has the averaged parameters while the context is open."""
+        """Context manager: the network has the averaged parameters."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.put_in_place_()
         try:
@@ -50,7 +50,7 @@ class WeightEMA:
             self._give_(own)
 
     def put_in_place_(self) -> None:
-        """Give the network the averaged parameters."""
+        """Copy the averaged parameters to the network."""
         self._give_(self.values)
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
-"""How a training step runs on the processor at hand: compiled or not, in which type. Detected, never assumed.
+"""How a training step runs on this machine: compiled or eager, and in which type; detected at run time.
 
-None of this is part of a recipe: it changes the speed, and results only by rounding.
+None of this is part of a recipe: it changes the speed, and results only by rounding errors.
 """
 
 import platform
@@ -29,8 +29,7 @@ _COMPILE_PAYS = {"cpu": 200_000, "cuda": 5_000_000}
 class Execution:
     """Settings of a step. The default is plain eager float32.
 
-    `cuda_graph`: steps are replayed as a CUDA graph. `tf32`: float32 convolutions are rounded to TF32, in training alone; for
-    the words.
+    `cuda_graph`: steps are replayed as a CUDA graph. `tf32`: float32 convolutions use TF32 in training; for messages only.
     """
 
     compiled: bool = False
@@ -52,14 +51,14 @@ class Execution:
 
 
 def pick_execution(device: torch.device, images: int, *, compile: str = "auto", precision: str = "auto") -> Execution:
-    """What fits a device and a phase that trains on `images` images in all (epochs times the size of the set).
+    """Choose the execution for a device and a phase that trains on `images` images in total (epochs times the size of the set).
 
     Raises:
-        ConfigError: unknown choice, or compiling is asked for and there is no C++ compiler.
+        ConfigError: unknown choice, or compilation is requested and there is no C++ compiler.
     """
     check_choices(compile, precision)
-    # Not on CUDA: in bfloat16 a replayed step of a quantized ResNet-20 took 8 % less time on an H200, and activations that are
-    # to be rounded had 8 bits only. Convolutions in float32 run in TF32 there.
+    # Not on CUDA: in bfloat16 a replayed step of a quantized ResNet-20 took 8 % less time on an H200, and activations had only
+    # 8 bits before rounding. Convolutions in float32 run in TF32 there.
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
     compiler = has_compiler(device)
     lacking = "no Triton" if device.type == "cuda" else "no C++ compiler"
@@ -81,7 +80,7 @@ def pick_execution(device: torch.device, images: int, *, compile: str = "auto", 
 
 
 def check_choices(compile: str, precision: str) -> None:
-    """Refuse what is none of the choices of `pick_execution`."""
+    """Raise an error for anything but the choices of `pick_execution`."""
     for key, value, allowed in (("compile", compile, COMPILE_CHOICES), ("precision", precision, PRECISION_CHOICES)):
         if value not in allowed:
             raise ConfigError(f"{key}={value}: choose {', '.join(allowed[:-1])} or {allowed[-1]}")
@@ -89,7 +88,7 @@ def check_choices(compile: str, precision: str) -> None:
 
 @contextmanager
 def one_order_of_sums() -> Iterator[None]:
-    """While the context is open, cuDNN takes only kernels that add in one order: a run on a GPU repeats bit for bit."""
+    """Context manager: cuDNN uses deterministic kernels only, so a run on a GPU repeats bit for bit."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
@@ -104,7 +103,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs: Triton on CUDA, a C++ compiler on the CPU."""
+    """Whether the requirement of torch.compile is installed: Triton on CUDA, a C++ compiler on the CPU."""
     if device.type == "cuda":
         old = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (7, 0)
         return find_spec("triton") is not None and not old
@@ -112,7 +111,7 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction-set flags as Linux names them; empty where it does not say."""
+    """Instruction-set flags in Linux's names; empty if unknown."""
     path = Path("/proc/cpuinfo")
     if platform.system() != "Linux" or not path.is_file():
         return frozenset()

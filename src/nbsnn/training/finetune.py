@@ -1,11 +1,11 @@
-"""Fine-tuning for the schedule "fixed": make a network better *as spikes*; what its quantized form does no longer matters.
+"""Fine-tuning for the schedule "fixed": improve the *spiking* accuracy of a network, at the cost of its quantized form.
 
-Three methods, each kept only where the spiking accuracy on held-out training images rises:
+There are three methods. Their changes are kept only if the spiking accuracy on held-out training images rises:
 
-* "layerwise", as published with NB-SNN (Hu et al., 2023): unit by unit, from the second to the last but one, the spiking
-  rate is brought closer to the activation of the teacher, the quantized network that it all started from.
-* "end-to-end": all units at once, towards the labels and the teacher's logits; norms and biases alone unless told otherwise.
-* "calibrate": no training; biases are shifted so that rates come closest to the teacher's activations.
+* "layerwise", as published with NB-SNN (Hu et al., 2023): unit by unit, from the second to the last but one, train the spiking
+  rate towards the activation of the teacher, which is the original quantized network.
+* "end-to-end": train all units together towards the labels and the teacher's logits; by default only norms and biases.
+* "calibrate": without training, shift biases to minimize the error of the rates against the teacher's activations.
 """
 
 import math
@@ -35,7 +35,7 @@ _CHECK_BATCH = 50  # images
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """The fine-tuned network, in spiking form, and what was tried. Accuracies in percent on the held-out images."""
+    """The fine-tuned network, in spiking form, and its changes. Accuracies in percent on the held-out images."""
 
     spiking: SpikingNetwork
     quantized_top1: float
@@ -62,19 +62,19 @@ def finetune(
     """Fine-tune a quantized network for its spiking form under the schedule "fixed".
 
     Args:
-        quantized: result of `nbsnn.quantize`, trained; it is the teacher, and is not changed. A packed network has fixed
-            weights, which no method may train.
-        train: images to learn from.
-        held_out: training images that decide what is kept; none of `train`.
+        quantized: result of `nbsnn.quantize`, trained; it is the teacher, and is not changed. The weights of a packed network
+            are fixed and not trained.
+        train: training images.
+        held_out: training images, not in `train`, that determine which changes are kept.
         spec: method and settings.
-        progress: called with what is being done and a number of images; `images_to_see` says how many in all.
-        on_change: called at the start, and after each change with the network as it stands, before the change is undone
-            if it is not kept; after a kept one it is all that was kept so far.
+        progress: called with a title of the current step and a number of images; `images_to_see` gives the total.
+        on_change: called at the start and after each change with the current network, before a change that is not kept is
+            undone; after a kept change the network has all changes kept so far.
     Returns:
-        The spiking network with the changes that were kept.
+        The spiking network with the kept changes.
     Raises:
-        ConfigError: too few images; the network is not quantized, is packed and its weights are to be trained, or has a unit
-            without a parameter that may be trained.
+        ConfigError: too few images; the network is not quantized, is packed while `spec` trains weights, or has a unit without
+            a trainable parameter.
         ConversionError: it has no spiking form.
         DivergedError: the learning rate is too high.
     """
@@ -99,7 +99,7 @@ def finetune(
 
 
 def images_to_see(quantized: nn.Module, train: LabelledImages, held_out: LabelledImages, spec: FinetuneSpec) -> int:
-    """How many images `progress` will be told of."""
+    """The total number of images passed to `progress`."""
     units = sum(isinstance(module, QuantReLU) for module in quantized.modules()) - 1
     calibration = units * min(len(train), spec.calibration_images) + len(held_out)
     training = spec.epochs * len(train)
@@ -119,7 +119,7 @@ class _Run:
     progress: Callable[[str, int], None]
     on_change: Callable[[Change, SpikingNetwork], None] | None
     changes: list[Change] = field(default_factory=list)
-    top1: float = 0.0  # on the held-out images, of what is kept so far
+    top1: float = 0.0  # on the held-out images, of the changes kept so far
 
     def __post_init__(self) -> None:
         parameter = next(self.quantized.parameters())
@@ -134,7 +134,7 @@ class _Run:
             self.check_units()
 
     def check_units(self) -> None:
-        """Refuse, before anything is trained, what has nothing to train but frozen weights."""
+        """Raise an error, before training, for units without a trainable parameter besides frozen weights."""
         named = {unit.name: list(unit.parameters.values()) for unit in self.units[1:] if unit.name}
         groups = named if self.spec.method == "layerwise" else {"the network": self.pair.network.parameters()}
         for name, parameters in groups.items():
@@ -153,7 +153,7 @@ class _Run:
         return evaluate(self.pair.spiking, loader, progress=lambda count: self.progress(what, count)).top1
 
     def judge_(self, name: str, before: Mapping[str, Tensor], loss: float | None, start: float) -> bool:
-        """Keep what was changed if the held-out accuracy rose, or restore `before`."""
+        """Keep a change if the held-out accuracy rose; otherwise restore `before`."""
         top1 = self.check(name)
         kept = self.spec.force or top1 > self.top1
         self.changes.append(Change(name, loss, top1, kept, time.perf_counter() - start))
@@ -216,11 +216,11 @@ class _Run:
                 losses.append(self.step_(optimizer, loss, len(images), name))
                 step += 1
             now = self.snapshot()
-            best = now if self.judge_(name, now, _mean(losses), start) else best  # training goes on from here either way
+            best = now if self.judge_(name, now, _mean(losses), start) else best  # training continues from here in both cases
         self.pair.network.load_state_dict(best)
 
     def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """End to end, of a batch."""
+        """The loss of a batch in end-to-end fine-tuning."""
         if not self.spec.share:
             return F.cross_entropy(logits, labels)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What decides a fine-tuning, which networks it takes, and the record of one change that it tried."""
+"""Settings of fine-tuning, a check of its network, and the record of one change."""
 
 from dataclasses import asdict, dataclass
 from math import inf
@@ -16,7 +16,7 @@ from nbsnn.spiking.schedules import check_pair
 
 Method = Literal["layerwise", "end-to-end", "calibrate"]
 
-START = "start"  # name of the record that comes first: of the network as it was, before any change
+START = "start"  # name of the first record: the network before any change
 
 _RATES = {"layerwise": 1e-3, "end-to-end": 3e-3, "calibrate": 0.0}
 _TEACHERS_SHARE = 0.5  # of the loss end to end
@@ -26,12 +26,13 @@ _TEACHERS_SHARE = 0.5  # of the loss end to end
 class FinetuneSpec:
     """How to fine-tune. The optimizer is SGD; the published settings are the defaults of "layerwise".
 
-    `epochs` are per unit, or of the whole network end to end. `lr=0` takes the method's own rate. `weights=False` trains
-    norms and biases alone: quantized weights move in jumps, which norms with frozen statistics do not make up for. `None` is
-    the method's own: layer by layer weights are trained, as published; end to end they are not. End to end, the loss is
-    (1 − `distillation`)·cross entropy + `distillation`·τ²·KL(teacher ‖ network) at temperature τ, half and half unless given,
-    the rate falls along a cosine, and `calibrate_first` starts from the calibrated network. `force` keeps every change.
-    A setting that the method has no use for is refused.
+    `epochs` are per unit, or of the whole network end to end. `lr=0` uses the method's default learning rate. `weights=False`
+    trains norms and biases only: quantized weights change in jumps, for which norms with frozen statistics do not compensate.
+        `None` is the method's default: weights are trained layer by layer, as published, and not end to end. End to end, the
+        loss is (1 − `distillation`)·cross entropy + `distillation`·τ²·KL(teacher ‖ network) at temperature τ, 0.5 unless given,
+        the learning rate follows a cosine, and `calibrate_first` starts from the calibrated network. `force` keeps every
+        change.
+    A setting that the method does not use is an error.
     """
 
     method: Method = "layerwise"
@@ -65,7 +66,7 @@ class FinetuneSpec:
             require(good, key, getattr(self, key), wanted)
 
     def _unused(self) -> dict[str, tuple[bool, str]]:
-        """Like the checks, of settings that have no meaning for the method."""
+        """Checks, in the same form, of settings that the method does not use."""
         wanted = f"left out with method={self.method}, which has no use for it"
         none = {}
         if self.method != "end-to-end":
@@ -81,31 +82,31 @@ class FinetuneSpec:
 
     @property
     def trains_weights(self) -> bool:
-        """Whether weights are trained, and not norms and biases alone."""
+        """Whether weights are trained, not only norms and biases."""
         return self.weights if self.weights is not None else self.method == "layerwise"
 
     @property
     def share(self) -> float:
-        """The teacher's share of the loss end to end."""
+        """The teacher's share of the loss in end-to-end fine-tuning."""
         return _TEACHERS_SHARE if self.distillation is None else self.distillation
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for records, with the method's own where nothing was given."""
+        """Plain values for records, including the method's defaults."""
         own: dict[str, Any] = {"lr": self.rate, "weights": self.trains_weights}
         return asdict(self) | own | ({"distillation": self.share} if self.method == "end-to-end" else {})
 
 
 def check_source(network: nn.Module, spec: FinetuneSpec) -> None:
-    """Refuse a network that cannot be fine-tuned as `spec` says.
+    """Raise an error if a network cannot be fine-tuned with `spec`.
 
     Raises:
-        ConfigError: it is not a quantized one; it holds numbers that are not finite; or it is a packed one, whose weights are
-            fixed, and they are to be trained.
+        ConfigError: it is not quantized; it holds values that are not finite; or it is packed, with fixed weights, and `spec`
+            trains weights.
     """
     if isinstance(network, SpikingNetwork) or not read_plan(network):
         raise ConfigError("finetune takes a quantized network, which is the teacher; call nbsnn.quantize and train it first")
     check_network(network, ConfigError)
-    # Norms and biases would still be trained, and nothing would tell that the weights were not.
+    # Otherwise norms and biases would be trained, and the weights silently not.
     if spec.trains_weights and any(m.fixed for m in network.modules() if isinstance(m, WeightQuantizer)):
         raise ConfigError(
             f"method={spec.method} trains weights, and those of a packed network are fixed; leave them as they are "
@@ -115,9 +116,9 @@ def check_source(network: nn.Module, spec: FinetuneSpec) -> None:
 
 @dataclass(frozen=True)
 class Change:
-    """One change that was tried: of a unit, of all units in an epoch, or of the biases.
+    """A change in fine-tuning: of a unit, of all units in an epoch, or of the biases.
 
-    `loss` is the mean over the images trained on, None without training; `top1` the spiking accuracy on the held-out
+    `loss` is the mean over the training images, None without training; `top1` the spiking accuracy on the held-out
     images after the change, in percent.
     """
 

@@ -1,4 +1,4 @@
-"""The folder of a phase: the names of its files, and the one run that may write there."""
+"""The folder of a phase: file names, and a lock for the run that writes there."""
 
 import os
 import time
@@ -16,29 +16,29 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 STATE_FILE = "training.safetensors"  # of an unfinished phase
-PREVIOUS_FILE = "training.previous.safetensors"  # the state before it, for the case that the newest is damaged
+PREVIOUS_FILE = "training.previous.safetensors"  # the state before it, in case the newest is damaged
 FINISHED_FILE = "finished.safetensors"  # the last state of a phase that ended, until the next phase begins
-BEST_FILE = "best.safetensors"  # the network that did best on the validation images
+BEST_FILE = "best.safetensors"  # the network with the best accuracy on the validation images
 LAST_FILE = "last.safetensors"  # that of the last epoch so far
-_PATIENCE = 8.0  # seconds: loading processes outlive a killed run by five, and hold what it held
+_PATIENCE = 8.0  # seconds: worker processes outlive a killed run by five, and hold its lock
 
 
 def has_unfinished(folder: Path) -> bool:
-    """Whether a phase began in a folder and did not end. Between two renames the newest state is not there for a moment."""
+    """Whether a folder holds an unfinished phase. Between two renames the newest state is missing for a moment."""
     return (folder / STATE_FILE).is_file() or (folder / PREVIOUS_FILE).is_file()
 
 
 def has_run(folder: Path) -> bool:
-    """Whether a phase began in a folder, finished or not."""
+    """Whether a folder holds a phase, finished or not."""
     return has_unfinished(folder) or (folder / FINISHED_FILE).is_file() or (folder / LAST_FILE).is_file()
 
 
 def check_start(folder: Path, start: str | Path | None, *, names: tuple[str, str] = (BEST_FILE, LAST_FILE)) -> None:
-    """Refuse to begin a run in a folder with a file that the run replaces: if it was killed, it could not be resumed.
+    """Raise an error if a run would replace the file that it starts from: after a kill it could not be resumed.
 
     Args:
         folder: of the phase.
-        start: the file that the run begins with, if any.
+        start: the file that the run starts from, if any.
         names: of the checkpoints.
     Raises:
         ConfigError: the start is one of the run's own files.
@@ -56,16 +56,16 @@ def forget_finished(folder: Path) -> None:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder, as the main process of a run, so that no second run writes there; it is made if need be.
+    """Lock a folder in rank 0 of a run, so that no second run writes there; the folder is created if needed.
 
-    Nothing is held where the file system or the operating system knows no locks.
+    Without support for locks in the file system or the operating system, nothing is locked.
 
     Raises:
-        CheckpointError: another process holds it.
+        CheckpointError: another process holds the lock.
     """
     handle = None
     if fcntl is not None and world().is_main:
-        with suppress(OSError):  # who writes there says what is wrong with it
+        with suppress(OSError):  # the writer reports the problem
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""What a phase of training leaves behind: two checkpoints, its log as CSV and as JSON lines, and its last training state."""
+"""The output of a phase: two checkpoints, its log as CSV and as JSON lines, and its last training state."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ _TABLE, _LINES = "log.csv", "log.jsonl"
 
 @dataclass(frozen=True)
 class FitResult:
-    """Paths of the checkpoints and the log of a finished phase; `best_epoch` is the one whose network `best` holds."""
+    """Paths of the checkpoints and the log of a finished phase; `best_epoch` is the epoch of the network in `best`."""
 
     best: Path
     last: Path
@@ -38,10 +38,10 @@ class FitResult:
 
 
 def result_of(best: Path, last: Path, rows: Sequence[dict[str, Any]]) -> FitResult:
-    """The result of a phase from its checkpoints and the rows of its log, of which there is one at least.
+    """The result of a phase from its checkpoints and the rows of its log, at least one.
 
-    The best epoch is the latest of those with the highest accuracy on the validation images, unless its network was lost: so
-    `best` itself says which one it holds.
+    The best epoch is the latest of those with the highest accuracy on the validation images, unless its network was lost, so
+    the epoch is read from `best`.
     """
     history = [Epoch(**row) for row in rows]
     kept = (read_header(best) or {}).get("metrics", {}).get("epoch")
@@ -50,14 +50,14 @@ def result_of(best: Path, last: Path, rows: Sequence[dict[str, Any]]) -> FitResu
 
 
 def finished_phase(recipe: Recipe, bits: int, out: Path, start: str | None = None) -> FitResult | None:
-    """The result of the phase with these bits, if it ran to its end in `out` under this recipe; later phases may differ.
+    """The result of the phase with these bits, if it has finished in `out` with this recipe; later phases may differ.
 
-    None also where a checkpoint is damaged and the last training state is there, from which `fit` restores it.
+    Also None if a checkpoint is damaged but the last training state exists, from which `fit` restores it.
 
     Args:
-        start: as in `fit`: a phase of a run with another start does not count. Any one does unless given.
+        start: as in `fit`: a phase of a run with another start is ignored. Unless given, any start is accepted.
     Raises:
-        CheckpointError: a checkpoint or the log is damaged or missing, and nothing is left to restore it from.
+        CheckpointError: a checkpoint or the log is damaged or missing and cannot be restored.
     """
     best, last = out / BEST_FILE, out / LAST_FILE
     if has_unfinished(out) or not last.is_file():
@@ -76,8 +76,8 @@ def finished_phase(recipe: Recipe, bits: int, out: Path, start: str | None = Non
 
 
 def _is_of(header: Header, recipe: Recipe, bits: int, start: str | None) -> bool:
-    """Whether a checkpoint is of the last epoch of a phase."""
-    if "metrics" not in header:  # no network that was trained
+    """Whether a checkpoint is from the last epoch of a phase."""
+    if "metrics" not in header:  # not a trained network
         return False
     its, metrics = recipe_of(header), header["metrics"]
     if its is None or str(bits) not in its.phase or its.until(bits).hash != recipe.until(bits).hash:
@@ -88,7 +88,7 @@ def _is_of(header: Header, recipe: Recipe, bits: int, start: str | None) -> bool
 
 
 def _rows_of(out: Path, epochs: int) -> list[dict[str, Any]]:
-    """The log of a finished phase: of its last training state, which counts, or else as it was written."""
+    """The log of a finished phase, from its last training state if it exists, or else from the log files."""
     state = read_header(out / FINISHED_FILE)
     kept = state["history"] if state and state.get("epoch") == epochs else []
     rows = kept or read_history(out, until=epochs)
@@ -98,7 +98,7 @@ def _rows_of(out: Path, epochs: int) -> list[dict[str, Any]]:
 
 
 def read_history(out: Path, *, until: int) -> list[dict[str, Any]]:
-    """The epochs up to `until` that `write_history` wrote, from the one of its files that has them; nothing if neither has."""
+    """The epochs up to `until` in the files of `write_history`, from the first file that has them all; else none."""
     for name, parse in _PARSERS:
         rows = _rows(out / name, parse)
         epochs = [row["epoch"] for row in rows]
@@ -108,12 +108,12 @@ def read_history(out: Path, *, until: int) -> list[dict[str, Any]]:
 
 
 def foreign_logs(out: Path) -> list[Path]:
-    """Files with the names of the logs that `write_history` did not write."""
+    """Files with the names of logs that were not written by `write_history`."""
     return [out / name for name, parse in _PARSERS if (out / name).exists() and not _rows(out / name, parse)]
 
 
 def write_history(out: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the epochs so far, each a dictionary of `Epoch`'s fields, to `log.csv` and `log.jsonl`."""
+    """Write the epochs so far, each a dictionary of the fields of `Epoch`, to `log.csv` and `log.jsonl`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -123,7 +123,7 @@ def write_history(out: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _rows(log: Path, parse: Callable[[str], Iterable[Any]]) -> list[dict[str, Any]]:
-    """The epochs in a log; none if it is missing, or not what `write_history` wrote."""
+    """The epochs in a log; none if it is missing, or was not written by `write_history`."""
     try:
         return [asdict(_epoch(row)) for row in parse(log.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -142,7 +142,7 @@ def _epoch(row: Any) -> Epoch:
     """An epoch from a row of a log.
 
     Raises:
-        ValueError, TypeError, KeyError: it has other columns, or something that is no number.
+        ValueError, TypeError, KeyError: it has other columns, or a value that is not a number.
     """
     names = [f.name for f in fields(Epoch)]
     if set(row) != set(names):

@@ -1,4 +1,4 @@
-"""The training loop: one phase of a recipe, epoch by epoch and batch by batch. Called again, it resumes what was killed."""
+"""The training loop: one phase of a recipe, epoch by epoch and batch by batch. Called again, it resumes a killed run."""
 
 from pathlib import Path
 
@@ -26,24 +26,24 @@ def fit(
     observer: Observer | None = None,
     teacher: nn.Module | None = None,
 ) -> FitResult:
-    """Train a float or quantized network in place for one phase; resumes the unfinished phase that it finds in `out`.
+    """Train a float or quantized network in place for one phase; resumes an unfinished phase in `out`.
 
     Args:
-        model: changed in place, and moved to the device; in the end it is the network of the last epoch, with the averaged
-            weights where the phase has an EMA.
-        splits: images; the validation ones choose the best epoch.
+        model: changed in place, and moved to the device; afterwards it is the network of the last epoch, with the averaged
+            weights if the phase has an EMA.
+        splits: images; the validation images choose the best epoch.
         recipe: batches, optimizer and seed.
         phase: epochs, learning rate, weight decay, distillation, EMA.
         out: folder for `best` and `last` checkpoints, `log.csv`, `log.jsonl`, and training states: two until the end, then one,
             from which the phase can be given more epochs.
         options: how and where it is trained; eager float32 on the CPU unless given.
-        observer: told of each step and epoch; may end the run early.
-        teacher: a float network that teaches this one, if the phase distils.
+        observer: callbacks of each step and epoch; may stop the run.
+        teacher: a float network for distillation, if the phase distils.
     Raises:
         Interrupted: the observer asked to stop; call again to resume.
-        ConfigError: the network holds numbers that are not finite, or settings do not fit it.
+        ConfigError: the network holds values that are not finite, or settings do not fit it.
         DivergedError: loss or weights are no longer finite.
-        CheckpointError: the folder cannot be written, holds results of another recipe or under other conditions (see
+        CheckpointError: the folder cannot be written, holds results of another recipe or of other conditions (see
             `nbsnn.training.conditions`), or another process trains there.
     """
     options = options or FitOptions()

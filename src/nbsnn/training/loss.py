@@ -1,4 +1,4 @@
-"""What a training step makes small: cross-entropy with the labels, or a mixture of it with what a float net says."""
+"""The training loss: cross-entropy with the labels, optionally mixed with distillation from a float network."""
 
 import copy
 
@@ -22,7 +22,7 @@ def distillation_loss(
     Args:
         logits, teacher: [B, classes] float32.
         labels: [B].
-        label_smoothing: of the labels alone.
+        label_smoothing: for the cross-entropy with the labels.
     Returns:
         The mean over the batch, a scalar.
     """
@@ -33,10 +33,10 @@ def distillation_loss(
 
 
 class Loss:
-    """The loss of a phase. A teacher is copied, and runs as the student does: compiled or eager, in the same type.
+    """The loss of a phase. The teacher is copied and runs like the student: compiled or eager, in the same type.
 
     Raises:
-        ConfigError: the phase distils, and there is no teacher.
+        ConfigError: the phase distils and there is no teacher.
     """
 
     def __init__(
@@ -65,5 +65,5 @@ class Loss:
 
     @property
     def fingerprint(self) -> str:
-        """Which network teaches: a run is not resumed with another teacher."""
+        """The fingerprint of the teacher: a run is not resumed with another one."""
         return "" if self.teacher is None else f" taught by {content_hash({}, self.teacher.state_dict())[:12]}"

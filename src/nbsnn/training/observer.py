@@ -1,4 +1,4 @@
-"""What a training run tells the outside, and how it ends early."""
+"""Callbacks of a training run, one of which can stop it."""
 
 from dataclasses import dataclass
 
@@ -21,10 +21,10 @@ class Epoch:
 
 
 class Observer:
-    """What a training run tells the outside; every method may be overridden."""
+    """Callbacks of a training run; override any method."""
 
     def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
-        """A phase begins: `steps` batches in each of its `epochs`, run as `execution` says."""
+        """A phase begins: `steps` batches in each of its `epochs`, run with `execution`."""
 
     def on_resume(self, epoch: int, step: int) -> None:
         """The phase resumes from a training state: `epoch` epochs and `step` steps of the next one are done."""
@@ -33,21 +33,21 @@ class Observer:
         """A batch of `images` was trained on; loss and accuracy are of the epoch so far."""
 
     def on_network(self, epoch: int, network: nn.Module) -> None:
-        """The network after so many epochs, as its checkpoint holds it; only to be read."""
+        """The network after `epoch` epochs, as in its checkpoint; do not change it."""
 
     def on_epoch(self, row: Epoch) -> None:
         """An epoch ended."""
 
     def should_stop(self) -> bool:
-        """Asked after each step; True saves the training state and raises `Interrupted`."""
+        """Called after each step; True saves the training state and raises `Interrupted`."""
         return False
 
     def close(self) -> None:
-        """The run has ended, one way or another; whoever made the observer calls this."""
+        """The run has ended, with or without an error; called by the creator of the observer."""
 
 
 class Observers(Observer):
-    """Several observers in the place of one; the run ends early where any asks for it."""
+    """Several observers as one; the run stops if any of them requests it."""
 
     def __init__(self, *observers: Observer) -> None:
         self.observers = observers
@@ -73,7 +73,7 @@ class Observers(Observer):
             observer.on_epoch(row)
 
     def should_stop(self) -> bool:
-        return max(observer.should_stop() for observer in self.observers)  # each is asked
+        return max(observer.should_stop() for observer in self.observers)  # calls each
 
     def close(self) -> None:
         for observer in self.observers:

@@ -1,4 +1,4 @@
-"""SGD with the parameter groups that quantized networks want, and learning-rate schedules as pure functions."""
+"""SGD with the parameter groups of quantized networks, and learning-rate schedules as pure functions."""
 
 import math
 
@@ -12,9 +12,9 @@ from nbsnn.spiking.neuron import IFNeuron
 
 
 def make_optimizer(model: nn.Module, phase: Phase, spec: OptimSpec) -> torch.optim.SGD:
-    """SGD over three groups: weights (norms and biases included), thresholds, and weight scales.
+    """SGD with three parameter groups: weights (including norms and biases), thresholds, and weight scales.
 
-    Weight decay applies to all of them, as published: on a threshold it trades clipping against resolution.
+    Weight decay applies to all of them, as published; for a threshold it trades clipping against resolution.
     """
     thresholds, scales = _thresholds(model), _scales(model)
     special = {id(p) for p in (*thresholds, *scales)}
@@ -45,7 +45,7 @@ def set_learning_rate_(optimizer: torch.optim.SGD, lr: float) -> None:
 
 @torch.no_grad()
 def keep_positive_(model: nn.Module) -> None:
-    """Thresholds and scales below the floor act as the floor; bring their values back to it."""
+    """Clamp thresholds and scales to their minimum in use."""
     small: list[Tensor] = [*_thresholds(model), *_scales(model)]
     if small:
         torch._foreach_clamp_min_(small, SMALLEST_SCALE)

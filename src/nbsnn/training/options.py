@@ -1,4 +1,4 @@
-"""How and where a phase or a whole run is trained: frozen, and no part of a recipe."""
+"""Options of how and where a phase or a whole run is trained; frozen, and not part of a recipe."""
 
 from dataclasses import dataclass, field
 
@@ -14,17 +14,17 @@ SAVE_EVERY = 60.0  # seconds between training states within an epoch
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How `fit` trains one phase.
+    """Options of `fit`.
 
     Args:
-        device: where the network is trained.
+        device: of the network in training.
         execution: compiled or eager, replayed as a CUDA graph or not, and the type of the forward pass.
         save_every: seconds between training states within an epoch; 0 saves after each step.
-        overwrite: start from scratch where the folder holds results already.
-        first_epoch: epochs that count as done when the phase starts from scratch; the log that the folder has of them stays.
-        names: of the files for the best and the last epoch.
-        start: fingerprint of the network that the run began with (`nbsnn.training.state.fingerprint`), empty for fresh weights;
-            a run that began with another one is not resumed.
+        overwrite: start from scratch even if the folder holds results.
+        first_epoch: epochs that are skipped when the phase starts from scratch; the folder's log of them is kept.
+        names: file names for the best and the last epoch.
+        start: fingerprint of the network that the run started from (`nbsnn.training.state.fingerprint`), empty for fresh
+            weights; a run with another start is not resumed.
         title: for the observer.
     """
 
@@ -44,15 +44,15 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How `train` runs a recipe's phases.
+    """Options of `train`.
 
     Args:
-        device: where networks are trained.
-        compile: whether steps are compiled: "on", "off", or "auto", which decides by device and length of a phase.
-        precision: of the forward pass: "float32", "bf16", or "auto", which takes bfloat16 where the hardware multiplies it.
+        device: of networks in training.
+        compile: whether steps are compiled: "on", "off", or "auto", which depends on the device and the length of a phase.
+        precision: of the forward pass: "float32", "bf16", or "auto", which uses bfloat16 if the hardware supports it.
         save_every: seconds between training states within an epoch.
-        overwrite: train from scratch where there are results already.
-        resume: fail if there is no run to resume; one that is there is resumed in any case.
+        overwrite: train from scratch even if there are results.
+        resume: fail if there is no run to resume; an existing run is resumed with any value.
     """
 
     device: torch.device | str = "cpu"
@@ -69,5 +69,5 @@ class TrainOptions:
         check_choices(self.compile, self.precision)
 
     def execution(self, images: int) -> Execution:
-        """How steps run in a phase that trains on so many images in all."""
+        """The execution for a phase that trains on `images` images in total."""
         return pick_execution(torch.device(self.device), images, compile=self.compile, precision=self.precision)

@@ -1,4 +1,4 @@
-"""Progressive training: 32 → 4 → 3 → 2 bits, each phase starting from the one before."""
+"""Progressive training: 32 → 4 → 3 → 2 bits, where each phase starts from the result of the one before."""
 
 import copy
 import logging
@@ -21,10 +21,10 @@ def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) ->
     """The network that the phase with these bits trains, as a new object.
 
     Args:
-        previous: what the phase before left; float or quantized.
-        recipe: says whether the bits apply to weights too.
+        previous: result of the phase before; float or quantized.
+        recipe: determines whether the bits also apply to weights.
         bits: of the phase; 32 is float.
-        images: [B, C, H, W] normalised training images, for the start of the thresholds of a float network.
+        images: [B, C, H, W] normalized training images, to initialize the thresholds of a float network.
     """
     refit = recipe.phase[str(bits)].refit_scales
     if has_fixed_weights(previous):
@@ -47,5 +47,5 @@ def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) ->
         )
     quantized = set_bits_(copy.deepcopy(previous), weight_bits=bits if inner else None, act_bits=bits)
     if refit:
-        refit_scales_(quantized)  # thresholds stay: those that were learned do better than those of least error
+        refit_scales_(quantized)  # not thresholds: learned ones are better than those of least error
     return quantized

@@ -1,4 +1,4 @@
-"""Fine-tuning's view of a spiking network: unit by unit, with the gradient of `nbsnn.spiking.proxy`."""
+"""The spiking network in fine-tuning, unit by unit, with the gradient of `nbsnn.spiking.proxy`."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -21,13 +21,12 @@ from nbsnn.surgery import tap
 
 
 class SpikingProxy:
-    """The spiking form of a quantized network under the schedule "fixed", to be trained.
-
-    Norm statistics are frozen, since spikes know no others. Thresholds are frozen.
+    """The spiking form of a quantized network under the schedule "fixed", for training. Batch norm statistics and thresholds
+    are frozen.
 
     Attributes:
-        spiking: what is trained; called on images, its logits have the proxy's gradient through all layers.
-        network: its module tree. Read as a quantized network, it means nothing once it is trained.
+        spiking: the network in training; its logits have the proxy's gradient through all layers.
+        network: its module tree, which is not a useful quantized network after training.
         neurons: name → neuron layer.
     """
 
@@ -45,11 +44,11 @@ class SpikingProxy:
         return self.spiking.timesteps
 
     def freeze_weights_(self) -> None:
-        """Leave only what has one value per channel to be trained: norm scales and biases."""
+        """Train only parameters with one value per channel: weights and biases of norms, and biases."""
         self._freeze_(p for p in self.network.parameters() if p.dim() != 1)
 
     def release_(self) -> None:
-        """Leave the parameters as ordinary ones: without gradients, nothing frozen that was not before."""
+        """Restore the parameters after training: no gradients, and `requires_grad` as before."""
         self.network.zero_grad(set_to_none=True)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
@@ -62,7 +61,7 @@ class SpikingProxy:
 
     @torch.no_grad()
     def rates(self, images: Tensor, *, until: str | None = None) -> dict[str, Tensor]:
-        """Name → spiking rate [B, ...], the mean over T of spikes · θ; of the neurons up to `until` alone, if given."""
+        """Name → spiking rate [B, ...], the mean over T of spikes · θ; only of the neurons up to `until`, if given."""
         call, last = Call(self.timesteps, keep_counts=True), None if until is None else self.neurons[until]
         with quantized_once(self.network), running(call), _stop_after(last):
             self.network(fold(images.unsqueeze(0).expand(self.timesteps, *images.shape)))
@@ -70,7 +69,7 @@ class SpikingProxy:
         return rates_of(self.network, {name: count for name, count in found.items() if count is not None})
 
     def activation(self, images: Tensor, name: str) -> Tensor:
-        """Rate [B, ...] of one neuron layer, with the gradient of its unit; what comes before is a constant."""
+        """Rate [B, ...] of one neuron layer, with the gradient of its unit; earlier layers are constants."""
         rates, outputs = self.rates(images, until=name), []
 
         def answer(key: str, neuron: IFNeuron, current: Tensor) -> Tensor:
@@ -87,7 +86,7 @@ class SpikingProxy:
 class TunedUnit(NamedTuple):
     """One activation with all its branches: convolution and norm, a shortcut's projection.
 
-    `bias` names the parameter that shifts the current of each channel by its own value; None if there is no such.
+    `bias` names the parameter that shifts the current of each channel by its own value; None if there is none.
     """
 
     name: str
@@ -96,9 +95,9 @@ class TunedUnit(NamedTuple):
 
 
 def find_units(pair: SpikingProxy, example: Tensor) -> list[TunedUnit]:
-    """The units of the network, in the order in which it runs them; the last one, named "", is the head.
+    """The units of the network in the order of execution; the last one, named "", is the head.
 
-    What belongs to a unit follows from the gradient of its current, with every earlier activation cut off: so this holds
+    The parameters of a unit are found from the gradient of its current, with all earlier activations detached, so this works
     for any topology.
     """
     currents: dict[str, Tensor] = {}
@@ -113,8 +112,8 @@ def find_units(pair: SpikingProxy, example: Tensor) -> list[TunedUnit]:
     units = []
     for name, current in currents.items():
         if not current.requires_grad:
-            continue  # no parameter between this activation and the ones before
-        channel = torch.arange(1, current.shape[1] + 1).to(current)  # tells the channels apart
+            continue  # no parameter between this activation and earlier ones
+        channel = torch.arange(1, current.shape[1] + 1).to(current)  # identifies the channels
         total = (current * per_channel(channel, current.dim() - 2)).sum()
         gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
         own = {key: g for key, g in zip(named, gradients, strict=True) if g is not None}
@@ -126,13 +125,13 @@ def find_units(pair: SpikingProxy, example: Tensor) -> list[TunedUnit]:
 
 
 def channels_last_copy(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, laid out for fast convolutions."""
+    """A copy in evaluation mode, channels last for fast convolutions."""
     duplicate: nn.Module = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return duplicate
 
 
 def activation_of(network: nn.Module, module: nn.Module, images: Tensor) -> Tensor:
-    """The output of one module; the network runs no further."""
+    """The output of one module; the network stops there."""
     with tap({"": module}, lambda output: output) as seen, _stop_after(module):
         network(images)
     output: Tensor = seen[""][0]
@@ -145,7 +144,7 @@ class _Stopped(Exception):
 
 @contextmanager
 def _stop_after(module: nn.Module | None) -> Iterator[None]:
-    """End the forward pass inside the context once this module has answered; None lets it run."""
+    """Context manager that stops the forward pass after this module; None does not stop it."""
 
     def stop(_module: nn.Module, _args: object, _output: Tensor) -> Tensor:
         raise _Stopped

@@ -1,4 +1,4 @@
-"""The files of a phase under way: written epoch by epoch, and restored or repaired when the run resumes."""
+"""The files of a phase in training: written epoch by epoch, and restored or repaired when the run resumes."""
 
 import logging
 from contextlib import nullcontext
@@ -22,15 +22,15 @@ logger = logging.getLogger(__name__)
 
 
 class Records:
-    """Training states, checkpoints and log of a phase in a folder; the main process alone writes.
+    """Training states, checkpoints and log of a phase in a folder; only rank 0 writes.
 
     Args:
         out: the folder.
         names: of the checkpoints of the best and of the last epoch.
-        learner: what is saved and restored.
+        learner: the objects that are saved and restored.
         recipe, phase: of the run.
         steps: in an epoch.
-        start, taught: what the run began with, and who teaches it; a state with others is not taken up.
+        start, taught: the start and the teacher of the run; a state of another start or teacher is not loaded.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Records:
         begun = f" begun with {self.start}" if self.start else ""
         return f"{recipe.hash} {phase}{self.taught}{begun}"
 
-    # ------------------------------------------------------------------------------------------------------- as it goes
+    # ------------------------------------------------------------------------------------------------------- in training
 
     def save(self) -> None:
         """Write the training state."""
@@ -62,7 +62,7 @@ class Records:
             save_state(self.out, self.state, self.learner)
 
     def finish_epoch_(self, row: Epoch) -> None:
-        """Write the epoch's network; the state counts the epoch, and is written next."""
+        """Write the epoch's network; the training state, which counts the epoch, is written next."""
         state = self.state
         state.history.append(asdict(row))
         state.next_epoch()
@@ -72,12 +72,12 @@ class Records:
             self._write_network(path, asdict(row))
 
     def write_log(self) -> None:
-        """Write the epochs so far."""
+        """Write the log of the epochs so far."""
         if world().is_main and self.state.history:
             write_history(self.out, self.state.history)
 
     def forget(self) -> None:
-        """Remove all training states, once every process has come here."""
+        """Remove all training states after every process has reached this call."""
         wait_for_all()
         if world().is_main:
             for name in (PREVIOUS_FILE, STATE_FILE, FINISHED_FILE):
@@ -85,7 +85,7 @@ class Records:
         wait_for_all()
 
     def finish(self) -> None:
-        """Rename the last training state to that of a finished phase, once every process has come here."""
+        """Rename the last training state to that of a finished phase, after every process has reached this call."""
         wait_for_all()
         if world().is_main:
             (self.out / PREVIOUS_FILE).unlink(missing_ok=True)
@@ -99,13 +99,14 @@ class Records:
         if world().is_main:
             save_checkpoint(path, self.learner.model, recipe=self.recipe, metrics=metrics)
 
-    # -------------------------------------------------------------------------------------------------------- going on
+    # -------------------------------------------------------------------------------------------------------- resuming
 
     def restore_(self, conditions: Conditions) -> None:
         """Resume from the newest whole training state in the folder, or from that of the finished phase, if there is one.
 
         Raises:
-            CheckpointError: what is there is damaged, of other settings or conditions, or finished and cannot be resumed.
+            CheckpointError: the state is damaged, has other settings or conditions, or is that of a finished phase that cannot
+                be resumed.
         """
         saved = newest_state(self.out, self.learner, Expected(self.state.fingerprint, self.phase.epochs, self.steps))
         if saved is None and (self.last.is_file() or (self.out / FINISHED_FILE).is_file()):
@@ -119,16 +120,16 @@ class Records:
         wait_for_all()  # nobody writes while others still read
         if not world().is_main:
             return
-        if saved.path.name == PREVIOUS_FILE:  # the newest one is damaged: it must not take the place of this one
+        if saved.path.name == PREVIOUS_FILE:  # the newest one is damaged and must not replace this one
             (self.out / STATE_FILE).unlink(missing_ok=True)
         with self.learner.ema.in_place() if self.learner.ema else nullcontext():
             self._mend_checkpoints_()
 
     def _check_place(self) -> None:
-        """Refuse to begin where files of others have the names of the run's own.
+        """Raise an error if other files have the names of the run's files.
 
         Raises:
-            ConfigError: `best` or a log is not of nbsnn.
+            ConfigError: `best` or a log was not written by nbsnn.
         """
         strange = [] if kind_of(self.best) or not self.best.exists() else [self.best]
         strange += foreign_logs(self.out)
@@ -138,10 +139,10 @@ class Records:
             )
 
     def _finished_state(self) -> Saved:
-        """The last state of the phase that ended here, to mend its checkpoints, or to give it more epochs.
+        """The last state of the finished phase in the folder, to repair its checkpoints or to give it more epochs.
 
         Raises:
-            CheckpointError: it is missing, or not of this run.
+            CheckpointError: it is missing, or from another run.
         """
         path = self.out / FINISHED_FILE
         header = read_header(path) or {}
@@ -167,7 +168,7 @@ class Records:
         return saved
 
     def _mend_checkpoints_(self) -> None:
-        """Rewrite checkpoints that are damaged or missing; the network holds what `last` holds if no step follows."""
+        """Rewrite damaged or missing checkpoints; at the end of an epoch the network is that of `last`."""
         state, history = self.state, self.state.history
         if not history:
             return
@@ -179,7 +180,7 @@ class Records:
         best = max(history, key=lambda row: (row["top1"], row["epoch"]))
         rows = {row["epoch"]: row for row in history}
         found = rows.get(_epoch_in(self.last) or 0)
-        if found is not best:  # without any, `last` is damaged too: both are written at the end of this epoch
+        if found is not best:  # if there is none, `last` is damaged too: both are written at the end of this epoch
             heir = f"epoch {found['epoch']}" if found else "the next epoch"
             lost = "%s: damaged or missing, and the network of epoch %d, the best so far, is lost; that of %s takes its place"
             warn(logger, lost, self.best, best["epoch"], heir)
@@ -192,7 +193,7 @@ class Records:
 
 
 def _epoch_in(path: Path) -> int | None:
-    """Which epoch's network a checkpoint of a run holds; None if it is damaged, missing, or of something else."""
+    """The epoch of the network in a checkpoint of a run; None if it is damaged, missing, or another file."""
     try:
         epoch = read_tensors(path)[0].get("metrics", {}).get("epoch")
     except CheckpointError:

@@ -1,4 +1,4 @@
-"""One phase under way: what each line of the loop in `fit` does."""
+"""A phase in training: the steps of the loop in `fit`."""
 
 import math
 import time
@@ -32,12 +32,12 @@ from nbsnn.training.step import Step
 
 
 def _steps_at_once(device: torch.device) -> int:
-    """Steps whose figures are fetched together, so that a GPU need not wait for the host; several processes agree on each."""
+    """Steps between reads of metrics from the device, so that a GPU is rarely synchronized; with several processes, 1."""
     return 16 if device.type == "cuda" and world().size == 1 else 1
 
 
 class Run:
-    """A phase of a recipe as it is trained; `fit` says what its arguments are."""
+    """A phase in training; see `fit` for the arguments."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Run:
         device = next(model.parameters()).device
         self.train, self.validation = splits.train.to(device), splits.validation.to(device)
         self.recipe, self.phase, self.options, self.observer = recipe, phase, options, observer
-        self.steps = len(self._batches(0))  # in an epoch
+        self.steps = len(self._batches(0))  # per epoch
         execution, batch = options.execution, recipe.data.batch_size
         loss = Loss(recipe.optim, phase, execution, teacher, device)
         self.step = Step(self.model, spec=recipe.optim, phase=phase, execution=execution, loss=loss, batch=batch)
@@ -63,7 +63,7 @@ class Run:
             steps=self.steps, start=options.start, taught=loss.fingerprint,
         )  # fmt: skip
         self.conditions = conditions_of(splits, execution, device) | {"first epoch": str(options.first_epoch)}
-        self.waiting: list[tuple[Tensor, int, bool]] = []  # steps to count: figures on the device, images, whether to stop
+        self.waiting: list[tuple[Tensor, int, bool]] = []  # steps to count: metrics, images, whether to stop
         self.at_once = _steps_at_once(device)
         self.saved_at = time.monotonic()
         self.epoch_began, self.seen_before = 0.0, 0
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def state(self) -> TrainingState:
-        """Where the phase stands."""
+        """Progress of the phase."""
         return self.records.state
 
     def _batches(self, epoch: int) -> Batches:
@@ -80,28 +80,28 @@ class Run:
     # ----------------------------------------------------------------------------------------------- before the first epoch
 
     def start_or_resume_(self) -> None:
-        """Take up the training state in the folder, if there is one and it may be, and write one."""
+        """Load the training state in the folder, if there is one and it may be used, and write one."""
         records, first = self.records, self.options.first_epoch
         if world().is_main:
             remove_leftovers(records.out)
         if first:
             records.state.begin(first, read_history(records.out, until=first))
-        # A process that torchrun revived resumes its own run, overwrite or not.
+        # A process restarted by torchrun resumes its run, also with overwrite.
         if self.options.overwrite and not (is_revived() and has_unfinished(records.out)):
             records.forget()
             self.remedy = "run it again without overwriting (overwrite=False) to resume"
         else:
             records.restore_(self.conditions)
         records.state.conditions = self.conditions
-        wait_for_all()  # nobody writes while others still read
-        self.save_()  # a folder that cannot be written is refused now, not after an epoch
+        wait_for_all()  # no process writes while others still read
+        self.save_()  # an unwritable folder is an error now, not after an epoch
         check_same_folder(records.out / STATE_FILE, self.state)
         self.observer.on_phase(self.options.title, self.phase.epochs, self.steps, self.options.execution)
         if self.state.epoch > first or self.state.step:
             self.observer.on_resume(self.state.epoch, self.state.step)
 
     def epochs_left(self) -> Iterator[int]:
-        """Epochs that are not done, counted from 0."""
+        """The remaining epochs, counted from 0."""
         while self.state.epoch < self.phase.epochs:
             yield self.state.epoch
 
@@ -115,11 +115,11 @@ class Run:
         self.epoch_began, self.seen_before = time.perf_counter(), self.state.seen
 
     def batches_left(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [B, C, H, W] and labels [B] of the batches of this epoch that are not done; a process's share of each."""
+        """Images [B, C, H, W] and labels [B] of the remaining batches of this epoch; a process's share of each."""
         return self._batches(self.state.epoch).starting_at(self.state.step)
 
     def train_batch_(self, images: Tensor, labels: Tensor) -> bool:
-        """Train on a batch; says whether any process was asked to stop."""
+        """Train on a batch; returns whether any process was asked to stop."""
         lr = self._learning_rate(self.state.step + len(self.waiting))
         sums = self.step(images.contiguous(memory_format=torch.channels_last), labels, lr)
         stop = self.observer.should_stop()
@@ -133,11 +133,11 @@ class Run:
         return scale * self.phase.lr * learning_rate(progress, spec)
 
     def _count_(self) -> bool:
-        """Count the steps that wait for it, with one look at the device; says whether any process was asked to stop."""
+        """Count the waiting steps, with one read from the device; returns whether any process was asked to stop."""
         if not self.waiting:
             return False
         state = self.state
-        figures = torch.stack([sums for sums, _, _ in self.waiting]).double().cpu()  # the one wait for the device
+        figures = torch.stack([sums for sums, _, _ in self.waiting]).double().cpu()  # the only synchronization
         others = torch.tensor([[count, stop] for _, count, stop in self.waiting], dtype=torch.float64)
         rows = sum_over_ranks(torch.cat([figures, others], 1)).tolist()
         self.waiting = []
@@ -150,7 +150,7 @@ class Run:
         return any(stops for _, _, _, stops in rows)
 
     def save_is_due(self) -> bool:
-        """Whether the last training state is older than it may be."""
+        """Whether the last training state is older than `save_every`."""
         return time.monotonic() - self.saved_at >= self.options.save_every
 
     def save_(self) -> None:
@@ -160,7 +160,7 @@ class Run:
         self.saved_at = time.monotonic()
 
     def interrupted(self) -> Interrupted:
-        """The error that ends the run early, once the state is written, in every process."""
+        """Write the state and return the error that stops the run, in every process."""
         wait_for_all()
         return Interrupted(f"stopped in epoch {self.state.epoch + 1} at step {self.state.step}; {self.remedy}")
 
@@ -185,12 +185,12 @@ class Run:
         self.observer.on_epoch(row)
 
     def _recalibrate_(self) -> None:
-        """Norm statistics from some batches of an epoch that is not trained on."""
+        """Recalibrate batch norm on some batches of an epoch that is not trained."""
         batches = islice(self._batches(self.phase.epochs + self.state.epoch), self.recipe.optim.recalibrate_batches)
         recalibrate_norms_(self.model, (images.contiguous(memory_format=torch.channels_last) for images, _ in batches))
 
     def _check_finite(self) -> None:
-        """The epoch's last step may have spoilt what no loss has seen yet; such a network is neither judged nor saved."""
+        """Check the network after the epoch's last step, which no loss covers, before it is evaluated and saved."""
         check_network(self.model, DivergedError, source=f"epoch {self.state.epoch + 1}", remedy=self._lower_lr)
 
     @property
@@ -201,7 +201,7 @@ class Run:
     # ------------------------------------------------------------------------------------------------- after the last epoch
 
     def finish_(self) -> FitResult:
-        """The result; the network has the averaged weights where the phase has an EMA."""
+        """The result; the network has the averaged weights if the phase has an EMA."""
         if self.step.ema:
             self.step.ema.put_in_place_()
         self.records.write_log()  # again: the run may have been killed between its last state and its log

@@ -1,7 +1,7 @@
-"""What a killed run resumes from: weights and their EMA, buffers, momenta, and where in the phase it stood.
+"""The training state, from which a killed run resumes: weights and their EMA, buffers, momenta, and progress in the phase.
 
-Order and augmentation of the batches follow from (seed, epoch, batch) alone, so no generator's state is part of it. Two
-generations are saved: a state that was damaged on disk costs the steps since the one before it, not the run.
+Order and augmentation of the batches depend only on (seed, epoch, batch), so it contains no generator state. Two generations
+are saved: if a state is damaged on disk, only the steps since the one before it are lost.
 """
 
 import logging
@@ -28,18 +28,18 @@ _MOST_NAMED = 4  # problems in one message
 
 @dataclass
 class TrainingState:
-    """Where a phase stands: everything beside tensors that decides what comes next."""
+    """Progress of a phase: everything besides tensors that determines how it continues."""
 
-    fingerprint: str  # of recipe and phase: a state of another one is not taken up
+    fingerprint: str  # of recipe and phase: a state of another one is not loaded
     epoch: int = 0
-    step: int = 0  # batches of this epoch that are done
+    step: int = 0  # finished batches of this epoch
     loss_sum: float = 0.0
     correct: int = 0
     seen: int = 0
     best: float = -1.0
     history: list[dict[str, Any]] = field(default_factory=list)
     conditions: Conditions = field(default_factory=dict)  # see `conditions_of`; empty in states of earlier versions
-    extended: list[int] = field(default_factory=list)  # after how many epochs the phase had ended, and was given more
+    extended: list[int] = field(default_factory=list)  # numbers of epochs after which the phase had ended and was given more
 
     @property
     def running(self) -> tuple[float, float]:
@@ -54,7 +54,7 @@ class TrainingState:
         self.seen += images
 
     def begin(self, epoch: int, history: list[dict[str, Any]]) -> None:
-        """Start after so many epochs, of which this is known."""
+        """Start after `epochs` epochs with this log."""
         self.epoch, self.history = epoch, history
         self.best = max((row["top1"] for row in history), default=self.best)
 
@@ -64,11 +64,11 @@ class TrainingState:
 
 
 class OtherRun(CheckpointError):
-    """A training state that is whole, of a run with other settings."""
+    """A valid training state of a run with other settings."""
 
 
 class Learner(NamedTuple):
-    """What a training state is taken from, and given back to."""
+    """The objects that a training state is saved from and loaded into."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -76,7 +76,7 @@ class Learner(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What a training state must be of: its fingerprint, and the epochs of the phase and steps of an epoch that bound it."""
+    """Expected properties of a training state: its fingerprint, epochs of the phase and steps of an epoch."""
 
     fingerprint: str
     epochs: int
@@ -84,7 +84,7 @@ class Expected(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A training state that was read and fits, and is not given to anything yet."""
+    """A training state that was read and checked, and not loaded yet."""
 
     path: Path
     state: TrainingState
@@ -92,7 +92,7 @@ class Saved(NamedTuple):
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Twelve hexadecimal digits of a network's weights of two and more dimensions, which no calibration touches."""
+    """12-digit hash of a network's weights with two or more dimensions, which calibration does not change."""
     return content_hash({}, {key: value for key, value in network.state_dict().items() if value.dim() > 1})[:12]
 
 
@@ -100,7 +100,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def save_state(folder: Path, state: TrainingState, learner: Learner) -> None:
-    """Write the training state, whole or not at all; the one before it stays beside it."""
+    """Write the training state atomically; the one before it is renamed."""
     momenta = _momenta(learner)
     tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in learner.model.state_dict().items()}
     tensors |= {f"momentum.{key}": value for key, value in momenta.items()}
@@ -111,7 +111,7 @@ def save_state(folder: Path, state: TrainingState, learner: Learner) -> None:
 
 
 def _momenta(learner: Learner) -> dict[str, Tensor]:
-    """The optimizer's momenta by parameter; a parameter that no loss reaches has none."""
+    """The optimizer's momenta by parameter; a parameter without a gradient has none."""
     buffers = {key: learner.optimizer.state.get(p, {}).get("momentum_buffer") for key, p in learner.model.named_parameters()}
     return {key: buffer for key, buffer in buffers.items() if buffer is not None}
 
@@ -120,11 +120,11 @@ def _momenta(learner: Learner) -> dict[str, Tensor]:
 
 
 def newest_state(folder: Path, learner: Learner, expected: Expected) -> Saved | None:
-    """The newest training state in a folder that is whole, the same one in every process; None if there is none at all.
+    """The newest valid training state in a folder, the same one in every process; None if there is none.
 
     Raises:
         OtherRun: the state is of other settings than expected.
-        CheckpointError: all that are there are damaged.
+        CheckpointError: all of them are damaged.
         ConfigError: the processes do not see the same files.
     """
     paths = [folder / STATE_FILE, folder / PREVIOUS_FILE]
@@ -151,10 +151,10 @@ def newest_state(folder: Path, learner: Learner, expected: Expected) -> Saved | 
 
 
 def read_state(path: Path, learner: Learner, expected: Expected) -> Saved:
-    """A training state, compared with the run that it is meant for.
+    """Read a training state and compare it with the run.
 
     Raises:
-        OtherRun: it is of other settings than expected.
+        OtherRun: it has other settings than expected.
         CheckpointError: damaged, or not of this network, its optimizer and its EMA.
     """
     header, tensors = read_tensors(path)
@@ -169,7 +169,7 @@ def read_state(path: Path, learner: Learner, expected: Expected) -> Saved:
     state = TrainingState(**{key: value for key, value in header.items() if key in known})
     problems = [*_impossible(state, expected), *_misfits(tensors, learner)]
     found = len(_under("momentum.", tensors))
-    noted = header.get("momenta", found)  # earlier versions did not note their number
+    noted = header.get("momenta", found)  # earlier versions did not store their number
     first = state.conditions.get("first epoch", str(state.epoch))
     moved = (state.step > 0 or str(state.epoch) != first) and learner.optimizer.defaults["momentum"] > 0
     if found != noted or (moved and not found):
@@ -180,7 +180,7 @@ def read_state(path: Path, learner: Learner, expected: Expected) -> Saved:
 
 
 def give_back_(saved: Saved, learner: Learner) -> None:
-    """Fill network, optimizer and EMA with what a training state holds."""
+    """Load a training state into network, optimizer and EMA."""
     learner.model.load_state_dict(_under("model.", saved.tensors))
     if learner.ema:
         learner.ema.restore_(_under("average.", saved.tensors))
@@ -192,7 +192,7 @@ def give_back_(saved: Saved, learner: Learner) -> None:
 
 
 def _impossible(state: TrainingState, expected: Expected) -> Iterator[str]:
-    """Numbers that no run comes to."""
+    """Problems of numbers that no run can reach."""
     if state.epoch > expected.epochs or state.step > expected.steps or (state.step and state.epoch == expected.epochs):
         yield f"epoch {state.epoch}, step {state.step} of {expected.epochs} epochs of {expected.steps} steps"
     if state.correct > state.seen or (state.step == 0) != (state.seen == 0):
@@ -203,7 +203,7 @@ def _impossible(state: TrainingState, expected: Expected) -> Iterator[str]:
 
 
 def _misfits(tensors: Mapping[str, Tensor], learner: Learner) -> Iterator[str]:
-    """Tensors that are not those of a network, its optimizer and its EMA."""
+    """Problems of tensors that do not fit the network, its optimizer and its EMA."""
     model = {f"model.{key}": value for key, value in learner.model.state_dict().items()}
     average = {f"average.{key}": value for key, value in (learner.ema.state() if learner.ema else {}).items()}
     known = {f"momentum.{key}": value for key, value in learner.model.named_parameters()}

@@ -1,7 +1,7 @@
 """One training step: the gradients of a batch, then the optimizer. On CUDA they are captured once as a graph, and replayed.
 
-A step of a small network is hundreds of short kernels: launching them one by one takes the processor several times longer than
-running them takes the device. A CUDA graph launches them all at once, and computes the same bits.
+A step of a small network is hundreds of short kernels: launching them one by one takes several times longer than running them.
+    A CUDA graph launches all of them at once, and computes the same bits.
 """
 
 import warnings
@@ -21,15 +21,15 @@ from nbsnn.training.execution import Execution
 from nbsnn.training.loss import Loss
 from nbsnn.training.optim import keep_positive_, make_optimizer, set_learning_rate_
 
-_WARM_UP = 3  # steps before capturing: libraries choose their kernels, and compilers compile, while they run
+_WARM_UP = 3  # steps before capturing, in which libraries choose kernels and compilers compile
 
 
 def _together(model: nn.Module) -> nn.Module:
-    """The network as several processes train it: they average their gradients as they arise.
+    """The network in distributed training: gradients are averaged over processes during the backward pass.
 
-    Each sees the norm statistics of its own images; the main one's are captured.
+    Each process has the batch norm statistics of its own images; rank 0's are saved.
     """
-    # A weight with one input channel or a 1×1 kernel has the same layout under two sets of strides.
+    # A weight with one input channel or a 1×1 kernel has the same layout with two sets of strides.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     return nn.parallel.DistributedDataParallel(model)
 
@@ -40,9 +40,9 @@ class Step:
     Args:
         model: changed in place.
         spec, phase: the optimizer's settings; the learning rate is given with each batch.
-        execution: compiled, replayed as a CUDA graph, in which type.
+        execution: whether steps are compiled or replayed as a CUDA graph, and the type of the forward pass.
         loss: of logits, labels and images.
-        batch: images of a full batch, all processes together; others are run eagerly.
+        batch: images of a full batch over all processes; batches of other sizes run eagerly.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Step:
             labels: [B].
             lr: the learning rate.
         Returns:
-            [sum of the losses, hits] float32, on the device, which may not have computed it yet.
+            [sum of the losses, hits] float32, on the device; not synchronized.
         """
         set_learning_rate_(self.optimizer, lr)
         # The last batch of an epoch is smaller: not worth a second compilation or capture.
@@ -85,15 +85,15 @@ class Step:
         return sums
 
     def _gradients(self, images: Tensor, labels: Tensor, *, full: bool) -> Tensor:
-        """Gradients of the mean loss over the batch, all parts of it; returns the sum of the losses and the hits."""
+        """Gradients of the mean loss over all parts of the batch; returns the sum of the losses and the hits."""
         self.optimizer.zero_grad(set_to_none=True)
         compiled = full and len(images) % self.spec.accumulate == 0
         forward = self.compiled if compiled else self.model_of_all
-        count = min(self.spec.accumulate, max(1, len(images) // 2))  # norm layers want two images at least
+        count = min(self.spec.accumulate, max(1, len(images) // 2))  # batch norm needs at least two images
         parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
         sums = torch.zeros(2, device=images.device)
         for index, (part, answers) in enumerate(parts):
-            # Gradients travel once, with the last part.
+            # Gradients are averaged over processes once, with the last part.
             wait = self.world.size > 1 and index < len(parts) - 1
             with self.model_of_all.no_sync() if wait else nullcontext():  # type: ignore[operator]
                 with self.execution.precision(images.device):
@@ -107,7 +107,7 @@ class Step:
 
 
 class _Graph(NamedTuple):
-    """A CUDA graph of the gradients of a batch, and the places where it reads and writes."""
+    """A CUDA graph of the gradients of a batch, and its input and output tensors."""
 
     graph: torch.cuda.CUDAGraph
     images: Tensor
@@ -119,8 +119,8 @@ class _Graph(NamedTuple):
 class _CudaGraph:
     """Gradients of batches of one shape, by a CUDA graph that is captured after a few eager steps.
 
-    Capturing runs nothing, and a replay runs what the eager step would: which of the two a step was, nobody can tell from the
-    weights. It does not hold the function that it captures, so that the graph's memory goes when the step goes.
+    Capturing does not run the kernels, and a replay runs those of the eager step, so the weights do not depend on which of the
+    two was used. No reference to the captured function is held, so that the graph's memory is freed with the step.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -131,7 +131,7 @@ class _CudaGraph:
         self.graph: _Graph | None = None
 
     def __call__(self, gradients: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        """What `gradients` would do."""
+        """Compute the same as `gradients`."""
         self.steps += 1
         with torch.cuda.device(self.device):
             if self.steps <= _WARM_UP:
@@ -149,8 +149,8 @@ class _CudaGraph:
     def _capture(self, gradients: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> _Graph:
         images, labels, graph = images.clone(), labels.clone(), torch.cuda.CUDAGraph()
         for parameter in self.parameters:
-            parameter.grad = None  # the first gradient is then written, not added
-        # Other threads may go on meanwhile, such as those that load photographs.
+            parameter.grad = None  # so that the first gradient is written, not added
+        # Other threads, such as loaders of photographs, may continue meanwhile.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             sums = gradients(images, labels)
         return _Graph(graph, images, labels, sums, [parameter.grad for parameter in self.parameters])
@@ -159,6 +159,6 @@ class _CudaGraph:
         captured.images.copy_(images)
         captured.labels.copy_(labels)
         for parameter, gradient in zip(self.parameters, captured.gradients, strict=True):
-            parameter.grad = gradient  # an eager step in between had its own
+            parameter.grad = gradient  # an eager step in between set another one
         captured.graph.replay()
         return captured.sums.clone()

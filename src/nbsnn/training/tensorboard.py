@@ -1,4 +1,4 @@
-"""What a training run tells TensorBoard: loss, accuracy, learning rate, and each layer's threshold and weight scale."""
+"""Write a training run for TensorBoard: loss, accuracy, learning rate, and each layer's threshold and weight scale."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ _LEARNED = {"threshold": "threshold", "weight_scale": "weight scale"}  # scalars
 
 
 class TensorBoard(Observer):
-    """Writes a run's figures to event files, a folder per phase; their steps count batches.
+    """Writes metrics of a run to event files, one folder per phase; steps count batches.
 
     Args:
-        folder: where the phases' folders are made; `tensorboard --logdir FOLDER` shows them side by side.
+        folder: parent of the phases' folders; `tensorboard --logdir FOLDER` shows them side by side.
         every: batches between two values of the loss within an epoch.
     Raises:
         MissingDependencyError: tensorboard is not installed.
@@ -39,7 +39,7 @@ class TensorBoard(Observer):
         self._done = epoch * self._steps + step
 
     def _add(self, name: str, value: float, step: int) -> None:
-        if self._writer is None:  # what an earlier run wrote of these batches is not shown any more
+        if self._writer is None:  # values that an earlier run wrote for these batches are hidden
             self._writer = self._open(str(self.folder / self._phase), purge_step=self._done + 1)
         self._writer.add_scalar(name, value, step)
 

@@ -1,1 +1,1 @@
-"""One data set in each file, found by the file's name; each defines `DATA_SET`, a `nbsnn.data.DataSet`."""
+"""One data set per file, with the file's name; each file defines `DATA_SET`, a `nbsnn.data.DataSet`."""

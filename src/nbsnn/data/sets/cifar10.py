@@ -1,4 +1,4 @@
-"""CIFAR-10 in the layout of its python release: a folder `cifar-10-batches-py`, or the archive that holds it."""
+"""CIFAR-10 in the layout of its python release: a folder `cifar-10-batches-py`, or the archive that contains it."""
 
 import gzip
 import logging
@@ -39,12 +39,12 @@ def load_cifar10(
     """Images [N, 3, 32, 32]: 50,000 − `validation` for training, `validation` held out, 10,000 for the test.
 
     Args:
-        root: the folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or is the former itself.
+        root: the folder that contains `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or the former itself.
         validation: images held out of training.
-        download: fetch the archive into `root` if neither is there.
-        progress: called with the bytes fetched.
+        download: download the archive into `root` if both are missing.
+        progress: called with the downloaded bytes.
     Raises:
-        DataError: absent and not asked to download, damaged, or of another layout; a pixel or label that is none.
+        DataError: missing without `download`, damaged, or of another layout; an invalid pixel or label.
     """
     read = _reader(Path(root), download, progress)
     full, test = _image_set(read, _TRAIN), _image_set(read, _TEST)
@@ -58,7 +58,7 @@ def _load(spec: DataSpec, *, size: int, progress: DownloadProgress | None) -> Sp
 
 
 def photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: int) -> ImageSet:
-    """The largest squares in the middle of image files, with labels of zeros."""
+    """The largest center squares of image files, with labels of zeros."""
     pixels = torch.stack([square(path, size=size) for path in paths])
     return ImageSet(pixels, torch.zeros(len(paths), dtype=torch.int64), MEAN, STD, CLASSES)
 
@@ -108,7 +108,7 @@ def _read_archive(archive: Path) -> dict[str, bytes]:
                     raise DataError(f"{printable(archive)}: holds {name} {fault}; fetch it again")
                 if file := tar.extractfile(member):
                     contents[name] = file.read()
-        with gzip.open(archive) as stream:  # to the very end, where the check sum is
+        with gzip.open(archive) as stream:  # to the end, where the checksum is
             while stream.read(1 << 22):
                 pass
         return contents

@@ -1,4 +1,4 @@
-"""The 8×8 handwritten digits bundled with scikit-learn: the data set that is always at hand (1,797 images)."""
+"""The 8×8 handwritten digits bundled with scikit-learn (1,797 images), which need no download."""
 
 import torch
 

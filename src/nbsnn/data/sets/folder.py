@@ -1,4 +1,4 @@
-"""Photographs of your own: `train/<class>/*.jpg` and `val/<class>/*.jpg`, read as ImageNet is."""
+"""Your own photographs: `train/<class>/*.jpg` and `val/<class>/*.jpg`, loaded like ImageNet."""
 
 from nbsnn.data.registry import DataSet
 from nbsnn.data.trees import load_spec, photographs

@@ -1,6 +1,6 @@
-"""Real images that come with the package: 300 of CIFAR-10's test images, so that a bundled network can be tried anywhere.
+"""300 of CIFAR-10's test images, included in the package to try bundled networks.
 
-They are JPEG files (quality 75) in one archive, named `<number>_<class>.jpg`, with a notice of where they come from.
+They are JPEG files (quality 75) in one archive, named `<number>_<class>.jpg`, with a notice of their source.
 """
 
 import io
