@@ -224,3 +224,53 @@ def test_lower_refuses_a_mean_that_does_not_fit(forms, mean):
         nbsnn.lower(forms["quantized"], FLOATS, mean=mean, std=STD)
     with pytest.raises(ConfigError, match=r"^std holds 0.0; give positive finite numbers, of pixels scaled to 0..1$"):
         nbsnn.lower(forms["quantized"], FLOATS, mean=MEAN, std=(0.1, 0.0))
+
+
+# ------------------------------------------------------------------------------------------------- networks and settings
+
+NETWORKS = {
+    "fidelity of a float network": (lambda f: fidelity(f["float"], f), "no quantized activation"),
+    "of the spiking one itself": (lambda f: fidelity(f["spiking"], f), "no quantized activation"),
+    "of another network": (lambda f: fidelity(other(f), f), "2 has 3 levels, and 7 levels"),
+    "counts of a float network": (lambda f: counts(f["float"], f), "no quantized activation"),
+    "counts of another one": (lambda f: counts(other(f), f), "2 has 3 levels, and 7 levels"),
+    "synops of spikes": (lambda f: nbsnn.count_synops(f["spiking"], FLOATS), "is a SpikingNetwork; give .*nbsnn.lower"),
+    "an integer network saved": (lambda f: nbsnn.save_checkpoint("x", f["integer"]), r"an IntegerN.*\.save\(path\)"),
+    "bits of an integer network": (lambda f: nbsnn.set_bits_(f["integer"], act_bits=3), "quantized is an IntegerNetwork"),
+    "bits in the place of a spec": (lambda f: nbsnn.quantize(f["float"], 2), r"spec is an int; give nbsnn.QuantSpec\("),
+    "no bits": (lambda f: nbsnn.QuantSpec(2, None), "act_bits=None: choose one of"),
+    "a name that is a number": (lambda f: nbsnn.QuantSpec(2, 2, skip=(3,)), "QuantSpec.skip holds 3; give names"),
+    "a name that no layer has": (lambda f: nbsnn.set_bits_(other(f), act_bits=3, only=("2", "9")), "only: unknown layer '9'"),
+}  # fmt: skip
+
+
+def quantized(forms, bits=2, **settings):
+    return nbsnn.quantize(forms["float"], nbsnn.QuantSpec(bits, bits), **settings)
+
+
+def other(forms):
+    return quantized(forms, 3, images=FLOATS)
+
+
+def fidelity(network, forms):
+    return nbsnn.measure_fidelity(network, forms["spiking"], FLOATS)
+
+
+def counts(network, forms):
+    return nbsnn.measure_integer_fidelity(network, forms["integer"], FLOATS)
+
+
+@pytest.mark.parametrize(("call", "message"), NETWORKS.values(), ids=NETWORKS.keys())
+def test_a_network_or_setting_of_another_kind_is_refused_in_one_line(forms, call, message):
+    """A comparison of nothing would say that nothing differs."""
+    with pytest.raises(NbsnnError, match=f"^.*{message}.*$"):
+        call(forms)
+
+
+def test_a_pattern_given_as_text_is_one_pattern(forms):
+    """Not one for each of its characters, among which * would be every layer."""
+    assert nbsnn.QuantSpec(2, 2, skip="5").skip == nbsnn.QuantSpec(2, 2, skip=["5"]).skip == ("5",)
+    network = nbsnn.set_bits_(quantized(forms, example=FLOATS[:1]), act_bits=3, only="2*")
+    assert network[2].bits == 3
+    with pytest.raises(QuantizationError, match=r"^only: unknown layer 'stage\*'"):
+        nbsnn.set_bits_(network, act_bits=4, only="stage*")

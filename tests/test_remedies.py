@@ -462,6 +462,16 @@ QUANTIZE = {
         "quantize the float network with act_bits=3",
         lambda: spikes(spec=nbsnn.QuantSpec(2, act_bits=3)),
     ),
+    "set_bits_ of no weight": Row(
+        lambda: nbsnn.set_bits_(quantized(), weight_bits=3, only=["act2"]),
+        "known: conv2",
+        lambda: nbsnn.set_bits_(quantized(), weight_bits=3, only=["conv2"]),
+    ),
+    "images all alike": Row(
+        lambda: nbsnn.quantize(Net(), SPEC, images=torch.zeros_like(IMAGES)),
+        "give different training images, or only example=images[:1]",
+        lambda: (nbsnn.quantize(Net(), SPEC, images=IMAGES), nbsnn.quantize(Net(), SPEC, example=torch.zeros_like(IMAGES)[:1])),
+    ),
     "set_bits_ of no layer": Row(
         lambda: nbsnn.set_bits_(quantized(), act_bits=3, only=["act9"]),
         "did you mean act2, act1?",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nbsnn.distributed import world
 from nbsnn.errors import CheckpointError, ConfigError, ConversionError, QuantizationError
 from nbsnn.finite import check_network
+from nbsnn.inputs import require_type
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
 from nbsnn.quant.packing import unpack_state
@@ -90,6 +91,7 @@ def save_checkpoint(
         seed: of the run, if not the recipe's.
         metrics: numbers to store in the header, such as {"top1": 91.2}.
     """
+    require_type(model, nn.Module, "model", "a network of float, quantized or spiking form; an IntegerNetwork has .save(path)")
     inner = _inside(model)[1]
     state = bare_state(inner)
     if world().is_main or not is_sharded(inner):

@@ -1,6 +1,6 @@
 """Compare spike counts with the quantized network, neuron by neuron."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from nbsnn.precision import full_float32
 from nbsnn.quant.functional import at_least
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.spiking.proxy import neurons_of
 from nbsnn.spiking.schedules import schedule_named
 from nbsnn.surgery import shared_copy, tap
 from nbsnn.wrappers import bare, unwrap
@@ -100,6 +101,7 @@ def measure_fidelity(
     spiking = unwrap(spiking) if isinstance(spiking, nn.Module) else spiking  # type: ignore[assignment]
     require_type(spiking, SpikingNetwork, "spiking", "the result of nbsnn.to_spiking(quantized, example)")
     quantized, images, labels = _checked(images, labels, quantized)
+    _check_pair(quantized, {name: neuron.levels for name, neuron in neurons_of(spiking.network).items()}, "spiking")
     check_network(spiking.network, ConfigError, source="the spiking network")
     parameter = next(quantized.parameters())
     reference = with_ties_of(quantized, spiking)
@@ -140,6 +142,7 @@ def measure_integer_fidelity(
     """
     require_type(network, IntegerNetwork, "network", "the result of nbsnn.lower(quantized, example)")
     quantized, images, labels = _checked(images, labels, quantized)
+    _check_pair(quantized, {unit.name: unit.levels for unit in network.program.units}, "network")
     parameter = next(quantized.parameters())
     reference = shared_copy(quantized).eval()
     acts = {name: m for name, m in reference.named_modules() if isinstance(m, QuantReLU)}
@@ -167,6 +170,18 @@ def _checked(images: Tensor, labels: Tensor | None, quantized: nn.Module) -> tup
     with in_one_line(checked):
         shared_copy(quantized).eval()(to_network(checked[:1], quantized))
     return quantized, checked, None if labels is None else as_labels(labels, count=len(checked))
+
+
+def _check_pair(quantized: nn.Module, levels: Mapping[str, int], other: str) -> None:
+    """Refuse a network whose activations are not those with these levels: nothing would be compared, or other units."""
+    own = {name: module.levels for name, module in quantized.named_modules() if isinstance(module, QuantReLU)}
+    if not own:
+        raise ConfigError("quantized has no quantized activation; give the result of nbsnn.quantize")
+    for name, count in levels.items():
+        if own.get(name) != count:
+            found = f"{own[name]} levels" if name in own else "no activation"
+            raise ConfigError(f"{other} was made from another network: {name} has {count} levels, and {found} in quantized; "
+                              "give the one that it was made from")  # fmt: skip
 
 
 def _note(name: str, entry: list[int], difference: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbsnn.inputs import as_images
+from nbsnn.inputs import as_images, require_type
 from nbsnn.integer.description import fan_outs
 from nbsnn.integer.network import IntegerNetwork
 
@@ -74,6 +74,7 @@ def count_synops(network: IntegerNetwork, images: Tensor, *, progress: Callable[
     Raises:
         LoweringError, ConfigError: as in `IntegerNetwork.simulate`.
     """
+    require_type(network, IntegerNetwork, "network", "the result of nbsnn.lower(quantized, example)")
     program = network.program
     reach = {name: places.to(network.device) for name, places in fan_outs(program).items()}
     images = as_images(images, ranks=(len(program.pixels.shape) + 1,), pixels=True)

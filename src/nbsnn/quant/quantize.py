@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError, QuantizationError, unknown
 from nbsnn.finite import check_network
-from nbsnn.inputs import as_images, to_network
+from nbsnn.inputs import as_images, require_type, to_network
 from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
@@ -23,7 +23,7 @@ from nbsnn.quant.formats import EdgeUniform, WeightFormat, read_weight_format, w
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
 from nbsnn.quant.normed import normed_layers
 from nbsnn.quant.planning import check_float, choose_layers, is_to_be_converted
-from nbsnn.recipe import FLOAT_BITS, QuantSpec, check_bits
+from nbsnn.recipe import FLOAT_BITS, QuantSpec, as_patterns, check_bits
 from nbsnn.surgery import evaluation_mode, fold_computed_weights_, replace_modules_
 from nbsnn.wrappers import as_network, copied, unwrap
 
@@ -153,8 +153,14 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None,
         ConversionError: activations are quantized, and the network has an operation that spikes cannot represent.
     """
     model = as_network(model, QuantizationError)
+    require_type(spec, QuantSpec, "spec", "nbsnn.QuantSpec(weight_bits=..., act_bits=...)")
     if images is not None:
         images = as_images(images, network=model, least=2, finite=True, error=QuantizationError)
+        if bool((images == images[:1]).all()):
+            raise QuantizationError(
+                "images are all alike, and thresholds and norm statistics would start from one image; give different training "
+                "images, or only example=images[:1]"
+            )
     if example is not None:
         example = as_images(example, "example", network=model, finite=True, error=QuantizationError)
     if read_plan(model):
@@ -190,7 +196,7 @@ def _nothing(spec: QuantSpec) -> str:
 
 
 def set_bits_(
-    quantized: nn.Module, *, weight_bits: int | None = None, act_bits: int | None = None, only: Iterable[str] = ("*",)
+    quantized: nn.Module, *, weight_bits: int | None = None, act_bits: int | None = None, only: str | Iterable[str] = "*"
 ) -> nn.Module:
     """Change the bits of inner weights and of activations in place; parameters and edge layers do not change.
 
@@ -202,12 +208,17 @@ def set_bits_(
     Raises:
         QuantizationError: no such layer, fixed weights, or values that are not finite.
     """
-    check_bits("act_bits", act_bits, allow_float=False)
+    if act_bits is not None:
+        check_bits("act_bits", act_bits, allow_float=False)
+    require_type(quantized, nn.Module, "quantized", "the result of nbsnn.quantize")
     network = unwrap(quantized)
     check_network(network, QuantizationError)
     inner = {n: m for n, m in network.named_modules() if isinstance(m, WeightQuantizer) and not m.format.edge}
     acts = {n: m for n, m in network.named_modules() if isinstance(m, QuantReLU)}
-    patterns = tuple(only)
+    patterns = as_patterns(only, "only")
+    for pattern in patterns:
+        if (inner or acts) and not any(fnmatch(name, pattern) for name in (*inner, *acts)):
+            raise QuantizationError(f"only: {unknown('layer', pattern, (*inner, *acts))}")
     chosen = _matching("weight_bits", weight_bits, inner, patterns, network)
     chosen_acts = _matching("act_bits", act_bits, acts, patterns, network)
     if any(inner[name].fixed for name in chosen):

@@ -11,14 +11,14 @@ from typing import Any
 
 from nbsnn.aliases import current_names
 from nbsnn.errors import ConfigError, shown
-from nbsnn.recipe.bits import FLOAT_BITS, PHASE_BITS, QuantSpec, check_bits
+from nbsnn.recipe.bits import FLOAT_BITS, PHASE_BITS, QuantSpec, as_patterns, check_bits
 from nbsnn.recipe.hashing import NOT_DECIDING, hashed
 from nbsnn.recipe.parts import MODEL_LIMITS, MOST_EPOCHS, DataSpec, ModelSpec, OptimSpec, Padding, Phase, WeightSpec
 from nbsnn.settings import require, typed
 
 __all__ = [
     "FLOAT_BITS", "MODEL_LIMITS", "MOST_EPOCHS", "MOST_SEED", "DataSpec", "ModelSpec", "OptimSpec", "Padding", "Phase",
-    "QuantSpec", "Recipe", "WeightSpec", "check_bits", "recipe_from_dict",
+    "QuantSpec", "Recipe", "WeightSpec", "as_patterns", "check_bits", "recipe_from_dict",
 ]  # fmt: skip
 
 MOST_SEED = 2**63 - 1

@@ -1,9 +1,10 @@
 """What bits a network is quantized to, layer by kind of layer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nbsnn.errors import ConfigError
+from nbsnn.errors import ConfigError, shown
 from nbsnn.quant.formats import check_width, weight_format
 
 FLOAT_BITS = 32
@@ -12,10 +13,18 @@ _BITS = {"act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,)}
 
 
 def check_bits(kind: str, bits: Any, *, allow_float: bool = True, widths: tuple[int, ...] = ()) -> None:
-    """Refuse a width that has no quantizer; None (leave as it is) passes. `widths`: other than those of this kind."""
-    if bits is not None:
-        note = f" ({FLOAT_BITS} leaves a layer in float)" if allow_float else ""
-        check_width(kind, bits, (widths or _BITS[kind]) + ((FLOAT_BITS,) if allow_float else ()), note=note)
+    """Refuse a width that has no quantizer. `widths`: other than those of this kind."""
+    note = f" ({FLOAT_BITS} leaves a layer in float)" if allow_float else ""
+    check_width(kind, bits, (widths or _BITS[kind]) + ((FLOAT_BITS,) if allow_float else ()), note=note)
+
+
+def as_patterns(value: Any, name: str) -> tuple[str, ...]:
+    """Name patterns of layers: one, or several; a text is one pattern, not one for each of its characters."""
+    patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ConfigError(f"{name} holds {shown(pattern)}; give names of layers or patterns, such as ('stage1.*',)")
+    return patterns
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class QuantSpec:
     weight_format: str = "apot"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "skip", as_patterns(self.skip, "QuantSpec.skip"))
         check_bits("weight_bits", self.weight_bits, widths=weight_format(self.weight_format).widths)
         for kind in ("act_bits", "edge_bits"):
             check_bits(kind, getattr(self, kind))
