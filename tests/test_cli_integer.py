@@ -115,7 +115,7 @@ def test_bench_times_every_form_and_counts_what_spikes_cost(capsys):
 
 
 def test_what_does_not_fit_is_refused_in_one_line(lowered, capsys, tmp_path):
-    assert "--neuron and --schedule say how spikes run: add --engine spikes" in refusal(
+    assert "--neuron and --schedule need spikes: add --engine spikes" in refusal(
         capsys, "eval", NET, *SAMPLE, "--schedule", "settle"
     )
     assert "unknown engine 'count'; did you mean counts?" in refusal(capsys, "eval", NET, *SAMPLE, "--engine", "count")
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_refused_in_one_line(lowered, capsys, tmp_path):
     assert "lower takes a quantized one" in refusal(capsys, "lower", str(lowered), "--out", "x.safetensors", *SAMPLE)
     assert "convert takes a quantized one" in refusal(capsys, "convert", str(lowered), *SAMPLE)
     said = refusal(capsys, "eval", "zoo:cifar10/resnet20-w2a2", "--backend", "torch", *SAMPLE)
-    assert "--backend torch says what runs an integer network: add --engine counts" in said
+    assert "--backend torch applies to integer networks: add --engine counts" in said
     nbsnn.save_checkpoint(tmp_path / "float.safetensors", nbsnn.build_model("cifar10/resnet20"))
     said = refusal(capsys, "eval", str(tmp_path / "float.safetensors"), *SAMPLE, "--engine", "counts")
     assert "--engine runs integer and quantized networks, and this is a float one" in said

@@ -43,7 +43,7 @@ CASES = {
     "unknown schedule": ("convert {files}/quantized.safetensors --schedule setle", "did you mean settle?"),
     "unknown neuron": ("convert {files}/quantized.safetensors --schedule fixed --neuron sign", "unknown neuron 'sign'"),
     "out without schedule": ("convert {files}/quantized.safetensors --out {out}/s.safetensors", "need a schedule"),
-    "no data set named": ("eval {files}/quantized.safetensors", "say --data cifar10, digits, folder, imagenet or sample"),
+    "no data set named": ("eval {files}/quantized.safetensors", "give --data cifar10, digits, folder, imagenet or sample"),
     "unknown data set": ("eval {files}/quantized.safetensors --data cifar", "unknown data set 'cifar'; did you mean cifar10?"),
     "folder without data": (
         "eval {files}/quantized.safetensors --data cifar10 --root {files}",
@@ -102,12 +102,12 @@ CASES = {
         "a file stands where its folder should be",
     ),
     "checkpoint that is a folder": ("info {files}", "is a folder"),
-    "system and a checkpoint": ("info {files}/quantized.safetensors --system", "name one of the two"),
+    "system and a checkpoint": ("info {files}/quantized.safetensors --system", "give one of the two"),
     "superscript bits": (TRAIN + " --set phase.².epochs=1", "phase.²: choose one of 2, 3, 4, 5, 32 bits"),
     "bits with a zero": (TRAIN + " --set phase.02.epochs=1", "phase.02: choose one of 2, 3, 4, 5, 32 bits"),
     "a rate in the wrong table": (TRAIN + " --set optim.lr=0.1", "unknown key 'optim.lr'; did you mean phase.N.lr"),
     "empty key": (TRAIN + " --set =1", "write key=value"),
-    "info of nothing": ("info", "name one of the two"),
+    "info of nothing": ("info", "give one of the two"),
     "unknown recipe shown": ("recipes cifar10/resnet2", "did you mean"),
 }
 

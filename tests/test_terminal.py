@@ -201,7 +201,7 @@ def test_a_stream_that_takes_nothing_is_one_line(words, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: cannot write to standard output: No space left on device\n"
     monkeypatch.setattr(sys, "stdout", None)
     assert main(words) == 2
-    assert capsys.readouterr().err == "error: standard output is closed; send it to a file, or to /dev/null\n"
+    assert capsys.readouterr().err == "error: standard output is closed; redirect it to a file, or to /dev/null\n"
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
@@ -229,7 +229,7 @@ def test_streams_of_a_real_process(tmp_path):
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout.split() == ["2", "2"]
     assert done.stderr.splitlines() == [
-        "error: standard output is closed; send it to a file, or to /dev/null",
+        "error: standard output is closed; redirect it to a file, or to /dev/null",
         "error: cannot write to standard output: No space left on device",
     ]
 

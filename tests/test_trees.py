@@ -174,9 +174,7 @@ def test_labels_are_places_among_the_classes_that_are_given(tree, caplog):
 def test_without_train_the_classes_are_those_of_val_and_a_line_says_so(tree, caplog):
     (tree / "train").rename(tree / "gone")
     assert load(tree).test.classes == NAMES
-    assert caplog.messages == [
-        f"{tree}: no train folder; labels are places among the folders of val, wrong if it lacks a class"
-    ]
+    assert caplog.messages == [f"{tree}: no train folder; labels are indices of the folders of val, wrong if it lacks a class"]
     caplog.clear()
     load(tree, classes=NAMES)
     assert caplog.messages == []
@@ -249,7 +247,7 @@ def test_any_number_of_classes_is_trained_on_and_the_misfit_is_named(tree, tmp_p
 def test_a_checkpoint_without_class_names_says_so(tree, tmp_path, caplog):
     nbsnn.save_checkpoint(tmp_path / "old.safetensors", nbsnn.build_model("cifar10/resnet20", num_classes=3))
     assert main(["eval", str(tmp_path / "old.safetensors"), "--data", "folder", "--root", str(tree), "--json"]) == 0
-    assert caplog.messages == [f"the checkpoint does not name its classes; labels are places among the class folders of {tree}"]
+    assert caplog.messages == [f"the checkpoint does not name its classes; labels are indices of the class folders of {tree}"]
 
 
 def test_class_names_change_no_recipe_hash():

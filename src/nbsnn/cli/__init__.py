@@ -1,4 +1,4 @@
-"""The command line: each verb is the file of its name, which reads options, calls the library, and prints the result."""
+"""The command line. Each verb is a file of the same name, which reads options, calls the library, and prints the result."""
 
 import sys
 from collections.abc import Sequence

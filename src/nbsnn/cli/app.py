@@ -1,4 +1,4 @@
-"""The application that verbs register with: each verb is a file of its name that decorates a function with `app.command`."""
+"""The application that verbs register with: each verb is a file with a function decorated by `app.command`."""
 
 from collections.abc import Sequence
 from importlib import metadata
@@ -13,7 +13,7 @@ from nbsnn.errors import ConfigError, shown, unknown
 
 
 class _Verbs(TyperGroup):
-    """Verbs by name, in the order in which they were registered; close matches of an unknown one are suggested."""
+    """Verbs by name, in the order of registration; for an unknown one, close matches are suggested."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Verbs"):
@@ -29,7 +29,7 @@ app = typer.Typer(
     cls=_Verbs,
     subcommand_metavar="VERB ...",
     add_completion=False,
-    rich_markup_mode=None,  # plain text, for pipes, narrow terminals, and examples that keep their lines
+    rich_markup_mode=None,  # plain text, for pipes and narrow terminals, and to preserve the lines of examples
     pretty_exceptions_enable=False,
 )
 
@@ -47,16 +47,16 @@ def nbsnn(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Train few-bit networks, run them as spiking networks in T = 2^b - 1 steps, and see exactly how far spikes are off."""
+    """Train low-bit networks, run them as spiking networks in T = 2^b - 1 steps, and measure the error of the spikes."""
     if context.invoked_subcommand is None:
         console.say(context.get_help())
 
 
 def run(words: Sequence[str]) -> Any:
-    """Run the verb that the words begin with; the result is an exit code or nothing.
+    """Run the verb at the start of the arguments; returns an exit code or None.
 
     Raises:
-        ConfigError: the words are not what the verb takes.
+        ConfigError: the verb does not take these arguments.
     """
     for word in words:
         if "\0" in word:
@@ -64,13 +64,13 @@ def run(words: Sequence[str]) -> Any:
     try:
         return app(args=list(words), prog_name="nbsnn", standalone_mode=False)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not of the option parser
+        if not hasattr(error, "format_message"):  # not from the option parser
             raise
         raise ConfigError(_usage(error, words)) from None
 
 
 def _usage(error: Any, words: Sequence[str]) -> str:
-    """An error of the option parser in one line: what was given, what would do, and where to read on."""
+    """An error of the option parser in one line: what was given, what is valid, and where to find help."""
     context = error.ctx
     verb = words[0] if words and words[0] in typer.main.get_command(app).commands else ""  # type: ignore[attr-defined]
     where = f"see nbsnn {verb} --help".replace("  ", " ")
@@ -87,7 +87,7 @@ def _usage(error: Any, words: Sequence[str]) -> str:
 
 
 def flags_of(words: Sequence[str]) -> dict[str, console.Flag]:
-    """The options of the verb that the words begin with, by the names of the library's arguments."""
+    """The options of the verb at the start of the arguments, by the names of the library's arguments."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     verb = commands.get(words[0]) if words else None
     flags = {}

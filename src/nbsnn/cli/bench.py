@@ -18,7 +18,8 @@ def bench(
     checkpoint: Checkpoint,
     batch_size: BatchOption = 100,
     repeats: Annotated[
-        int, typer.Option("--repeats", callback=between(1, 10_000), help="Timed rounds, after one to warm up; medians count.")
+        int,
+        typer.Option("--repeats", callback=between(1, 10_000), help="Timed rounds after a warm-up round; medians are printed."),
     ] = 5,
     limit: Annotated[int, typer.Option("--limit", callback=between(1), help="Images in each round.")] = 100,
     layers: Annotated[bool, typer.Option("--layers", help="Show the activity of every unit.")] = False,
@@ -28,7 +29,7 @@ def bench(
     split: SplitOption = "test",
     json_: JsonOption = False,
 ) -> None:
-    """Time float, quantized, counts and spikes against each other on this machine, and count what spikes cost.
+    """Time float, quantized, counts and spikes on this machine, and count synaptic operations.
 
     \b
     Example:

@@ -25,7 +25,7 @@ def classify(
 ) -> None:
     """Print the five most likely classes of each image file, by the integer network.
 
-    The largest square in the middle of an image is resized to the network's input.
+    The largest center square of an image is resized to the network's input.
 
     \b
     Example:
@@ -35,7 +35,7 @@ def classify(
     quantized = only_quantized(model, checkpoint, "classify")
     recipe = recipe_of(header)
     if recipe is None or header["model"] is None:
-        raise ConfigError(f"{checkpoint} does not say what it was trained on; classify takes networks of nbsnn train")
+        raise ConfigError(f"{checkpoint} does not store what it was trained on; classify takes networks of nbsnn train")
     spec = ModelSpec(**header["model"])
     images = load_photographs(recipe.data, photographs, size=spec.image_size, classes=spec.num_classes)
     with console.doing("lowering to an integer network, and running it"):

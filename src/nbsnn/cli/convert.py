@@ -48,7 +48,7 @@ def convert(
     overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Turn a quantized checkpoint into a spiking network, and measure how closely its spikes follow.
+    """Convert a quantized checkpoint to a spiking network, and compare the two.
 
     Without --schedule, every neuron and schedule is compared.
 

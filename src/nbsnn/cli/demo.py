@@ -20,7 +20,7 @@ from nbsnn.training.options import TrainOptions
 from nbsnn.training_console import TrainingConsole
 from nbsnn.zoo import PREFIX, list_zoo
 
-_OWN_FOLDER = Path("runs/demo")  # trained anew each time
+_OWN_FOLDER = Path("runs/demo")  # trained from the start each time
 
 
 @app.command()
@@ -32,9 +32,9 @@ def demo(
     limit: LimitOption = 0,
     json_: JsonOption = False,
 ) -> None:
-    """Run the whole path on handwritten digits: four phases of training, then every neuron and schedule, in one table.
+    """Run the whole method on handwritten digits: four phases of training, then every neuron and schedule, in one table.
 
-    It takes a few minutes, and ends with the bundled networks on real images.
+    It takes a few minutes, and also runs the bundled networks on real images.
 
     \b
     Examples:
@@ -64,8 +64,8 @@ def demo(
     )
     console.say(
         "quantized, spiking: top-1 in %.  off %: share of neurons whose spike count differs from the quantized activation.\n"
-        "fixed stops after T steps, as published; settle and barrier are exact: each count is the quantized activation. That\n"
-        "takes more steps, and is not the same as more accurate: on few images, spikes that are off may score higher by chance."
+        "fixed stops after T steps, as published; settle and barrier are exact: each count equals the quantized activation.\n"
+        "They take more steps. Exact does not mean more accurate: on few images, wrong counts may score higher by chance."
     )
     _show_zoo()
 

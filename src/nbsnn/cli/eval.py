@@ -44,17 +44,17 @@ def eval_(
     limit: LimitOption = 0,
     batch_size: BatchOption = 100,
     device: DeviceOption = "auto",
-    engine: Annotated[str | None, typer.Option("--engine", help="Run in integers: counts, or spikes step by step.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="Run as an integer network: counts, or spikes.")] = None,
     neuron: NeuronOption = None,
     schedule: ScheduleOption = None,
     backend: BackendOption = "auto",
     timesteps: TimestepsOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Measure the accuracy of a checkpoint of any form and, if it runs in time, the steps that it takes.
+    """Measure the accuracy of a checkpoint of any form and, for spiking and integer networks, the time steps.
 
-    Quantized networks run in floating point; --engine runs them as integer networks, by counts or by spikes. Started by
-    torchrun, several processes share the images.
+    Quantized networks run in floating point; --engine runs them as integer networks, with counts or spikes. Under torchrun,
+    several processes share the images.
 
     \b
     Examples:
@@ -83,7 +83,7 @@ def eval_(
 
 
 def _check_ways(engine: str | None, neuron: str | None, schedule: str | None, backend: str) -> None:
-    """Refuse options that do not go together before anything is loaded."""
+    """Raise an error for options that do not go together, before anything is loaded."""
     if engine is not None and engine not in get_args(Engine):
         raise ConfigError(unknown("engine", engine, get_args(Engine)))
     if backend not in ("auto", *BACKENDS):
@@ -91,7 +91,7 @@ def _check_ways(engine: str | None, neuron: str | None, schedule: str | None, ba
     if engine == "spikes":
         check_pair(neuron, schedule or "fixed")
     elif neuron or schedule:
-        raise ConfigError("--neuron and --schedule say how spikes run: add --engine spikes")
+        raise ConfigError("--neuron and --schedule need spikes: add --engine spikes")
 
 
 def choose_engine(
@@ -102,9 +102,9 @@ def choose_engine(
     schedule: str | None,
     backend: str,
 ) -> tuple[nn.Module | IntegerNetwork, str]:
-    """The network as `--engine` and its companions want it, and its form in words."""
+    """The network with `--engine` and related options, and a description of its form."""
     if engine is None and backend != "auto" and not isinstance(model, IntegerNetwork):
-        raise ConfigError(f"--backend {backend} says what runs an integer network: add --engine counts or spikes")
+        raise ConfigError(f"--backend {backend} applies to integer networks: add --engine counts or spikes")
     if engine is None and not isinstance(model, IntegerNetwork):
         return model, form_of(model)
     if not isinstance(model, IntegerNetwork):

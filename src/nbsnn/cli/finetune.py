@@ -32,7 +32,7 @@ from nbsnn.settings import typed
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.training.finetune_spec import START, Change, FinetuneSpec, check_source
 
-_HELD_OUT = 1000  # images unless told otherwise: each change is judged on them
+_HELD_OUT = 1000  # default number of images: each change is evaluated on them
 
 
 @app.command("finetune")
@@ -42,14 +42,14 @@ def finetune_(
     epochs: Annotated[int, typer.Option("--epochs", "-n", help="Epochs per layer; end to end, in all.")] = 1,
     neuron: Annotated[str, typer.Option("--neuron", help="signed or unsigned.")] = "signed",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the fine-tuned spiking network here.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Keep every change, whether accuracy rises or not.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Keep every change, even if accuracy does not rise.")] = False,
     calibrate_first: Annotated[
         bool, typer.Option("--calibrate-first", help="End to end: start from the calibrated network.")
     ] = False,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate; 0 is the method's own.")] = 0.0,
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate; 0 is the method's default.")] = 0.0,
     weights: Annotated[
         bool | None,
-        typer.Option("--weights/--no-weights", help="Train weights too, or norms and biases alone (end-to-end's own)."),
+        typer.Option("--weights/--no-weights", help="Train weights too, or norms and biases only (default of end-to-end)."),
     ] = None,
     distillation: Annotated[
         float | None,
@@ -61,7 +61,7 @@ def finetune_(
         int, typer.Option("--limit-train", callback=between(0), help="Train on the first N images only; 0 is all.")
     ] = 0,
     held_out: Annotated[
-        int, typer.Option("--held-out", callback=between(1), help="Training images that are held out, to judge changes by.")
+        int, typer.Option("--held-out", callback=between(1), help="Training images held out to evaluate changes.")
     ] = _HELD_OUT,
     data: DataOption = None,
     root: RootOption = None,
@@ -72,11 +72,11 @@ def finetune_(
     overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Fine-tune a quantized checkpoint for spikes under the schedule "fixed": T = 2^b - 1 steps and stop.
+    """Fine-tune a quantized checkpoint for the schedule "fixed", which stops after T = 2^b - 1 steps.
 
     A change is kept only if spiking accuracy on held-out training images rises; --out is written after each kept change. The
-    result is a spiking network, which cannot be read as a quantized one. A packed network, such as those of the zoo, has fixed
-    weights: calibrate it, or train its norms and biases end to end.
+    result is a spiking network, which cannot be used as a quantized one. Packed networks, such as those of the zoo, have fixed
+        weights: calibrate them, or train their norms and biases end to end.
 
     \b
     Examples:
@@ -86,18 +86,18 @@ def finetune_(
     wanted = {"method": method, "epochs": epochs, "neuron": neuron, "force": force, "calibrate_first": calibrate_first,
               "lr": lr, "weights": weights, "distillation": distillation, "batch_size": batch_size, "seed": seed}  # fmt: skip
     spec: FinetuneSpec = typed(wanted, FinetuneSpec)
-    if out:  # found out now, not after an hour
+    if out:  # an error now, not after an hour
         check_output(out, network_kind("spiking"), inputs=[checkpoint], overwrite=overwrite)
     network, header = load(checkpoint, device)
     model = only_quantized(network, checkpoint, "finetune")
     check_t(model, timesteps)
-    check_source(model, spec)  # before images are looked for
+    check_source(model, spec)  # before images are loaded
     source = chosen_data(header, data=data, root=root, download=download)
     if not data_set(source.name).trains:
         others = choices(lambda data: data.trains)
         raise ConfigError(f"--data {source.name}: these are test images; fine-tune on the training images of {others}")
     spec = replace(spec, augment=source.augment)
-    if source.validation == 0:  # the test images chose the best epoch; they do not judge here
+    if source.validation == 0:  # the test images chose the best epoch; they are not used here
         source = replace(source, validation=data_set(source.name).validation or held_out)
     splits = load_splits(header, source)
     splits = Splits(splits.train.some(limit_train), splits.validation.some(held_out), splits.test.some(limit))
@@ -108,7 +108,7 @@ def finetune_(
 
     def on_change(change: Change, network: SpikingNetwork, metrics: dict[str, Any]) -> None:
         console.note(console.change_line(change))
-        if change.kept and change.name != START:  # an interrupted run leaves what was kept until then
+        if change.kept and change.name != START:  # an interrupted run keeps the changes so far
             save(network, metrics | {"last_change": change.name})
 
     run = pipeline.finetune_and_test(

@@ -20,11 +20,13 @@ from nbsnn.zoo import locate
 
 @app.command()
 def info(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A file of nbsnn's, or zoo:NAME.", metavar="[CHECKPOINT]")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A file written by nbsnn, or zoo:NAME.", metavar="[CHECKPOINT]")
+    ] = None,
     system: Annotated[bool, typer.Option("--system", help="Describe this machine and the versions instead.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Show form, bits, layers and sizes of a checkpoint; or, with --system, versions and devices of this machine.
+    """Show form, bits, layers and sizes of a checkpoint or, with --system, versions and devices of this machine.
 
     \b
     Examples:
@@ -32,7 +34,7 @@ def info(
       nbsnn info --system
     """
     if system == (checkpoint is not None):
-        raise ConfigError("info describes a checkpoint, or with --system this machine; name one of the two")
+        raise ConfigError("info describes a checkpoint, or with --system this machine; give one of the two")
     if checkpoint is None:
         facts = system_facts()
         if json_:
@@ -62,7 +64,7 @@ def info(
 
 
 def show_integer(path: Path, header: Header, tensors: Mapping[str, Tensor], *, json_: bool) -> None:
-    """What `nbsnn info` says of a file that holds an integer network."""
+    """Print the information on a file with an integer network."""
     network = IntegerNetwork(program_from(header, tensors, source=str(path)))
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     if json_:

@@ -42,7 +42,7 @@ def lower(
     overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Turn a quantized checkpoint into an integer network, which gives the same bits on every machine.
+    """Lower a quantized checkpoint to an integer network, which gives the same bits on every machine.
 
     It is what a chip would run: integer weights, fixed-point multipliers, thresholds of 2^F.
 
@@ -78,5 +78,5 @@ def lower(
 
 
 def origin_of(header: Header, checkpoint: Path) -> dict[str, object]:
-    """What an integer network's file says of its source."""
+    """The source of an integer network, for its file."""
     return {"model": header["model"], "recipe": header["recipe"], "metrics": header["metrics"], "source": checkpoint.name}

@@ -1,4 +1,4 @@
-"""What verbs run on: a checkpoint's network, in the form that the verb takes, and the images that go with it."""
+"""Load a checkpoint's network in the form that a verb takes, and its images."""
 
 import logging
 from dataclasses import replace
@@ -34,20 +34,20 @@ def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Hea
 
 
 def chosen_data(header: Header, *, data: str | None, root: Path | None, download: bool) -> DataSpec:
-    """The data set that the options name, or else the checkpoint's own."""
+    """The data set in the options, or else the checkpoint's."""
     recipe = recipe_of(header)
     spec = recipe.data if recipe else None
     name = data or (spec.name if spec else None)
     if name is None:
-        raise ConfigError(f"the checkpoint names no data set; say --data {choices()}")
+        raise ConfigError(f"the checkpoint names no data set; give --data {choices()}")
     found = data_set(name)
     if spec is None or spec.name != name:
         classes = spec.classes if spec and found.takes_classes else ()
         spec = DataSpec(name, validation=found.validation, classes=classes)
     if found.takes_classes and not spec.classes:
         where = root or spec.root
-        logger.warning("the checkpoint does not name its classes; labels are places among the class folders of %s", where)
-    # What decodes here may lack where it was trained.
+        logger.warning("the checkpoint does not name its classes; labels are indices of the class folders of %s", where)
+    # This machine may lack the loader of the training run.
     return replace(spec, root=str(root or spec.root), download=download or spec.download, loader="auto")
 
 
@@ -63,7 +63,7 @@ def load_splits(header: Header, spec: DataSpec) -> Splits:
 def images_for(
     header: Header, split: str, limit: int, *, data: str | None, root: Path | None, download: bool
 ) -> LabelledImages:
-    """The images that the options name, or else those that the checkpoint was trained on."""
+    """The images in the options, or else those that the checkpoint was trained on."""
     if split not in ("test", "validation", "train"):
         raise ConfigError(unknown("split", split, ("test", "validation", "train")))
     images: LabelledImages = getattr(load_splits(header, chosen_data(header, data=data, root=root, download=download)), split)
@@ -71,7 +71,7 @@ def images_for(
 
 
 def only_quantized(model: nn.Module | IntegerNetwork, checkpoint: Path, verb: str) -> nn.Module:
-    """The network, if it is a quantized one."""
+    """The network; raises an error unless it is quantized."""
     if isinstance(model, IntegerNetwork):
         raise ConfigError(f"{checkpoint} holds an integer network; {verb} takes a quantized one: name what it was lowered from")
     form = form_of(model)
@@ -82,6 +82,6 @@ def only_quantized(model: nn.Module | IntegerNetwork, checkpoint: Path, verb: st
 
 
 def check_t(model: nn.Module | IntegerNetwork, wanted: int | None) -> None:
-    """Refuse another T than the network's, which its bits decide."""
+    """Raise an error for another T than that of the network's bits."""
     levels = [m.levels for m in model.modules() if isinstance(m, QuantReLU)] if isinstance(model, nn.Module) else []
     check_timesteps(wanted, model.timesteps if isinstance(model, SpikingNetwork | IntegerNetwork) else max(levels, default=0))

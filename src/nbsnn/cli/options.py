@@ -1,4 +1,4 @@
-"""Options and arguments that several verbs share, and the ranges of numbers."""
+"""Options and arguments shared by several verbs, and checks of ranges."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ MANY = 1_000_000_000
 
 
 def between(least: float, most: float = MANY) -> Callable[[Any, Any, Any], Any]:
-    """The callback of an option whose numbers lie in a range; nan lies in none."""
+    """The callback of an option with a range of valid numbers; nan is never valid."""
 
     def check(context: typer.Context, option: typer.CallbackParam, value: Any) -> Any:
         if value is not None and not least <= value <= most:
@@ -24,7 +24,7 @@ def between(least: float, most: float = MANY) -> Callable[[Any, Any, Any], Any]:
 
 
 Checkpoint = Annotated[
-    Path, typer.Argument(help="A checkpoint that nbsnn wrote, or a bundled network, zoo:NAME.", metavar="CHECKPOINT")
+    Path, typer.Argument(help="A checkpoint written by nbsnn, or a bundled network, zoo:NAME.", metavar="CHECKPOINT")
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A name of 'nbsnn recipes', or a TOML file.")]
 SetOption = Annotated[
@@ -37,12 +37,12 @@ BatchOption = Annotated[int, typer.Option("--batch-size", "-b", callback=between
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", help="cifar10, digits, folder, imagenet, sample (bundled); by default the checkpoint's own."),
+    typer.Option("--data", help="cifar10, digits, folder, imagenet, sample (bundled); by default that of the checkpoint."),
 ]
 RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Folder of the data; by default the one that the recipe or checkpoint names.")
+    Path | None, typer.Option("--root", help="Folder of the data; by default that of the recipe or checkpoint.")
 ]
-DownloadOption = Annotated[bool, typer.Option("--download", help="Download the data if it is not there.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Download the data if it is missing.")]
 SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
 LimitOption = Annotated[int, typer.Option("--limit", callback=between(0), help="Use the first N images only; 0 is all.")]
 ComparedOption = Annotated[
@@ -52,21 +52,21 @@ NeuronOption = Annotated[str | None, typer.Option("--neuron", help="signed or un
 ScheduleOption = Annotated[str | None, typer.Option("--schedule", help="fixed, settle or barrier.")]
 TimestepsOption = Annotated[
     int | None,
-    typer.Option("--timesteps", "-T", callback=between(1), help="To check T: bits decide it, T = 2^b - 1."),
+    typer.Option("--timesteps", "-T", callback=between(1), help="Check T, which the bits determine: T = 2^b - 1."),
 ]
-BackendOption = Annotated[str, typer.Option("--backend", help="Of integer networks: auto, native or torch.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="Backend of integer networks: auto, native or torch.")]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Let --out replace the checkpoint itself, or a file of another kind.")
+    bool, typer.Option("--overwrite", help="Allow --out to replace the checkpoint itself, or a file of another kind.")
 ]
 
 
 def default_folder(recipe: str) -> Path:
-    """Where a run of a recipe lies unless another folder is named."""
+    """The default folder of a recipe's run."""
     return Path("runs") / recipe.replace(":", "-").removesuffix(".toml")
 
 
 def check_folder(path: Path) -> Path:
-    """A folder that a run may be written to, which need not be there yet; found out before an hour is spent."""
+    """Check that a run can be written to a folder, which need not exist yet, before training starts."""
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise ConfigError(f"{path}: {'this' if place == path else place} is a file, not a folder; choose another place")
@@ -74,5 +74,5 @@ def check_folder(path: Path) -> Path:
 
 
 def with_data(settings: list[str], root: Path | None, download: bool) -> list[str]:
-    """Settings of a recipe with --root and --download, which are short for two of them."""
+    """Settings of a recipe, including --root and --download."""
     return [*settings, *([f"data.root={root}"] if root else []), *(["data.download=true"] if download else [])]

@@ -26,10 +26,10 @@ def pack(
     overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Write a quantized checkpoint as a small file: weights in codes of b bits, with provenance and a hash.
+    """Write a quantized checkpoint as a small file: weights as b-bit codes, with provenance and a hash.
 
-    Its logits are equal bit for bit. eval, convert, lower, bench, classify, finetune and info take it as they take a
-    checkpoint; fine-tuning leaves its weights as they are.
+    Its logits are equal bit for bit. eval, convert, lower, bench, classify, finetune and info take it like a checkpoint;
+    fine-tuning does not change its weights.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from nbsnn.recipes import list_recipes, load_recipe
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe or TOML file to show whole.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A recipe or TOML file to show in full.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """List the bundled recipes, or show one with all its settings, as JSON.

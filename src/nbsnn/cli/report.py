@@ -37,7 +37,7 @@ def report(
     download: DownloadOption = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures to this file, as JSON.")] = None,
     label: Annotated[str | None, typer.Option("--label", help="Name of the data in the report.")] = None,
-    notes: Annotated[list[str], typer.Option("--note", help="A remark kept beside the figures; repeatable.")] = [],  # noqa: B006
+    notes: Annotated[list[str], typer.Option("--note", help="A remark stored with the figures; repeatable.")] = [],  # noqa: B006
     limit: LimitOption = 0,
     spiking_limit: Annotated[
         int, typer.Option("--spiking-limit", callback=between(0), help="Run spikes on the first N of them only; 0 is all.")
@@ -48,7 +48,7 @@ def report(
 ) -> None:
     """Measure a finished run: every phase, neuron and schedule, with machine, versions, seed and recipe hash.
 
-    Name the recipe and settings that the run was trained with.
+    Give the recipe and settings that the run was trained with.
 
     \b
     Example:

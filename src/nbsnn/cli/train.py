@@ -68,8 +68,8 @@ def train(
     """Train the phases of a recipe: float, then 4, 3 and 2 bits.
 
     The same command resumes an unfinished run, bit for bit on the same processor or GPU. Ctrl-C saves and exits; a run that
-    was killed resumes from its last training state. Started by torchrun, several processes train together, on one machine or
-    on many.
+    was killed resumes from its last training state. Under torchrun, several processes train together, on one machine or on
+    several.
 
     \b
     Examples:
@@ -80,7 +80,7 @@ def train(
     given = with_data(settings, root, download)
     plan = load_recipe(recipe, given if seed is None else [*given, f"seed={seed}"])
     if init and pretrained:
-        raise ConfigError("--init and --pretrained both name a start; give one of them")
+        raise ConfigError("--init and --pretrained both give a start; give one of them")
     chosen = pick_device(device)
     folder = check_folder(out or default_folder(recipe))
     for bits in plan.phase:

@@ -1,4 +1,4 @@
-"""What a person sees. Results go to standard output, all else to standard error."""
+"""Console output. Results are printed to standard output, everything else to standard error."""
 
 from nbsnn.console.flags import Flag
 from nbsnn.console.layout import show_table

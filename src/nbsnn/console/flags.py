@@ -1,4 +1,4 @@
-"""Errors of the library in the words of a command line: `overwrite=True` becomes `--overwrite`."""
+"""Errors of the library with command-line options: `overwrite=True` becomes `--overwrite`."""
 
 import re
 from collections.abc import Mapping
@@ -8,18 +8,18 @@ _ARGUMENT = re.compile(r"""(?<![\w.-])([a-z][a-z0-9_.]*)=(True|False|"[^"]*"|'[^
 
 
 class Flag(NamedTuple):
-    """What a command calls an argument of the library; `off` is for False, where there is a flag for that."""
+    """The option for an argument of the library; `off` is the option for False, if there is one."""
 
     on: str
     off: str = ""
 
 
 def in_flags(message: str, flags: Mapping[str, Flag]) -> str:
-    """The message with flags in the place of the arguments that they stand for.
+    """Replace arguments in a message by the options for them.
 
     Args:
         message: of an error of the library.
-        flags: by the argument's name; in that of a phase's setting, such as phase.4.lr, N stands for the bits.
+        flags: by the argument's name; in the name of a phase's setting, such as phase.4.lr, N stands for the bits.
     """
 
     def flag(found: re.Match[str]) -> str:

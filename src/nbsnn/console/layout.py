@@ -1,4 +1,4 @@
-"""Tables that lose nothing: where a terminal is too narrow, headings wrap, then cells, and at last each row becomes a list."""
+"""Tables that are never cut: on a narrow terminal headings wrap, then cells, and finally each row becomes a list."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"([-−±]?[0-9.,]+( .*)?)?|-")  # a unit, or a second num
 
 
 def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, to: Console = out) -> None:
-    """A table, columns of numbers to the right; empty cells at the start of a row stand for those above."""
+    """A table with numbers aligned right; empty cells at the start of a row repeat those above."""
     heads, lines = list(columns), [[without_controls(cell) for cell in row] for row in rows]
     say(title, style="bold", to=to)
     found = _fit(heads, lines, to.width)
@@ -29,7 +29,7 @@ def show_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]
 
 
 def _fit(heads: Sequence[str], lines: Sequence[Sequence[str]], room: int) -> tuple[list[int], int] | None:
-    """Widths of the columns and the gap between them; None where even wrapped at words they do not fit."""
+    """Widths of the columns and the gap between them; None if they do not fit even with wrapping."""
     columns = list(zip(heads, *lines, strict=True))
     whole = [max(map(cell_len, column)) for column in columns]
     words = [max(_longest_word(cell) for cell in column) for column in columns]
@@ -41,7 +41,7 @@ def _fit(heads: Sequence[str], lines: Sequence[Sequence[str]], room: int) -> tup
 
 
 def _widened(widths: Sequence[int], whole: Sequence[int], spare: int) -> list[int]:
-    """Give spare columns to those that lack the fewest."""
+    """Distribute spare width, first to the columns that need the least."""
     result = list(widths)
     for index in sorted(range(len(widths)), key=lambda i: whole[i] - widths[i]):
         more = min(spare, whole[index] - result[index])
@@ -69,7 +69,7 @@ def _show_row(
 
 
 def _show_lists(heads: Sequence[str], lines: Sequence[Sequence[str]], to: Console) -> None:
-    """Each row as lines of a heading and its cell; longer ones are left to the terminal to wrap."""
+    """Each row as lines of a heading and its cell; the terminal wraps longer ones."""
     width = max(map(cell_len, heads))
     above: list[str] = []
     for line in lines:

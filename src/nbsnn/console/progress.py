@@ -1,4 +1,4 @@
-"""Bars and spinners on standard error, while a person looks at them: what is being done, how far it is, how long it takes."""
+"""Progress bars and spinners on standard error, if it is a terminal."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +19,12 @@ from rich.progress import (
 
 from nbsnn.console.screen import err
 
-_ROOM_FOR_A_BAR, _ROOM_FOR_TIME = 100, 80  # columns; below, the words matter more
+_ROOM_FOR_A_BAR, _ROOM_FOR_TIME = 100, 80  # columns; narrower terminals show text only
 
 
 @contextmanager
 def image_progress(total: int, title: str) -> Iterator[Callable[[str, int], None]]:
-    """A bar over images, with the time left; yields a function of (what is being done, images done)."""
+    """A bar over images, with the remaining time; yields a function of (title, images done)."""
     with _bar(MofNCompleteColumn(), TextColumn("images")) as bar:
         task = bar.add_task(title, total=total)
 
@@ -50,7 +50,7 @@ def download_progress() -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """A spinner beside a few words, for what takes seconds and cannot be counted."""
+    """A spinner with a title, for steps of some seconds without a count."""
     with Progress(
         _spinner(), TextColumn("{task.description}"), console=err, transient=True, disable=not err.is_terminal
     ) as bar:
@@ -59,12 +59,12 @@ def doing(what: str) -> Iterator[None]:
 
 
 def figures_bar() -> Progress:
-    """A bar whose tasks have a field `figures`, which stands beside it."""
+    """A bar whose tasks have a field `figures`, printed after the bar."""
     return _bar(TextColumn("{task.fields[figures]}"))
 
 
 def as_fit(title: str, figures: Sequence[str]) -> str:
-    """The first of a bar's figures that a terminal has room for, beside its title."""
+    """The first of a bar's figures that fit the terminal, after the title."""
     room = err.width - len(title) - len("⠋   00:00 " if err.width >= _ROOM_FOR_TIME else "⠋  ")
     text = " ".join(figures)
     return text if len(text) <= room or len(figures) == 1 else as_fit(title, figures[:-1])

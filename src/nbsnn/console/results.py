@@ -1,4 +1,4 @@
-"""What results look like: rows of tables, and lines."""
+"""Print results as tables and lines."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -43,7 +43,7 @@ COMPARISON_COLUMNS = (
 
 
 def show_figures(figures: dict[str, Any]) -> None:
-    """What `nbsnn.figures.measure_run` measured."""
+    """The result of `nbsnn.figures.measure_run`."""
     title = f"{figures['model']} on {figures['data']}, {figures['test_images']} test images, top-1 in %"
     show_table(title, FIGURE_COLUMNS, table_rows(figures))
     for remark in figures["notes"]:
@@ -51,7 +51,7 @@ def show_figures(figures: dict[str, Any]) -> None:
 
 
 def show_mapping(mapped: Iterable[MappedTensor]) -> None:
-    """What became of every tensor of a foreign network and of ours; a remark, so that results stay alone."""
+    """What happened to every tensor of an imported network; printed to standard error, not with results."""
     rows = [(m.ours or "-", m.source or "-", "×".join(map(str, m.shape)), m.what) for m in mapped]
     show_table("Tensors", ("ours", "theirs", "shape", "what became of it"), rows, to=err)
 
@@ -67,7 +67,7 @@ def show_layers(fidelity: Fidelity) -> None:
 
 
 def show_units(title: str, network: IntegerNetwork) -> None:
-    """The units of an integer network, and what was noted when it was lowered."""
+    """The units of an integer network, and the notes of lowering."""
     rows = []
     for row in network.report():
         bound = "-" if row.bound_bits is None else f"2^{row.bound_bits:.1f} of {52 if row.wide else 31}"
@@ -84,14 +84,14 @@ def or_dash(value: float | None, form: str = "") -> str:
 
 
 def change_line(change: Change) -> str:
-    """What became of one change that fine-tuning tried."""
+    """The result of one change in fine-tuning."""
     loss = "" if change.loss is None else f"  loss {change.loss:.4g}"
     kept = "kept" if change.kept else "undone"
     return f"{change.name}: held-out spiking {change.top1:.2f} %, {kept}{loss}  {change.seconds:.1f} s"
 
 
 def show_finetuning(title: str, result: FinetuneResult, held_out: int, tested: Finetuned) -> None:
-    """Accuracy before and after fine-tuning, on the images that judged it and on test images."""
+    """Accuracy before and after fine-tuning, on held-out images and on test images."""
     kept = f"{sum(change.kept for change in result.changes)} of {len(result.changes)}"
     judged = (result.quantized_top1, result.before_top1, result.after_top1)
     measured = (tested.quantized_top1, tested.before_top1, tested.after_top1)

@@ -1,4 +1,4 @@
-"""The two streams as a person reads them: lines, errors of one line, JSON, and the exit code of a command."""
+"""Output of a command: lines, one-line errors, JSON, and the exit code."""
 
 import json
 import math
@@ -18,12 +18,12 @@ from nbsnn.console.streams import OutputClosed, guarded
 from nbsnn.distributed import World, rank_in_environment
 from nbsnn.errors import Interrupted, NbsnnError
 
-_ENDLESS = 100_000  # columns of what is no terminal: nothing is wrapped or cut there
+_ENDLESS = 100_000  # columns if it is not a terminal: nothing is wrapped or cut
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
 
 class _Screen(Console):
-    """A stream of the moment, as wide as its terminal, or as COLUMNS says; endless where it is none."""
+    """A console on the current stream, with the width of its terminal or of COLUMNS; unlimited if it is not a terminal."""
 
     @property
     def size(self) -> ConsoleDimensions:
@@ -38,50 +38,50 @@ class _Screen(Console):
 
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
-        raise AttributeError("the terminal decides")
+        raise AttributeError("the terminal determines the width")
 
 
-# The constructor would read COLUMNS in its own way; both numbers are never used.
+# The constructor would read COLUMNS differently; these two numbers are never used.
 out = _Screen(width=80, height=25)
 err = _Screen(width=80, height=25, stderr=True)
 
 
 def speak_on_main_only(world: World) -> None:
-    """Let one of several processes speak; errors are told by each that has one."""
+    """Let only rank 0 print; errors are printed by each process that has one."""
     out.quiet = err.quiet = not world.is_main
 
 
 def without_controls(text: str) -> str:
-    """A text without control characters, which a file's name may hold, but for ends of lines."""
+    """A text without control characters, which a file name may contain, except for line ends."""
     return text.translate(_CONTROL)
 
 
 def say(text: str, *, style: str = "", to: Console = out) -> None:
-    """Lines of a result, wrapped at words on a terminal; a longer word is left whole."""
+    """Lines of a result, wrapped at words on a terminal; longer words are not broken."""
     for line in without_controls(text).split("\n"):
         for part in wrapped(line, to.width):
             write(part, to, style=style)
 
 
 def wrapped(line: str, width: int) -> list[str]:
-    """A line as lines of at most `width` columns, as far as words allow."""
+    """Wrap a line to at most `width` columns, without breaking words."""
     if cell_len(line) <= width:
         return [line]
     return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def write(line: str, to: Console, *, style: str = "") -> None:
-    """A line as it is, however long."""
+    """Print a line without wrapping."""
     to.print(Text(line, style=style), soft_wrap=True, highlight=False)
 
 
 def note(text: str) -> None:
-    """A line about what is going on."""
+    """Print a line about progress to standard error."""
     write(without_controls(text), err)
 
 
 def fail(text: str) -> None:
-    """The one line of an error; of another process than the main one, with its rank."""
+    """Print an error in one line; with the rank, unless it is rank 0."""
     rank = rank_in_environment()
     who = f"rank {rank}: " if rank else ""
     err.quiet = False
@@ -90,7 +90,7 @@ def fail(text: str) -> None:
 
 
 def show_json(value: Any) -> None:
-    """Machine-readable result; numbers that are not finite become null, which JSON has."""
+    """Print a result as JSON; numbers that are not finite become null."""
     text = json.dumps(_finite(value), ensure_ascii=True)
     out.print_json(text, indent=2, ensure_ascii=not out.encoding.startswith("utf"))
 
@@ -108,12 +108,12 @@ def exit_code(run: Callable[[], Any], *, flags: Mapping[str, Flag] | None = None
 
     Args:
         run: may return an exit code.
-        flags: what the command calls the arguments that errors of the library name.
+        flags: the command's options for arguments named in errors of the library.
     """
     with guarded():
         try:
             if sys.stdout is None:
-                raise NbsnnError("standard output is closed; send it to a file, or to /dev/null")
+                raise NbsnnError("standard output is closed; redirect it to a file, or to /dev/null")
             code = run()
             sys.stdout.flush()
         except OutputClosed:
@@ -135,11 +135,11 @@ def exit_code(run: Callable[[], Any], *, flags: Mapping[str, Flag] | None = None
         except (MemoryError, RuntimeError) as error:
             if not _is_lack_of_memory(error):
                 raise
-            fail("not enough memory; take smaller batches, fewer images, or a smaller network")
+            fail("not enough memory; use smaller batches, fewer images, or a smaller network")
             return 2
     return code if isinstance(code, int) else 0
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    """torch has a class for CUDA's, and only a text for the processor's."""
+    """Whether an error is out of memory: torch has a class for CUDA, and only a message for the CPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Standard output and standard error while a command runs: they take every text, and say in one line if they take no more."""
+"""Standard output and standard error of a command: they accept any text, and fail with one line if writing fails."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import TextIO
 
 from nbsnn.errors import NbsnnError
 
-# What our own texts hold beyond ASCII; other characters, such as those of a class name, are written as \xe9.
+# Non-ASCII characters in our own texts; others, such as in a class name, are written as \xe9.
 _SPELLED = {
     "→": "->", "←": "<-", "×": "x", "−": "-", "±": "+-", "·": "*", "≤": "<=", "≥": ">=", "≈": "~", "θ": "theta", "…": "...",
     "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "²": "^2", "─": "-", "━": "-", "│": "|", "•": "*",
@@ -16,11 +16,11 @@ _SPELLED = {
 
 
 class OutputClosed(Exception):
-    """Whoever read standard output has read enough."""
+    """The reader of standard output has closed it."""
 
 
 class _Stream:
-    """Writes to a stream of any encoding: what it lacks is spelled in ASCII."""
+    """Writes to a stream of any encoding; characters that it lacks are replaced by ASCII."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -50,7 +50,7 @@ class _Stream:
         return True
 
     def _failed(self, error: Exception) -> None:
-        """What is still buffered goes nowhere, so that Python does not complain of it at the end."""
+        """Discard the buffer, so that Python does not report an error at exit."""
         with suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
@@ -68,16 +68,16 @@ class _Output(_Stream):
 
 
 class _Notes(_Stream):
-    """Standard error: a remark that nobody can read does not end a run."""
+    """Standard error: a failed write is ignored, so it does not end a run."""
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """While the context is open, `sys.stdout` and `sys.stderr` are such streams.
+    """Context manager that replaces `sys.stdout` and `sys.stderr` by such streams.
 
     Raises:
-        NbsnnError: standard output is closed, or takes no more.
-        OutputClosed: the reader of a pipe has gone.
+        NbsnnError: standard output is closed, or cannot be written.
+        OutputClosed: the reader of a pipe has closed it.
     """
     _hold_closed_descriptors()
     before = sys.stdout, sys.stderr
@@ -90,7 +90,7 @@ def guarded() -> Iterator[None]:
 
 
 def _hold_closed_descriptors() -> None:
-    """Give closed descriptors 0 to 2 to the null device, lest a checkpoint be opened as one and get what others print."""
+    """Open closed descriptors 0 to 2 on the null device, so that a checkpoint is not opened as one of them and printed to."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -99,7 +99,7 @@ def _hold_closed_descriptors() -> None:
 
 
 def spell(text: str, encoding: str) -> str:
-    """A text with what an encoding lacks in ASCII; lone surrogates, which stand for bytes of no encoding, too."""
+    """Replace characters that an encoding lacks by ASCII, including lone surrogates, which stand for undecodable bytes."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

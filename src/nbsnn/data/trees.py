@@ -50,7 +50,7 @@ def load_tree(
     train = _look_into(root / "train") if (root / "train").is_dir() else val
     names = [_read_alike(name) for name in classes] or _own_classes(train, val)
     if train is val and not classes:
-        logger.warning("%s: no train folder; labels are places among the folders of val, wrong if it lacks a class",
+        logger.warning("%s: no train folder; labels are indices of the folders of val, wrong if it lacks a class",
                        printable(root))  # fmt: skip
     chosen = _loader_for([train, val], loading or Loading())
     whose = "the network's classes" if classes else f"the classes of {printable(train.folder)}"

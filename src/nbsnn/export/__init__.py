@@ -1,4 +1,4 @@
-"""Networks in the formats of others, by name: those of this folder, and whatever else is registered."""
+"""Export networks to formats by name: those of this folder, and registered ones."""
 
 from nbsnn.export import integer, packed  # noqa: F401  (each registers its exporter)
 from nbsnn.export.registry import EXPORTERS, Exporter, export, register

@@ -1,4 +1,4 @@
-"""Integer networks: every number in safetensors, the program in a header; `IntegerNetwork.load` reads them."""
+"""Integer networks: numbers in safetensors, the program in a header; `IntegerNetwork.load` reads them."""
 
 from collections.abc import Mapping
 from dataclasses import replace

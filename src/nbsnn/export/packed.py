@@ -22,13 +22,13 @@ def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None
 
     Args:
         path: `.safetensors`.
-        quantized: a quantized network whose weights are in few bits; layers left in float stay in float.
-        origin: header of the checkpoint that it came from; recipe, seed, metrics and versions are kept.
+        quantized: a quantized network with low-bit weights; float layers stay in float.
+        origin: header of the checkpoint that it was loaded from; recipe, seed, metrics and versions are stored.
     Returns:
         Bytes of the file.
     Raises:
         ConfigError: not a quantized network, or a name that is not `.safetensors`.
-        QuantizationError: it cannot be packed, or holds numbers that are not finite.
+        QuantizationError: it cannot be packed, or holds values that are not finite.
     """
     return export(path, quantized, EXPORTER.name, origin=origin)
 

@@ -1,4 +1,4 @@
-"""Exporters by name: each writes a network to a file in a format of its own."""
+"""Exporters by name: each writes a network to a file in one format."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from nbsnn.naming import add_named
 
 @dataclass(frozen=True)
 class Exporter:
-    """One format that networks are written in.
+    """A file format for networks.
 
     Attributes:
-        name: what users call it.
-        kind: of what is written, for messages: "a packed network".
-        form: of the networks that it takes; `nbsnn.lower` makes an integer one of a quantized one.
-        write: (path, network, origin) → None; writes the whole file or none of it. `origin` is the header of the checkpoint
-            that the network came from, None if it is not known.
+        name: as in `export`.
+        kind: of the file, for messages: "a packed network".
+        form: of the networks that it takes; `nbsnn.lower` converts a quantized one to an integer one.
+        write: (path, network, origin) → None; writes the file atomically. `origin` is the header of the checkpoint of the
+            network, None if unknown.
         suffix: of the file.
     """
 
@@ -37,7 +37,7 @@ EXPORTERS: dict[str, Exporter] = {}
 
 
 def register(exporter: Exporter) -> Exporter:
-    """Make an exporter known under its name, and return it.
+    """Register an exporter under its name, and return it.
 
     Raises:
         ConfigError: the name is taken.
@@ -51,14 +51,14 @@ def export(
     """Write a network in the format of an exporter.
 
     Args:
-        path: with the exporter's suffix.
+        path: the file, with the exporter's suffix.
         network: of the form that the exporter takes.
         exporter: one of `EXPORTERS`.
-        origin: header of the checkpoint that the network came from, as far as the format keeps it.
+        origin: header of the checkpoint of the network, for formats that store it.
     Returns:
         Bytes of the file.
     Raises:
-        ConfigError: unknown exporter, or a network of another form or a file of another suffix than it takes.
+        ConfigError: unknown exporter, a network of another form, or a file with another suffix.
     """
     if exporter not in EXPORTERS:
         raise ConfigError(unknown("exporter", exporter, EXPORTERS))

@@ -104,7 +104,7 @@ def from_torchvision(
     Args:
         model: "imagenet/alexnet" or "imagenet/vgg16", or a published short name.
         state: of TorchVision's alexnet, vgg16 or vgg16_bn.
-        images: batches [B, C, H, W] float32, normalised, for `match_norms_`.
+        images: batches [B, C, H, W] float32, normalized, for `match_norms_`.
         num_classes: those of the state unless given; with another number the head has new weights.
         image_size: 224.
         source: where the state is from, for messages.
@@ -123,24 +123,25 @@ def from_torchvision(
 
 @torch.no_grad()
 def load_torchvision_weights_(net: nn.Module, state: Mapping[str, Tensor], *, source: str) -> list[MappedTensor]:
-    """Copy TorchVision's tensors into a float network of ours, all or none; names tell which architecture they are of.
+    """Copy TorchVision's tensors into a float network of ours, all or none; the architecture is found from their names.
 
     Args:
-        net: `imagenet/alexnet` or `imagenet/vgg16`, changed in place; its head stays if it has other classes.
-        state: names with or without those of wrappers, such as `module.`.
+        net: `imagenet/alexnet` or `imagenet/vgg16`, changed in place; its head is not changed if it has another number of
+            classes.
+        state: names may have prefixes of wrappers, such as `module.`.
         source: where the state is from, for messages.
     Returns:
-        A row for every tensor of both sides. Norms that are new do norm(x) = x + bias in evaluation mode.
+        A row for every tensor of both networks. New norms compute norm(x) = x + bias in evaluation mode.
     Raises:
-        ConfigError: the network is not the one that the state belongs to.
-        CheckpointError: names, shapes or values do not fit; they are named.
+        ConfigError: the state belongs to another network.
+        CheckpointError: names, shapes or values do not fit; names them.
     """
     arch, tensors = _recognize(state, source)
     own = net.state_dict()
     if {ours for ours, _, _ in _rows(arch)} != set(own):
         model = SOURCES[arch].model
         raise ConfigError(f"{source} holds TorchVision's {arch}, which starts the float {model} and no other; build {model}")
-    # Files older than the counter of batches lack it.
+    # Older files lack the counter of batches.
     rows = [(ours, theirs, what) if theirs in tensors else (ours, None, NEW) for ours, theirs, what in _rows(arch)]
     given, wanted = (t.numel() for t in (tensors[f"{_HEAD}.bias"], own["head.bias"]))
     if given != wanted:
@@ -156,7 +157,7 @@ def load_torchvision_weights_(net: nn.Module, state: Mapping[str, Tensor], *, so
     _refuse({"of another shape": shapes, "not finite": broken}, f"{source} does not fit the network", remedy)
 
     for ours, theirs, what in pairs:
-        if what == FOLDED:  # a bias before a norm only shifts the mean that the norm takes off
+        if what == FOLDED:  # a bias before a norm only shifts the mean that the norm subtracts
             own[ours].sub_(tensors[theirs].to(own[ours]))
         else:
             own[ours].copy_(tensors[theirs])
@@ -167,7 +168,7 @@ def load_torchvision_weights_(net: nn.Module, state: Mapping[str, Tensor], *, so
 
 
 def differences(arch: str) -> list[str]:
-    """What no copy of tensors carries over from TorchVision's net, a line each: pools, strides, paddings, dropout."""
+    """Differences from TorchVision's net that are not tensors, one line each: pools, strides, paddings, dropout."""
     told = _source(arch)
     ours = [layer[2:] for layer in PLAIN_NETS[told.model].convolutions]  # (stride, padding)
     strided = [i for i, (_, stride, _) in enumerate(told.convolutions) if stride != ours[i][0]]
@@ -185,7 +186,7 @@ def _source(arch: str) -> _Source:
 
 
 def _rows(arch: str) -> list[_Row]:
-    """What becomes of every tensor; a bias that is folded comes after the mean, the head last."""
+    """What happens to every tensor; a folded bias comes after the mean, the head last."""
     told = SOURCES[arch]
     units = [(f"features.{i}", "conv", "features", k, told.norms) for i, (k, _, _) in enumerate(told.convolutions)]
     units += [(f"classifier.{i}", "linear", "classifier", k, False) for i, k in enumerate(told.hidden)]
@@ -214,7 +215,7 @@ def _recognize(state: Mapping[str, Tensor], source: str) -> tuple[str, dict[str,
 
 
 def _refuse(problems: Mapping[str, list[str]], what: str, remedy: str) -> None:
-    """CheckpointError if there are any; of a long list the first few are named."""
+    """Raise CheckpointError if there are any problems; names the first few of a long list."""
     lists = [f"{kind}: {', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if names[_NAMED:] else ''}"
              for kind, names in problems.items() if names]  # fmt: skip
     if lists:

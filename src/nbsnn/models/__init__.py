@@ -14,7 +14,7 @@ _DEFAULT_SIZE = {"cifar10": 32, "imagenet": 224}
 
 
 def list_models() -> list[str]:
-    """All names that `build_model` takes."""
+    """All names for `build_model`."""
     return sorted([*PLAIN_NETS, *RESIDUAL_NETS])
 
 
@@ -34,7 +34,7 @@ def build_model(name: str, *, num_classes: int | None = None, in_channels: int =
     Args:
         name: one of `list_models()`, or a published short name.
         num_classes: 10 for cifar10/…, 1000 for imagenet/… unless given.
-        in_channels: of the image.
+        in_channels: channels of the image.
         image_size: height and width; 32 or 224 unless given. Residual networks take any size at run time.
     Raises:
         ConfigError: unknown name (with close matches), or an image too small for the strides.

@@ -46,7 +46,7 @@ PLAIN_NETS = {
 
 
 def build_plain(name: str, *, num_classes: int, in_channels: int, image_size: int) -> PlainNet:
-    """One of `PLAIN_NETS`; the first linear layer is sized by what the strides leave of the image."""
+    """One of `PLAIN_NETS`; the size of the first linear layer follows from the image size and the strides."""
     table = PLAIN_NETS[name]
     channels, size = in_channels, image_size
     features = []

@@ -1,6 +1,6 @@
 """Residual networks for CIFAR (He et al., 2016): a table and a loop.
 
-Every addition happens on currents, before the activation, so that a skip is one more synapse of the same neuron.
+Every addition is on currents, before the activation, so a skip is one more synapse of the same neuron.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ RESIDUAL_NETS = {
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 units; the block's input joins the second one's current, projected where its shape changes."""
+    """Two 3×3 units; the block's input joins the second one's current, projected if its shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The building blocks of every float network: a synapse, its norm, its activation. Nothing here knows of bits or spikes."""
+"""The building blocks of every float network: synapse, norm and activation, without bits or spikes."""
 
 from collections.abc import Iterable
 
@@ -70,7 +70,7 @@ class PlainNet(nn.Module):
 
 
 def initialize_(net: nn.Module) -> None:
-    """Kaiming-normal weights (He et al., 2015) for layers that a ReLU follows; zero biases."""
+    """Kaiming-normal weights (He et al., 2015) for layers before a ReLU; zero biases."""
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out" if isinstance(module, nn.Conv2d) else "fan_in")

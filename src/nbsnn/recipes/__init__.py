@@ -13,7 +13,7 @@ from nbsnn.recipe import Recipe, recipe_from_dict
 from nbsnn.settings import merge, override_
 
 _SUFFIX = ".toml"
-_LARGEST = 1_000_000  # bytes; a recipe takes a thousand
+_LARGEST = 1_000_000  # bytes; a recipe has about a thousand
 
 
 def list_recipes() -> list[str]:
@@ -33,7 +33,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
             recipe.
     """
     base, colon, variant = name.rpartition(":") if f"{_SUFFIX}:" in name else name.partition(":")
-    if name.endswith(_SUFFIX):  # a file, whatever is in its name
+    if name.endswith(_SUFFIX):  # a file, also with a colon in its name
         base, colon, variant = name, "", ""
     try:
         table = _read_table(_find(base), base)
@@ -50,20 +50,20 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _current(override: str) -> str:
-    """A key=value override by the name that its setting has now."""
+    """A key=value override with the current name of its setting."""
     key, equals, value = override.partition("=")
     return current_key(key.strip()) + equals + value
 
 
 def _variants(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables of the recipe's own tables, such as [fast.optim]; others are misspelt, and left to be refused."""
+    """Tables of the recipe's own tables, such as [fast.optim]; others are misspelled, and raise an error later."""
     known = {f.name for f in fields(Recipe)}
     own = known - {"name"}
     return {k: v for k, v in table.items() if k not in known and isinstance(v, dict) and v.keys() <= own}
 
 
 def _bundled() -> dict[str, Path]:
-    """Name → file of all bundled recipes; a name with _ in front of its last part is a base of others."""
+    """Name → file of all bundled recipes; a name whose last part begins with _ is a base of others."""
     root = Path(str(resources.files("nbsnn.recipes")))
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob(f"*/*{_SUFFIX}"))}
 
@@ -80,11 +80,11 @@ def _find(name: str, *, beside: Path | None = None) -> Path:
         path = near if near.exists() else Path(name)
         exists, regular = path.exists(), path.is_file()
         size = path.stat().st_size if regular else 0
-    except (OSError, ValueError) as error:  # a name that is too long, or that no file can have
+    except (OSError, ValueError) as error:  # a name that is too long or invalid
         raise ConfigError(f"{shown(name)}: {getattr(error, 'strerror', None) or error}") from None
     if not exists:
         raise ConfigError(unknown("recipe", name, list_recipes()))
-    if not regular:  # a pipe would be waited for
+    if not regular:  # reading a pipe would block
         raise ConfigError(f"{shown(name)}: a folder or a device, not a TOML file")
     if size > _LARGEST:
         raise ConfigError(f"{shown(name)}: {size:,} bytes are no recipe")
@@ -92,7 +92,7 @@ def _find(name: str, *, beside: Path | None = None) -> Path:
 
 
 def _read_table(path: Path, name: str, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's table with those that it extends below it; `trail` holds the files that led here."""
+    """A recipe's table merged with those that it extends; `trail` holds the files that were followed."""
     if path.resolve() in trail:
         raise ConfigError(f'{shown(name)}: extends itself; take one "extends" out')
     try:

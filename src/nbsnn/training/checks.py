@@ -144,7 +144,7 @@ def check_fit(spec: ModelSpec, images: LabelledImages, name: str) -> None:
             f"model.num_classes={len(images.classes)}, or {remedy}"
         )
     if len(images.classes) < spec.num_classes:
-        logger.warning("%s has %d classes, the network %d: labels are places among the former", name, len(images.classes),
+        logger.warning("%s has %d classes, the network %d: labels are indices of the former", name, len(images.classes),
                        spec.num_classes)  # fmt: skip
 
 

@@ -16,10 +16,10 @@ def list_zoo() -> list[str]:
 
 
 def locate(path: str | Path) -> Path:
-    """The file that a path, or a name such as "zoo:cifar10/resnet20-w2a2", stands for.
+    """The file of a path, or of a name such as "zoo:cifar10/resnet20-w2a2".
 
     Raises:
-        CheckpointError: no such bundled network; names close ones.
+        CheckpointError: no such bundled network; suggests close matches.
     """
     if not str(path).startswith(PREFIX):
         return Path(path)
