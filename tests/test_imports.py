@@ -12,7 +12,7 @@ import nbsnn
 
 ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
-    ["errors", "gradients", "hooks", "shapes"],
+    ["errors", "gradients", "hooks", "progress", "shapes"],
     ["aliases", "naming", "settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
     ["quant.levels", "quant.functional", "quant.formats"],
     ["recipe", "surgery", "wrappers", "tracing", "inputs", "distributed", "spiking.functional"],
@@ -87,6 +87,29 @@ def test_models_know_nothing_of_bits_or_spikes():
     for module, path in MODULES.items():
         if module.startswith("models"):
             assert not any(name.startswith(("quant", "spiking", "integer")) for name in imports_of(path)), module
+
+
+# The same thing by the same name: what a file of each kind defines, and what adds to a table.
+SHARED_NAMES = {
+    "DATA_SET", "EXPORTER", "MEAN", "STD", "bytes_per_image", "logger", "photographs", "register", "run_counts", "run_spikes",
+}  # fmt: skip
+
+
+def test_a_public_name_means_one_thing():
+    """Verbs are named as what they call; the classes, functions and constants of all other files differ in name."""
+    homes = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body if not module.startswith("cli") else ():
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+            else:
+                continue
+            for name in names:
+                if not name.startswith("_") and name not in SHARED_NAMES:
+                    homes.setdefault(name, set()).add(module)
+    assert not {name: modules for name, modules in homes.items() if len(modules) > 1}
 
 
 def test_only_the_command_line_prints():

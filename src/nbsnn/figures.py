@@ -1,7 +1,7 @@
 """Figures of a finished run: the float or quantized accuracy of each phase, and the spiking accuracy of each schedule."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +17,12 @@ from nbsnn.evaluation.fidelity import measure_fidelity
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.pipeline import phase_folder
+from nbsnn.progress import ImageProgress
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.summary import system_facts
 from nbsnn.training.checks import with_classes
 from nbsnn.training.history import finished_phase
-
-ImageProgress = Callable[[str, int], None]
 
 
 class Looked(NamedTuple):

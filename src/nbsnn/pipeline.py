@@ -1,7 +1,6 @@
 """The story on one page: data → train → convert → compare. The command line and the published scripts call this."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from nbsnn.importers.torchvision import MappedTensor, from_torchvision, torchvis
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
+from nbsnn.progress import ProgressBar
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.network import SpikingNetwork
@@ -45,8 +45,6 @@ from nbsnn.training.progressive import CALIBRATION_IMAGES, next_form
 from nbsnn.training.state import fingerprint
 
 _CALIBRATION_PARTS = 4
-
-ProgressBar = Callable[[int, str], AbstractContextManager[Callable[[str, int], None]]]  # console.image_progress is one
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from rich.progress import (
 )
 
 from nbsnn.console.screen import err
+from nbsnn.progress import ImageProgress
 
 _ROOM_FOR_A_BAR, _ROOM_FOR_TIME = 100, 80  # columns; narrower terminals show text only
 
 
 @contextmanager
-def image_progress(total: int, title: str) -> Iterator[Callable[[str, int], None]]:
+def image_progress(total: int, title: str) -> Iterator[ImageProgress]:
     """A bar over images, with the remaining time; yields a function of (title, images done)."""
     with _bar(MofNCompleteColumn(), TextColumn("images")) as bar:
         task = bar.add_task(title, total=total)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nbsnn.evaluation.synops import Synops, count_synops
 from nbsnn.integer.network import IntegerNetwork
+from nbsnn.progress import ImageProgress
 from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.surgery import evaluation_mode
 
@@ -96,7 +97,7 @@ def bench(
     batch_size: int = 100,
     repeats: int = 5,
     pairs: Iterable[tuple[str, str]] | None = None,
-    progress: Callable[[str, int], None] | None = None,
+    progress: ImageProgress | None = None,
 ) -> Bench:
     """Time the forms of one network in interleaved repeats.
 

@@ -1,7 +1,7 @@
 """Compare quantized networks with their spiking forms: accuracy of both, and neurons whose counts differ."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from nbsnn.data.images import LabelledImages, evaluation_batches
 from nbsnn.distributed import world
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.evaluation.fidelity import Fidelity, measure_fidelity, with_ties_of
+from nbsnn.progress import ImageProgress
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.schedules import schedule_named, valid_pairs
@@ -55,7 +56,7 @@ def compare(
     pairs: Iterable[tuple[str, str]] | None = None,
     fidelity_images: int = FIDELITY_IMAGES,
     at_a_time: int | None = None,
-    progress: Callable[[str, int], None] | None = None,
+    progress: ImageProgress | None = None,
 ) -> Iterator[Comparison]:
     """Convert with each pair of neuron and schedule, and measure accuracy and fidelity.
 
@@ -111,7 +112,7 @@ class Finetuned:
 
 
 def compare_finetuned(
-    quantized: nn.Module, spiking: SpikingNetwork, images: LabelledImages, *, progress: Callable[[str, int], None] | None = None
+    quantized: nn.Module, spiking: SpikingNetwork, images: LabelledImages, *, progress: ImageProgress | None = None
 ) -> Finetuned:
     """Accuracy of a quantized network, of its spiking form, and of the fine-tuned spiking form.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nbsnn.errors import ConversionError
 from nbsnn.hooks import hooked, input_of
 from nbsnn.precision import full_float32
+from nbsnn.progress import ImageProgress
 from nbsnn.shapes import per_channel
 from nbsnn.spiking.functional import integrate_and_fire, unfold
 from nbsnn.surgery import tap
@@ -32,7 +33,7 @@ def shift_biases_(
     images: Tensor,
     units: list[TunedUnit],
     *,
-    progress: Callable[[str, int], None] | None = None,
+    progress: ImageProgress | None = None,
 ) -> dict[str, Tensor]:
     """Change the biases of the pair's network in place, in one pass from the first unit to the last.
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nbsnn.data.images import Batches, LabelledImages, require_set
 from nbsnn.errors import ConfigError, DivergedError
 from nbsnn.evaluation.accuracy import evaluate
+from nbsnn.progress import ImageProgress
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.training.bias_shift import shift_biases_
@@ -56,7 +57,7 @@ def finetune(
     held_out: LabelledImages,
     spec: FinetuneSpec | None = None,
     *,
-    progress: Callable[[str, int], None] | None = None,
+    progress: ImageProgress | None = None,
     on_change: Callable[[Change, SpikingNetwork], None] | None = None,
 ) -> FinetuneResult:
     """Fine-tune a quantized network for its spiking form under the schedule "fixed".
@@ -88,7 +89,7 @@ def finetune(
     if spec.method != "calibrate" and len(train) < 2:
         raise ConfigError("finetune: 1 image to learn from; batches of two or more are needed")
     start = time.perf_counter()
-    run = _Run(quantized, train, held_out, spec, progress or (lambda _what, _count: None), on_change)
+    run = _Finetuning(quantized, train, held_out, spec, progress or (lambda _what, _count: None), on_change)
     reference = evaluate(run.teacher, Batches(run.held_out, _CHECK_BATCH)).top1
     before = run.top1 = run.check("spiking before")
     run.tell(Change(START, None, before, True, time.perf_counter() - start))
@@ -111,12 +112,12 @@ def images_to_see(quantized: nn.Module, train: LabelledImages, held_out: Labelle
 
 
 @dataclass
-class _Run:
+class _Finetuning:
     quantized: nn.Module
     train: LabelledImages
     held_out: LabelledImages
     spec: FinetuneSpec
-    progress: Callable[[str, int], None]
+    progress: ImageProgress
     on_change: Callable[[Change, SpikingNetwork], None] | None
     changes: list[Change] = field(default_factory=list)
     top1: float = 0.0  # on the held-out images, of the changes kept so far

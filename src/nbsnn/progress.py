@@ -1,0 +1,7 @@
+"""Whom long work tells of its progress; the command line shows bars."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+ImageProgress = Callable[[str, int], None]  # what is being done, and the number of images done since the last call
+ProgressBar = Callable[[int, str], AbstractContextManager[ImageProgress]]  # images in all, title; as `console.image_progress`
