@@ -77,6 +77,9 @@ def test_sums_of_products_are_right_where_all_have_one_sign():
     assert float(dot(a, b)) == pytest.approx(float((a.double() * b.double()).sum()), rel=1e-6)
     assert float(total(a)) == pytest.approx(float(a.double().sum()), rel=1e-7)
     assert float(norm([a, b[:5]])) == pytest.approx(float(torch.cat([a, b[:5]]).double().norm()), rel=1e-6)
+    alike = torch.full((3_000_000,), 1.07), torch.full((3_000_000,), 0.37)  # each rounding errs in the same direction
+    assert float(dot(*alike)) == pytest.approx(3e6 * float(alike[0][0].double() * alike[1][0].double()), rel=1e-6)
+    assert float(total(alike[0])) == pytest.approx(3e6 * float(alike[0][0].double()), rel=1e-6)
     low = a.bfloat16(), b.bfloat16()
     assert float(dot(*low)) == pytest.approx(float((low[0].double() * low[1].double()).sum()), rel=1e-6)
     assert float(total(low[0])) == pytest.approx(float(low[0].double().sum()), rel=1e-6)

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Numbers in a block: on a CPU a block of float64 stays in the cache, and a single thread adds longer products with errors above
-# 10^-6; on other devices a kernel launch costs more than memory.
+# Numbers in a block: on a CPU a block stays in the cache; on other devices a kernel launch costs more than memory.
 _MOMENT_BLOCK = {"cpu": 2**17}
 _DOT_BLOCK = {"cpu": 2**18}
 _BLOCK_ELSEWHERE = 2**22
@@ -45,9 +44,12 @@ def moments(t: Tensor) -> Moments:
         total, squares = x.sum(), x.square().sum()
     else:
         flat = in_storage_order(t)
-        first = flat[0].double()
         size = _MOMENT_BLOCK.get(t.device.type, _BLOCK_ELSEWHERE)
-        buffer = torch.empty(min(size, flat.numel()), dtype=torch.float64, device=t.device)
+        if flat.numel() <= size:
+            variance, mean = torch.var_mean(flat.double(), correction=0)
+            return Moments(flat.numel(), mean, variance * flat.numel())
+        first = flat[0].double()
+        buffer = torch.empty(size, dtype=torch.float64, device=t.device)
         totals, all_squares = [], []
         for block in torch.split(flat, size):
             x = buffer[: block.numel()].copy_(block).sub_(first)
@@ -69,9 +71,14 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a.double() * b.double()).sum()
     if a.stride() != b.stride() or a.dtype != b.dtype or not is_dense(a):
         return total(_at_least_float32(a) * _at_least_float32(b))
+    x, y = _at_least_float32(in_storage_order(a)), _at_least_float32(in_storage_order(b))
     size = _DOT_BLOCK.get(a.device.type, _BLOCK_ELSEWHERE)
-    pairs = zip(torch.split(in_storage_order(a), size), torch.split(in_storage_order(b), size), strict=True)
-    return _added([torch.dot(_at_least_float32(x), _at_least_float32(y)) for x, y in pairs])
+    # Pairwise, not by torch.dot: BLAS adds in sequence, and is off by 10^-4 where 2^18 products are alike.
+    if x.numel() <= size:
+        return total(x * y)
+    buffer = x.new_empty(size)
+    pairs = zip(torch.split(x, size), torch.split(y, size), strict=True)
+    return _added([torch.mul(part, other, out=buffer[: part.numel()]).sum() for part, other in pairs])
 
 
 def total(t: Tensor) -> Tensor:

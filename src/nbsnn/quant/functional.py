@@ -165,13 +165,21 @@ def at_least(parameter: Tensor) -> Tensor:
     return with_values(parameter, parameter.detach().clamp_min(SMALLEST_SCALE))
 
 
+def _plus_multiple(a: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    """a + factor · x for scalars a and factor, with one rounding where the processor has fused multiply-add."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.add(
+            a, x, alpha=factor.item()
+        )  # the same bits as addcmul, which is not vectorized for scalars: 4 times as fast
+    return torch.addcmul(a, x, factor)
+
+
 class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, threshold: Tensor, levels: int, tolerance: float) -> Tensor:
         # `scaled` is x·L/θ + ½, clipped: it carries the inside/outside mask to the backward pass.
         shift = 0.5 + tolerance
-        half = torch.full_like(threshold, shift)
-        scaled = torch.addcmul(half, x, levels / threshold).clamp_(shift, levels + shift)
+        scaled = _plus_multiple(torch.full_like(threshold, shift), x, levels / threshold).clamp_(shift, levels + shift)
         y = scaled.floor().mul_(threshold / levels)
         ctx.save_for_backward(scaled, threshold, y)
         ctx.levels, ctx.shift = levels, shift
@@ -182,10 +190,11 @@ class _QuantizeActivation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         scaled, threshold, y = ctx.saved_tensors
         shift, levels = ctx.shift, ctx.levels
-        inside = torch.ops.aten.hardtanh_backward(grad, scaled, shift, levels + shift)
         # d/dθ is q/L − x/θ inside and 1 above, where q/L is 1 (PACT with the rounding residue).
+        rounded = dot(grad, y) / threshold  # first: what is read last is in the cache for the layer below
+        inside = torch.ops.aten.hardtanh_backward(grad, scaled, shift, levels + shift)
         residue = dot(inside, scaled) - shift * total(inside)
-        grad_threshold = dot(grad, y) / threshold - residue / levels
+        grad_threshold = rounded - residue / levels
         return inside, grad_threshold.to(threshold.dtype).view(threshold.shape), None, None
 
 
