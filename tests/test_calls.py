@@ -177,7 +177,7 @@ def test_the_message_of_a_backend_that_cannot_run_names_an_argument_that_exists(
         network.run(images[:2], backend="native")
     assert torch.equal(network.run(images[:2], backend="torch"), expected)
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match=r"lies on meta; move it with \.to\('cpu'\), or use backend='torch'$"):
+    with pytest.raises(ConfigError, match=r"is on meta; move it with \.to\('cpu'\), or use backend='torch'$"):
         network.to("meta").run(images[:2], backend="native")
     assert torch.equal(network.to("cpu").run(images[:2], backend="torch"), expected)
 
