@@ -14,7 +14,7 @@ from nbsnn.spiking.convert import to_spiking
 OWN = "the network's own forward"
 OUTSIDE = "() is applied to currents outside a module at {place}; write self.act = nn.ReLU() and call it"
 MAX_POOL = "max pooling does not commute with spikes at {place}; use the convolution's stride, or average pooling"
-SMOOTH = "() is smooth, and neurons count at {place}; use nn.ReLU"
+SMOOTH = "() is smooth, and spike counts are not at {place}; use nn.ReLU"
 UNKNOWN = (
     "() is applied to currents and is not known to be affine at {place}; between neurons write only sums, products with "
     "constants, convolutions, linear layers, average pools, reshapes"
@@ -42,7 +42,7 @@ FUNCTIONS = {
     ),
     "F.dropout": (
         lambda net, x: F.dropout(x, 0.5),
-        "dropout is at work in evaluation too at {place}; use nn.Dropout, or give F.dropout training=self.training",
+        "dropout is active in evaluation mode at {place}; use nn.Dropout, or give F.dropout training=self.training",
     ),
     "F.layer_norm": (lambda net, x: F.layer_norm(x, (6, 6)), "layer_norm" + NORM),
     "x * x": (lambda net, x: x * x, "mul" + PRODUCT),
@@ -99,7 +99,7 @@ def test_what_moves_the_batch_axis_is_refused(name):
 
 @pytest.mark.parametrize("index", [0, [0, 1, 2], slice(0, 2), (None, 0), torch.tensor([0, 0, 1])])
 def test_indexing_the_batch_axis_is_refused(index):
-    message = f"indexing picks from the batch axis at {OWN}; index as x[:, ...]"
+    message = f"indexing selects from the batch axis at {OWN}; index as x[:, ...]"
     assert refusal(quantized_probe(tail=lambda net, x: x[index])) == message
 
 
@@ -113,7 +113,7 @@ def test_a_linear_layer_whose_weight_is_a_current_is_refused():
 
 
 def test_a_shuffled_batch_is_refused():
-    message = f"index_select() picks from the batch axis at {OWN}; keep axis 0 first and untouched"
+    message = f"index_select() selects from the batch axis at {OWN}; keep axis 0 first and untouched"
     assert refusal(quantized_probe(tail=lambda net, x: x.index_select(0, torch.tensor([2, 1, 0])))) == message
     assert refusal(quantized_probe(tail=lambda net, x: x.index_select(dim=-2, index=torch.tensor([2, 1, 0])))) == message
 
@@ -185,7 +185,7 @@ def test_a_network_in_training_mode_converts_as_in_evaluation():
 
 
 def test_dropout_that_is_always_on_is_refused():
-    assert "dropout is at work in evaluation too" in refusal(quantized_probe(lambda net, x: F.dropout(x, 0.5, True)))
+    assert "dropout is active in evaluation mode" in refusal(quantized_probe(lambda net, x: F.dropout(x, 0.5, True)))
 
 
 def test_an_activation_left_in_float_is_refused():
@@ -205,7 +205,7 @@ def test_an_activation_left_in_float_is_refused():
 
 
 def test_an_activation_called_twice_is_refused():
-    message = "act is called more than once; a neuron stands in one place: give each place an nn.ReLU of its own"
+    message = "act is called more than once, and a neuron has one place; use a separate nn.ReLU for each call"
     assert refusal(quantized_probe(lambda net, x: net.act(x))) == message
 
 

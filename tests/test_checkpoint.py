@@ -132,7 +132,7 @@ def test_a_failing_write_leaves_the_old_file_intact(tmp_path, monkeypatch, suffi
 def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        CheckpointError, match=r"^cannot write .*/file/sub/a.safetensors: .*; a file stands where its folder should be, choose"
+        CheckpointError, match=r"^cannot write .*/file/sub/a.safetensors: .*; a file has the name of its folder, choose"
     ):
         save_checkpoint(tmp_path / "file" / "sub" / "a.safetensors", SmallNet())
 

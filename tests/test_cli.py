@@ -108,7 +108,7 @@ def test_training_starts_from_a_packed_network_and_says_so(
     recipe.write_text(digits_recipe("[phase.3]\nepochs = 1\nlr = 0.05\n", validation=180, augment=False))
     assert main(["pack", str(run / "4bit" / "best.safetensors"), "--out", packed]) == 0
     assert main(["train", "-r", str(recipe), "--init", packed, "--out", str(tmp_path / "out")]) == 0
-    assert "the start is a packed network: its weights begin as float ones" in caplog.text
+    assert "the start is a packed network: it is unpacked" in caplog.text
     start = nbsnn.load_checkpoint(packed, trainable=True)
     trained = nbsnn.load_checkpoint(tmp_path / "out" / "3bit" / "last.safetensors")
     conv = "stage1.0.first.conv.weight"

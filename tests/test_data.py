@@ -83,7 +83,7 @@ MISFITS = {
     "labels in a list": ({"labels": [0, 1, 1]}, "labels is a list of 3 ints; give a tensor [3] of class numbers"),
     "classes in a text": ({"classes": "ab"}, "classes is 'ab'; give the names of the classes, a tuple of texts"),
     "classes as numbers": ({"classes": (0, 1)}, "classes is (0, 1); give the names of the classes, a tuple of texts"),
-    "a class twice": ({"classes": ("a", "a")}, "classes holds 'a' twice; give each class a name of its own"),
+    "a class twice": ({"classes": ("a", "a")}, "classes holds 'a' twice; give each class a different name"),
     "a mean too many": ({"mean": (0.3, 0.3)}, "mean=(0.3, 0.3): give 1 numbers, one for each channel"),
     "a mean that is none": ({"mean": (float("nan"),)}, "mean holds nan; give finite numbers"),
     "a mean in a text": ({"mean": "0"}, "mean='0': give 1 numbers, one for each channel"),
@@ -126,7 +126,7 @@ def test_splits_by_hand_hold_sets_of_one_kind():
         with pytest.raises(ConfigError, match=r"^Splits: validation has \w+ .*, but train .*; make them equal$"):
             nbsnn.Splits(data, nbsnn.ImageSet(**FIELDS | {field: value}), data)
     for size in (0, 1.5, True):
-        with pytest.raises(ConfigError, match=r"^Batches: batch_size=.*; give a whole number from 1$"):
+        with pytest.raises(ConfigError, match=r"^Batches: batch_size=.*; give an integer from 1$"):
             nbsnn.Batches(data, size)
     with pytest.raises(ConfigError, match=r"^Batches: data is a Tensor; give an image set"):
         nbsnn.Batches(PIXELS, 2)
@@ -140,7 +140,7 @@ def test_load_data_takes_a_name_and_settings(tmp_path):
         nbsnn.load_data("cifar10", root=tmp_path)
     with pytest.raises(ConfigError, match=r"^unknown key 'data.rot'; did you mean data.root, "):
         nbsnn.load_data("cifar10", rot=tmp_path)
-    with pytest.raises(ConfigError, match=r"^data.validation=many: must be a whole number$"):
+    with pytest.raises(ConfigError, match=r"^data.validation=many: must be an integer$"):
         nbsnn.load_data("cifar10", validation="many")
     with pytest.raises(ConfigError, match=r"^data is a PosixPath; give a name, cifar10, digits, folder, image"):
         nbsnn.load_data(tmp_path)

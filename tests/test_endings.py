@@ -41,7 +41,7 @@ def starts():
 )
 def test_a_quantized_start_trains_the_lower_bits_alone(starts, caplog, bits, phases, left):
     assert phases_from(RECIPE, starts(bits)) == phases
-    said = f"the start has {bits} bits: trains phase {', '.join(map(str, phases))} from it; {left} of the recipe left out"
+    said = f"the start has {bits} bits: training phase {', '.join(map(str, phases))} from it, skipping {left} of the recipe"
     assert caplog.messages == ([said] if left else [])
 
 
@@ -71,9 +71,7 @@ def test_a_run_that_ended_between_phases_does_not_go_on_in_another_precision(tmp
     first.close()
     second = train("bf16")
     assert next(second).bits == 3  # finished
-    with pytest.raises(
-        CheckpointError, match=r"3bit holds a run with precision float32, and this one has bf16; train on in the"
-    ):
+    with pytest.raises(CheckpointError, match=r"3bit holds a run with precision float32, and this one has bf16; use the same"):
         next(second)
     assert [result.bits for result in train("float32")] == [3, 2]
 

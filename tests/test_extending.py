@@ -114,7 +114,7 @@ def test_what_a_schedule_cannot_do_is_refused_not_run_as_another_one(twice, quan
 
 
 def counts_in_double(program, pixels, *, keep_counts=False):
-    """The quantized network in double precision, node by node; every sum is a whole number below 2^53."""
+    """The quantized network in double precision, node by node; every sum is an integer below 2^53."""
     T, values, counts = program.timesteps, {"image": pixels.double()}, {}
 
     def branch_sum(branch, shape):

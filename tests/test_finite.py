@@ -112,7 +112,7 @@ def test_case_7_quantize_names_weights_and_calibration_images(images):
     bad[5] = torch.inf
     with pytest.raises(QuantizationError, match=r"^images: 73 of 576 .* not finite .* in 2 of 8 images, first at index 2"):
         nbsnn.quantize(net, SPEC, images=bad)
-    with pytest.raises(QuantizationError, match=r"the current of act1: .* not finite .*; normalise the images"):
+    with pytest.raises(QuantizationError, match=r"the current of act1: .* not finite .*; normalize the images"):
         nbsnn.quantize(with_bad(net, "conv1.weight", 1e30), SPEC, images=images * 1e20)
 
 

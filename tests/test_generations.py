@@ -164,9 +164,9 @@ def test_a_state_of_an_earlier_version_is_taken_up_with_a_line(tmp_path, train, 
         safetensors.torch.save_file(tensors, path, {"nbsnn": json.dumps(old)})
         caplog.clear()
         assert same(train(name=str(stop)), untouched)
-        assert [line.partition(": ")[2][:60] for line in caplog.messages] == [
-            "of an earlier version of nbsnn, without a hash of its conten",
-            "of an earlier version of nbsnn, which did not note precision",
+        assert [line.partition(": ")[2][:57] for line in caplog.messages] == [
+            "from an earlier version of nbsnn, without a hash of its c",
+            "from an earlier version of nbsnn, which did not store pre",
         ]
 
 
@@ -258,9 +258,7 @@ def test_a_damaged_log_is_no_loss(tmp_path, train, untouched, content):
 def test_a_run_is_not_taken_up_in_another_precision(tmp_path, train):
     """Case 23."""
     train(3, execution=Execution(autocast=torch.bfloat16))
-    with pytest.raises(
-        CheckpointError, match=r"with precision bf16, and this one has float32; train on in the same \(precision=bf16"
-    ):
+    with pytest.raises(CheckpointError, match=r"with precision bf16, and this one has float32; use the same precision \(bf16"):
         train()
     train(execution=Execution(autocast=torch.bfloat16))
 
@@ -270,7 +268,7 @@ def test_a_run_is_not_taken_up_with_other_images(tmp_path, train, splits):
     other = replace(splits, train=replace(splits.train, images=splits.train.images.flip(0)))
     with pytest.raises(CheckpointError, match=r"holds a run with images \w+ \w+, and this one has"):
         train(splits=other)
-    with pytest.raises(CheckpointError, match="train on with the same images"):
+    with pytest.raises(CheckpointError, match="use the same images"):
         train(splits=replace(splits, train=replace(splits.train, labels=splits.train.labels.flip(0))))
 
 
@@ -304,7 +302,7 @@ def test_a_finished_phase_goes_on_when_it_is_given_more_epochs(tmp_path, train, 
     result = train(phase=more, recipe=recipe)
     assert result.history[:2] == first.history
     assert [row.epoch for row in result.history] == [1, 2, 3, 4]
-    said = "goes on after the 2 epochs of a finished phase; from there on the learning rate follows the schedule of 4 epochs"
+    said = "continues after the 2 epochs of a finished phase; from there the learning rate follows the schedule of 4 epochs"
     assert caplog.text.count(said) == 1
     header, _ = read_tensors(result.last)
     assert header["metrics"]["extended_after"] == [2]

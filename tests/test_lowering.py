@@ -100,7 +100,7 @@ def test_what_happens_behind_the_operations_is_noticed():
         return x
 
     said = refusal(quantized_probe(behind))
-    assert said.startswith("the current of act2 is not what its operations say (off by ")
+    assert said.startswith("the current of act2 differs from its recorded operations (by ")
     assert said.endswith("; avoid operations in place on views, and code that looks at values")
 
 
@@ -161,7 +161,7 @@ def test_images_may_lie_in_memory_as_they_like(dtype, backend):
         (torch.zeros(0, 2, 6, 6), r"images has shape \[0, 2, 6, 6\]; give one image or more"),
         (torch.full((1, 2, 6, 6), 9.0), r"images reach beyond \[-8, 8\]; give nbsnn.lower their mean and std"),
         (torch.full((1, 2, 6, 6), float("nan")), r"images: 72 of 72 values are not finite"),
-        (torch.zeros(1, 2, 6, 6, dtype=torch.uint8), r"8-bit images, but the network knows no mean and std"),
+        (torch.zeros(1, 2, 6, 6, dtype=torch.uint8), r"8-bit images, but the network was lowered without mean and std"),
         (torch.zeros(1, 2, 6, 6, dtype=torch.int64), r"images has type torch.int64; give floats"),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_unit_that_32_bits_do_not_hold_is_widened():
 
 def test_a_unit_that_52_bits_do_not_hold_is_refused():
     said = refusal(scaled_up(2.0**60))
-    assert said.startswith("the currents of act2 overflow 52 bits beside its threshold of ")
+    assert said.startswith("the currents of act2 overflow 52 bits relative to its threshold of ")
 
 
 def test_a_coarse_gain_is_logged(caplog):

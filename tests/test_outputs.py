@@ -118,7 +118,7 @@ def test_a_place_that_cannot_be_written_is_found_out_before_any_work(tmp_path):
     (tmp_path / "file").touch()
     for path, reason in (
         (tmp_path / ("a" * 300), "File name too long; choose a shorter name"),
-        (tmp_path / "file" / "a", "Not a directory; a file stands where its folder should be"),
+        (tmp_path / "file" / "a", "Not a directory; a file has the name of its folder"),
     ):
         with pytest.raises(CheckpointError, match=rf"cannot write .*: {reason}"):
             check_output(path, FIGURES)

@@ -263,10 +263,7 @@ def test_a_data_set_that_does_not_fit_a_network_is_refused(tree, tmp_path, capsy
     nbsnn.save_checkpoint(tmp_path / "few.safetensors", nbsnn.build_model("cifar10/resnet20", num_classes=2))
     where = ["--data", "imagenet", "--root", str(tree)]
     assert main(["eval", str(tmp_path / "few.safetensors"), *where]) == 2
-    assert (
-        "the network tells 2 classes apart, but imagenet has 3; train one with model.num_classes=3, or "
-        in capsys.readouterr().err
-    )
+    assert "the network has 2 classes, but imagenet has 3; train one with model.num_classes=3, or " in capsys.readouterr().err
     nbsnn.save_checkpoint(tmp_path / "plain.safetensors", nbsnn.build_model("cifar10/alexnet", image_size=16))
     assert main(["eval", str(tmp_path / "plain.safetensors"), "--data", "sample"]) == 2
     assert "the network takes images of 16 pixels, but sample has 32×32; choose other data" in capsys.readouterr().err

@@ -196,7 +196,7 @@ def test_a_weight_that_is_computed_is_folded_and_said_so(kind, trained, caplog):
         network.eval()(IMAGES)  # the source still works, under its own names, and holds the weight that was taken
         assert list(network.state_dict()) == keys
         assert torch.equal(quantized[3].weight, network[3].weight)
-    assert "3.weight was computed on every call; it is a plain parameter now" in caplog.text
+    assert "3.weight was computed in each call; it is a plain parameter now" in caplog.text
     quantized.train()(IMAGES).sum().backward()
     assert quantized[3].weight.grad is not None
 
@@ -359,7 +359,7 @@ def test_what_is_no_network_is_refused(network, kind):
 
 def test_weights_that_are_not_there_or_no_floats_are_refused():
     assert said(nbsnn.quantize, net().to("meta"), SPEC, images=IMAGES) == (
-        "0.weight is on the meta device and has no numbers; call to_empty(device='cpu') and load a state dict"
+        "0.weight is on the meta device and has no values; call to_empty(device='cpu') and load a state dict"
     )
     network = nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64), nn.ReLU())
     assert said(nbsnn.quantize, network, SPEC) == (

@@ -152,7 +152,7 @@ def test_nets_with_float_weights_stay_so_with_a_warning(tmp_path, monkeypatch, c
     path = write(tmp_path / "a.pth.tar", tensors)
     net = load_reference_checkpoint(path, "imagenet/alexnet", weight_bits=2, act_bits=2)
     assert type(net.features[1].conv) is torch.nn.Conv2d
-    assert "imagenet/alexnet keeps its inner weights in float in the reference; weight_bits=2 is not applied" in caplog.text
+    assert "imagenet/alexnet has float inner weights in the reference; weight_bits=2 is not applied" in caplog.text
 
 
 # -------------------------------------------------------------------------------------------------------------- refused

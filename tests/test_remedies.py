@@ -219,7 +219,7 @@ AUDIT = {
     ),
     "called twice": Row(
         lambda: spikes(lambda net, x: net.act1(net.conv2(x))),
-        "a neuron stands in one place: give each place an nn.ReLU of its own",
+        "a neuron has one place; use a separate nn.ReLU for each call",
         lambda: spikes(lambda net, x: net.act3(net.conv2(x)), act3=nn.ReLU()),
     ),
     "an activation of no image": Row(
@@ -825,7 +825,7 @@ ENGINES = {
     ),
     "images that are not normalized": Row(
         lambda: network(mean=(0.5, 0.5), std=(0.25, 0.25)).run(torch.full_like(IMAGES, 200)),
-        "normalise them as nbsnn.lower was told",
+        "normalize them with the mean and std of nbsnn.lower",
         lambda: network(mean=(0.5, 0.5), std=(0.25, 0.25)).run((torch.full_like(IMAGES, 200) / 255 - 0.5) / 0.25),
     ),
 }  # fmt: skip

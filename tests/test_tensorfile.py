@@ -98,7 +98,7 @@ def test_a_file_of_an_earlier_version_is_read_and_one_line_says_what_it_lacks(tm
     for _ in range(2):
         twin = load_checkpoint(path, model=SmallNet())
     assert all(value.equal(twin.state_dict()[key]) for key, value in net.state_dict().items())
-    said = f"{path}: of an earlier version of nbsnn, without a hash of its content; damage to it would not be noticed"
+    said = f"{path}: from an earlier version of nbsnn, without a hash of its content; damage would not be detected"
     assert caplog.messages == [said]
     save_checkpoint(path, twin)  # the hash comes with saving
     assert "content_hash" in read_tensors(path)[0]

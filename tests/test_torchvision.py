@@ -131,7 +131,7 @@ def test_every_tensor_of_both_sides_is_accounted_for(mapped):
     kinds = [row.what for row in mapped.table]
     norms = {"alexnet": (7, 0), "vgg16": (15, 0), "vgg16_bn": (2, 13)}[mapped.arch]
     assert (kinds.count("bias moved into the norm"), kinds.count("folded into running_mean")) == norms
-    assert kinds.count("new: identity at first") == 4 * norms[0]
+    assert kinds.count("new: starts as the identity") == 4 * norms[0]
     assert kinds.count("copied") == len(kinds) - 5 * norms[0] - norms[1]
 
 
@@ -143,8 +143,8 @@ def test_differences_name_every_pool_and_every_changed_layer():
         "features.3: stride 1, padding 2; our features.1 has 2 and 1",
         "features.6: stride 1, padding 1; our features.2 has 2 and 0",
         "features.10: stride 1, padding 1; our features.4 has 2 and 0",
-        "avgpool: left out; it does nothing at 224 pixels",
-        "classifier: dropout is left out",
+        "avgpool: dropped; it has no effect at 224 pixels",
+        "classifier: dropout is dropped",
     ]
     for arch in ("vgg16", "vgg16_bn"):
         lines = differences(arch)
@@ -345,7 +345,7 @@ def test_a_missing_and_a_strange_name_are_named(meta_alexnet, arch):
     del state["classifier.6.bias"]
     state["classifier.9.weight"] = torch.zeros(1)
     assert refusal(meta_alexnet, state) == (
-        f"file.pth holds none of TorchVision's alexnet, vgg16, vgg16_bn; {arch} is nearest (missing: classifier.6.bias; "
+        f"file.pth holds none of TorchVision's alexnet, vgg16, vgg16_bn; {arch} is closest (missing: classifier.6.bias; "
         "not expected: classifier.9.weight); give the state dict of one of them"
     )
 
@@ -353,7 +353,7 @@ def test_a_missing_and_a_strange_name_are_named(meta_alexnet, arch):
 def test_a_foreign_state_is_refused_with_a_few_of_its_names(meta_alexnet):
     state = {f"layer1.{i}.conv1.weight": torch.zeros(1) for i in range(300)}
     message = refusal(meta_alexnet, state)
-    assert "alexnet is nearest (missing: features.0.weight, " in message
+    assert "alexnet is closest (missing: features.0.weight, " in message
     assert " and 11 more; not expected: layer1.0.conv1.weight, " in message
     assert "layer1.4.conv1.weight and 295 more)" in message
     assert "missing: features.0.weight" in refusal(meta_alexnet, {})
@@ -400,7 +400,7 @@ def test_a_file_without_counters_of_batches_is_taken():
         net = build_model("imagenet/vgg16")
     state = {name: tensor for name, tensor in light("vgg16_bn").items() if not name.endswith("num_batches_tracked")}
     table = load_torchvision_weights_(net, state, source="file.pth")
-    new = [row.ours for row in table if row.what == "new: identity at first" and row.ours.startswith("features")]
+    new = [row.ours for row in table if row.what == "new: starts as the identity" and row.ours.startswith("features")]
     assert new == [f"features.{i}.norm.num_batches_tracked" for i in range(13)]
 
 

@@ -89,8 +89,8 @@ def test_what_does_not_count_is_named_in_one_line_for_each_part(tree, caplog):
     assert splits.train.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert labels_by_brightness(splits.test)
     assert caplog.messages == [
-        f"{tree / 'train'}: left out 2 files beside the class folders, such as labels.csv; left out 3 files not named as an "
-        "image, such as cat/notes.txt; left out 3 pipe, device, socket or broken links in the place of a file, such as "
+        f"{tree / 'train'}: left out 2 files outside the class folders, such as labels.csv; left out 3 files not named as an "
+        "image, such as cat/notes.txt; left out 3 pipe, device, socket or broken links instead of a file, such as "
         "dog/loop.png; left out 6 folders within the class folders, such as cat/more; left out 2 folders without an image, "
         "such as ape"
     ]
@@ -239,7 +239,7 @@ def test_any_number_of_classes_is_trained_on_and_the_misfit_is_named(tree, tmp_p
     (tmp_path / "mine.toml").write_text(RECIPE.replace("num_classes = 3", "num_classes = 2"))
     train = ["train", "--recipe", str(tmp_path / "mine.toml"), "--set", f"data.root={tree}", "--out", str(tmp_path / "run")]
     assert main(train) == 2
-    line = "the network tells 2 classes apart, but folder has 3; train one with model.num_classes=3, or choose other data"
+    line = "the network has 2 classes, but folder has 3; train one with model.num_classes=3, or choose other data"
     assert line in " ".join(capsys.readouterr().err.split())
     assert main([*train, "--set", "model.num_classes=3", "--set", "phase.32.epochs=1"]) == 0
 

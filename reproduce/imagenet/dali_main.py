@@ -40,7 +40,7 @@ def start_of(args: argparse.Namespace, recipe: Recipe, images: LabelledImages) -
     except (MissingDependencyError, CheckpointError) as error:
         if args.pretrained:
             raise
-        note(f"no --init and no --pretrained: starting from fresh weights, which the published results did not ({error})")
+        note(f"no --init and no --pretrained: starting from random weights, unlike the published results ({error})")
         return pipeline.new_model(recipe), ""
     show_mapping(mapped)
     return net, fingerprint(net)

@@ -90,7 +90,7 @@ def process_group(device: torch.device | str = "cpu") -> Iterator[World]:
     except RuntimeError as error:
         if isinstance(error, NbsnnError) or not any(word in str(error) for word in _LOST):
             raise
-        raise LostPeerError("another process ended while this one waited for it; its message says why") from error
+        raise LostPeerError("another process ended while this one waited for it; see its message") from error
     dist.destroy_process_group()  # after an error it could wait for processes that have ended
 
 

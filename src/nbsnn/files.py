@@ -17,8 +17,8 @@ _KINDS = (
 _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EACCES: "choose another folder", errno.EPERM: "choose another folder", errno.EROFS: "choose another folder",
-    errno.ENOTDIR: "a file stands where its folder should be, choose another folder",
-    errno.EEXIST: "a file stands where its folder should be, choose another folder",
+    errno.ENOTDIR: "a file has the name of its folder, choose another folder",
+    errno.EEXIST: "a file has the name of its folder, choose another folder",
 }  # fmt: skip
 _LONGEST_STEM = 180  # bytes of a name that its temporary name repeats; a name has 255 at most
 

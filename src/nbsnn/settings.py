@@ -11,7 +11,7 @@ from nbsnn.errors import ConfigError, shown, unknown
 
 _LARGEST = 2**63 - 1  # what torch and files hold
 _WHOLE = re.compile(r"\s*[+-]?[0-9]+(_[0-9]+)*\s*")  # int() alone takes digits of every script
-_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text without NUL"}
+_WORDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text without NUL"}
 
 
 class SettingError(ConfigError):

@@ -145,7 +145,7 @@ def _parse_header(text: Any, path: Path) -> Header:
     """
     try:
         if not isinstance(text, str):
-            raise Misfit(f"a {type(text).__name__} is in the place of text")
+            raise Misfit(f"a {type(text).__name__} instead of text")
         header = parse(text)
         version = header.get("format")
         if type(version) is int and version > FORMAT_VERSION:
@@ -169,7 +169,7 @@ def _check_hash(header: Header, text: str, state: Mapping[str, Tensor], path: Pa
 
 @cache
 def _say_that_damage_would_not_show(path: Path) -> None:
-    logger.warning("%s: of an earlier version of nbsnn, without a hash of its content; damage to it would not be noticed", path)
+    logger.warning("%s: from an earlier version of nbsnn, without a hash of its content; damage would not be detected", path)
 
 
 # ------------------------------------------------------------------------------------------------------------- tensors

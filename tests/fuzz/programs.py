@@ -32,7 +32,7 @@ class Builder:
         self.shapes: dict[str, Shape] = {IMAGE: self.pixels.shape}
 
     def numbers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Random whole numbers, some of them 0."""
+        """Random integers, some of them 0."""
         generator = torch.Generator().manual_seed(self.r.getrandbits(40))
         return torch.randint(low, high + 1, shape, generator=generator) * torch.randint(0, 4, shape, generator=generator).sign()
 

@@ -69,7 +69,7 @@ def _show_bench(result: Bench, title: str) -> None:
     )
     console.say(
         "ratio: time over the float net's, which is eager, channels last, single precision\n"
-        "spikes and additions are per image, counted one by one; an addition is a spike at a synapse, whatever its weight"
+        "spikes and additions are per image, counted one by one; an addition is a spike at a synapse of any weight"
     )
 
 

@@ -67,7 +67,7 @@ def _labels(table: dict[str, Any], classes: int) -> list[int]:
         raise DataError("holds 0 images")
     for index, label in enumerate(values):
         if type(label) is not int or not 0 <= label < classes:
-            raise DataError(f"label {label!r:.40} of image {index} is none of 0 to {classes - 1}")
+            raise DataError(f"label {label!r:.40} of image {index} is not one of 0 to {classes - 1}")
     return list(values)
 
 
@@ -80,12 +80,12 @@ def _pixels(table: dict[str, Any], images: int) -> Tensor:
         raise DataError(f"holds {len(data)} images and {images} labels")
     if not np.issubdtype(data.dtype, np.integer):
         first = f"image 0 holds {data[0, 0]!r:.40}"
-        raise DataError(f"data has type {data.dtype}, {first}; pixels are whole numbers from 0 to 255")
+        raise DataError(f"data has type {data.dtype}, {first}; pixels are integers from 0 to 255")
     if data.dtype != np.uint8:
         for index in np.flatnonzero(((data < 0) | (data > 255)).any(1))[:1]:
             row = data[index]
             wrong = row[(row < 0) | (row > 255)][0]
-            raise DataError(f"image {index} holds the pixel {wrong}; pixels are whole numbers from 0 to 255")
+            raise DataError(f"image {index} holds the pixel {wrong}; pixels are integers from 0 to 255")
     return torch.from_numpy(data.astype(np.uint8)).reshape(-1, 3, 32, 32)
 
 
@@ -115,7 +115,7 @@ class _Array:
     def array(self) -> np.ndarray[Any, Any]:
         dtype = self.type.dtype()
         if dtype.kind not in "iufb":  # objects, strings and the like
-            raise DataError(f"holds an array of type {dtype}; pixels and labels are whole numbers")
+            raise DataError(f"holds an array of type {dtype}; pixels and labels are integers")
         return np.frombuffer(self.content, dtype).reshape(self.shape, order="F" if self.columns_first else "C")
 
 

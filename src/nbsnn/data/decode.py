@@ -83,7 +83,7 @@ def as_shown(image: "Picture") -> "Picture":
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _from_16_bits(image)
     if image.mode in ("I", "F"):
-        raise DataError(f"pixels of mode {image.mode}, of which no value is known to be white; save it with 8 or 16 bits")
+        raise DataError(f"pixels of mode {image.mode} have no defined white; save it with 8 or 16 bits")
     if image.mode in _PREMULTIPLIED:
         image = image.convert(_PREMULTIPLIED[image.mode])
     if not image.has_transparency_data:

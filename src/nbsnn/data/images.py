@@ -147,7 +147,7 @@ def check_set_(data: LabelledImages, count: int, channels: int) -> None:
         raise ConfigError(f"{kind}: classes is {names!r:.60}; give the names of the classes, a tuple of texts")
     if len(set(names)) < len(names):
         twice = next(name for name in names if list(names).count(name) > 1)
-        raise ConfigError(f"{kind}: classes holds {twice!r} twice; give each class a name of its own")
+        raise ConfigError(f"{kind}: classes holds {twice!r} twice; give each class a different name")
     check_normalization(data.mean, data.std, channels)
     labels = as_labels(data.labels, f"{kind}: labels", count=count, classes=len(names))
     for field_name, value in (("labels", labels.long()), ("classes", tuple(names)),
@@ -211,7 +211,7 @@ class Batches:
     def __post_init__(self) -> None:
         require_set(self.data, "Batches: data")
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ConfigError(f"Batches: batch_size={self.batch_size!r}; give a whole number from 1")
+            raise ConfigError(f"Batches: batch_size={self.batch_size!r}; give an integer from 1")
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.data), self.batch_size)

@@ -99,12 +99,12 @@ class _Part:
 
     def photographs(self, names: Sequence[str], whose: str, size: int, loading: Loading) -> PhotoSet:
         """The images of these classes, labelled by their indices."""
-        strangers = [name for name, images in self.classes.items() if images and name not in names]
+        unknown = [name for name, images in self.classes.items() if images and name not in names]
         lacking = [name for name in names if not self.classes.get(name)]
         where = printable(self.folder)
-        if strangers:
+        if unknown:
             lacks = f", and lacks {_some(lacking)}" if lacking else ""
-            raise DataError(f"{where}: holds {_some(strangers)}, not among {whose}{lacks}; rename or move those folders")
+            raise DataError(f"{where}: holds {_some(unknown)}, not among {whose}{lacks}; rename or move those folders")
         empty = [name for name, images in self.classes.items() if not images and name not in names]
         self.left_out(empty, "folder", "without an image")
         if lacking and len(lacking) < len(names):
@@ -138,9 +138,9 @@ def _look_into(folder: Path) -> _Part:
         unnamed += [f"{raw}/{file}" for file in inside.files if not file.lower().endswith(SUFFIXES)]
         nested += [f"{raw}/{inner}" for inner in inside.folders]
         others += [f"{raw}/{other}" for other in inside.others]
-    found.left_out(top.files, "file", "beside the class folders")
+    found.left_out(top.files, "file", "outside the class folders")
     found.left_out(unnamed, "file", "not named as an image")
-    found.left_out(others, "pipe, device, socket or broken link", "in the place of a file")
+    found.left_out(others, "pipe, device, socket or broken link", "instead of a file")
     found.left_out(nested, "folder", "within the class folders")
     spelled = Counter(name.casefold() for name in found.classes)
     alike = [name for name in found.classes if spelled[name.casefold()] > 1]

@@ -97,7 +97,7 @@ def evaluate(
     if fault:
         raise fault
     if broken:
-        raise DataError("evaluate: another process met values that are not finite; it says which")
+        raise DataError("evaluate: another process found values that are not finite; see its message")
     if empty or top1 is None or top5 is None:
         raise DataError("evaluate: the loader gave no batch; choose a split that holds an image for each process")
     taken = _steps_taken(torch.cat(steps).double()) if steps else None

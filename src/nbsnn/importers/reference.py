@@ -58,9 +58,7 @@ def load_reference_checkpoint(path: str | Path, model: str, *, weight_bits: int,
     net = build_model(name, num_classes=_classes(state, path))
     if (weight_bits, act_bits) != (FLOAT_BITS, FLOAT_BITS):
         if name in _FLOAT_WEIGHTS and weight_bits != FLOAT_BITS:
-            logger.warning(
-                "%s keeps its inner weights in float in the reference; weight_bits=%s is not applied", name, weight_bits
-            )
+            logger.warning("%s has float inner weights in the reference; weight_bits=%s is not applied", name, weight_bits)
             weight_bits = FLOAT_BITS
         edges = FLOAT_BITS if name in _FLOAT_EDGES else 8
         net = quantize(net, QuantSpec(weight_bits, act_bits, edge_bits=edges, edge_range="max"))

@@ -22,7 +22,7 @@ from nbsnn.wrappers import without_wrappers
 COPIED = "copied"
 MOVED = "bias moved into the norm"
 FOLDED = "folded into running_mean"
-NEW = "new: identity at first"
+NEW = "new: starts as the identity"
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _HEAD = "classifier.6"
@@ -176,7 +176,7 @@ def differences(arch: str) -> list[str]:
              for index, i in zip(told.pools, strided, strict=True)]  # fmt: skip
     lines += [f"features.{k}: stride {stride}, padding {pad}; our features.{i} has {ours[i][0]} and {ours[i][1]}"
               for i, (k, stride, pad) in enumerate(told.convolutions) if (stride, pad) != ours[i]]  # fmt: skip
-    return [*lines, f"avgpool: left out; it does nothing at {_IMAGE_SIZE} pixels", "classifier: dropout is left out"]
+    return [*lines, f"avgpool: dropped; it has no effect at {_IMAGE_SIZE} pixels", "classifier: dropout is dropped"]
 
 
 def _source(arch: str) -> _Source:
@@ -208,7 +208,7 @@ def _recognize(state: Mapping[str, Tensor], source: str) -> tuple[str, dict[str,
     known = {arch: [theirs for _, theirs, _ in _rows(arch) if theirs] for arch in SOURCES}
     arch = min(known, key=lambda arch: len(set(known[arch]) ^ set(tensors)))
     missing = [key for key in known[arch] if key not in tensors and not key.endswith("num_batches_tracked")]
-    what = f"{source} holds none of TorchVision's {', '.join(SOURCES)}; {arch} is nearest"
+    what = f"{source} holds none of TorchVision's {', '.join(SOURCES)}; {arch} is closest"
     extra = [key for key in tensors if key not in known[arch]]
     _refuse({"missing": missing, "not expected": extra}, what, "give the state dict of one of them")
     return arch, tensors

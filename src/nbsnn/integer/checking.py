@@ -36,7 +36,7 @@ def check_structure(program: Program) -> None:
     if program.pixels.table is not None:
         _check_tensor(program.pixels.table, (program.pixels.shape[0], 256), torch.int32, "the pixel table")
     for node in program.nodes:
-        _require(node.name not in shapes, f"{node.name} is there twice")
+        _require(node.name not in shapes, f"{node.name} occurs twice")
         _require(len(node.shape) in (1, 3), f"{node.name} has a wrong shape")
         _require(all(source in shapes for source in node.sources), f"{node.name} reads what comes after it")
         if isinstance(node, Unit):
@@ -146,7 +146,7 @@ def _check_sums(program: Program, unit: Unit) -> None:
     _require(unit.bound == int(bound), f"{unit.name} has bound={unit.bound}, but its numbers make {int(bound)}")
     retract = retract_at(unit.fraction_bits, unit.height)
     _require(unit.retract == retract, f"{unit.name} has retract={unit.retract}, but its height makes {retract}")
-    _require(retract >= -(2**31) or unit.wide, f"{unit.name} would take spikes back at a membrane beyond torch.int32")
+    _require(retract >= -(2**31) or unit.wide, f"{unit.name} would cancel spikes at a membrane beyond torch.int32")
 
 
 def _check_accumulator(program: Program, branch: Branch, load: Tensor, name: str) -> None:

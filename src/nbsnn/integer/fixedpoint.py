@@ -76,8 +76,8 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
                     bound=int(bound), wide=limit == WIDE,
                 )  # fmt: skip
     raise LoweringError(
-        f"the currents of {firing.name} overflow {WIDE.bit_length() - 1} bits beside its threshold of {firing.threshold:.3g}; "
-        "give it a larger threshold, or train on"
+        f"the currents of {firing.name} overflow {WIDE.bit_length() - 1} bits relative to its threshold of "
+        f"{firing.threshold:.3g}; give it a larger threshold, or train on"
     )
 
 

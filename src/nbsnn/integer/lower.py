@@ -61,7 +61,7 @@ def lower(
     check_network(network, LoweringError)
     for name, parameter in network.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
-            raise LoweringError(f"{name} has type {parameter.dtype}, too coarse for whole numbers; call .float() first")
+            raise LoweringError(f"{name} has type {parameter.dtype}, too coarse for integers; call .float() first")
     network = copied(network).eval()
     first = to_network(example[:1].detach(), network)
     with quantized_once(network):

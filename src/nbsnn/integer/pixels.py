@@ -57,7 +57,7 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
         raise LoweringError(f"images of shape {list(images.shape)}; the network takes [B, {', '.join(map(str, pixels.shape))}]")
     if images.dtype == torch.uint8:
         if pixels.table is None:
-            raise LoweringError("8-bit images, but the network knows no mean and std; give them to nbsnn.lower")
+            raise LoweringError("8-bit images, but the network was lowered without mean and std; give them to nbsnn.lower")
         table = thawed(pixels.table)
         channel = per_channel(torch.arange(len(table), device=images.device), len(pixels.shape) - 1)
         looked_up: Tensor = table[channel, images.to(torch.int64)]
@@ -66,6 +66,7 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
     if not bool(((whole >= pixels.low) & (whole <= pixels.high)).all()):
         as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)
         low, high = (edge / 2**pixels.fraction_bits for edge in (pixels.low, pixels.high))
-        remedy = "give nbsnn.lower their mean and std" if pixels.table is None else "normalise them as nbsnn.lower was told"
+        known = "normalize them with the mean and std of nbsnn.lower"
+        remedy = "give nbsnn.lower their mean and std" if pixels.table is None else known
         raise LoweringError(f"images reach beyond [{low:.3g}, {high:.3g}]; {remedy}")
     return whole.to(torch.int32).contiguous()

@@ -109,7 +109,7 @@ class _Recorder(Tracer):
         error = float((expected - actual.double()).abs().max())
         if not error <= _TOLERANCE * max(float(actual.abs().max()), float(expected.abs().max()), 1e-6):
             raise LoweringError(
-                f"the current of {name} is not what its operations say (off by {error:.3g}); "
+                f"the current of {name} differs from its recorded operations (by {error:.3g}); "
                 "avoid operations in place on views, and code that looks at values"
             )
 

@@ -31,7 +31,7 @@ class Work(NamedTuple):
 
 LIMITS = Work(MOST_PRODUCTS, MOST_VALUES, MOST_POSITIONS, MOST_READS, MOST_COLUMNS, MOST_CHAIN)
 _WORDS = (
-    "products per image", "values per image", "positions of a node", "places that synapses read",
+    "products per image", "values per image", "positions of a node", "positions that synapses read",
     "values of one unrolled convolution", "pools in a row",
 )  # fmt: skip
 
@@ -40,7 +40,7 @@ def check_work(program: Program) -> None:
     """Raise ValueError if a program exceeds the limits; its shapes must be consistent."""
     for name, asked, most in zip(_WORDS, work_of(program), LIMITS, strict=True):
         if asked > most:
-            raise ValueError(f"it asks for {asked} {name}, where {most} are the most")
+            raise ValueError(f"it needs {asked} {name}, more than the limit of {most}")
 
 
 def work_of(program: Program) -> Work:

@@ -110,7 +110,7 @@ class _Audit(Flow):
         if isinstance(module, QuantReLU):
             if name in self.seen:
                 raise ConversionError(
-                    f"{name} is called more than once; a neuron stands in one place: give each place an nn.ReLU of its own"
+                    f"{name} is called more than once, and a neuron has one place; use a separate nn.ReLU for each call"
                 )
             if not any(t in self.known for t in inputs):
                 raise ConversionError(f"the current of {name} {_UNSEEN}")
@@ -146,7 +146,7 @@ class _Audit(Flow):
             self._refuse(f"{name}() of two currents", "multiply or divide currents by constants or parameters only")
         if name in DROPOUT:
             if _argument(func, args, kwargs, "training"):
-                self._refuse("dropout is at work in evaluation too", "use nn.Dropout, or give F.dropout training=self.training")
+                self._refuse("dropout is active in evaluation mode", "use nn.Dropout, or give F.dropout training=self.training")
             return
         if name == "batch_norm":
             if _argument(func, args, kwargs, "training"):
@@ -157,9 +157,9 @@ class _Audit(Flow):
         if kwargs.get("rounding_mode") is not None:
             self._refuse(f"{name}() rounds currents", "leave rounding to the quantized activations")
         if name == "index_select" and _argument_at(args, kwargs, 1, "dim") in (0, -args[0].dim()):
-            self._refuse("index_select() picks from the batch axis", "keep axis 0 first and untouched")
+            self._refuse("index_select() selects from the batch axis", "keep axis 0 first and untouched")
         if name == "getitem" and not _keeps_first_axis(args[1]):
-            self._refuse("indexing picks from the batch axis", "index as x[:, ...]")
+            self._refuse("indexing selects from the batch axis", "index as x[:, ...]")
 
     def _check_batch_axis(self, name: str, stride: int, shape: list[int], result: Any, *, reduced: bool) -> None:
         for output in tensors_in(result):

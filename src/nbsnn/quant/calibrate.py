@@ -85,7 +85,7 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
     def start_threshold(act: nn.Module, args: Any, kwargs: Any) -> None:
         assert isinstance(act, QuantReLU)
         current = input_of(args, kwargs)
-        check_finite(f"the current of {acts[act]}", current, QuantizationError, remedy="normalise the images")
+        check_finite(f"the current of {acts[act]}", current, QuantizationError, remedy="normalize the images")
         act.threshold.copy_(least_error_threshold(current, act.bits))
 
     def the_first_starts_thresholds() -> Iterator[Tensor]:

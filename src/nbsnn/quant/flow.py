@@ -57,7 +57,7 @@ class Flow(Tracer):
         for name, parameter in self._network.named_parameters():
             if parameter.is_meta:
                 raise error(
-                    f"{name} is on the meta device and has no numbers; call to_empty(device='cpu') and load a state dict"
+                    f"{name} is on the meta device and has no values; call to_empty(device='cpu') and load a state dict"
                 )
         output = self.follow(self._network, few(images), Origin(0, frozenset([_IMAGE])), error=error)
         for tensor in tensors_in(output):

@@ -87,7 +87,7 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
     if "max_pool" in name or name in ("max", "amax"):
         return Refusal("max pooling does not commute with spikes", "use the convolution's stride, or average pooling")
     if name in _SMOOTH:
-        return Refusal(f"{name}() is smooth, and neurons count", "use nn.ReLU")
+        return Refusal(f"{name}() is smooth, and spike counts are not", "use nn.ReLU")
     if name in _SOFTMAX:
         return Refusal(f"{name}() is applied to currents", "leave it out: return the logits, and apply it to the result")
     if name in _NORMS:
@@ -95,7 +95,7 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
     if name in _GATES | {"bilinear"}:
         return Refusal(f"{name}() multiplies two currents", "use convolutions or linear layers, whose weights are constant")
     if name in _RECURRENT:
-        return Refusal(f"{name}() keeps a state of its own", "use convolutions or linear layers over the whole input")
+        return Refusal(f"{name}() has a state", "use convolutions or linear layers over the whole input")
     return Refusal(
         f"{name}() is applied to currents and is not known to be affine",
         "between neurons write only sums, products with constants, convolutions, linear layers, average pools, reshapes",

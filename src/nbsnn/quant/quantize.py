@@ -92,7 +92,7 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _fold_(model: nn.Module) -> None:
     for name in fold_computed_weights_(model):
-        logger.warning("%s was computed on every call; it is a plain parameter now, which training moves freely", name)
+        logger.warning("%s was computed in each call; it is a plain parameter now", name)
 
 
 def read_plan(model: nn.Module) -> Plan:

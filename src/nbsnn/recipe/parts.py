@@ -27,7 +27,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for kind, most in MODEL_LIMITS.items():
             value = getattr(self, kind)
-            require(1 <= value <= most, kind, value, f"a whole number from 1 to {most}")
+            require(1 <= value <= most, kind, value, f"an integer from 1 to {most}")
 
     def __str__(self) -> str:
         return f"{self.name} ({self.num_classes} classes, {self.in_channels}×{self.image_size}×{self.image_size})"
@@ -60,7 +60,7 @@ class DataSpec:
         object.__setattr__(self, "classes", tuple(self.classes))
         require(len(set(self.classes)) == len(self.classes), "classes", self.classes, "names of classes, each once")
         require(0 <= self.workers <= _MANY, "workers", self.workers, "0 or more processes")
-        require(2 <= self.batch_size <= _MANY, "batch_size", self.batch_size, "a whole number from 2 (batch norm)")
+        require(2 <= self.batch_size <= _MANY, "batch_size", self.batch_size, "an integer from 2 (batch norm)")
         require(0 <= self.validation <= _MANY, "validation", self.validation, "0 or more images")
 
 
@@ -111,7 +111,7 @@ class OptimSpec:
         count = self.recalibrate_batches
         require(0 <= count <= _MANY, "recalibrate_batches", count, "0 (off) or a number of batches")
         require(not (self.freeze_norms and count), "recalibrate_batches", count, "0 where optim.freeze_norms is set")
-        require(1 <= self.accumulate <= _MANY, "accumulate", self.accumulate, "a whole number from 1")
+        require(1 <= self.accumulate <= _MANY, "accumulate", self.accumulate, "an integer from 1")
         require(0 <= self.lr_batch_size <= _MANY, "lr_batch_size", self.lr_batch_size, "0 (off) or a number of images")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "a number in [0, 1)")
         require(self.momentum > 0 or not self.nesterov, "nesterov", True, "false where optim.momentum is 0")
@@ -142,7 +142,7 @@ class Phase:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        require(1 <= self.epochs <= MOST_EPOCHS, "epochs", self.epochs, f"a whole number from 1 to {MOST_EPOCHS}")
+        require(1 <= self.epochs <= MOST_EPOCHS, "epochs", self.epochs, f"an integer from 1 to {MOST_EPOCHS}")
         require(0 < self.lr < math.inf, "lr", self.lr, "a positive learning rate")
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
         require(0 <= self.distill <= 1, "distill", self.distill, "a share in [0, 1]")

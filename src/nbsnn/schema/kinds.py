@@ -33,7 +33,7 @@ def whole(low: int, high: int) -> Check:
 
     def check(value: Any, path: str) -> None:
         if type(value) is not int or not low <= value <= high:
-            refuse(value, path, f"a whole number from {low} to {high}")
+            refuse(value, path, f"an integer from {low} to {high}")
 
     return check
 

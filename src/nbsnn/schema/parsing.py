@@ -30,7 +30,7 @@ def parse(text: str) -> Header:
     except json.JSONDecodeError as error:
         raise Misfit(f"not JSON ({error})") from None
     if not isinstance(header, dict):
-        raise Misfit(f"a {type(header).__name__} in the place of a table")
+        raise Misfit(f"a {type(header).__name__} instead of a table")
     return header
 
 
@@ -48,7 +48,7 @@ def _no_number(text: str) -> NoReturn:
 
 def _parse_whole(text: str) -> int:
     if len(text) > _LONGEST_WHOLE:
-        raise Misfit(f"a whole number of {len(text)} digits")
+        raise Misfit(f"an integer of {len(text)} digits")
     return int(text)
 
 

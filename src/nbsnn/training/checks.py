@@ -73,7 +73,7 @@ def phases_from(recipe: Recipe, start: nn.Module | None) -> list[int]:
     kept = [bits for bits in phases if bits < own] or [bits for bits in phases if bits == own] or phases
     if kept != phases:
         names, left = (", ".join(map(str, some)) for some in (kept, [bits for bits in phases if bits not in kept]))
-        warn(logger, "the start has %d bits: trains phase %s from it; %s of the recipe left out", own, names, left)
+        warn(logger, "the start has %d bits: training phase %s from it, skipping %s of the recipe", own, names, left)
     return kept
 
 
@@ -140,7 +140,7 @@ def check_fit(spec: ModelSpec, images: LabelledImages, name: str) -> None:
         raise ConfigError(f"the network takes images of {spec.image_size} pixels, but {name} has {height}×{width}; {remedy}")
     if len(images.classes) > spec.num_classes:
         raise ConfigError(
-            f"the network tells {spec.num_classes} classes apart, but {name} has {len(images.classes)}; train one with "
+            f"the network has {spec.num_classes} classes, but {name} has {len(images.classes)}; train one with "
             f"model.num_classes={len(images.classes)}, or {remedy}"
         )
     if len(images.classes) < spec.num_classes:

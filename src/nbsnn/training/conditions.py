@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 Conditions = dict[str, str]
 
 _REMEDIES = {  # of the conditions that must not change
-    "precision": "train on in the same (precision={then})",
-    "images": "train on with the same images",
-    "first epoch": "start at the same one (first_epoch={then})",
+    "precision": "use the same precision ({then})",
+    "images": "use the same images",
+    "first epoch": "use the same first epoch (first_epoch={then})",
 }
 
 
@@ -60,7 +60,7 @@ def compare_conditions(then: Mapping[str, str], now: Mapping[str, str], where: A
         CheckpointError: precision, images or first epoch differ. Other changes are logged in one line.
     """
     if not then:
-        warn(logger, "%s: of an earlier version of nbsnn, which did not note precision and images; they may have been others",
+        warn(logger, "%s: from an earlier version of nbsnn, which did not store precision and images; they may differ",
                        where)  # fmt: skip
         return
     changed = [name for name in now if name in then and then[name] != now[name]]

@@ -28,7 +28,7 @@ def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) ->
     """
     refit = recipe.phase[str(bits)].refit_scales
     if has_fixed_weights(previous):
-        logger.warning("the start is a packed network: its weights begin as float ones at the levels that they hold")
+        logger.warning("the start is a packed network: it is unpacked to float weights at the same levels")
         previous = unpack(previous)
     if not read_plan(previous):
         if bits == FLOAT_BITS:

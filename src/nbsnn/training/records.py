@@ -161,7 +161,7 @@ class Records:
             saved.state.extended.append(done)
             warn(
                 logger,
-                "%s: goes on after the %d epochs of a finished phase; from there on the learning rate follows the schedule of "
+                "%s: continues after the %d epochs of a finished phase; from there the learning rate follows the schedule of "
                 "%d epochs, so the weights are not those of %d epochs in one go",
                 *(self.out, done, self.phase.epochs, self.phase.epochs),
             )
