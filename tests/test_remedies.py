@@ -219,7 +219,7 @@ AUDIT = {
     ),
     "called twice": Row(
         lambda: spikes(lambda net, x: net.act1(net.conv2(x))),
-        "a neuron has one place; use a separate nn.ReLU for each call",
+        "use a separate nn.ReLU for each call",
         lambda: spikes(lambda net, x: net.act3(net.conv2(x)), act3=nn.ReLU()),
     ),
     "an activation of no image": Row(
