@@ -1,12 +1,11 @@
-"""What each part of a recipe is worth: one phase trained again and again, each time with some settings changed.
+"""Ablations of a recipe: one phase is trained several times, each time with some settings changed.
 
     python benchmarks/ablations.py --bits 32 --variants "" phase.32.ema_decay=0.999 data.padding=mirror
     python benchmarks/ablations.py --bits 2 --start runs/r20/3bit/best.safetensors --teacher runs/r20/32bit/best.safetensors \\
         --variants "" phase.2.distill=0 phase.2.ema_decay=0.998
 
-All variants of a phase see the same batches and start from the same network, for the same number of epochs. A variant is its
-settings, with spaces between them; "" is the recipe as it stands. A row is written as soon as it is measured; one that stands
-in the file already is not measured again.
+All variants of a phase use the same batches, start network and number of epochs. A variant is a list of settings, separated by
+spaces; "" is the unchanged recipe. A row is written as soon as it is measured; rows in the file are not measured again.
 """
 
 import argparse
@@ -40,7 +39,7 @@ from nbsnn.training_console import TrainingConsole
 
 
 def start_of(recipe: Recipe, bits: int, splits: Splits, args: argparse.Namespace) -> torch.nn.Module:
-    """The network that the phase begins with."""
+    """The network that the phase starts from."""
     before = load_checkpoint(args.start) if args.start else pipeline.new_model(recipe)
     if args.uncalibrated:
         if recipe.phase[str(bits)].refit_scales:
@@ -52,7 +51,7 @@ def start_of(recipe: Recipe, bits: int, splits: Splits, args: argparse.Namespace
 
 
 def measure(recipe: Recipe, settings: str, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
-    """Train one variant; what came of it."""
+    """Train one variant; returns its accuracies."""
     splits = load_data(recipe.data, size=recipe.model.image_size)
     phase = recipe.phase[str(args.bits)]
     execution = pick_execution(device, phase.epochs * len(splits.train), compile=args.compile, precision=args.precision)
@@ -86,14 +85,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="cifar10/resnet20:fast")
     parser.add_argument("--bits", type=int, required=True, help="of the phase; 32 is float")
-    parser.add_argument("--start", type=Path, help="the network that the phase begins with; fresh unless given")
+    parser.add_argument("--start", type=Path, help="the network that the phase starts from; random weights unless given")
     parser.add_argument("--teacher", type=Path, help="float network, for variants that distil")
-    parser.add_argument("--uncalibrated", action="store_true", help="thresholds begin without images")
+    parser.add_argument("--uncalibrated", action="store_true", help="initialize thresholds without images")
     parser.add_argument("--variants", nargs="+", default=[""], help='settings, such as "phase.2.ema_decay=0.999"; "" for none')
     parser.add_argument("--set", nargs="+", default=[], help="settings of all variants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of cifar-10-batches-py")
-    parser.add_argument("--label", default="CIFAR-10", help="what the data is, for the record")
+    parser.add_argument("--label", default="CIFAR-10", help="name of the data in the report")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", default="auto")
     parser.add_argument("--precision", default="auto")

@@ -1,10 +1,11 @@
-"""AlexNet and VGG-16 at 224×224 on real photographs: are the exact schedules exact, in what time, in how much memory?
+"""AlexNet and VGG-16 at 224×224 on real photographs: exactness, time and memory of the exact schedules.
 
     python benchmarks/exactness.py TREE [--nets imagenet/alexnet imagenet/vgg16] [--bits 4 3 2] [--images 2] [--json FILE]
 
 For each network and width: quantized from fresh weights with thresholds and norms calibrated on photographs of TREE
 (`train/<class>/*.JPEG`, `val/<class>/*.JPEG`), then compared neuron by neuron with its spiking form under `settle` and
-`barrier` in float64, and as an integer network, `counts` with `spikes`. Each runs in a process of its own, for its peak memory.
+`barrier` in float64, and as an integer network, `counts` with `spikes`. Each runs in a separate process, to measure its peak
+memory.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def in_integers(quantized: torch.nn.Module, data: LabelledImages, images: Tensor
 
 
 def measure(tree: Path, net: str, bits: int, count: int) -> dict[str, object]:
-    """Everything about one network and width, in this process."""
+    """Measure one network and width in this process."""
     splits = load_tree(tree, loading=Loading("torch", workers=0))
     torch.manual_seed(0)
     images = splits.test.normalized(splits.test.pixels(slice(0, count)))
@@ -74,7 +75,7 @@ def measure(tree: Path, net: str, bits: int, count: int) -> dict[str, object]:
 
 
 def _peak() -> int:
-    """Of this process's memory so far, in MiB."""
+    """Peak memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/finetune.py runs/r20/2bit/best.safetensors runs/r20/3bit/best.safetensors --root data
 
-One row is written as soon as it is measured. A row that stands in the file already, of the same network with the same
-settings, is not measured again, so that an interrupted run goes on.
+A row is written as soon as it is measured. A row in the file, for the same network with the same settings, is not measured
+again, so an interrupted run can be continued.
 """
 
 import argparse
@@ -82,19 +82,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path, help="quantized networks trained on CIFAR-10")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of cifar-10-batches-py")
-    parser.add_argument("--label", default="CIFAR-10", help="what the data is, for the record")
+    parser.add_argument("--label", default="CIFAR-10", help="name of the data in the report")
     parser.add_argument("--methods", nargs="+", default=["calibrate", "end-to-end", "layerwise"])
-    parser.add_argument("--train", type=int, default=5000, help="images to learn from")
+    parser.add_argument("--train", type=int, default=5000, help="training images")
     parser.add_argument("--calibration-images", type=int, default=FinetuneSpec.calibration_images, help="for biases")
-    parser.add_argument("--held-out", type=int, default=1000, help="held-out training images that judge")
+    parser.add_argument("--held-out", type=int, default=1000, help="held-out training images, to evaluate changes")
     parser.add_argument("--test", type=int, default=0, help="test images; 0 is all")
     parser.add_argument("--calibrate-first", action="store_true", help="end to end: start from the calibrated network")
-    parser.add_argument("--force", action="store_true", help="layerwise: keep every layer, whether accuracy rises or not")
+    parser.add_argument("--force", action="store_true", help="layerwise: keep every layer, even if accuracy does not rise")
     parser.add_argument(
         "--weights", action=argparse.BooleanOptionalAction, help="train weights too, or not; as the method does"
     )
     parser.add_argument("--distillation", type=float, help="end to end: the teacher's share")
-    parser.add_argument("--lr", type=float, default=0.0, help="learning rate; 0 is the method's own")
+    parser.add_argument("--lr", type=float, default=0.0, help="learning rate; 0 is the method's default")
     parser.add_argument("--compile", action="store_true", help="compile the neuron's loop (the same bits, faster)")
     parser.add_argument("--save", type=Path, help="folder for the fine-tuned networks")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "finetune-resnet20.json")

@@ -1,14 +1,15 @@
-"""What each form of a network costs on this machine: float, quantized, spiking, and the integer network's engines, in one run.
+"""Time of each form of a network on this machine: float, quantized, spiking, and the engines of the integer network.
 
     python benchmarks/inference.py [--nets cifar10/alexnet ...] [--bits 2 3] [--batches 100 1] [--repeats 5] [--threads 2]
                                    [--quick] [--no-compile] [--sweep] [--peer spikingjelly]
                                    [--json benchmarks/results/inference.json]
 
-Contenders take turns, so that a machine whose speed drifts slows all alike; a ratio is the median over the repeats of a
+Contenders run in turns, so that a drift of the machine's speed affects all of them; a ratio is the median over the repeats of a
 contender's time over that repeat's faster float net, eager or compiled; small batches run several times in a row.
 
-Quantized weights are the bundled networks' where there is one, or `--checkpoint NET=FILE`; else random, after a calibration of
-batch norms and thresholds on the bundled images. The JSON says which. Float nets keep random ones: their speed is the same.
+Quantized weights are those of a bundled network, if there is one, or of `--checkpoint NET=FILE`; otherwise random, with batch
+norms and thresholds calibrated on the bundled images. The JSON tells which. Float nets have random weights: their speed is the
+    same.
 """
 
 import argparse
@@ -93,8 +94,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each contender in each repeat, after a warm-up; float simulations at most three times.
 
-    With `in_a_row` > 1 a contender's turn is so many calls, whose median counts: torch's threads go on spinning for some
-    milliseconds after a call, which short calls of the next contender would feel.
+    With `in_a_row` > 1 a turn is that many calls, of which the median is taken: torch's threads spin for some milliseconds
+    after a call, which would slow short calls of the next contender.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
@@ -125,7 +126,7 @@ def figures(times: dict[str, list[float]], batch: int) -> dict[str, dict[str, fl
 
 
 def work(network: IntegerNetwork, images: Tensor) -> dict[str, dict[str, float]]:
-    """Activity and steps of each way to run the spikes."""
+    """Activity and steps for each neuron and schedule."""
     out = {}
     for neuron, schedule in PAIRS:
         result = network.simulate(images, engine="spikes", neuron=neuron, schedule=schedule)
@@ -139,7 +140,7 @@ def work(network: IntegerNetwork, images: Tensor) -> dict[str, dict[str, float]]
 def swept(plain: nn.Module, network: IntegerNetwork, images: Tensor, repeats: int) -> Iterator[dict[str, float]]:
     """Seconds of unsigned spikes at several activities, by events alone (few images at a time) and by bit planes.
 
-    Beside them those of torch's dense int8, which do not depend on activity: measured once, on all images.
+    Also those of torch's dense int8, which do not depend on activity: measured once, on all images.
     """
     few = images[:8]
     int8, last = rivals.dense_int8(plain, images), images.contiguous(memory_format=torch.channels_last)
@@ -190,7 +191,7 @@ def main() -> None:
 
     def keep(part: str, figures: dict[str, object]) -> None:
         report[part].append(figures)
-        if args.json:  # now: the next network may take long
+        if args.json:  # write now: the next network may take long
             args.json.write_text(json.dumps(report, indent=1) + "\n")
 
     with torch.inference_mode(), Progress(console=console, transient=True) as progress:

@@ -1,11 +1,11 @@
-"""How fast photographs become batches: DALI on the CPU, DALI on the GPU where there is one, and the torch loader, in one run.
+"""Speed of reading photographs: DALI on the CPU, DALI on the GPU if there is one, and the torch loader, in one run.
 
     python benchmarks/input.py TREE [--threads 2] [--batch 32] [--images 512] [--repeats 5] [--json FILE]
 
-TREE is `train/<class>/*.JPEG` and `val/<class>/*.JPEG`; its files are taken several times over until there are `--images`.
-Every loader has as many threads (DALI) or worker processes (torch). They take turns, so that a machine whose speed drifts
-slows all alike; a ratio is the median over the repeats of a loader's speed over the torch loader's in the same repeat. The
-first pass, in which files come from the disk and libraries are loaded, does not count. Then the validation pipelines are
+TREE is `train/<class>/*.JPEG` and `val/<class>/*.JPEG`; its files are repeated until there are `--images`.
+Every loader has as many threads (DALI) or worker processes (torch). They run in turns, so that a drift of the machine's speed
+affects all of them; a ratio is the median over the repeats of a loader's speed over the torch loader's in the same repeat. The
+first pass, which reads files from disk and loads libraries, is not timed. Then the validation pipelines are
 compared: pixels in levels of 255, and the logits of an AlexNet with fixed random weights.
 """
 
@@ -30,7 +30,7 @@ from nbsnn.data.trees import load_tree
 
 
 def loaders() -> dict[str, torch.device]:
-    """Loader → where its batches arrive."""
+    """Loader → device of its batches."""
     found = {"torch": torch.device("cpu")}
     if is_installed():
         found["dali_cpu"] = torch.device("cpu")
@@ -40,7 +40,7 @@ def loaders() -> dict[str, torch.device]:
 
 
 def stretched(data: PhotoSet, count: int) -> PhotoSet:
-    """The set's files, again and again, until there are `count`."""
+    """The set's files, repeated until there are `count`."""
     return data.take(torch.arange(count) % len(data))
 
 

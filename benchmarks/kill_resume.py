@@ -1,14 +1,13 @@
-"""Kills a real training run at random moments, lets it go on each time, and compares its weights with an untouched run's.
+"""Kill a training run at random moments, resume it each time, and compare its weights with those of an uninterrupted run.
 
     python benchmarks/kill_resume.py [--times 100] [--damage 20] [--seed 0]
 
-The run is `nbsnn train` on digits, ResNet-20, a float phase and a 2-bit one that it teaches, with an EMA of the weights,
-recalibrated batch norm, and a training state after each step. A kill is SIGKILL after a random number of states were written,
-so it strikes in the middle of steps, of writing, and of changing phases. When a run survives to its end, the next one starts
-anew, until there were `--times` kills.
+The run is `nbsnn train` on digits, ResNet-20, with a float phase and a 2-bit phase with distillation, EMA of the weights,
+recalibrated batch norm, and a training state after each step. A kill is SIGKILL after a random number of written states, so it
+happens during steps, writes and changes of phase. When a run finishes, another one starts, until there were `--times` kills.
 
-After `--damage` of the kills the newest training state is damaged on purpose, by a flipped bit anywhere in it or by cutting it
-short. The run that goes on must say that it takes the state before it, and end with the same weights.
+After `--damage` of the kills the newest training state is damaged, by flipping a bit or truncating it. The resumed run must
+report that it uses the state before it, and end with the same weights.
 """
 
 import argparse
@@ -60,20 +59,20 @@ def write_recipe(folder: Path) -> Path:
 
 
 def run_whole(recipe: Path, out: Path, *options: str) -> str:
-    """Run to the end; returns what it said."""
+    """Run to the end; returns its output."""
     done = subprocess.run([*command(recipe, out), *options], check=True, capture_output=True, env=ENVIRONMENT)
     return done.stderr.decode()
 
 
 class Killed(NamedTuple):
-    """What became of a run: whether it was killed before its end, and what it said."""
+    """Outcome of a run: whether it was killed before its end, and its output."""
 
     killed: bool
     said: str
 
 
 def run_and_kill(recipe: Path, out: Path, states: int) -> Killed:
-    """Kill the run when it has written so many training states."""
+    """Kill the run when it has written this many training states."""
     process = subprocess.Popen(command(recipe, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT)
     seen: set[int] = set()
     while process.poll() is None and len(seen) < states:
@@ -88,7 +87,7 @@ def run_and_kill(recipe: Path, out: Path, states: int) -> Killed:
 
 
 def damage(out: Path, draws: random.Random) -> Path | None:
-    """Flip a bit of the newest training state, or cut it short; None where there is no state before it to go on from."""
+    """Flip a bit of the newest training state, or cut it short; None if there is no state before it to resume from."""
     for state in out.glob("*/training.safetensors"):
         if not state.with_name("training.previous.safetensors").is_file():
             continue
@@ -104,7 +103,7 @@ def damage(out: Path, draws: random.Random) -> Path | None:
 
 
 def tells(said: str, state: Path) -> bool:
-    """Whether a run says that it resumes from the state before a damaged one."""
+    """Whether a run reports that it resumes from the state before a damaged one."""
     return any(line.startswith(f"{state}: ") and "resuming from the state before it" in line for line in said.splitlines())
 
 
@@ -132,8 +131,8 @@ def main() -> None:
     """Kill, damage, resume, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=100, help="kills")
-    parser.add_argument("--damage", type=int, default=0, help="so many of the newest states are damaged after a kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--damage", type=int, default=0, help="number of kills after which the newest state is damaged")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     args = parser.parse_args()
     draws, console = random.Random(args.seed), Console()
     kills = runs = wrong = damaged = unsaid = 0
@@ -144,7 +143,7 @@ def main() -> None:
         while kills < args.times or damaged < args.damage:
             hurt: Path | None = None
             while kills < args.times or damaged < args.damage:
-                # Two states at least: one is written when a run begins, and a damaged one has no newer one before that.
+                # At least two states: one is written when a run starts, so before that there is no state to damage.
                 run = run_and_kill(recipe, victim, draws.randint(1 if hurt is None else 2, LONGEST_WAIT))
                 unsaid += hurt is not None and not tells(run.said, hurt)
                 hurt = None

@@ -1,4 +1,4 @@
-"""What every benchmark does: time a call, say on which machine, and keep rows in a file."""
+"""Helpers of benchmarks: time a call, describe the machine, and store rows in a file."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ from nbsnn.tensorfile import Header
 
 
 def seconds(run: Callable[[], object], times: int = 1) -> float:
-    """Of one call; of `times` calls that follow one another, the mean. CUDA has done its work when it ends."""
+    """Seconds of a call, as the mean of `times` consecutive calls, including the work on CUDA."""
     wait_for_device()
     start = time.perf_counter()
     for _ in range(times):
@@ -25,13 +25,13 @@ def seconds(run: Callable[[], object], times: int = 1) -> float:
 
 
 def wait_for_device() -> None:
-    """Let CUDA finish what it was asked for, where it is in use."""
+    """Synchronize CUDA, if it is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def machine(threads: int | None = None, **more: object) -> dict[str, object]:
-    """Instruction set, threads (torch's unless given), versions, and what else a benchmark wants said of the machine."""
+    """Instruction set, threads (torch's unless given), versions, and other facts about the machine."""
     return {
         "cpu": torch.backends.cpu.get_cpu_capability(), "threads": threads or torch.get_num_threads(), **more,
         "python": platform.python_version(), "torch": torch.__version__,
@@ -39,24 +39,24 @@ def machine(threads: int | None = None, **more: object) -> dict[str, object]:
 
 
 def trained_by(header: Header, checkpoint: Path) -> dict[str, Any]:
-    """What tells a trained network from others of the same bits: its recipe, and which epoch of its last phase it is from."""
+    """The recipe of a trained network and its epoch in the last phase, which distinguish networks of the same bits."""
     found = {"recipe_hash": header["recipe_hash"], "epoch": header["metrics"].get("epoch")}
     if None in found.values():
-        raise ConfigError(f"{checkpoint}: its header names no recipe or no epoch; take a checkpoint that nbsnn train wrote")
+        raise ConfigError(f"{checkpoint}: its header names no recipe or no epoch; give a checkpoint written by nbsnn train")
     return found
 
 
 class Rows:
-    """The rows of a JSON file that a benchmark adds to: what stands there is not measured again.
+    """The rows of a JSON file that a benchmark adds to; rows in the file are not measured again.
 
-    `head` is what the file says beside them.
+    `head` holds the other fields of the file.
     """
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
         self.path, self.head = path, head
 
     def read(self) -> list[dict[str, Any]]:
-        """What stands in the file; another process may have added to it."""
+        """Read the file; another process may have added to it."""
         rows: list[dict[str, Any]] = json.loads(self.path.read_text())["rows"] if self.path.is_file() else []
         return rows
 

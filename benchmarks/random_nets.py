@@ -1,6 +1,6 @@
-"""What the schedules do in a network of random weights: the figures of docs/concepts.md.
+"""The schedules in a network with random weights: the figures of docs/concepts.md.
 
-Weights are random, of 4 bits, thresholds and norm statistics calibrated on noise, which is also what the network is shown.
+Weights are random with 4 bits. Thresholds and norm statistics are calibrated on noise, and the images are noise too.
 
     python benchmarks/random_nets.py [--model cifar10/resnet20] [--images 16] [--seed 0]
 """

@@ -1,4 +1,4 @@
-"""What else runs these architectures: torch's own dense int8, and SpikingJelly's neurons. For `benchmarks/inference.py`."""
+"""Other software for these architectures: torch's dense int8, and SpikingJelly's neurons. For `benchmarks/inference.py`."""
 
 import copy
 import importlib.util
@@ -12,7 +12,7 @@ PEERS = ("spikingjelly",)
 
 
 def dense_int8(plain: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """The float net as torch quantizes it after training: 8-bit weights and activations, dense, batch norms folded.
+    """The float net after torch's post-training quantization: 8-bit weights and activations, dense, batch norms folded.
 
     One pass over the images, as `counts` is; a spiking network run this way would take T.
     """
@@ -20,7 +20,7 @@ def dense_int8(plain: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
     engine = "x86" if "x86" in torch.backends.quantized.supported_engines else "qnnpack"
-    torch.backends.quantized.engine = engine  # it packs the weights now and runs them later
+    torch.backends.quantized.engine = engine  # used both to pack the weights and to run them
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its retirement
         observed = prepare_fx(copy.deepcopy(plain).eval(), get_default_qconfig_mapping(engine), (images,))
@@ -34,7 +34,7 @@ def missing(peers: Iterable[str]) -> list[str]:
 
 
 class _Steps(nn.Module):
-    """A multi-step neuron between layers that see steps and images as one batch."""
+    """A multi-step neuron between layers with steps folded into the batch."""
 
     def __init__(self, neuron: nn.Module, timesteps: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Steps(nn.Module):
 def spikingjelly(plain: nn.Module, timesteps: int) -> Callable[[Tensor], Tensor]:
     """The same layers with SpikingJelly's integrate-and-fire neurons (reset by subtraction, multi-step) for each ReLU.
 
-    Thresholds are 1 and membranes start at 0: good for its time, not for its answers.
+    Thresholds are 1 and membranes start at 0, so only its time is meaningful.
     """
     from spikingjelly.activation_based import functional, neuron
 

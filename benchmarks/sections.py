@@ -98,7 +98,7 @@ def finetune_section(figures: dict[str, Any]) -> str:
 
 
 def ablations_section(figures: dict[str, Any]) -> str:
-    """What some settings bring: the same phase again and again."""
+    """Ablations: the same phase with different settings."""
     rows = [
         (" ".join([row["recipe"], *row["set"]]), "float" if row["bits"] == FLOAT_BITS else str(row["bits"]), _begun(row),
          str(row["epochs"]), str(row["seed"]), row["settings"] or "as it stands",
@@ -121,7 +121,7 @@ def _begun(row: dict[str, Any]) -> str:
 
 
 def training_section(figures: dict[str, Any]) -> str:
-    """What quantization and the loop cost in a training step."""
+    """Cost of quantization and of the loop in a training step."""
     machine = figures["machine"]
     steps = [
         (row["net"], row["how"], *(f"{1e3 * row[k]:.2f}" for k in ("float_seconds", "quantized_seconds")),
@@ -147,7 +147,7 @@ def training_section(figures: dict[str, Any]) -> str:
 
 
 def input_section(figures: dict[str, Any]) -> str:
-    """How fast photographs become batches."""
+    """Speed of reading photographs."""
     rows = [
         (row["pass"], row["loader"], *(f"{row[k]:.0f}" for k in ("images_per_second", "slowest", "fastest")),
          f"{row['ratio']:.2f}")
@@ -190,7 +190,7 @@ def exactness_section(figures: dict[str, Any]) -> str:
 
 
 def inference_section(figures: dict[str, Any]) -> str:
-    """What each form costs, and how cost follows activity."""
+    """Time of each form, and its dependence on activity."""
     blocks = []
     for row in figures["rows"]:
         lines = [

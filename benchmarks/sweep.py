@@ -1,4 +1,4 @@
-"""Networks of the same weights whose neurons fire more and less often. For `benchmarks/inference.py --sweep`."""
+"""Networks with the same weights and different activity. For `benchmarks/inference.py --sweep`."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,13 +15,13 @@ _HALVINGS = 8  # of the interval of shifts; leaves 2^-7 thresholds
 
 
 def at_activities(network: IntegerNetwork, images: Tensor) -> Iterator[tuple[float, IntegerNetwork]]:
-    """The network with the biases of all units shifted alike until the wanted share of neurons fires, and that share.
+    """The network with the biases of all units shifted equally until the wanted share of neurons fires, and that share.
 
-    What it says of the images is of no interest here.
+    Its predictions are not meaningful.
 
     Args:
-        network: with its options; they say which spikes are counted.
-        images: [B, C, H, W] normalised, on which the share is taken.
+        network: with its options, which determine the spikes that are counted.
+        images: [B, C, H, W] normalized, to measure the share.
     """
     for wanted in WANTED:
         low, high = -1.0, 1.0  # thresholds per step

@@ -1,7 +1,7 @@
-"""Writes docs/results.md, its chart and the table of docs/engine.md from the figures in benchmarks/results.
+"""Write docs/results.md, its chart and the table of docs/engine.md from the figures in benchmarks/results.
 
 python benchmarks/tables.py            # write the page
-python benchmarks/tables.py --check    # exit with 1 if the page is not what the figures say
+python benchmarks/tables.py --check    # exit with 1 if the page does not match the figures
 """
 
 import argparse
@@ -50,7 +50,7 @@ def _ratio(row: dict[str, Any], name: str) -> str:
 
 
 def sweep_series(figures: dict[str, Any]) -> Series:
-    """What the chart of an inference file's sweep shows: name of a line → (activity in percent, ms an image)."""
+    """The lines in the chart of an inference file's sweep: name → (activity in percent, ms per image)."""
     series = {
         f"T = {sweep['timesteps']}, {kind}": [
             (point["activity_percent"], 1e3 * point[f"{kind}_seconds_per_image"]) for point in sweep["points"]
@@ -85,7 +85,7 @@ def sweep_figures() -> dict[str, Any]:
 
 
 def chart_is_current() -> bool:
-    """Whether the chart shows the figures of today."""
+    """Whether the chart shows the current figures."""
     path = PAGE.with_name(CHART)
     return path.is_file() and fingerprint(sweep_series(sweep_figures())) in path.read_text()
 

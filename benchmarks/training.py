@@ -1,10 +1,10 @@
-"""What quantization costs in training, and what the training loop costs beside the model: ratios taken in one run.
+"""Cost of quantization in training, and of the training loop relative to the model: ratios within one run.
 
     python benchmarks/training.py [--nets cifar10/alexnet cifar10/resnet20] [--bits 4] [--repeats 9] [--compile] [--device cuda]
 
-Float and quantized steps alternate, and so do the loop's steps and bare steps of the model, so that a machine whose speed
-drifts slows both; a ratio is the median of the pairs'. The plain loop is what one writes first: a DataLoader over single
-images, cropped and flipped one by one, in this process.
+Float and quantized steps alternate, and so do steps of the loop and bare steps of the model, so that a drift of the machine's
+speed affects both; a ratio is the median over pairs. The plain loop is a simple one: a DataLoader over single images, cropped
+and flipped one by one, in this process.
 """
 
 import argparse
@@ -38,8 +38,8 @@ from nbsnn.training.observer import Epoch, Observer
 from nbsnn.training.options import FitOptions
 from nbsnn.training.step import Step
 
-STEPS = {"cpu": 1, "cuda": 60}  # timed together: kernels of a GPU take less time than it takes to ask for it
-WARM_UP = 5  # a graph is recorded on the fourth step
+STEPS = {"cpu": 1, "cuda": 60}  # timed together: a GPU's kernels are shorter than a read of the clock
+WARM_UP = 5  # a graph is captured on the fourth step
 
 
 def step_of(net: torch.nn.Module, batch: int, execution: Execution) -> Callable[[torch.Tensor, torch.Tensor], object]:

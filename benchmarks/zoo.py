@@ -1,4 +1,4 @@
-"""What each bundled network gets on a whole test set, in integers, as `nbsnn eval zoo:NAME --engine counts` says it.
+"""Accuracy of each bundled network on a whole test set, as `nbsnn eval zoo:NAME --engine counts` measures it.
 
 python benchmarks/zoo.py --root data --label "CIFAR-10 (JPEG q75)" --json benchmarks/results/zoo.json
 """
@@ -20,15 +20,15 @@ from nbsnn.zoo import PREFIX, list_zoo, locate
 
 
 def fingerprint(name: str) -> str:
-    """Twelve hexadecimal digits of a bundled file: whether figures are of the file that is there."""
+    """12-digit hash of a bundled file, to check that figures belong to it."""
     return hashlib.sha256(locate(PREFIX + name).read_bytes()).hexdigest()[:12]
 
 
 def main() -> None:
     """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("data"), help="where CIFAR-10 lies")
-    parser.add_argument("--label", default="CIFAR-10", help="what the data is called beside the figures")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of CIFAR-10")
+    parser.add_argument("--label", default="CIFAR-10", help="name of the data in the report")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     test = load_cifar10(args.root).test

@@ -12,7 +12,7 @@ import nbsnn
 
 
 class OwnNet(nn.Module):
-    """A skip and an average pool; each place that rectifies has an nn.ReLU of its own."""
+    """A network with a skip and an average pool; each activation is a separate nn.ReLU."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -24,12 +24,12 @@ class OwnNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        x = self.act(self.block(x) + x)  # the skip joins the current, before the activation
+        x = self.act(self.block(x) + x)  # the skip is added to the current, before the activation
         return self.head(self.pool(x).flatten(1))
 
 
 def train_(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, lr: float) -> None:
-    """A plain loop: to the optimizer, thresholds and weight scales are parameters like any other."""
+    """A plain training loop: thresholds and weight scales are ordinary parameters for the optimizer."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
     model.train()
     for _ in range(epochs):
@@ -52,7 +52,7 @@ def main(epochs: int) -> None:
     quantized = nbsnn.quantize(model, nbsnn.QuantSpec(weight_bits=3, act_bits=2), images=images[train][:256])
     train_(quantized, images[train], labels[train], epochs=epochs, lr=0.02)
 
-    quantized.double()  # rounding then cannot tip a tie, so that differences are those of the method
+    quantized.double()  # in float64 rounding does not decide ties, so differences are those of the method
     for schedule in ("fixed", "settle"):
         spiking = nbsnn.to_spiking(quantized, images[test][:1].double(), schedule=schedule)
         fidelity = nbsnn.measure_fidelity(quantized, spiking, images[test], labels=labels[test])

@@ -1,4 +1,4 @@
-"""The flags of the published commands, and what main.py, snn.py and snn_ft.py do with them alike."""
+"""The flags of the published commands, and what main.py, snn.py and snn_ft.py share."""
 
 import argparse
 from pathlib import Path
@@ -31,36 +31,36 @@ def parse(description: str, arguments: list[str] | None = None) -> argparse.Name
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """The published flags, and a few more that say where things are."""
+    """The published flags, and a few more for folders."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("-a", "--arch", default="alex", help="alex, vgg11, resnet20 (or res20), 32, 44, 56, 110, resnet18")
     add("--bit", type=int, default=32, help="bits of weights and activations: 32, 4, 3 or 2")
     add("--wd", "--weight-decay", dest="weight_decay", type=float, default=5e-4, help="weight decay")
     add("--lr", "--learning-rate", dest="lr", type=float, default=0.1, help="initial learning rate")
-    add("--epochs", type=int, default=300, help="epochs in all")
+    add("--epochs", type=int, default=300, help="total number of epochs")
     add("-b", "--batch-size", type=int, default=128, help="images in a batch")
     add("--momentum", type=float, default=0.9, help="momentum of SGD")
-    add("--start-epoch", type=int, default=None, help="number of the first epoch, for a restart by hand")
-    add("--resume", type=Path, default=None, metavar="FILE", help="go on from this checkpoint, at the epoch it had reached")
-    add("--init", type=Path, default=None, metavar="FILE", help="start from this checkpoint: ours or the authors'")
+    add("--start-epoch", type=int, default=None, help="number of the first epoch, for a manual restart")
+    add("--resume", type=Path, default=None, metavar="FILE", help="resume from this checkpoint, at its epoch")
+    add("--init", type=Path, default=None, metavar="FILE", help="start from this checkpoint, of nbsnn or of the authors' code")
     add("-e", "--evaluate", action="store_true", help="evaluate only")
-    add("-p", "--print-freq", type=int, default=100, help="print every so many batches")
+    add("-p", "--print-freq", type=int, default=100, help="number of batches between two printed lines")
     add("-id", "--device", default="0", help="number of the GPU, or cpu; without a GPU the CPU is used")
     add("-u", "--unsigned", action="store_true", help="unsigned neurons instead of signed ones")
-    add("-ct", "--continue", dest="continue_", action="store_true", help="go on with the interrupted run in the result folder")
-    add("--overwrite", action="store_true", help="let the results replace files of another kind in the result folder")
-    add("--schedule", default="fixed", help="of the spikes: fixed (published), settle or barrier (exact)")
+    add("-ct", "--continue", dest="continue_", action="store_true", help="resume the interrupted run in the result folder")
+    add("--overwrite", action="store_true", help="allow results to replace files of another kind in the result folder")
+    add("--schedule", default="fixed", help="schedule: fixed (published), settle or barrier (exact)")
     add("--data", type=Path, default=HERE / "data", help="folder of cifar-10-batches-py")
     add("--result", type=Path, default=HERE / "result", help="folder of the results")
-    add("--download", action="store_true", help="fetch the data set if it is not there")
+    add("--download", action="store_true", help="download the data set if it is missing")
     add("--validation", type=int, default=5000, help="training images held out to choose the best epoch")
     add("--seed", type=int, default=0, help="of weights, order and augmentation")
     return parser
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The published recipe of the network, with one phase as the flags say."""
+    """The published recipe of the network, with one phase set by the flags."""
     table = load_recipe(canonical_name(args.arch)).to_dict()
     phase = Phase(args.epochs, args.lr, args.weight_decay)
     table["phase"] = {str(args.bit): vars(phase)}
@@ -77,7 +77,7 @@ def result_folder(args: argparse.Namespace) -> Path:
 
 
 def check_results(args: argparse.Namespace, folder: Path, form: str) -> None:
-    """Refuse, before any work, to replace the start of the run, or files in its folder that are not results of its kind.
+    """Raise an error, before any work, if the run would replace its start or files in its folder that are not its results.
 
     Raises:
         ConfigError: names the file.

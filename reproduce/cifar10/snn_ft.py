@@ -1,4 +1,4 @@
-"""Fine-tune a quantized checkpoint for the spikes of a fixed number of steps, layer by layer, with the published commands.
+"""Fine-tune a quantized checkpoint for the schedule "fixed", layer by layer, with the published commands.
 
 python snn_ft.py --arch resnet20 --bit 2 -n 1 --force --init result/resnet20_2bit/model_best.pth.tar
 python snn_ft.py --arch resnet20 --bit 2 -e --init result/resnet20_2bit_ft/model_best.pth.tar
@@ -58,8 +58,8 @@ def parse(description: str, arguments: list[str] | None = None) -> argparse.Name
     parser = options.make_parser(description)
     parser.set_defaults(lr=1e-3)
     parser.add_argument("-n", "--num_epochs", type=int, default=1, help="epochs of each layer")
-    parser.add_argument("--force", action="store_true", help="keep every layer, whether accuracy rises or not")
-    parser.add_argument("--limit-train", type=int, default=0, help="learn from the first so many images only; 0 is all")
+    parser.add_argument("--force", action="store_true", help="keep every layer, even if accuracy does not rise")
+    parser.add_argument("--limit-train", type=int, default=0, help="train on the first N images only; 0 is all")
     return parser.parse_args(arguments)
 
 
@@ -73,7 +73,7 @@ def _evaluate(args: argparse.Namespace, path: Path, recipe: Recipe) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fine-tune, or with -e evaluate what was fine-tuned."""
+    """Fine-tune, or with -e evaluate a fine-tuned checkpoint."""
     path = options.required_init(args)
     recipe = options.recipe_of(args)
     if args.evaluate:

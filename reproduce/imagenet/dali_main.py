@@ -30,7 +30,7 @@ from nbsnn.training_console import TrainingConsole
 
 
 def start_of(args: argparse.Namespace, recipe: Recipe, images: LabelledImages) -> tuple[nn.Module, str]:
-    """The network to go on from: --resume, --init, --pretrained, or TorchVision's where it can be had. And its fingerprint."""
+    """The start network and its fingerprint: from --resume, --init, --pretrained, or TorchVision if available."""
     path = args.resume or args.init
     if path:
         net = load_start(path, recipe.model.name, bits=args.bit)

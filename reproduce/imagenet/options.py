@@ -1,4 +1,4 @@
-"""The flags of the published ImageNet commands, and what dali_main.py and snn.py do with them alike."""
+"""The flags of the published ImageNet commands, and what dali_main.py and snn.py share."""
 
 import argparse
 from pathlib import Path
@@ -34,40 +34,59 @@ def parse(description: str, arguments: list[str] | None = None) -> argparse.Name
     add = parser.add_argument
     add("data", type=Path, help="folder of train/<class>/*.JPEG and val/<class>/*.JPEG")
     add("-a", "--arch", default="alexnet", help="alexnet or vgg16")
-    add("-b", "--batch-size", type=int, default=256, help="images in a batch of each process")
+    add("-b", "--batch-size", type=int, default=256, help="batch size per process")
     add("--bit", type=int, default=32, help="bits of activations: 32, 4, 3 or 2")
-    add("--lr", "--learning-rate", dest="lr", type=float, default=0.1, help="rate for 256 images; grows with the batch")
-    add("--epochs", type=int, default=60, help="epochs in all")
+    add(
+        "--lr",
+        "--learning-rate",
+        dest="lr",
+        type=float,
+        default=0.1,
+        help="learning rate for 256 images, scaled with the batch size",
+    )
+    add("--epochs", type=int, default=60, help="total number of epochs")
     add("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="weight decay")
     add("--momentum", type=float, default=0.9, help="momentum of SGD")
-    add("--init", type=Path, default=None, metavar="FILE", help="start from this checkpoint: ours or the authors'")
+    add("--init", type=Path, default=None, metavar="FILE", help="start from this checkpoint, of nbsnn or of the authors' code")
     add("--pretrained", nargs="?", const="torchvision", default=None, metavar="FILE",
-        help="start from TorchVision's weights: fetched by torchvision, or this file of a state dict")  # fmt: skip
-    add("--resume", type=Path, default=None, metavar="FILE", help="go on from this checkpoint, at the epoch it had reached")
-    add("--start-epoch", type=int, default=None, help="number of the first epoch, for a restart by hand")
+        help="start from TorchVision's weights: downloaded by torchvision, or the file of a state dict")  # fmt: skip
+    add("--resume", type=Path, default=None, metavar="FILE", help="resume from this checkpoint, at its epoch")
+    add("--start-epoch", type=int, default=None, help="number of the first epoch, for a manual restart")
     add("-e", "--evaluate", action="store_true", help="evaluate only")
     add("-u", "--unsigned", action="store_true", help="unsigned neurons instead of signed ones")
-    add("-j", "--workers", type=int, default=4, help="threads, or at most so many processes, that decode for each process")
-    add("-p", "--print-freq", type=int, default=10, help="print every so many batches")
+    add(
+        "-j",
+        "--workers",
+        type=int,
+        default=4,
+        help="threads, or at most as many worker processes, for decoding in each process",
+    )
+    add("-p", "--print-freq", type=int, default=10, help="number of batches between two printed lines")
     add("--dali_cpu", action="store_true", help="DALI decodes and augments on the CPU")
-    add("--loader", default=None, help="who decodes: dali, dali_cpu or torch; what is installed unless given")
-    add("--on-corrupt", default="skip", help="a file that is no image: skip (named and counted) or refuse")
-    add("--deterministic", action="store_true", help="deterministic algorithms only, cuDNN's too")
+    add("--loader", default=None, help="dali, dali_cpu or torch; depends on what is installed unless given")
+    add("--on-corrupt", default="skip", help="for a corrupt file: skip (logged and counted) or refuse")
+    add("--deterministic", action="store_true", help="use deterministic algorithms only, also in cuDNN")
     add("--channels-last", nargs="?", const=True, default=True, help="always on; accepted as published")
-    add("--local_rank", "--local-rank", type=int, default=None, help="given by old launchers; torchrun's environment counts")
+    add(
+        "--local_rank",
+        "--local-rank",
+        type=int,
+        default=None,
+        help="set by old launchers; ignored, torchrun's environment is used",
+    )
     add("-id", "--device", default="auto", help="auto, cpu or cuda")
-    add("--schedule", default="fixed", help="of the spikes: fixed (published), settle or barrier (exact)")
+    add("--schedule", default="fixed", help="schedule: fixed (published), settle or barrier (exact)")
     add("--lowbit", action="store_true", help="inner weights with as few bits as activations, instead of 32")
-    add("-ct", "--continue", dest="continue_", action="store_true", help="go on with the interrupted run in the result folder")
-    add("--overwrite", action="store_true", help="let the results replace files of another kind in the result folder")
-    add("--limit", type=int, default=0, help="evaluate on so many validation images only, of all classes; 0 is all")
+    add("-ct", "--continue", dest="continue_", action="store_true", help="resume the interrupted run in the result folder")
+    add("--overwrite", action="store_true", help="allow results to replace files of another kind in the result folder")
+    add("--limit", type=int, default=0, help="evaluate on N validation images of all classes only; 0 is all")
     add("--result", type=Path, default=HERE / "result", help="folder of the results")
     add("--seed", type=int, default=0, help="of order and augmentation")
     return parser.parse_args(arguments)
 
 
 def recipe_of(args: argparse.Namespace, group: World) -> Recipe:
-    """The published recipe of the network, with one phase as the flags say."""
+    """The published recipe of the network, with one phase set by the flags."""
     name = canonical_name(args.arch, data="imagenet")
     table = load_recipe(f"{name}:lowbit" if args.lowbit else name).to_dict()
     table["phase"] = {str(args.bit): vars(Phase(args.epochs, args.lr, args.weight_decay))}
@@ -78,7 +97,7 @@ def recipe_of(args: argparse.Namespace, group: World) -> Recipe:
 
 
 def loader_of(args: argparse.Namespace) -> str:
-    """Who decodes photographs; DALI is refused where it is asked for and not installed."""
+    """The loader of photographs; raises an error if DALI is requested and not installed."""
     loader: str = args.loader or ("dali_cpu" if args.dali_cpu else "auto")
     if loader.startswith("dali") and not is_installed():
         raise ConfigError(f"{'--dali_cpu' if args.dali_cpu else f'--loader {loader}'} needs nvidia-dali: {INSTALL}")
@@ -92,7 +111,7 @@ def result_folder(args: argparse.Namespace) -> Path:
 
 
 def check_results(args: argparse.Namespace, folder: Path, form: str) -> None:
-    """Refuse, before any work, to replace the start of the run, or files in its folder that are not results of its kind.
+    """Raise an error, before any work, if the run would replace its start or files in its folder that are not its results.
 
     Raises:
         ConfigError: names the file.
@@ -103,14 +122,14 @@ def check_results(args: argparse.Namespace, folder: Path, form: str) -> None:
 
 
 def data_of(recipe: Recipe, checkpoint: Path | None = None) -> Splits:
-    """The photographs, with the classes that a checkpoint of ours was trained with."""
+    """The photographs, with the classes stored in a checkpoint of nbsnn."""
     ours = read_tensors(checkpoint)[0]["recipe"] if checkpoint and is_ours(checkpoint) else None
     classes = recipe_from_dict(ours).data.classes if ours else ()
     return load_data(recipe.data, size=recipe.model.image_size, classes=classes)
 
 
 def device_of(args: argparse.Namespace) -> torch.device:
-    """This process's GPU or the CPU, made deterministic if asked."""
+    """This process's GPU or the CPU; deterministic if requested."""
     if args.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False

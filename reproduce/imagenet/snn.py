@@ -15,7 +15,7 @@ from nbsnn.evaluation.comparison import compare
 from nbsnn.importers.reference import load_quantized_start
 from nbsnn.spiking.schedules import check_pair
 
-_FIDELITY_IMAGES = 8  # of 224×224; every activation of them is kept
+_FIDELITY_IMAGES = 8  # of 224×224; all their activations are in memory
 
 
 def run(args: argparse.Namespace) -> None:
