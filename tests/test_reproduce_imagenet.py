@@ -46,7 +46,7 @@ def command(scripts, script, words, place, capsys, code=0):
 def test_the_published_sequence_runs(scripts, place, capsys, monkeypatch):
     best = {bit: place / "result" / f"alexnet_{bit}bit" / "model_best.pth.tar" for bit in (4, 3, 2)}
     said = command(scripts, "dali_main", "-a alexnet --bit 4 --lr=0.1 --epochs 1 -p 1", place, capsys)
-    assert "starting from fresh weights" in said
+    assert "starting from random weights" in said
     assert "epoch 1 batch 2/2" in said
     assert "validation accuracy" in said
     for bit in (3, 2):
