@@ -94,7 +94,7 @@ def test_the_scale_loses_no_more_than_a_fine_search(bits, known):
     assert least_error_scale(torch.zeros(9), bits).isfinite()
 
 
-def test_scales_are_set_anew_and_all_else_stays():
+def test_scales_are_refitted_and_nothing_else_changes():
     quantized = quantize(RandomNet(["chain", "identity"]), QuantSpec(2, 2))
     before = {key: value.clone() for key, value in quantized.state_dict().items()}
     refit_scales_(quantized)

@@ -215,7 +215,7 @@ def test_accuracy_measured_by_several_threads_at_once_leaves_the_modes(images):
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
-def test_modes_come_back_whatever_the_order_in_which_contexts_are_left():
+def test_modes_are_restored_in_any_order_of_leaving_contexts():
     net = nn.Sequential(nn.ReLU()).train()
     first, second = evaluation_mode(net), evaluation_mode(net)
     first.__enter__(), second.__enter__()

@@ -177,7 +177,7 @@ def test_an_altered_length_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth.tar"])
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02garbage", b"PK\x03\x04" + bytes(60), bytes(200)])
-def test_a_foreign_file_is_refused(tmp_path, name, content):
+def test_a_file_of_another_program_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert "damaged" in refusal(tmp_path / name)
 

@@ -53,7 +53,7 @@ def test_training_again_finds_everything_done_and_prints_json(run: Path, capsys:
     assert (run / "2bit" / "last.safetensors").stat().st_mtime_ns == before
 
 
-def test_another_recipe_does_not_overwrite_results_unless_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_recipe_does_not_overwrite_results_by_default(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "-r", "digits/resnet20", *SHORT, "--out", str(run), "--seed", "4"]
     assert main(words) == 2
     assert "another recipe" in capsys.readouterr().err

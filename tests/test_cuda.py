@@ -75,7 +75,7 @@ def test_a_replayed_run_ends_with_the_bits_of_an_eager_one(tmp_path, splits, aut
     assert [row.train_top1 for row in history] == [row.train_top1 for row in other]
 
 
-def test_a_replayed_run_goes_on_with_the_same_bits(tmp_path, splits):
+def test_a_replayed_run_resumes_with_the_same_bits(tmp_path, splits):
     execution = Execution(cuda_graph=True)
     whole, _ = trained(tmp_path / "whole", splits, execution)
     for steps in (2, 7, 5):

@@ -61,7 +61,7 @@ def test_an_unknown_data_set_comes_with_close_matches():
         load_data(DataSpec("digit"))
 
 
-def test_without_validation_images_the_test_set_stands_in():
+def test_without_validation_images_the_test_set_is_used():
     full, test = image_set(), image_set(5)
     splits = split_validation(full, test, 0)
     assert (len(splits.train), len(splits.validation)) == (23, 5)

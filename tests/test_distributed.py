@@ -76,7 +76,7 @@ def test_one_process_that_is_asked_to_stop_stops_all_at_the_same_step(together):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_in_one(together, tmp_path):
+def test_a_run_of_two_processes_resumes_in_one(together, tmp_path):
     shutil.copytree(together / "stopped", tmp_path / "run")
     resumed = []
 
@@ -91,7 +91,7 @@ def test_a_run_of_two_processes_goes_on_in_one(together, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_revived_and_goes_on_from_the_last_step(together, tmp_path):
+def test_a_killed_rank_is_restarted_and_resumes_from_the_last_step(together, tmp_path):
     said = torchrun(tmp_path, "killed", "--max-restarts", "2")
     assert "tiny: resuming from the training state in epoch 2, after step " in " ".join(said.split())
     assert "signal 9" in said.lower() or "-9" in said

@@ -31,7 +31,7 @@ class Follower(Observer):
             self.means[name] = decay * self.means[name] + (1 - decay) * p.detach().double()
 
 
-def test_the_average_is_evaluated_and_kept_and_the_weights_train_on(tmp_path):
+def test_the_ema_is_evaluated_and_saved_and_the_weights_train_on(tmp_path):
     full = load_digits()
     splits = Splits(full.train.take(slice(0, 200)), full.validation.take(slice(0, 60)), full.test)
     settings = ["data.batch_size=32", "data.augment=true", "optim.recalibrate_batches=2"]

@@ -60,7 +60,7 @@ def test_a_run_from_a_quantized_start_is_trained_and_found_again(tmp_path, split
     assert again[0].fit.last.read_bytes() == before
 
 
-def test_a_run_that_ended_between_phases_does_not_go_on_in_another_precision(tmp_path, splits, starts):
+def test_a_run_that_ended_between_phases_does_not_resume_in_another_precision(tmp_path, splits, starts):
     """Case 23, between two phases."""
 
     def train(precision):
@@ -82,7 +82,7 @@ def test_a_pupil_without_a_teacher_is_refused_also_where_the_float_phase_is_left
         next(pipeline.train(recipe, tmp_path, splits=splits, init=starts(3)))
 
 
-def test_a_finished_run_goes_on_when_its_last_phase_is_given_more_epochs(tmp_path, capsys):
+def test_a_finished_run_continues_when_its_last_phase_is_given_more_epochs(tmp_path, capsys):
     """Case 35, and case 23: at the command line."""
     recipe = tmp_path / "own.toml"
     phases = "[phase.4]\nepochs = 1\nlr = 0.01\n[phase.2]\nepochs = 1\nlr = 0.01\n"

@@ -316,7 +316,7 @@ def test_norms_and_biases_are_trained_with_the_weights_or_alone(trained, digits,
     assert all(p.requires_grad for p in result.spiking.parameters())
 
 
-def test_norms_trained_end_to_end_mend_what_shifted_biases_spoiled(trained, digits):
+def test_norms_trained_end_to_end_repair_shifted_biases(trained, digits):
     spoiled = copy.deepcopy(trained)
     with torch.no_grad():
         for unit in (spoiled.block1.first, spoiled.block2.first):

@@ -109,7 +109,7 @@ def asdict_row(epoch):
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_run_whose_newest_state_is_damaged_goes_on_from_the_one_before(tmp_path, train, untouched, caplog, damage):
+def test_a_run_whose_newest_state_is_damaged_resumes_from_the_one_before(tmp_path, train, untouched, caplog, damage):
     """Cases 18 and 19: the line says so, and the run ends with the same bits."""
     train(5)
     damage(tmp_path / "run" / NEWEST)
@@ -153,7 +153,7 @@ def test_a_state_of_another_recipe_is_refused_and_not_taken_for_damaged(tmp_path
     assert (tmp_path / "run" / NEWEST).is_file()
 
 
-def test_a_state_of_an_earlier_version_is_taken_up_with_a_line(tmp_path, train, untouched, caplog):
+def test_a_state_of_an_earlier_version_is_loaded_with_a_warning(tmp_path, train, untouched, caplog):
     """One generation, no hash, no conditions, no count of momenta."""
     for stop in (3, 4):  # within an epoch, and at its end
         train(stop, name=str(stop))
@@ -175,7 +175,7 @@ def test_a_state_of_an_earlier_version_is_taken_up_with_a_line(tmp_path, train, 
 
 @pytest.mark.parametrize("damage", [flip, lambda path: path.unlink()])
 @pytest.mark.parametrize("stop", [5, 8])  # within the second epoch, and after its last step
-def test_damaged_checkpoints_of_a_run_under_way_are_written_anew(tmp_path, train, untouched, damage, stop, caplog):
+def test_damaged_checkpoints_of_an_unfinished_run_are_rewritten(tmp_path, train, untouched, damage, stop, caplog):
     train(stop)
     for name in ("best.safetensors", "last.safetensors"):
         (tmp_path / "spare").write_bytes((tmp_path / "run" / name).read_bytes())
@@ -184,7 +184,7 @@ def test_damaged_checkpoints_of_a_run_under_way_are_written_anew(tmp_path, train
     assert same(train(), untouched) or "takes its place" in caplog.text
 
 
-def test_the_best_network_that_is_lost_is_replaced_and_said(tmp_path, train, caplog):
+def test_a_lost_best_network_is_replaced_with_a_warning(tmp_path, train, caplog):
     train(6)
     flip(tmp_path / "run" / "best.safetensors")
     flip(tmp_path / "run" / "last.safetensors")
@@ -255,7 +255,7 @@ def test_a_damaged_log_is_no_loss(tmp_path, train, untouched, content):
 # ----------------------------------------------------------------------------------------------------------- conditions
 
 
-def test_a_run_is_not_taken_up_in_another_precision(tmp_path, train):
+def test_a_run_is_not_resumed_in_another_precision(tmp_path, train):
     """Case 23."""
     train(3, execution=Execution(autocast=torch.bfloat16))
     with pytest.raises(CheckpointError, match=r"with precision bf16, and this one has float32; use the same precision \(bf16"):
@@ -263,7 +263,7 @@ def test_a_run_is_not_taken_up_in_another_precision(tmp_path, train):
     train(execution=Execution(autocast=torch.bfloat16))
 
 
-def test_a_run_is_not_taken_up_with_other_images(tmp_path, train, splits):
+def test_a_run_is_not_resumed_with_other_images(tmp_path, train, splits):
     train(3)
     other = replace(splits, train=replace(splits.train, images=splits.train.images.flip(0)))
     with pytest.raises(CheckpointError, match=r"holds a run with images \w+ \w+, and this one has"):
@@ -272,7 +272,7 @@ def test_a_run_is_not_taken_up_with_other_images(tmp_path, train, splits):
         train(splits=replace(splits, train=replace(splits.train, labels=splits.train.labels.flip(0))))
 
 
-def test_a_run_is_not_taken_up_at_another_first_epoch(tmp_path, train):
+def test_a_run_is_not_resumed_at_another_first_epoch(tmp_path, train):
     train(3, first_epoch=1)
     with pytest.raises(CheckpointError, match="with first epoch 1, and this one has 0"):
         train()
@@ -292,7 +292,7 @@ def test_what_changes_rounding_alone_is_named_in_one_line(tmp_path, train, untou
 # --------------------------------------------------------------------------------------------------------- more epochs
 
 
-def test_a_finished_phase_goes_on_when_it_is_given_more_epochs(tmp_path, train, untouched, caplog):
+def test_a_finished_phase_continues_when_it_is_given_more_epochs(tmp_path, train, untouched, caplog):
     """Case 35."""
     first = train()
     more = replace(PHASE, epochs=4)

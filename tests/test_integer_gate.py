@@ -160,7 +160,7 @@ def test_a_file_that_asks_for_what_cannot_be_is_refused_at_once(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["levels of 2.5", "7 pools of 3×3 in a row", "a head without branches", "a padding of 1024"])
-def test_a_program_made_by_hand_meets_the_same_gate(name):
+def test_a_program_built_in_python_meets_the_same_checks(name):
     change, said = FORGERIES[name]
     with pytest.raises(LoweringError, match="not a valid program: ") as caught:
         nbsnn.IntegerNetwork(change(PROGRAM))
@@ -216,7 +216,7 @@ def test_large_networks_are_far_from_the_limits():
     assert all(asked * 1000 < most for asked, most in zip(work[:5], LIMITS[:5], strict=True))
 
 
-def test_what_passes_the_gate_runs_on_both_engines_alike():
+def test_what_passes_the_checks_runs_alike_on_both_engines():
     if native.why_not():
         pytest.skip(native.why_not())
     generator = torch.Generator().manual_seed(5)

@@ -170,7 +170,7 @@ def test_images_that_do_not_fit_are_refused(images, message):
         nbsnn.lower(small_quantized(), IMAGE).run(images)
 
 
-def test_unknown_ways_to_run_are_refused():
+def test_unknown_engines_and_schedules_are_refused():
     network = nbsnn.lower(assembled(1, ["chain"], [2, 3]), images_for(1))
     with pytest.raises(nbsnn.ConfigError, match=r"unknown engine 'count'; did you mean counts\?"):
         network.run(images_for(1), engine="count")
@@ -305,7 +305,7 @@ def test_the_product_with_the_image_is_rounded_half_up():
 
 
 @pytest.mark.parametrize(("retract", "signed"), [(-3, 1), (-2, 0)])
-def test_a_signed_neuron_takes_back_at_its_level_and_not_before(retract, signed):
+def test_a_signed_neuron_cancels_at_its_level_and_not_before(retract, signed):
     """The second neuron fires in step 2 and ends at a membrane of -2."""
     first = tie_program(2**11)
     branch = Branch("act", torch.tensor([4977], dtype=torch.int32), torch.full((1, 1), -1, dtype=torch.int8))

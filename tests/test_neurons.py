@@ -81,7 +81,7 @@ def test_any_constant_current_is_exact(steps, z, signed):
     assert spikes.sum(0).item() == (total + 0.5).floor().clamp(0, steps).item()
 
 
-def test_a_signed_neuron_takes_a_spike_back_and_an_unsigned_one_does_not():
+def test_a_signed_neuron_cancels_a_spike_and_an_unsigned_one_does_not():
     current, theta = torch.tensor([[1.0], [-1.5], [0.0]]), torch.tensor(1.0)
     assert integrate_and_fire(current, theta, signed=True).flatten().tolist() == [1, -1, 0]
     assert integrate_and_fire(current, theta, signed=False).flatten().tolist() == [1, 0, 0]

@@ -41,7 +41,7 @@ def test_without_a_batch_nothing_is_lost():
     assert net.running_mean.tolist() == [3, 3]
 
 
-def test_training_with_statistics_taken_anew_changes_nothing_but_them(tmp_path):
+def test_training_with_recalibrated_batch_norm_changes_only_its_statistics(tmp_path):
     full = load_digits()
     splits = Splits(full.train.take(slice(0, 200)), full.validation.take(slice(0, 60)), full.test)
     found = []
@@ -54,6 +54,6 @@ def test_training_with_statistics_taken_anew_changes_nothing_but_them(tmp_path):
     assert moved == {key for key in running if key.endswith(("running_mean", "running_var", "batches_tracked"))}
 
 
-def test_frozen_norms_and_statistics_taken_anew_exclude_each_other():
+def test_frozen_and_recalibrated_batch_norm_exclude_each_other():
     with pytest.raises(ConfigError, match=r"^recalibrate_batches=5: must be 0 where optim.freeze_norms is set$"):
         OptimSpec(freeze_norms=True, recalibrate_batches=5)

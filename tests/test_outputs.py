@@ -57,7 +57,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def test_files_of_ours_are_told_by_what_they_hold(originals):
+def test_own_files_are_recognized_by_their_content(originals):
     assert {name: kind_of(originals / name) for name in KINDS} == KINDS
 
 

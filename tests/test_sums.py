@@ -107,7 +107,7 @@ def test_gradients_of_thresholds_and_scales_are_those_of_float64(dtype):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_estimated_norm_statistics_are_those_of_float64(layout):
+def test_recalibrated_norm_statistics_are_those_of_float64(layout):
     images = (torch.randn(64, 3, 32, 32) + 30).contiguous(memory_format=layout)
     exact = images.double()
     sums = channel_sums(images)

@@ -70,7 +70,7 @@ def test_without_tensorboard_the_line_says_how_to_install_it(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
-def test_several_observers_are_all_told_and_all_asked():
+def test_several_observers_are_all_called():
     told = []
 
     class Noting(Observer):

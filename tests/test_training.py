@@ -184,7 +184,7 @@ def test_a_phase_that_starts_late_keeps_the_log_and_the_best_of_what_was_before(
     assert (tmp_path / "best.safetensors").read_bytes() == before
 
 
-def test_a_state_is_not_taken_up_by_a_run_with_another_start(tmp_path, splits):
+def test_a_state_is_not_loaded_by_a_run_with_another_start(tmp_path, splits):
     with pytest.raises(Interrupted, match="run the same command to resume"):
         fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path, observer=StopAfter(1), options=FitOptions(start="one"))
     with pytest.raises(CheckpointError, match="another start"):
@@ -277,7 +277,7 @@ def test_figures_fetched_together_are_those_fetched_one_by_one(tmp_path, splits,
     assert all(value.equal(weights(later.last)[key]) for key, value in weights(soon.last).items())
 
 
-def test_a_run_stopped_with_figures_on_their_way_goes_on(tmp_path, splits, late):
+def test_a_run_stopped_with_metrics_on_the_device_resumes(tmp_path, splits, late):
     whole = fit(digits_net(), splits, RECIPE, PHASE, out=tmp_path / "whole")
     for steps in (3, 4):
         with pytest.raises(Interrupted, match=rf"^stopped in epoch 1 at step {3 if steps == 3 else 7}; "):

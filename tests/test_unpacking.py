@@ -81,7 +81,7 @@ def test_a_bundled_network_starts_at_equal_logits_and_trains_all_over(name):
         assert not torch.equal(parameter, before[key]), key
 
 
-def test_what_of_a_packed_network_does_not_train_is_said(tmp_path):
+def test_a_packed_network_warns_of_what_does_not_train(tmp_path):
     """Case 32: once, when it is put into training mode; every parameter that asks for a gradient gets one."""
     packed = packed_of(small_quantized(), tmp_path, SmallNet())
     images = torch.randn(4, 2, 6, 6)

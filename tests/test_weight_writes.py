@@ -150,7 +150,7 @@ def test_another_format_or_type_is_seen():
 
 
 @pytest.mark.parametrize("make", [layer, lambda: QuantLinear.from_float(nn.Linear(5, 4), EdgeUniform(8, "max"))])
-def test_training_goes_on_after_inference_mode(make):
+def test_training_continues_after_inference_mode(make):
     net, x = make(), torch.randn(2, 5)
     with torch.inference_mode(), quantized_once(net):
         before = net(x)
