@@ -1,4 +1,4 @@
-"""The story on one page: data → train → convert → compare. The command line and the published scripts call this."""
+"""All steps in one file: data → train → convert → compare. Called by the command line and the published scripts."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -59,23 +59,23 @@ class PhaseResult:
 
 
 def phase_folder(out: Path, bits: int) -> Path:
-    """Where a phase keeps its files."""
+    """The folder of a phase."""
     return out / f"{bits}bit"
 
 
 def new_model(recipe: Recipe) -> nn.Module:
-    """The recipe's float network with fresh weights, decided by the seed."""
+    """The recipe's float network with random weights, which depend on the seed."""
     torch.manual_seed(recipe.seed)
     return _build(recipe.model)
 
 
 def pretrained_model(recipe: Recipe, source: str, images: LabelledImages) -> tuple[nn.Module, list[MappedTensor]]:
-    """The recipe's float network with TorchVision's weights, and what became of every tensor.
+    """The recipe's float network with TorchVision's weights, and what happened to every tensor.
 
     Args:
         recipe: names the network.
         source: "torchvision" (the installed package fetches them), or the file of a state dict.
-        images: a few of them set the statistics of new norm layers.
+        images: a few of them determine the statistics of new norm layers.
     """
     spec = recipe.model
     given = source != "torchvision"
@@ -90,7 +90,7 @@ def _build(spec: ModelSpec) -> nn.Module:
 
 
 def calibration_images(train: LabelledImages) -> Tensor:
-    """Normalised training images, evenly spaced, from which thresholds start: 512 of CIFAR's size, fewer of larger ones."""
+    """Normalized training images, evenly spaced, to initialize thresholds: 512 of CIFAR's size, fewer of larger ones."""
     _, height, width = train.shape
     count = max(32, min(CALIBRATION_IMAGES, CALIBRATION_IMAGES * 64 * 64 // (height * width)))
     step = max(1, len(train) // count)
@@ -107,16 +107,16 @@ def train(
     observer: Observer | None = None,
     progress: DownloadProgress | None = None,
 ) -> Iterator[PhaseResult]:
-    """Run a recipe's phases one after the other; yields each as it ends. Finished phases in `out` are not run again.
+    """Train a recipe's phases one after the other; yields each when it ends. Finished phases in `out` are not trained again.
 
     Args:
-        recipe: what to do.
-        out: a folder per phase is made in it, such as `out/4bit`.
+        recipe: settings of the run.
+        out: parent of the folders of phases, such as `out/4bit`.
         options: device, compilation, precision, whether to overwrite; the CPU unless given.
         splits: the data, if loaded already.
-        init: the network that the first phase starts from; fresh unless given. A float one teaches phases that distil; from a
-            quantized one the phases of fewer bits alone are trained.
-        observer: told of each step and epoch; may end the run early.
+        init: the network that the first phase starts from; random weights unless given. A float network is the teacher of
+            phases that distil; from a quantized one only the phases of fewer bits are trained.
+        observer: callbacks of each step and epoch; may stop the run.
         progress: of a download.
     """
     out, options = Path(out), options or TrainOptions()
@@ -124,7 +124,7 @@ def train(
     folders = {bits: phase_folder(out, bits) for bits in phases_from(recipe, init)}
     if options.resume and not any(map(has_run, folders.values())):
         raise CheckpointError(f"{out} holds no run to resume; name its folder, or leave resume=True out to start one")
-    overwrite = options.overwrite and not is_revived()  # by torchrun: then what lies there is this run's own
+    overwrite = options.overwrite and not is_revived()  # by torchrun: then the files are from this run
     start = fingerprint(init) if init else ""
     done = {bits: None if overwrite else finished_phase(recipe, bits, folder, start) for bits, folder in folders.items()}
     to_run = [bits for bits, result in done.items() if result is None]
@@ -152,7 +152,7 @@ def train(
                 model, splits, recipe.until(bits), phase, out=folders[bits], options=how, observer=observer, teacher=teacher
             )
             for earlier in list(folders)[: list(folders).index(bits)]:
-                forget_finished(folders[earlier])  # it cannot be given more epochs any more: this one began with it
+                forget_finished(folders[earlier])  # it can no longer be given more epochs: this phase started from it
             before = None
         else:
             before = folders[bits]
@@ -165,10 +165,10 @@ def train(
 
 
 def integer_form(quantized: nn.Module, images: LabelledImages, *, float_weight_bits: int = 8) -> IntegerNetwork:
-    """`lower` with the set's first image as the example and its normalisation for 8-bit pixels.
+    """`lower` with the set's first image as the example and its normalization for 8-bit pixels.
 
     Args:
-        quantized: result of `quantize`, anywhere; the result lies on the CPU.
+        quantized: result of `quantize`, on any device; the integer network is on the CPU.
         images: the set that the network was trained on.
         float_weight_bits: as in `lower`.
     """
@@ -177,19 +177,19 @@ def integer_form(quantized: nn.Module, images: LabelledImages, *, float_weight_b
 
 
 def float_form(header: Mapping[str, Any]) -> nn.Module:
-    """A float network of the architecture that a checkpoint's header names, with fresh weights, in evaluation mode."""
+    """A float network of the architecture in a checkpoint's header, with random weights, in evaluation mode."""
     if header["model"] is None:
         raise ConfigError("the checkpoint names no architecture; its float form cannot be built")
     return _build(ModelSpec(**header["model"])).eval()
 
 
 class FinetuneRun(NamedTuple):
-    """A fine-tuning from a checkpoint to the test: the network, accuracies, and what a checkpoint and a report say of it."""
+    """Result of fine-tuning a checkpoint: the network, accuracies, and fields for its checkpoint and report."""
 
     result: FinetuneResult
     tested: Finetuned
     metrics: dict[str, Any]  # of the checkpoint of `result.spiking`
-    figures: dict[str, Any]  # all of it as plain values
+    figures: dict[str, Any]  # everything as plain values
 
 
 def finetune_and_test(
@@ -201,15 +201,16 @@ def finetune_and_test(
     progress: ProgressBar,
     on_change: Callable[[Change, SpikingNetwork, dict[str, Any]], None],
 ) -> FinetuneRun:
-    """Fine-tune a quantized network for spikes under the schedule "fixed", and compare it with its source on the test images.
+    """Fine-tune a quantized network for the schedule "fixed", and compare it with its source on the test images.
 
     Args:
-        quantized: anywhere; not changed.
-        splits: training images to learn from, validation images to judge each change by, and test images.
+        quantized: on any device; not changed.
+        splits: training images, validation images to evaluate each change, and test images.
         spec: method and settings.
         source: names the checkpoint.
-        progress: `progress(images, title)` is a context that yields what `finetune` and `compare_finetuned` tell.
-        on_change: called as in `finetune`, with the metrics of a checkpoint of the network as it stands.
+        progress: `progress(images, title)` is a context manager that yields the callback for `finetune` and
+            `compare_finetuned`.
+        on_change: called as in `finetune`, with the metrics for a checkpoint of the current network.
     """
     train, held_out, test = splits.train, splits.validation, splits.test
     known = {"checkpoint": source, "settings": spec.to_dict(), "train_images": len(train), "held_out_images": len(held_out)}
@@ -226,7 +227,7 @@ def finetune_and_test(
 
 
 def _finetuned_metrics(known: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fine-tuned checkpoint says of itself: `top1` is of its spiking form, and `teacher_top1` of its source."""
+    """Metrics of a fine-tuned checkpoint: `top1` is of its spiking form, `teacher_top1` of its source."""
     settings, images = known["settings"], known["train_images"]
     calibrated = settings["method"] == "calibrate"
     return {

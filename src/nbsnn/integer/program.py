@@ -77,10 +77,10 @@ class Program:
         pixels: the image's grid.
         nodes: in an order in which sources come first.
         head: the output.
-        notes: what the lowering had to round beyond the quantized network, a line each.
-        origin: where it came from, as plain values: recipe, model, metrics.
-        cache: what backends prepared once for all runs; see `prepared`. Neither stored, copied nor passed on:
-            `dataclasses.replace` gives a program that has prepared nothing yet.
+        notes: what lowering rounded beyond the quantized network, one line each.
+        origin: its source as plain values: recipe, model, metrics.
+        cache: values that backends prepared once for all runs; see `prepared`. Not stored and not copied: `dataclasses.replace`
+            gives a program with an empty cache.
     """
 
     timesteps: int
@@ -92,7 +92,7 @@ class Program:
     cache: Cache = field(default_factory=lambda: Cache(), init=False, repr=False)
 
     def prepared(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gives, made by the first who asks for it: weights in the layout that a backend needs.
+        """The cached result of `make`, such as weights in the layout of a backend.
 
         Args:
             key: begins with the backend's name.
@@ -148,14 +148,14 @@ class Program:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a backend returns for a batch of B images.
+    """Result of a backend for a batch of B images.
 
     Attributes:
         accumulators: [B, *head.shape] int64 for each of the head's branches, in order.
-        steps: [B] int64, the steps that each image took: T for `run_counts` and "fixed"; the last step with a spike, but at
+        steps: [B] int64, the steps of each image: T for `run_counts` and "fixed"; the last step with a spike, but at
             least T, under "settle"; (depth + 1)·T under "barrier".
         spikes: unit → [B] int64, spikes of either sign in all steps; for `run_counts` Σ counts, which is what "barrier" fires.
-        counts: unit → [B, *shape] int32 net counts, if asked for.
+        counts: unit → [B, *shape] int32 net counts, if requested.
         fired: unit → [B, *shape] int32 spikes of either sign in all steps, if asked for (`keep_fired`); only the torch backend
             has them, for signed neurons: unsigned ones have fired their counts.
     """

@@ -41,7 +41,7 @@ class Recipe:
         require(len(self.phase) >= 1, "phase", {}, "at least one [phase.BITS] table")
         known = [str(bits) for bits in (*PHASE_BITS, FLOAT_BITS)]
         for bits in self.phase:
-            if bits not in known:  # nor another spelling, such as 02
+            if bits not in known:  # also not another spelling, such as 02
                 raise ConfigError(f"phase.{shown(bits)}: choose one of {', '.join(known)} bits ({FLOAT_BITS} is float)")
             self.spec(int(bits))
         stale = not self.optim.recalibrate_batches and not self.optim.freeze_norms
@@ -59,18 +59,18 @@ class Recipe:
         return QuantSpec(weight_bits, bits, self.quant.edge_bits, self.quant.edge_range, weight_format=self.quant.weight_format)
 
     def until(self, bits: int) -> "Recipe":
-        """What decides the result of the phase with these bits: all but the later phases."""
+        """The settings that affect the phase with these bits: all except later phases."""
         names = list(self.phase)
         return replace(self, phase={name: self.phase[name] for name in names[: names.index(str(bits)) + 1]})
 
     def to_dict(self, *, places: bool = True) -> dict[str, Any]:
-        """Plain values, as `recipe_from_dict` takes them; for files that travel, without where the data lies."""
+        """Plain values for `recipe_from_dict`; for files that may be moved, without the location of the data."""
         chosen = self if places else replace(self, data=replace(self.data, root=DataSpec.root, download=False))
         return asdict(chosen)
 
     @property
     def hash(self) -> str:
-        """12-digit hash of every setting that affects the result, so not of the name nor of where the data lie."""
+        """12-digit hash of every setting that affects the result, without the name and the location of the data."""
         content = self.to_dict()
         content.pop("name")
         content["data"] = {k: v for k, v in content["data"].items() if k not in NOT_DECIDING}
@@ -83,7 +83,7 @@ class Recipe:
 
 
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from plain values; unknown keys are errors, and names of earlier versions are taken."""
+    """Build a recipe from plain values; unknown keys are errors, and names of earlier versions are accepted."""
     recipe: Recipe = typed(_as_it_is_now(table), Recipe, "")
     return recipe
 

@@ -10,7 +10,7 @@ from nbsnn.recipe.hashing import hashed
 from nbsnn.settings import require
 
 Padding = Literal["black", "mirror"]
-MODEL_LIMITS = {"num_classes": 2**20, "in_channels": 2**12, "image_size": 2**13}  # the largest network of a name
+MODEL_LIMITS = {"num_classes": 2**20, "in_channels": 2**12, "image_size": 2**13}  # largest values for registered networks
 MOST_EPOCHS = 10**6
 _MANY = 2**31 - 1  # of images, batches and the like
 
@@ -37,10 +37,10 @@ class ModelSpec:
 class DataSpec:
     """A data set and how batches are made of it. `validation` training images are held out to choose the best epoch.
 
-    `batch_size` counts the images of all processes. `padding` is what random crops of images in memory show beyond the border:
-    black, as published, or the image mirrored. `loader`, `workers` (at most as many as there are cores, but for DALI) and
-    `on_corrupt` are for image files; `classes` are the names of the folders that they lie in, in the order of their labels:
-    unless given, those of the training images, which a run then writes here.
+    `batch_size` counts the images of all processes. `padding` is the padding of random crops of images in memory: black, as
+    published, or the mirrored image. `loader`, `workers` (at most the number of cores, except for DALI) and `on_corrupt` are
+    for image files; `classes` are the names of their folders in the order of labels: unless given, those of the training
+    images, which a run stores here.
     """
 
     name: str = "cifar10"
@@ -66,7 +66,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """What a phase's bits apply to: weights and activations, or activations alone (`weights = "float"`).
+    """What a phase's bits apply to: weights and activations, or only activations (`weights = "float"`).
 
     `weight_format` names the format of inner weights.
     """
@@ -84,10 +84,10 @@ class WeightSpec:
 class OptimSpec:
     """SGD. Milestones and warm-up are fractions of a phase; `threshold_lr` and `scale_lr` multiply the phase's learning rate.
 
-    `lr_gamma` is the factor on the learning rate at each milestone. `accumulate` parts of a batch are run one after the other.
-    The phase's learning rate is meant for batches of `lr_batch_size` images and grows in proportion (0: for any size).
-    `freeze_norms` freezes the statistics of batch norm. `recalibrate_batches`: batch norm is recalibrated on so many batches
-    after each epoch (0: it keeps its running averages). `temperature` is that of the softmax in phases that distil.
+    `lr_gamma` is the factor on the learning rate at each milestone. Gradients are accumulated over `accumulate` parts of a
+    batch. The phase's learning rate is for batches of `lr_batch_size` images and is scaled linearly (0: not scaled).
+    `freeze_norms` freezes the statistics of batch norm. `recalibrate_batches`: number of batches on which batch norm is
+    recalibrated after each epoch (0: it uses its running averages). `temperature` is that of the softmax in phases that distil.
     """
 
     momentum: float = 0.9
@@ -128,10 +128,11 @@ class OptimSpec:
 class Phase:
     """One bit-width of progressive training; the next one starts from its result.
 
-    `distill` is the share of the loss by which the run's float net teaches a quantized one; the labels have the rest.
-    `refit_scales` initializes the weight scales at their least error instead of taking those of the phase before. `ema_decay`
+    `distill` is the share of distillation from the run's float net in the loss; the labels have the rest.
+    `refit_scales` initializes the weight scales to minimize the error instead of using those of the phase before. `ema_decay`
     is the decay of an exponential moving average (EMA) of the weights, such as 0.999: the average is evaluated and saved, and
-    the weights train on (0: no average). It needs batch norm statistics of its own, from `optim.recalibrate_batches`.
+    training continues from the weights (0: no average). It needs its own batch norm statistics, from
+    `optim.recalibrate_batches`.
     """
 
     epochs: int

@@ -110,7 +110,7 @@ def map_of(inner: Check, most: int) -> Check:
 
 
 def table(fields: Mapping[str, Check | later]) -> Check:
-    """A table with these fields, all of which must be there but for `later` ones."""
+    """A table with these fields, all required except `later` ones."""
 
     def check(value: Any, path: str) -> None:
         if not isinstance(value, Mapping):

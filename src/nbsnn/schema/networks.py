@@ -21,7 +21,7 @@ _LAYER_FORMAT = table({
 
 
 def layer_format(value: Any, path: str) -> None:
-    """How a layer is quantized; an entry with `format` is what that weight format writes, but for fields that came later."""
+    """How a layer is quantized; an entry with `format` is written by that weight format, except for later fields."""
     if not isinstance(value, Mapping) or "format" not in value:
         return _LAYER_FORMAT(value, path)
     plain(value, path)
