@@ -346,6 +346,12 @@ def test_an_edit_of_an_integer_networks_numbers_is_refused(quantized, images, wr
         assert torch.equal(fresh.run(batch, backend=backend), expected["torch"])
 
 
+def test_an_integer_networks_numbers_are_not_swapped_for_others(quantized, images):
+    weight = nbsnn.lower(quantized, images[:1]).program.units[1].branches[0].weight
+    with pytest.raises(RuntimeError, match="weakref"):
+        torch.utils.swap_tensors(weight, torch.zeros_like(weight))
+
+
 def test_a_program_copies_the_tensors_that_it_is_made_from(quantized, images):
     program = nbsnn.lower(quantized, images[:1]).program
     unit = program.units[1]

@@ -7,6 +7,7 @@ import torch
 
 import nbsnn
 from nbsnn.cli import main
+from nbsnn.tensorfile import write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +19,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nbsnn.save_checkpoint(folder / "float.safetensors", net)
     nbsnn.save_checkpoint(folder / "quantized.safetensors", quantized)
     nbsnn.save_checkpoint(folder / "spiking.safetensors", nbsnn.to_spiking(quantized, torch.zeros(1, 1, 8, 8)))
+    nbsnn.lower(quantized, torch.zeros(1, 1, 8, 8)).save(folder / "integer.safetensors")
+    state = {"epoch": 0, "step": 0, "loss_sum": 0.0, "correct": 0, "seen": 0, "best": -1.0, "history": []}
+    write_tensors(folder / "state.safetensors", {}, {"format": 1, "fingerprint": "of a run", **state})
     whole = (folder / "quantized.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "garbage.safetensors").write_bytes(b"not a checkpoint at all")
@@ -36,6 +40,19 @@ CASES = {
     "garbage checkpoint": ("info {files}/garbage.safetensors", "garbage.safetensors: damaged"),
     "garbage torch file": ("info {files}/garbage.pth.tar", "garbage.pth.tar: damaged or not a torch file"),
     "foreign torch file": ("eval {files}/foreign.pth.tar", "nbsnn.load_reference_checkpoint"),
+    "a training state shown": ("info {files}/state.safetensors", "holds a training state, not a network; name best.saf"),
+    "a training state run": ("eval {files}/state.safetensors", "holds a training state, not a network; name best.saf"),
+    "a training state as a start": (
+        "train -r digits/resnet20 --out {out} --init {files}/state.safetensors",
+        "holds a training state, not a network",
+    ),
+    "an integer network packed": ("pack {files}/integer.safetensors --out {out}", "name what it was lowered from"),
+    "an integer network as a start": (
+        "train -r digits/resnet20 --out {out} --init {files}/integer.safetensors",
+        "from the one that it was lowered from",
+    ),
+    "a float network packed": ("pack {files}/float.safetensors --out {out}", "quantize it with nbsnn train --init first"),
+    "seed of a setting": (TRAIN + " --set seed=x", "error: seed=x: must be a whole number"),
     "own network": ("eval {files}/own.safetensors", "pass its float form"),
     "convert a float network": ("convert {files}/float.safetensors", "holds a float network"),
     "invalid pair": ("convert {files}/quantized.safetensors --schedule settle --neuron unsigned", "use --neuron signed"),
@@ -55,7 +72,10 @@ CASES = {
     "unknown recipe": ("train -r cifar10/resnet21 --out {out}", "unknown recipe 'cifar10/resnet21'; did you mean"),
     "unknown variant": ("train -r cifar10/resnet20:fats --out {out}", "did you mean fast?"),
     "recipe of bad TOML": ("train -r {files}/bad.toml --out {out}", "not valid TOML"),
-    "missing recipe file": ("train -r {files}/none.toml --out {out}", "unknown recipe"),
+    "missing recipe file": (
+        "train -r {files}/none.toml --out {out}",
+        "none.toml: no such file; for the bundled recipes see",
+    ),
     "unknown key": (TRAIN + " --set optim.momentm=1", "unknown key 'optim.momentm'; did you mean optim.momentum"),
     "unknown table": (TRAIN + " --set optm.momentum=1", "unknown key 'optm'"),
     "no equals sign": (TRAIN + " --set optim.momentum", "write key=value"),

@@ -36,7 +36,7 @@ def assert_same_bits(first, second):
     st.sampled_from([Apot(b, own_scale=own) for b in (2, 3, 4, 5) for own in (False, True)] + [EdgeUniform(8, "max_abs")]),
     st.sampled_from([(3, 4), (4, 3, 3, 3), (16, 8, 3, 3), (40, 60)]),
     st.sampled_from(["normal", "skewed", "heavy", "shifted"]),
-    st.floats(0.4, 4.0),
+    st.one_of(st.floats(0.4, 4.0), st.sampled_from([1e-3, 0.03, 8.0, 30.0])),
     st.sampled_from([torch.float32, torch.float64]),
 )
 def test_a_float_weight_is_found_for_every_quantized_one(seed, fmt, shape, kind, scale, dtype):

@@ -27,7 +27,7 @@ from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron
 from nbsnn.statedict import check_state, floating_type
-from nbsnn.tensorfile import FORMAT_VERSION, Header, read_tensors, write_tensors
+from nbsnn.tensorfile import FORMAT_VERSION, Header, read_network, write_tensors
 from nbsnn.wrappers import as_network, bare_names, bare_state, copied, is_sharded, unwrap, without_wrappers
 
 
@@ -115,7 +115,7 @@ def load_checkpoint(path: str | Path, *, model: nn.Module | None = None, trainab
     Raises:
         CheckpointError: missing or damaged file, tensors that do not fit the network or are not finite; names the keys.
     """
-    header, state = read_tensors(Path(path))
+    header, state = read_network(Path(path))
     network = rebuild(header, state, source=str(path), model=model)
     return unpack(network) if trainable and has_fixed_weights(network) else network
 

@@ -80,6 +80,20 @@ def read_tensors(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
     return header, state
 
 
+def read_network(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
+    """`read_tensors` of a file that holds a network, in any form.
+
+    Raises:
+        CheckpointError: as in `read_tensors`, or the file holds the state of a training run.
+    """
+    header, state = read_tensors(path)
+    if "form" not in header:
+        raise CheckpointError(
+            f"{path}: holds a training state, not a network; name best.safetensors or last.safetensors beside it"
+        )
+    return header, state
+
+
 def read_header(path: Path) -> Header | None:
     """The header of a file written by nbsnn, without verifying its hash; None for other and for damaged files."""
     try:

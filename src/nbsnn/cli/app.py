@@ -1,6 +1,7 @@
 """The application that verbs register with: each verb is a file with a function decorated by `app.command`."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import metadata
 from itertools import pairwise
 from typing import Annotated, Any
@@ -10,6 +11,9 @@ from typer.core import TyperGroup
 
 from nbsnn import console
 from nbsnn.errors import ConfigError, shown, unknown
+from nbsnn.recipe import Recipe
+
+_SETTINGS = {setting.name for setting in fields(Recipe)}
 
 
 class _Verbs(TyperGroup):
@@ -93,6 +97,8 @@ def flags_of(words: Sequence[str]) -> dict[str, console.Flag]:
     flags = {}
     for option in verb.params if verb else ():
         long = next((name for name in option.opts if name.startswith("--")), None)
-        if long:
-            flags[long.removeprefix("--").replace("-", "_")] = console.Flag(long, *option.secondary_opts[:1])
+        name = (long or "").removeprefix("--").replace("-", "_")
+        # A setting of the recipe may come from its file or from --set: then the option has nothing to do with it.
+        if long and (name not in _SETTINGS or any(word.partition("=")[0] == long for word in words)):
+            flags[name] = console.Flag(long, *option.secondary_opts[:1])
     return flags

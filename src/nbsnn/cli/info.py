@@ -14,7 +14,7 @@ from nbsnn.errors import ConfigError
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.integer.storage import program_from
 from nbsnn.summary import summarize, system_facts
-from nbsnn.tensorfile import Header, read_tensors
+from nbsnn.tensorfile import Header, read_network
 from nbsnn.zoo import locate
 
 
@@ -42,7 +42,7 @@ def info(
         else:
             console.show_table("System", ("what", "value"), ((key, str(value)) for key, value in facts.items()))
         return
-    header, tensors = read_tensors(checkpoint)
+    header, tensors = read_network(checkpoint)
     if header["form"] == "integer":
         show_integer(checkpoint, header, tensors, json_=json_)
         return

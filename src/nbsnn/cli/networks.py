@@ -18,7 +18,7 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.recipe import DataSpec, ModelSpec
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.schedules import check_timesteps
-from nbsnn.tensorfile import Header, read_tensors
+from nbsnn.tensorfile import Header, read_network
 from nbsnn.training.checks import check_fit
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def load(checkpoint: Path, device: str) -> tuple[nn.Module | IntegerNetwork, Header]:
     """A network of any form on a device, and the header of its file."""
     chosen = pick_device(device)
-    header, state = read_tensors(checkpoint)
+    header, state = read_network(checkpoint)
     if header["form"] == "integer":
         return IntegerNetwork(program_from(header, state, source=str(checkpoint))).to(chosen), header
     return rebuild(header, state, source=str(checkpoint)).to(chosen), header
@@ -68,6 +68,14 @@ def images_for(
         raise ConfigError(unknown("split", split, ("test", "validation", "train")))
     images: LabelledImages = getattr(load_splits(header, chosen_data(header, data=data, root=root, download=download)), split)
     return images.some(limit)
+
+
+def load_start(checkpoint: Path) -> nn.Module:
+    """The network that training starts from, on the CPU; the library says which ones it takes."""
+    model, _ = load(checkpoint, "cpu")
+    if isinstance(model, IntegerNetwork):
+        raise ConfigError(f"{checkpoint} holds an integer network; training starts from the one that it was lowered from")
+    return model
 
 
 def only_quantized(model: nn.Module | IntegerNetwork, checkpoint: Path, verb: str) -> nn.Module:

@@ -6,13 +6,12 @@ from typing import Annotated
 import typer
 
 from nbsnn import console
-from nbsnn.checkpoint import rebuild
 from nbsnn.cli.app import app
+from nbsnn.cli.networks import load, only_quantized
 from nbsnn.cli.options import JsonOption, OverwriteOption
 from nbsnn.export import export
 from nbsnn.export.packed import EXPORTER
 from nbsnn.outputs import check_output
-from nbsnn.tensorfile import read_tensors
 from nbsnn.zoo import locate
 
 
@@ -36,9 +35,9 @@ def pack(
       nbsnn pack runs/r20/2bit/best.safetensors --out resnet20-w2a2.safetensors
     """
     check_output(out, EXPORTER.kind, inputs=[checkpoint], overwrite=overwrite)
-    header, tensors = read_tensors(checkpoint)
+    model, header = load(checkpoint, "cpu")
     before = locate(checkpoint).stat().st_size
-    size = export(out, rebuild(header, tensors, source=str(checkpoint)), EXPORTER.name, origin=header)
+    size = export(out, only_quantized(model, checkpoint, "pack"), EXPORTER.name, origin=header)
     if json_:
         console.show_json({"packed": str(out), "bytes": size, "checkpoint_bytes": before})
         return

@@ -8,8 +8,8 @@ import torch
 import typer
 
 from nbsnn import console, pipeline
-from nbsnn.checkpoint import load_checkpoint
 from nbsnn.cli.app import app
+from nbsnn.cli.networks import load_start
 from nbsnn.cli.options import (
     DeviceOption,
     DownloadOption,
@@ -94,7 +94,7 @@ def train(
             splits = load_data(plan.data, size=plan.model.image_size, progress=progress)
         if isinstance(splits.train, PhotoSet):
             console.note(f"{len(splits.train):,} training photographs, decoded by {splits.train.loading}")
-        start = load_checkpoint(init) if init else None
+        start = load_start(init) if init else None
         if pretrained:
             start, mapped = pipeline.pretrained_model(plan, pretrained, splits.train)
             console.show_mapping(mapped)

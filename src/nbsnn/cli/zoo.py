@@ -5,7 +5,7 @@ from pathlib import Path
 from nbsnn import console
 from nbsnn.cli.app import app
 from nbsnn.cli.options import JsonOption
-from nbsnn.tensorfile import read_tensors
+from nbsnn.tensorfile import read_network
 from nbsnn.zoo import PREFIX, list_zoo, locate
 
 
@@ -22,7 +22,7 @@ def zoo(json_: JsonOption = False) -> None:
     """
     entries = []
     for name in list_zoo():
-        header, _ = read_tensors(Path(PREFIX + name))
+        header, _ = read_network(Path(PREFIX + name))
         size = locate(PREFIX + name).stat().st_size
         entries.append({"name": PREFIX + name, "recipe_hash": header["recipe_hash"], "seed": header["seed"],
                         "bytes": size, **header["metrics"]})  # fmt: skip

@@ -6,6 +6,7 @@ error; to change weights, make another network.
 
 from dataclasses import fields
 from typing import Any, NoReturn
+from weakref import ref
 
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ class FrozenTensor(Tensor):
     """
 
     _plain: Tensor  # the same memory
+    _self: "ref[FrozenTensor]"
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -92,6 +94,7 @@ def _viewed(value: Any) -> Any:
         return value
     result = Tensor._make_subclass(FrozenTensor, value)
     result._plain = value
+    result._self = ref(result)  # torch.utils.swap_tensors swaps no tensor that has a weak reference
     return result
 
 

@@ -11,7 +11,7 @@ from nbsnn.errors import CheckpointError
 from nbsnn.integer.checking import check_numbers, check_structure
 from nbsnn.integer.plain import decode, encode
 from nbsnn.integer.program import Program
-from nbsnn.tensorfile import FORMAT_VERSION, Header, read_tensors, write_tensors
+from nbsnn.tensorfile import FORMAT_VERSION, Header, read_network, write_tensors
 
 
 def save_program(path: Path, program: Program) -> None:
@@ -33,12 +33,12 @@ def described(program: Program) -> tuple[Header, dict[str, Tensor]]:
 
 def load_program(path: Path) -> Program:
     """Read a program and verify it."""
-    header, tensors = read_tensors(path)
+    header, tensors = read_network(path)
     return program_from(header, tensors, source=str(path))
 
 
 def program_from(header: Header, tensors: Mapping[str, Tensor], *, source: str) -> Program:
-    """The program in a file's header and tensors, as returned by `read_tensors`.
+    """The program in a file's header and tensors, as returned by `read_network`.
 
     Raises:
         CheckpointError: the file has another form, is not consistent, or exceeds the limits of `integer.work`.

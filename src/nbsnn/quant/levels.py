@@ -68,8 +68,8 @@ def nearest_level_on(bits: int, dtype: torch.dtype, device: torch.device) -> Ten
 def normalised_codes(codes: Tensor, *, bits: int, deviation: float) -> Tensor | None:
     """A number for each code, within the cell of its level, such that all weights have mean 0 and this standard deviation.
 
-    They are a·(level − m), clipped to the cells: m is found for each a by bisection, since the mean falls as m rises, and so is
-    a, since the deviation rises with it.
+    They are a·(level − m), clipped to the cells, with the middle of its cell for the level 0: m is found for each a by
+    bisection, since the mean falls as m rises, and so is a, since the deviation rises with it.
 
     Args:
         codes: of b-bit weights, int64, the sign in the highest bit.
@@ -80,12 +80,14 @@ def normalised_codes(codes: Tensor, *, bits: int, deviation: float) -> Tensor | 
     """
     counts = torch.bincount(codes.flatten().cpu(), minlength=2**bits).double()
     levels = apot_levels(bits)
-    bounds = torch.cat([torch.zeros(1).double(), (levels[1:] + levels[:-1]) / 2, torch.full((1,), 100.0).double()])
+    outermost = torch.tensor([100 * max(1.0, deviation)]).double()
+    bounds = torch.cat([torch.zeros(1).double(), (levels[1:] + levels[:-1]) / 2, outermost])
+    middles = torch.cat([bounds[1:2] / 2, levels[1:]])  # 0 has two cells, one for each sign, and may be the only level
     for margin in (0.1, 0.01, 0.001):  # of a cell's width, for later rounding errors
         inset = margin * (bounds[1:] - bounds[:-1]).clamp_max(bounds[1])
         low, high = bounds[:-1] + inset, bounds[1:] - inset
         cells = torch.cat([low, -high]), torch.cat([high, -low])
-        found = _spread(torch.cat([levels, -levels]), counts, cells, deviation)
+        found = _spread(torch.cat([middles, -middles]), counts, cells, deviation)
         if found is not None:
             return found.to(codes.device)
     return None
@@ -103,7 +105,7 @@ def _spread(levels: Tensor, counts: Tensor, cells: tuple[Tensor, Tensor], deviat
             least, most = (m, most) if weights @ x > 0 else (least, m)
         return x
 
-    least, most = 1e-3, 1e3
+    least, most = 1e-3, 1e3 * max(1.0, deviation)
     for _ in range(50):
         a = (least * most) ** 0.5
         x = centred(a)

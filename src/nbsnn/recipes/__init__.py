@@ -83,7 +83,7 @@ def _find(name: str, *, beside: Path | None = None) -> Path:
     except (OSError, ValueError) as error:  # a name that is too long or invalid
         raise ConfigError(f"{shown(name)}: {getattr(error, 'strerror', None) or error}") from None
     if not exists:
-        raise ConfigError(unknown("recipe", name, list_recipes()))
+        raise ConfigError(f"{shown(name)}: no such file; for the bundled recipes see nbsnn recipes")
     if not regular:  # reading a pipe would block
         raise ConfigError(f"{shown(name)}: a folder or a device, not a TOML file")
     if size > _LARGEST:

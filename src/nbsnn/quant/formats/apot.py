@@ -106,10 +106,12 @@ def least_error_scale(weight: Tensor, bits: int, *, own_scale: bool = False) -> 
 def _of_own_scale(values: Tensor, unit: Tensor) -> tuple[Tensor, Tensor] | None:
     """The values, and the scale s that gives the unit with their root mean square r: s · r = unit after rounding.
 
-    If there is no such s, r is changed by a few units in its last place.
+    Zeros alone are replaced by small numbers of their signs. If there is no such s, r is changed by a few units in its last
+    place.
     """
+    start = values if bool(values.any()) else torch.copysign(unit / 2**10, values)  # far within the cell of 0
     for stretch in torch.arange(-8, 9).abs().argsort(stable=True).tolist():
-        weight = values * (1 + (stretch - 8) * 1e-6)
+        weight = start * (1 + (stretch - 8) * 1e-6)
         r = moments(weight).root_mean_square.to(values.dtype)
         for scale in (unit / r, *(torch.nextafter(unit / r, torch.full_like(unit, end)) for end in (0.0, torch.inf))):
             if torch.equal(scale * r, unit):
