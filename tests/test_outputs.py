@@ -182,7 +182,7 @@ def test_a_run_does_not_replace_its_start(tmp_path, originals, capsys):
         (folder / name).write_bytes((originals / "quantized.safetensors").read_bytes())
         words = ["train", "-r", "digits/resnet20", "--init", str(folder / name), "--out", str(tmp_path / "run"), "--overwrite"]
         assert main(words) == 2
-        assert f"{folder / name}: the run begins with it and would replace it; copy it first" in capsys.readouterr().err
+        assert f"{folder / name}: the run starts from it and would replace it; copy it first" in capsys.readouterr().err
     check_start(tmp_path / "run" / "4bit", folder / "best.safetensors")
 
 

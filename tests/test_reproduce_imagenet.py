@@ -69,7 +69,7 @@ def test_the_published_sequence_runs(scripts, place, capsys, monkeypatch):
     said = command(scripts, "dali_main", f"-a alexnet --bit 2 --resume {last} --epochs 2", place, capsys, code=2)
     assert "--start-epoch 2: the phase has 2 epochs" in said
     said = command(scripts, "dali_main", f"-a alexnet --bit 2 --init {last} --lowbit", place, capsys, code=2)
-    assert f"{last}: the run begins with it and would replace it; copy it first" in said
+    assert f"{last}: the run starts from it and would replace it; copy it first" in said
     copy = shutil.copy(last, place / "start.pth.tar")
     said = command(scripts, "dali_main", f"-a alexnet --bit 2 --init {copy} --lowbit", place, capsys, code=2)
     assert "the start has float weights between its edges" in said

@@ -91,7 +91,7 @@ class ImageSet:
             raise ConfigError(f"ImageSet: padding={self.padding!r}; choose {' or '.join(get_args(Padding))}")
         check_set_(self, len(self.images), self.images.shape[1])
         if self.labels.device != self.images.device:
-            raise ConfigError(f"ImageSet: images lie on {self.images.device} and labels on {self.labels.device}; move one")
+            raise ConfigError(f"ImageSet: images are on {self.images.device} and labels on {self.labels.device}; move one")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -29,7 +29,7 @@ def canonical_name(name: str, *, data: str = "cifar10") -> str:
 
 
 def build_model(name: str, *, num_classes: int | None = None, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
-    """A float network with fresh weights.
+    """A float network with random weights.
 
     Args:
         name: one of `list_models()`, or a published short name.

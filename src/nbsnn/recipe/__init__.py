@@ -1,4 +1,4 @@
-"""Everything that decides a training run, as frozen dataclasses: read from TOML, overridden by key=value, hashed.
+"""All settings of a training run, as frozen dataclasses: read from TOML, overridden by key=value, hashed.
 
 Recipe ── model: ModelSpec · data: DataSpec · quant: WeightSpec · optim: OptimSpec · phase: {bits: Phase}
 """
@@ -26,7 +26,7 @@ MOST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run, whole. `phase` maps bits to phases, in order: 32, 4, 3, 2."""
+    """All settings of a run. `phase` maps bits to phases, in order: 32, 4, 3, 2."""
 
     model: ModelSpec
     phase: dict[str, Phase]
@@ -89,7 +89,7 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
 
 
 def _as_it_is_now(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A table of an earlier version under today's names; `optim.average` was of all phases, and headers hold it unused."""
+    """A table of an earlier version with current names; `optim.average` applied to all phases, and is unused in headers."""
     if not isinstance(table, Mapping):
         return table
     table = current_names(table)

@@ -1,4 +1,4 @@
-"""What bits a network is quantized to, layer by kind of layer."""
+"""The bits of a quantized network, for each kind of layer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ _BITS = {"act_bits": (2, 3, 4, 5, 6, 7, 8), "edge_bits": (8,)}
 
 
 def check_bits(kind: str, bits: Any, *, allow_float: bool = True, widths: tuple[int, ...] = ()) -> None:
-    """Refuse a width that has no quantizer. `widths`: other than those of this kind."""
+    """Raise an error for a width without a quantizer. `widths`: other than those of this kind."""
     note = f" ({FLOAT_BITS} leaves a layer in float)" if allow_float else ""
     check_width(kind, bits, (widths or _BITS[kind]) + ((FLOAT_BITS,) if allow_float else ()), note=note)
 
 
 def as_patterns(value: Any, name: str) -> tuple[str, ...]:
-    """Name patterns of layers: one, or several; a text is one pattern, not one for each of its characters."""
+    """Name patterns of layers: one, or several; a string is one pattern, not one per character."""
     patterns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
     for pattern in patterns:
         if not isinstance(pattern, str):
@@ -29,11 +29,11 @@ def as_patterns(value: Any, name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """Bits of inner weights, activations and edge (first and last) layers; 32 leaves a layer alone.
+    """Bits of inner weights, activations and edge (first and last) layers; 32 leaves a layer in float.
 
     `edge_range` is the largest magnitude ("max_abs") or, as in the reference checkpoints, the maximum ("max");
-    `skip` holds name patterns of layers to leave in float; `weight_format` names the format of inner weights, which says what
-    bits it comes in (APoT: 2 to 5).
+    `skip` holds name patterns of layers to leave in float; `weight_format` names the format of inner weights, which determines
+    the valid bits (APoT: 2 to 5).
     """
 
     weight_bits: int = 4

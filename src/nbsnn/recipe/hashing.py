@@ -1,4 +1,4 @@
-"""What the hash of a recipe is taken over, so that the hashes of earlier versions stand."""
+"""The content of a recipe's hash, chosen so that hashes of earlier versions do not change."""
 
 from typing import Any
 
@@ -15,5 +15,5 @@ _LATER: dict[str, dict[str, Any]] = {
 
 
 def hashed(table: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a hash is taken over, so that those of earlier runs stand: later settings where used, all by their first names."""
+    """The content of a hash: later settings only if used, and all under their first names, so earlier hashes do not change."""
     return former_names(table, {k: v for k, v in settings.items() if _LATER[table].get(k, ...) != v})

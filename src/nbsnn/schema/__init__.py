@@ -1,13 +1,12 @@
-"""What may stand in the header of a file: every field of every kind of file, with its type and range; a file per kind.
+"""Valid headers of files: every field of every kind of file, with its type and range; one module per kind.
 
-A header is JSON that anybody may have written. `parse` reads it strictly, and `check_header` compares it field by field with
-the table of its kind, before anything is built or allocated. Headers pass the same check when they are written, so that
-nothing is written that could not be read.
+A header is untrusted JSON. `parse` reads it strictly, and `check_header` compares it field by field with
+the table of its kind, before anything is built or allocated. Headers pass the same check when they are written, so everything
+written can be read.
 
 To add a field: put it into its table as `later(...)`, since files of earlier versions lack it, with a comment on what its
-absence means. A range may become wider, never narrower than what earlier versions wrote. A reader that meets a field that
-it does not know refuses the file and asks for a newer nbsnn; to change what a known field *means*, raise
-`tensorfile.FORMAT_VERSION` instead.
+absence means. A range may become wider, never narrower than what earlier versions wrote. For an unknown field, the reader
+raises an error that asks for a newer nbsnn; to change what a known field *means*, raise `tensorfile.FORMAT_VERSION` instead.
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ MODEL = table({"name": text(), **{key: whole(1, most) for key, most in MODEL_LIM
 
 
 def recipe(value: Any, path: str) -> None:
-    """What `Recipe.to_dict` gives; its own settings say what each may be."""
+    """The result of `Recipe.to_dict`; the recipe checks its settings."""
     try:
         recipe_from_dict(value)
     except ConfigError as error:

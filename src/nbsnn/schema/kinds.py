@@ -14,7 +14,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # co
 
 
 class Misfit(ValueError):
-    """A field that is not what its table says; the message names the field, its value and what is wanted."""
+    """An invalid field; the message names the field, its value and what is valid."""
 
 
 class later(NamedTuple):
@@ -29,7 +29,7 @@ def refuse(value: Any, path: str, wanted: str) -> NoReturn:
 
 
 def whole(low: int, high: int) -> Check:
-    """An integer from `low` to `high`; True and 1.0 are none."""
+    """An integer from `low` to `high`; True and 1.0 are not valid."""
 
     def check(value: Any, path: str) -> None:
         if type(value) is not int or not low <= value <= high:
@@ -79,7 +79,7 @@ def flag(value: Any, path: str) -> None:
 
 
 def nullable(inner: Check) -> Check:
-    """None, or what `inner` takes."""
+    """None, or a value that `inner` accepts."""
     return lambda value, path: None if value is None else inner(value, path)
 
 

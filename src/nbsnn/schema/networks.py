@@ -58,7 +58,7 @@ CHECKPOINT = table({
     "metrics": METRICS,
     "versions": VERSIONS,
     "packed": later(flag),  # absent: the weights are not packed
-    "content_hash": later(HASH),  # absent: an earlier version wrote it, and damage does not show
+    "content_hash": later(HASH),  # absent: written by an earlier version, damage is not detected
 })  # fmt: skip
 
 

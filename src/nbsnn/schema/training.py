@@ -20,8 +20,8 @@ TRAINING_STATE = table({
     "seen": whole(0, 2**50),
     "best": number(-1, 100),
     "history": HISTORY,
-    "conditions": later(map_of(text(200), 32)),  # absent: precision, images and the like were not noted
+    "conditions": later(map_of(text(200), 32)),  # absent: precision, images and the like were not stored
     "extended": later(list_of(whole(1, MOST_EPOCHS), 0, 1000)),  # absent: the phase was not given more epochs after its end
-    "momenta": later(whole(0, 2**16)),  # absent: their number was not noted
+    "momenta": later(whole(0, 2**16)),  # absent: their number was not stored
     "content_hash": later(HASH),  # absent: as in a checkpoint
 })  # fmt: skip

@@ -45,7 +45,7 @@ def check_start(folder: Path, start: str | Path | None, *, names: tuple[str, str
     """
     for path in (folder / name for name in (*names, STATE_FILE, PREVIOUS_FILE, FINISHED_FILE)):
         if is_same(path, start):
-            raise ConfigError(f"{start}: the run begins with it and would replace it; copy it first, or choose another folder")
+            raise ConfigError(f"{start}: the run starts from it and would replace it; copy it first, or choose another folder")
 
 
 def forget_finished(folder: Path) -> None:

@@ -15,7 +15,7 @@ void spin_until(F&& done) {
     if (spins > 1000) std::this_thread::yield();
 }
 
-// A barrier for a few threads that are seldom far apart; how many is agreed anew for each use.
+// A barrier for a few threads that are rarely far apart; their number may differ for each use.
 class Barrier {
  public:
   void wait(int members) {
@@ -84,9 +84,8 @@ int chunks_of(const Net& net, const Request& ask, const Flight& flight, const No
   return (lanes + kLanes - 1) / kLanes;
 }
 
-// One team takes its flights through the network; a team of several shares each node's tiles. Its leader waits for none that has
-// not arrived: members take part from the node on that is opened after they came. Waking a thread may take longer than a small
-// network does.
+// One team takes its flights through the network; a team of several shares each node's tiles. Its leader does not wait for
+// members that have not started: they join at the next node. Starting a thread may take longer than a small network takes.
 struct Team {
   const Net& net;
   const Request& ask;
@@ -217,7 +216,7 @@ struct Team {
   }
 };
 
-// What a run shares with its threads. They are not joined: one that comes late, even after the end, finds it closed and leaves.
+// State shared by a run and its threads. They are not joined: a thread that starts after the end finds it closed and returns.
 // Of `inside` and `closed` each side writes one before it reads the other, in one order for all.
 struct Crew {
   std::atomic<int> inside{0};
@@ -239,7 +238,7 @@ struct Crew {
 constexpr int kMostThreads = 256;  // that may be on their way at a time, of all runs, if none asks for more
 std::atomic<int> under_way{0};
 
-// Starts up to n threads; none more where the system gives no more, or too many of earlier runs have not come yet.
+// Starts up to n threads; fewer if the system allows no more, or if too many threads of earlier runs have not started yet.
 void start(const std::shared_ptr<Crew>& crew, int n) {
   for (int i = 1; i <= n; ++i) {
     if (under_way.fetch_add(1) >= std::max(kMostThreads, n)) return void(under_way.fetch_sub(1));

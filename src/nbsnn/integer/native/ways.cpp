@@ -13,7 +13,7 @@ bool is_single(const Branch& b) {
   return true;
 }
 
-// Whether the branch hands on its source's values as they are.
+// Whether the branch passes on its source's values unchanged.
 bool is_identity(const Node& node, const Branch& b) {
   const bool alone = b.groups == b.inputs && node.channels == b.inputs && b.taps == 1;
   return alone && b.wmax == 1 && *std::min_element(b.weight.begin(), b.weight.end()) == 1;

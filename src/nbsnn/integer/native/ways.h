@@ -1,4 +1,4 @@
-// The rule that picks the way through the kernel: events or bit planes (docs/kernel.md, "The rule").
+// The rule that chooses the algorithm: events or bit planes (docs/kernel.md, "The rule").
 #pragma once
 #include "net.h"
 

@@ -109,7 +109,7 @@ class WeightFormat(ABC):
         half = 2 ** (self.bits - 1)
         codes: Tensor = (values / unit).round().long() + half
         if bool((codes < 0).any()) or bool((codes >= 2 * half).any()):
-            raise ValueError(f"a weight lies beyond the {self.bits} bits of its format ({self.label})")
+            raise ValueError(f"a weight is beyond the {self.bits} bits of its format ({self.label})")
         return codes
 
     def values(self, codes: Tensor, unit: Tensor) -> Tensor:
