@@ -13,7 +13,10 @@ from nbsnn.spiking.convert import to_spiking
 
 OWN = "the network's own forward"
 OUTSIDE = "() is applied to currents outside a module at {place}; write self.act = nn.ReLU() and call it"
-MAX_POOL = "max pooling does not commute with spikes at {place}; use the convolution's stride, or average pooling"
+MAX_POOL = (
+    "() is a max pool outside a module at {place}; write self.pool = nn.MaxPool2d(...) or nn.AdaptiveMaxPool2d(...), and call "
+    "it on the output of an activation; nbsnn.prepare does it"
+)
 SMOOTH = "() is smooth, and spike counts are not at {place}; use nn.ReLU"
 UNKNOWN = (
     "() is applied to currents and is not known to be affine at {place}; between neurons write only sums, products with "
@@ -30,8 +33,8 @@ FUNCTIONS = {
     "torch.clamp": (lambda net, x: torch.clamp(x, 0, 1), "clamp" + OUTSIDE),
     "clamp_min": (lambda net, x: x.clamp_min(0), "clamp_min" + OUTSIDE),
     "maximum": (lambda net, x: torch.maximum(x, x * 2), "maximum" + OUTSIDE),
-    "F.max_pool2d": (lambda net, x: F.max_pool2d(x, 2), MAX_POOL),
-    "amax": (lambda net, x: x.amax(1, keepdim=True), MAX_POOL),
+    "F.max_pool2d": (lambda net, x: F.max_pool2d(x, 2), "max_pool2d" + MAX_POOL),
+    "amax": (lambda net, x: x.amax(1, keepdim=True), "amax" + MAX_POOL),
     "sigmoid": (lambda net, x: x.sigmoid(), "sigmoid" + SMOOTH),
     "F.gelu": (lambda net, x: F.gelu(x), "gelu" + SMOOTH),
     "F.silu": (lambda net, x: F.silu(x), "silu" + SMOOTH),
@@ -54,7 +57,7 @@ FUNCTIONS = {
     "power": (lambda net, x: x**2, "pow" + UNKNOWN),
     "where": (lambda net, x: torch.where(torch.ones(()) > 0, x, -x), "where" + UNKNOWN),
     "comparison": (lambda net, x: x * (x > 0), "gt" + UNKNOWN),
-    "if x.max() > 0": (lambda net, x: x if x.max() > 0 else -x, MAX_POOL),
+    "if x.max() > 0": (lambda net, x: x if x.max() > 0 else -x, "max" + MAX_POOL),
     "x.sum().item()": (
         lambda net, x: x * x.sum().item(),
         "sum() turns shape [3, 4, 6, 6] into [], which does not keep the batch axis at {place}; "
@@ -141,8 +144,10 @@ NOT_QUANTIZED = (
     "nn.{kind} is an activation that is not quantized at module; use nn.ReLU instead of nn.{kind}, and quantize that network"
 )
 MODULES = {
-    "nn.MaxPool2d": (lambda: nn.MaxPool2d(2), MAX_POOL),
-    "nn.AdaptiveMaxPool2d": (lambda: nn.AdaptiveMaxPool2d(2), MAX_POOL),
+    "nn.FractionalMaxPool2d": (
+        lambda: nn.FractionalMaxPool2d(2, 2),
+        "this kind of max pooling has no spiking form at {place}; use nn.MaxPool1d, nn.MaxPool2d, or their adaptive forms",
+    ),
     "nn.Sigmoid": (nn.Sigmoid, "sigmoid" + SMOOTH),
     "nn.GELU": (nn.GELU, "gelu" + SMOOTH),
     "nn.SiLU": (nn.SiLU, "silu" + SMOOTH),
@@ -169,9 +174,9 @@ def test_a_module_that_is_not_affine_is_refused(name):
 
 
 def test_a_module_inside_modules_is_named_in_full():
-    module = nn.Sequential(nn.Identity(), nn.Sequential(nn.MaxPool2d(2)))
+    module = nn.Sequential(nn.Identity(), nn.Sequential(nn.Sigmoid()))
     net = quantized_probe(module=module, spec=QuantSpec(2, 2, skip=("module.1.0",)))
-    assert refusal(net) == MAX_POOL.format(place="module.1.0")
+    assert refusal(net) == "sigmoid" + SMOOTH.format(place="module.1.0")
 
 
 def test_a_network_in_training_mode_converts_as_in_evaluation():

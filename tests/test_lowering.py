@@ -105,8 +105,8 @@ def test_what_happens_behind_the_operations_is_noticed():
 
 
 def test_what_the_audit_refuses_is_refused_as_there():
-    with pytest.raises(nbsnn.ConversionError, match=r"max pooling does not commute with spikes at module"):
-        nbsnn.lower(quantized_probe(module=nn.MaxPool2d(2), spec=nbsnn.QuantSpec(2, 2, skip=("module",))), IMAGE)
+    with pytest.raises(nbsnn.ConversionError, match=r"sigmoid\(\) is smooth, and spike counts are not at module"):
+        nbsnn.lower(quantized_probe(module=nn.Sigmoid(), spec=nbsnn.QuantSpec(2, 2, skip=("module",))), IMAGE)
     assert refusal(SmallNet().eval()) == "the network is not quantized; call nbsnn.quantize first"
 
 

@@ -125,10 +125,41 @@ AUDIT = {
         "quantize the float network with act_bits < 32, and do not skip this layer",
         lambda: spikes(spec=nbsnn.QuantSpec(2, 2)),
     ),
-    "max pool": Row(
-        lambda: quantized(**module(nn.MaxPool2d(2))),
-        "use the convolution's stride, or average pooling",
-        lambda: (spikes(**module(nn.AvgPool2d(2))), spikes(conv2=nn.Conv2d(4, 4, 2, stride=2))),
+    "max pool of currents": Row(
+        lambda: quantized(between=lambda net, x: net.module(net.conv2(x)), module=nn.MaxPool2d(2)),
+        "put the pool next to the activation, before sums, averages and weight layers; nbsnn.prepare does it",
+        lambda: spikes(**module(nn.MaxPool2d(2))),
+    ),
+    "max pool as a function": Row(
+        lambda: quantized(between=lambda net, x: net.conv2(F.max_pool2d(x, 2))),
+        "write self.pool = nn.MaxPool2d(...) or nn.AdaptiveMaxPool2d(...), and call it on the output of an activation; "
+        "nbsnn.prepare does it",
+        lambda: spikes(**module(nn.MaxPool2d(2))),
+    ),
+    "max pool with indices": Row(
+        lambda: quantized(between=lambda net, x: net.conv2(net.module(x)[0]), module=nn.MaxPool2d(2, return_indices=True)),
+        "use nn.MaxPool2d or nn.MaxPool1d itself, without return_indices",
+        lambda: spikes(**module(nn.MaxPool2d(2))),
+    ),
+    "max pool of neurons side by side": Row(
+        lambda: quantized(
+            between=lambda net, x: net.module(torch.cat([x, net.act3(x)], 2)), module=nn.MaxPool2d(2), act3=nn.ReLU()
+        ),
+        "concatenate them along the channels, with dim=1, or pool before",
+        lambda: spikes(
+            between=lambda net, x: net.wide(net.module(torch.cat([x, net.act3(net.conv2(x))], 1))),
+            module=nn.MaxPool2d(2), act3=nn.ReLU(), wide=nn.Conv2d(8, 4, 1),
+        ),
+    ),
+    "another kind of max pool": Row(
+        lambda: quantized(between=lambda net, x: net.module(net.conv2(x)), module=nn.FractionalMaxPool2d(2, 2)),
+        "use nn.MaxPool1d, nn.MaxPool2d, or their adaptive forms",
+        lambda: spikes(**module(nn.AdaptiveMaxPool2d(2))),
+    ),
+    "max pool of padding": Row(
+        lambda: quantized(between=lambda net, x: net.conv2(net.module(x)), module=nn.MaxPool2d(2, padding=1, dilation=7)),
+        "use less padding or dilation",
+        lambda: spikes(**module(nn.MaxPool2d(2, padding=1))),
     ),
     "sigmoid": Row(lambda: quantized(act2=nn.Sigmoid()), "use nn.ReLU", lambda: spikes(act2=nn.ReLU())),
     "softmax": Row(

@@ -1,7 +1,7 @@
 """AlexNet and VGG, for CIFAR-sized and ImageNet-sized images: a table and a loop.
 
-Down-sampling is by stride, never by max pooling, and batch norm follows every layer: max pooling does not commute with
-spikes, and a norm folds into the neuron's weights.
+Down-sampling is by stride, never by max pooling, and batch norm follows every layer: a pool costs its own computation in
+every step, and a norm folds into the weights.
 """
 
 from typing import NamedTuple

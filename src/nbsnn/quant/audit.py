@@ -4,6 +4,8 @@ Only affine functions are allowed between two activations: they commute with the
     torch function on tensors that depend on the image. The error names the layer of the first one that is not affine, and says
     what to write instead. `to_spiking` and `lower` run it first, so both accept the same networks. `quantize` runs it if it has
     images, so that a network that cannot be converted is not trained.
+
+Max pools are allowed on the outputs of neurons; `quant/populations.py` knows which tensors are that.
 """
 
 import inspect
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from nbsnn.errors import ConversionError
 from nbsnn.finite import check_logits
+from nbsnn.pooling import MAX_POOLS
 from nbsnn.quant.flow import BATCH, Flow
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.quant.operations import (
@@ -25,6 +28,7 @@ from nbsnn.quant.operations import (
     batch_statistics,
     refused_function,
 )
+from nbsnn.quant.populations import Populations
 from nbsnn.surgery import evaluation_mode
 from nbsnn.tracing import tensors_in
 
@@ -93,10 +97,11 @@ def _check_images_stay_apart(quantized: nn.Module, image: Tensor) -> None:
 
 
 class _Audit(Flow):
-    opaque = (QuantReLU,)
+    opaque = (QuantReLU, *MAX_POOLS)
 
     def __init__(self, quantized: nn.Module) -> None:
         super().__init__(quantized, activations=QuantReLU)
+        self.populations = Populations()
         # Memory address → activation that worked in place in the float network, and its input, to which a reference is held.
         self.overwritten: dict[int, list[tuple[str, Tensor]]] = {}
 
@@ -119,6 +124,15 @@ class _Audit(Flow):
                 self.overwritten.setdefault(inputs[0].untyped_storage().data_ptr(), []).append((name, inputs[0]))
         super().entered(name, module, inputs)
 
+    def left(self, name: str, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        super().left(name, module, inputs, output)
+        if isinstance(module, QuantReLU):
+            self.populations.add(output)
+        elif isinstance(module, MAX_POOLS) and any(t in self.known for t in inputs):
+            if (refusal := self.populations.pool(module, inputs[0], output)) is not None:
+                self._refuse(*refusal)
+            self.note(output, inputs)
+
     def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
         for parameter in self.parameters_in(args, kwargs):
             if isinstance(self.layer_of(parameter), QuantReLU):
@@ -127,6 +141,7 @@ class _Audit(Flow):
         self.check_overwritten(sources)
         stride, shape = sources[0].stride(0), list(sources[0].shape)  # before the call: it may work in place
         result = super().called(func, name, args, kwargs, sources)
+        self.populations.follow(func, name, args, kwargs, sources, result)
         self._check_batch_axis(name, stride, shape, result, reduced=_reduces_first_axis(name, args, kwargs))
         return result
 

@@ -18,6 +18,13 @@ AFFINE = {
     "mean", "sum", "pad", "getitem", "chunk", "split", "narrow", "index_select", "expand", "repeat_interleave",
     "interpolate", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "data",
 }  # fmt: skip
+# Of those, the functions that choose, copy and arrange values, and compute none.
+ARRANGING = {
+    "cat", "concat", "concatenate", "stack", "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "permute",
+    "transpose", "movedim", "swapaxes", "contiguous", "clone", "detach", "to", "float", "double", "type", "pad", "getitem",
+    "chunk", "split", "narrow", "index_select", "expand", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle", "data",
+}  # fmt: skip
 DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"}
 PRODUCTS = {"mul", "rmul", "imul", "multiply", "matmul", "rmatmul", "bmm", "mm", "einsum"}
 QUOTIENTS = {"div", "truediv", "itruediv", "divide"}
@@ -34,6 +41,9 @@ _SMOOTH = {
 }  # fmt: skip
 _SOFTMAX = {"softmax", "log_softmax", "softmin"}
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "local_response_norm", "rms_norm", "normalize"}
+_OTHER_POOLS = {"max_pool", "max_pool3d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d"} | {
+    f"max_unpool{axes}d" for axes in (1, 2, 3)
+}  # "max_pool": those of _MODULES below
 _GATES = {"glu", "multi_head_attention_forward", "scaled_dot_product_attention"}
 _RECURRENT = {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}
 
@@ -48,8 +58,7 @@ _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "softmin": (nn.Softmin,), "layer_norm": (nn.LayerNorm,), "group_norm": (nn.GroupNorm,), "rms_norm": (nn.RMSNorm,),
     "instance_norm": (nn.modules.instancenorm._InstanceNorm,), "local_response_norm": (nn.LocalResponseNorm, nn.CrossMapLRN2d),
     "max_pool": (
-        nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d,
-        nn.modules.pooling._MaxUnpoolNd,
+        nn.MaxPool3d, nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.modules.pooling._MaxUnpoolNd,
     ),
     "lp_pool2d": (nn.modules.pooling._LPPoolNd,),
     "glu": (nn.GLU,), "multi_head_attention_forward": (nn.MultiheadAttention,),
@@ -84,8 +93,16 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
         )
     if name in _RELU | _CLIP:
         return Refusal(f"{name}() is applied to currents outside a module", "write self.act = nn.ReLU() and call it")
+    if name in _OTHER_POOLS:
+        return Refusal(
+            "this kind of max pooling has no spiking form", "use nn.MaxPool1d, nn.MaxPool2d, or their adaptive forms"
+        )
     if "max_pool" in name or name in ("max", "amax"):
-        return Refusal("max pooling does not commute with spikes", "use the convolution's stride, or average pooling")
+        return Refusal(
+            f"{name}() is a max pool outside a module",
+            "write self.pool = nn.MaxPool2d(...) or nn.AdaptiveMaxPool2d(...), and call it on the output of an activation; "
+            "nbsnn.prepare does it",
+        )
     if name in _SMOOTH:
         return Refusal(f"{name}() is smooth, and spike counts are not", "use nn.ReLU")
     if name in _SOFTMAX:

@@ -5,7 +5,7 @@ Neurons look up the call that runs them.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,7 +20,9 @@ Stage = Literal["rest", "drive", "drain", "mean"]
 
 @dataclass
 class State:
-    """A neuron layer between two windows: [B, ...] membranes and net counts; its bias current, [1, ...] or [T, ...]."""
+    """A layer between two windows: of neurons, [B, ...] membranes, net counts, and the bias current, [1, ...] or [T, ...]; of a
+    pool, the net counts that it was given.
+    """
 
     membrane: Tensor | None = None
     count: Tensor | None = None
@@ -38,6 +40,7 @@ class Call:
         keep_counts: whether to return the net counts of all neurons.
         answer: in the stage "mean", the function from a neuron layer and its mean current [B, ...] to its output.
         states: states of the layers that were called.
+        visits: calls in this window, of the layers that may be called several times.
         fired: [T, B] bool per layer, of this window.
     """
 
@@ -45,18 +48,25 @@ class Call:
     stage: Stage = "drive"
     keep_counts: bool = False
     answer: Callable[[Any, Tensor], Tensor] | None = None
-    states: dict[nn.Module, State] = field(default_factory=dict)
+    states: dict[Hashable, State] = field(default_factory=dict)
+    visits: dict[nn.Module, int] = field(default_factory=dict)
     fired: list[Tensor] = field(default_factory=list)
 
     def begin(self, stage: Stage) -> "Call":
         """Start a window, and return the call."""
         self.stage = stage
         self.fired = []
+        self.visits = {}
         return self
 
     def state_of(self, neuron: nn.Module) -> State:
         """The state of a layer, initially empty."""
         return self.states.setdefault(neuron, State())
+
+    def state_of_visit(self, layer: nn.Module) -> State:
+        """The state of a layer that may be called several times in a window, in this one of its calls."""
+        visit = self.visits[layer] = self.visits.get(layer, 0) + 1
+        return self.states.setdefault((layer, visit), State())
 
     def activity(self) -> Tensor:
         """[T, B] bool: whether any neuron of an image fired in a step of the window."""

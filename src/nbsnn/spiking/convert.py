@@ -1,4 +1,4 @@
-"""Convert a quantized network to a spiking one: replace the activations, after an audit of the rest."""
+"""Convert a quantized network to a spiking one: replace activations and max pools, after an audit of the rest."""
 
 import torch
 from torch import Tensor, nn
@@ -6,11 +6,13 @@ from torch import Tensor, nn
 from nbsnn.errors import ConversionError
 from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
+from nbsnn.pooling import MAX_POOLS
 from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.layers import QuantReLU, quantized_once
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron, check_precision
+from nbsnn.spiking.pooling import TemporalPool
 from nbsnn.spiking.schedules import Schedule, check_pair, check_timesteps, exact_schedules, schedule_named
 from nbsnn.surgery import replace_modules_
 from nbsnn.wrappers import as_network, copied
@@ -58,8 +60,9 @@ def to_spiking(
     check_timesteps(timesteps, steps)
     acts = [m for m in network.modules() if isinstance(m, QuantReLU)]
     neurons: dict[nn.Module, nn.Module] = {act: IFNeuron(act, timesteps=steps, neuron=chosen, schedule=name) for act in acts}
+    pools: dict[nn.Module, nn.Module] = {m: TemporalPool(m) for m in network.modules() if isinstance(m, MAX_POOLS)}
     spiking = SpikingNetwork(
-        replace_modules_(network, neurons), timesteps=steps, neuron=chosen, schedule=name, depth=depth,
+        replace_modules_(network, neurons | pools), timesteps=steps, neuron=chosen, schedule=name, depth=depth,
         image_shape=tuple(example.shape[1:]), gradient=gradient,
     )  # fmt: skip
     return spiking.train(source.training)

@@ -1,4 +1,4 @@
-"""The integrate-and-fire neuron, the only module that depends on time."""
+"""The integrate-and-fire neuron; only it and the max pools between neurons depend on time."""
 
 import torch
 from torch import Tensor, nn
