@@ -36,7 +36,7 @@ def test_images_set_thresholds_and_statistics_and_leave_the_mode_alone():
     net.train()
     net.blocks.eval()
     images = torch.randn(200, 2, 6, 6) * 3 + 1
-    quantized = quantize(net, QuantSpec(2, 2), images=images)
+    quantized = quantize(net, QuantSpec(2, 2, norms="recalibrate"), images=images)
     assert [m.training for m in quantized.modules()] == [m.training for m in net.modules()]
     assert quantized.stem[1].momentum == net.stem[1].momentum
     thresholds = [m.threshold.item() for m in quantized.modules() if isinstance(m, QuantReLU)]

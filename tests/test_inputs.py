@@ -73,6 +73,9 @@ def follow(line, images):
 @pytest.mark.parametrize("taker", TAKERS)
 def test_what_is_not_a_batch_is_refused_and_the_remedy_works(forms, taker, wrong):
     given = WRONG[wrong]
+    if taker == "quantize" and wrong in ("a DataLoader", "a list of batches with labels", "a list of batches", "Batches"):
+        TAKERS[taker](forms, given)  # it reads them all
+        return
     with pytest.raises(NbsnnError, match=r"^(images|example) (is an? |has shape )") as caught:
         TAKERS[taker](forms, given)
     assert "\n" not in str(caught.value)

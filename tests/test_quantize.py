@@ -112,7 +112,7 @@ def test_refusals_name_the_layer_and_the_remedy(make, spec, message):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"weight_bits": 6}, {"act_bits": 1}, {"act_bits": 7.5}, {"edge_bits": 4}, {"weight_bits": True}]
+    "settings", [{"weight_bits": 9}, {"act_bits": 0}, {"act_bits": 7.5}, {"edge_bits": 4}, {"weight_bits": True}]
 )
 def test_bits_without_a_quantizer_are_refused(settings):
     ((kind, bits),) = settings.items()

@@ -13,7 +13,7 @@ import nbsnn
 from nbsnn.cli import main
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.export.packed import save_packed
-from nbsnn.quant.formats import WEIGHT_FORMATS, Apot, EdgeUniform, WeightFormat, read_weight_format
+from nbsnn.quant.formats import WEIGHT_FORMATS, Apot, EdgeUniform, Uniform, WeightFormat, read_weight_format
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipes import load_recipe
@@ -44,6 +44,7 @@ class Ternary(WeightFormat):
 
 
 EXAMPLES = [*(Apot(bits, own_scale=own) for bits in (2, 3, 4, 5) for own in (False, True)),
+            *(Uniform(bits, scale=scale) for bits in (2, 4, 8) for scale in ("tensor", "channel")),
             EdgeUniform(8), EdgeUniform(8, "max"), Ternary(2)]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nbsnn.errors import ConfigError, NbsnnError
 from nbsnn.finite import check_images
 
+MOST_GATHERED = 1024  # images of a loader
 _SHAPES = {2: "[B, F]", 3: "[B, C, L]", 4: "[B, C, H, W]"}
 _PLANE_LAYERS = (
     nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d
@@ -69,6 +70,42 @@ def as_images(
     if finite:
         check_images(value, error, name=name)
     return value
+
+
+def gathered(
+    value: object, name: str = "images", *, network: nn.Module | None = None, error: type[NbsnnError] = ConfigError
+) -> Any:
+    """The images of a loader, or of any iterable of batches, as one tensor; other values are returned unchanged.
+
+    A batch is a tensor of images, or a tuple or list that begins with one: labels are ignored. At most 1,024 images are read,
+    and no batch after them.
+
+    Raises:
+        error: a batch holds no images for the network, or there is none.
+    """
+    if isinstance(value, (Tensor, str, bytes, Mapping)) or not isinstance(value, Iterable) or hasattr(value, "normalized"):
+        return value
+    if isinstance(value, (tuple, list)) and not _are_batches(value, _ranks_of(network)):
+        return value
+    batches: list[Tensor] = []
+    for batch in value:
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if type(batch).__module__ == "numpy" or isinstance(batch, (str, float, int)):
+            return value
+        batches.append(as_images(first, f"a batch of {name}", network=network, error=error))
+        if batches[-1].shape[1:] != batches[0].shape[1:]:
+            sizes = " and ".join(str(list(b.shape[1:])) for b in (batches[0], batches[-1]))
+            raise error(f"{name} holds images of shapes {sizes}; resize them to one shape")
+        if sum(map(len, batches)) >= MOST_GATHERED:
+            break
+    if not batches:
+        raise error(f"{name} yields no batch; give a tensor of images, or a DataLoader that was not read to its end")
+    return torch.cat([batch.detach() for batch in batches])[:MOST_GATHERED]
+
+
+def _are_batches(values: Sequence[object], ranks: Collection[int]) -> bool:
+    firsts = [v[0] if isinstance(v, (tuple, list)) and v else v for v in values]
+    return bool(firsts) and all(isinstance(first, Tensor) and first.dim() in ranks for first in firsts)
 
 
 def to_network(images: Tensor, network: nn.Module) -> Tensor:

@@ -66,14 +66,13 @@ def refit_scales_(quantized: nn.Module) -> None:
 
 @full_float32()
 @torch.no_grad()
-def calibrate_(quantized: nn.Module, images: Tensor) -> None:
+def calibrate_(quantized: nn.Module, images: Tensor, *, norms: bool = True) -> None:
     """Initialize thresholds from data, layer by layer, with all earlier layers quantized.
-
-    Quantized weights are normalized, which changes the scale of the currents: if there are any, batch norm is recalibrated in
-        the same pass.
 
     Args:
         quantized: changed in place; its training mode is restored.
+        norms: recalibrate batch norm in the same pass if weights are quantized: normalized weights change the scale of the
+            currents.
         images: [B, C, H, W]; the first chunk of about 128 determines the thresholds, all images the statistics.
     Raises:
         QuantizationError: currents are not finite, although weights and images are; names the activation.
@@ -95,7 +94,7 @@ def calibrate_(quantized: nn.Module, images: Tensor) -> None:
                 handle.remove()
 
     with hooked(act.register_forward_pre_hook(start_threshold, with_kwargs=True) for act in acts) as handles:
-        if any(isinstance(m, WeightQuantizer) for m in quantized.modules()):
+        if norms and any(isinstance(m, WeightQuantizer) for m in quantized.modules()):
             recalibrate_norms_(quantized, the_first_starts_thresholds())
         else:
             with evaluation_mode(quantized):

@@ -1,8 +1,8 @@
 """The quantizers, as pure functions with straight-through gradients.
 
-Weights are normalized and rounded to additive powers of two (APoT; Li, Dong & Wang, ICLR 2020); the first and the last
-layer use a uniform 8-bit grid; activations have 2^b − 1 steps below a learnable threshold. One pass over a tensor costs about
-as much as a ReLU on a CPU, so the number of passes matters: four forward and three backward for an activation.
+Weights are normalized and rounded to additive powers of two (APoT; Li, Dong & Wang, ICLR 2020), or to a uniform grid; the first
+and the last layer use a uniform 8-bit grid; activations have 2^b − 1 steps below a learnable threshold. One pass over a tensor
+costs about as much as a ReLU on a CPU, so the number of passes matters: four forward and three backward for an activation.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,8 @@ from nbsnn.sums import dot, in_storage_order, is_dense, moments, total
 
 __all__ = [
     "SMALLEST_SCALE", "WEIGHT_BITS", "EdgeRange", "QuantizedWeight", "apot_levels", "apot_numerators", "apot_unit",
-    "apot_weight", "at_least", "edge_step", "quantize_activation", "quantize_edge_weight", "quantize_weight",
+    "apot_weight", "at_least", "edge_step", "quantize_activation", "quantize_edge_weight",
+    "quantize_uniform_weight", "quantize_weight", "uniform_levels",
 ]  # fmt: skip
 
 EdgeRange = Literal["max", "max_abs"]
@@ -160,9 +161,51 @@ def edge_step(weight: Tensor, *, bits: int, edge_range: EdgeRange) -> Tensor:
     return step.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
-def at_least(parameter: Tensor) -> Tensor:
-    """max(parameter, `SMALLEST_SCALE`) with the identity as gradient, so a parameter below it can increase again."""
-    return with_values(parameter, parameter.detach().clamp_min(SMALLEST_SCALE))
+class _QuantizeUniform(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, clip: Tensor, bits: int) -> Tensor:
+        unit = divided(weight, clip).clamp_(-1, 1)
+        level = uniform_levels(unit.mul_(2 ** (bits - 1) - 1).round_(), bits=bits)
+        ctx.save_for_backward(weight, clip, level)
+        ctx.bits = bits
+        return level * clip
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight, clip, level = ctx.saved_tensors
+        unit = weight / clip
+        inside = torch.ops.aten.hardtanh_backward(grad, unit, -1, 1)
+        # d/dc of c·Q(w/c) is Q − w/c inside the clip and ±1 outside, where Q is ±1.
+        grad_clip = (grad * level - inside * unit).double().sum_to_size(clip.shape)
+        most, count = 2 ** (ctx.bits - 1) - 1, weight.numel() / clip.numel()
+        return inside, (grad_clip * min(1.0, (most**3 / count) ** 0.5)).to(clip), None
+
+
+def quantize_uniform_weight(weight: Tensor, clip: Tensor, *, bits: int) -> Tensor:
+    """Uniform symmetric quantization of a weight: round(clamp(w/c, −1, 1)·n)/n·c with n = 2^(bits−1) − 1.
+
+    Args:
+        weight: [O, ...].
+        clip: c > 0, one number [] or one for each output channel [O, 1, ...]; learnable.
+        bits: 2 to 8.
+    Returns:
+        The quantized weight. The gradient passes inside the clip. The clip receives the clipped part and the rounding residue,
+        times a factor that makes a relative step of the clip as large as one of the weights (Esser et al., ICLR 2020, for the
+        grid's step c/n), at most 1.
+    """
+    result: Tensor = _QuantizeUniform.apply(weight, clip, bits)  # type: ignore[no-untyped-call]
+    return result
+
+
+def uniform_levels(whole: Tensor, *, bits: int) -> Tensor:
+    """Integers −n..n, n = 2^(bits−1) − 1, as levels −1..1 in the same floating-point type; −0 becomes 0."""
+    return divided(whole + 0.0, torch.full((), 2 ** (bits - 1) - 1, dtype=whole.dtype, device=whole.device))
+
+
+def at_least(parameter: Tensor, smallest: float = SMALLEST_SCALE) -> Tensor:
+    """max(parameter, smallest) with the identity as gradient, so a parameter below it can increase again."""
+    return with_values(parameter, parameter.detach().clamp_min(smallest))
 
 
 def _plus_multiple(a: Tensor, x: Tensor, factor: Tensor) -> Tensor:
@@ -204,7 +247,7 @@ def quantize_activation(x: Tensor, threshold: Tensor, *, bits: int, tolerance: f
     Args:
         x: any shape, in units of the activation.
         threshold: scalar θ > 0, the clipping level; learnable.
-        bits: b, 2 to 8.
+        bits: b, 1 to 8.
         tolerance: added to the ½, in units of a step; neurons of exact schedules have the same tolerance, so that ties are
             rounded alike in floating point.
     Returns:

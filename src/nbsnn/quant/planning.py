@@ -61,12 +61,13 @@ def choose_layers(model: nn.Module, spec: QuantSpec, flow: Flow | None = None) -
     named = {name: module for name, module in model.named_modules() if module not in skipped}
     weights = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     activations = [name for name, module in named.items() if isinstance(module, nn.ReLU)]
-    if spec.weight_bits != FLOAT_BITS:
+    _check_named(model, spec)
+    if any(bits.weight_bits not in (None, FLOAT_BITS) for bits in (spec, *spec.layers.values())):
         for name, module in named.items():
             _check_weights(name, module, spec, flow)
         if flow is not None:
             _check_loose(flow, spec)
-    if spec.act_bits != FLOAT_BITS:
+    if any(bits.act_bits not in (None, FLOAT_BITS) for bits in (spec, *spec.layers.values())):
         for name, module in named.items():
             if flow is None or name in flow.seen:
                 _check_between(name, module)
@@ -76,19 +77,50 @@ def choose_layers(model: nn.Module, spec: QuantSpec, flow: Flow | None = None) -
                 f"call it, or quantize weights alone with act_bits={FLOAT_BITS}"
             )
     edges = {*weights[:1], *weights[-1:]} if flow is None else (flow.first | flow.last) & set(weights)
+    if spec.edges is not None:
+        names = module_names(model)
+        edges = {n for n in weights if any(fnmatch(a, p) for a in names[model.get_submodule(n)] for p in spec.edges)}
     chosen = [name for name in weights if name in named]
     if flow is not None:
         idle = [name for name in (*chosen, *activations) if name not in flow.seen]
         if idle:
             logger.warning("never called on an image in evaluation, and quantized as inner layers: %s", ", ".join(idle))
-    logger.info("edge layers, by %s: %s", "registration" if flow is None else "data flow", ", ".join(sorted(edges)))
+    by = "name" if spec.edges is not None else "registration" if flow is None else "data flow"
+    logger.info("edge layers, by %s: %s", by, ", ".join(sorted(edges)))
     return Layers(tuple(chosen), tuple(activations), frozenset(edges))
 
 
 def is_to_be_converted(model: nn.Module, spec: QuantSpec) -> bool:
     """False if activations stay in float, or if `skip` names an activation, or a pool or norm that spikes cannot represent."""
     skipped = _skipped(model, spec)
-    return spec.act_bits != FLOAT_BITS and not any(isinstance(m, nn.ReLU) or refused_module(m) for m in skipped)
+    acts = [found for module, found in module_names(model).items() if isinstance(module, nn.ReLU)]
+    in_float = any(spec.bits_of("act_bits", *names) == FLOAT_BITS for names in acts or [()])
+    return not in_float and not any(isinstance(m, nn.ReLU) or refused_module(m) for m in skipped)
+
+
+def module_names(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+    """All names of each module: one that is held in several places has several."""
+    names: dict[nn.Module, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module] = (*names.get(module, ()), name)
+    return names
+
+
+def _check_named(model: nn.Module, spec: QuantSpec) -> None:
+    """Raise an error for a pattern of `layers` or `edges` without a layer that it could apply to."""
+    found = module_names(model)
+    weights = [name for module, names in found.items() if isinstance(module, (nn.Conv2d, nn.Linear)) for name in names]
+    acts = [name for module, names in found.items() if isinstance(module, nn.ReLU) for name in names]
+    for pattern in spec.edges or ():
+        if not any(fnmatch(name, pattern) for name in weights):
+            raise QuantizationError(f"QuantSpec.edges: {unknown('weight layer', pattern, weights)}")
+    for pattern, bits in spec.layers.items():
+        kinds = {"layer": [*weights, *acts]}
+        if bits.weight_bits is None or bits.act_bits is None:
+            kinds = {"weight layer": weights} if bits.act_bits is None else {"activation": acts}
+        for kind, names in kinds.items():
+            if not any(fnmatch(name, pattern) for name in names):
+                raise QuantizationError(f"QuantSpec.layers: {unknown(kind, pattern, names)}")
 
 
 def _skipped(model: nn.Module, spec: QuantSpec) -> set[nn.Module]:

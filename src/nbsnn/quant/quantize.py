@@ -14,20 +14,22 @@ from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError, QuantizationError, unknown
 from nbsnn.finite import check_network
-from nbsnn.inputs import as_images, require_type, to_network
+from nbsnn.inputs import as_images, gathered, require_type, to_network
 from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
 from nbsnn.quant.flow import follow
-from nbsnn.quant.formats import EdgeUniform, WeightFormat, read_weight_format, weight_format
+from nbsnn.quant.formats import EdgeUniform, WeightFormat, read_weight_format
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
 from nbsnn.quant.normed import normed_layers
-from nbsnn.quant.planning import check_float, choose_layers, is_to_be_converted
+from nbsnn.quant.planning import check_float, choose_layers, is_to_be_converted, module_names
 from nbsnn.recipe import FLOAT_BITS, QuantSpec, as_patterns, check_bits
 from nbsnn.surgery import evaluation_mode, fold_computed_weights_, replace_modules_
 from nbsnn.wrappers import as_network, copied, unwrap
 
 logger = logging.getLogger(__name__)
+
+_FEW_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,30 @@ class ActFormat:
 Plan = dict[str, WeightFormat | ActFormat]
 
 
-def plan_formats(model: nn.Module, spec: QuantSpec, example: Tensor | None = None) -> Plan:
+def plan_formats(model: nn.Module, spec: QuantSpec, example: Tensor | None = None, *, own_scale: bool = False) -> Plan:
     """The format of each layer of a float network; errors as in `choose_layers`.
 
     Args:
+        own_scale: all quantized weights keep the scale of the float ones, also those before a batch norm.
         example: [B, ...], images whose first one is traced, to find the edges and the layers that a batch norm follows.
     """
     layers = choose_layers(model, spec, None if example is None else follow(model, example))
-    inner = weight_format(spec.weight_format)
-    normed = normed_layers(model, layers.weights, example) if spec.weight_bits != FLOAT_BITS else set()
+    names = {found[0]: found for found in module_names(model).values()}
+    bits = {name: spec.bits_of("weight_bits", *names[name]) for name in layers.weights}
+    normed: set[str] = set()
+    if not own_scale and any(width != FLOAT_BITS for width in bits.values()):
+        normed = normed_layers(model, layers.weights, example)
     plan: Plan = {}
-    for name in layers.weights:
-        if name in layers.edges and spec.edge_bits != FLOAT_BITS:
-            plan[name] = EdgeUniform(spec.edge_bits, spec.edge_range)
-        elif name not in layers.edges and spec.weight_bits != FLOAT_BITS:
-            plan[name] = inner.for_layer(spec.weight_bits, normed=name in normed)
-    if spec.act_bits != FLOAT_BITS:
-        plan |= {name: ActFormat(spec.act_bits) for name in layers.activations}
+    for name, width in bits.items():
+        if name in layers.edges and not spec.names_weight_bits(*names[name]):
+            if spec.edge_bits != FLOAT_BITS:
+                plan[name] = EdgeUniform(spec.edge_bits, spec.edge_range)
+        elif width != FLOAT_BITS:
+            scale = {} if spec.scale is None else {"scale": spec.scale}
+            plan[name] = spec.format_of(width).for_layer(width, normed=name in normed, **scale)
+    for name in layers.activations:
+        if (width := spec.bits_of("act_bits", *names[name])) != FLOAT_BITS:
+            plan[name] = ActFormat(width)
     return {name: plan[name] for name, _ in model.named_modules() if name in plan}
 
 
@@ -131,7 +140,9 @@ def _read_act_format(entry: Mapping[str, Any]) -> ActFormat:
 
 @full_float32()
 @torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
-def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None, example: Tensor | None = None) -> nn.Module:
+def quantize(
+    model: nn.Module, spec: QuantSpec, *, images: Tensor | Iterable[Any] | None = None, example: Tensor | None = None
+) -> nn.Module:
     """The quantized form of a float network, as a new object.
 
     Wrappers (DataParallel, torch.compile) are removed, and weights that are computed in each call (weight norm, spectral norm,
@@ -140,9 +151,11 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None,
     Args:
         model: made of Conv2d, Linear, ReLU *modules* and anything linear between them.
         spec: bits of weights, activations and edge layers; 32 leaves a layer in float.
-        images: [B, C, H, W] (or as the network takes them), a few hundred training images. With them thresholds are initialized
-            to minimize the error, and batch norm is recalibrated; without them thresholds fit currents of unit variance, and
-            statistics do not change before training.
+        images: [B, C, H, W] (or as the network takes them), a few hundred training images, or a DataLoader or other iterable of
+            batches, whose labels are ignored and of which the first 1,024 images are used. With them thresholds are initialized
+            to minimize the error, and the result approximates the float network, with its batch norm statistics or with new
+            ones (`spec.norms`). Without them the result is a start for training: thresholds fit currents of unit variance,
+            and weights before a batch norm are normalized.
         example: [B, C, H, W], one image, if no images are given. One of the two is traced through the network: edges are the
             weight layers that read the image or produce the output, a warning names layers that are never called, and errors of
             `to_spiking` are raised here, before any training, unless `spec.skip` names the layer. With neither, edges are the
@@ -155,6 +168,7 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None,
     model = as_network(model, QuantizationError)
     require_type(spec, QuantSpec, "spec", "nbsnn.QuantSpec(weight_bits=..., act_bits=...)")
     if images is not None:
+        images = gathered(images, network=model, error=QuantizationError)
         images = as_images(images, network=model, least=2, finite=True, error=QuantizationError)
         if bool((images == images[:1]).all()):
             raise QuantizationError(
@@ -173,7 +187,8 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None,
     _fold_(net)
     sample = images if images is not None else example
     sample = None if sample is None else to_network(sample, net)
-    plan = plan_formats(net, spec, sample)
+    keep = images is not None and spec.norms == "keep"
+    plan = plan_formats(net, spec, sample, own_scale=keep)
     if not plan:
         raise QuantizationError(_nothing(spec))
     convert = is_to_be_converted(net, spec)
@@ -182,9 +197,12 @@ def quantize(model: nn.Module, spec: QuantSpec, *, images: Tensor | None = None,
         with evaluation_mode(quantized):
             audit(quantized, sample)
     if images is not None:
+        if len(images) < _FEW_IMAGES:
+            measured = "thresholds" if keep else "thresholds and batch norm statistics"
+            logger.warning("%d images are few to measure %s with; give a few hundred", len(images), measured)
         images = to_network(images, quantized)
         with torch.autocast(images.device.type, enabled=False):  # as in the dry runs
-            calibrate_(quantized, images)
+            calibrate_(quantized, images, norms=not keep)
     return quantized
 
 
@@ -203,7 +221,7 @@ def set_bits_(
     Args:
         quantized: result of `quantize`.
         weight_bits: widths of the layers' format (APoT: 2 to 5), or None to leave them unchanged.
-        act_bits: 2 to 8, or None.
+        act_bits: 1 to 8, or None.
         only: name patterns of the layers to change, such as "stage1.*".
     Raises:
         QuantizationError: no such layer, fixed weights, or values that are not finite.

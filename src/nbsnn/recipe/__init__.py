@@ -56,7 +56,11 @@ class Recipe:
     def spec(self, bits: int) -> QuantSpec:
         """The quantization of the phase with these bits."""
         weight_bits = bits if self.quant.weights == "phase" else FLOAT_BITS
-        return QuantSpec(weight_bits, bits, self.quant.edge_bits, self.quant.edge_range, weight_format=self.quant.weight_format)
+        quant = self.quant
+        return QuantSpec(
+            weight_bits, bits, quant.edge_bits, quant.edge_range, layers=quant.layers, edges=quant.edges, scale=quant.scale,
+            weight_format=None if quant.weight_format == WeightSpec.weight_format else quant.weight_format, norms=quant.norms,
+        )  # fmt: skip
 
     def until(self, bits: int) -> "Recipe":
         """The settings that affect the phase with these bits: all except later phases."""

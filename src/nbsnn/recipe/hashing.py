@@ -9,7 +9,7 @@ NOT_DECIDING = ("root", "download", "loader", "workers", "on_corrupt", "classes"
 _LATER: dict[str, dict[str, Any]] = {
     "optim": {"accumulate": 1, "lr_batch_size": 0, "freeze_norms": False, "temperature": 4.0, "recalibrate_batches": 0},
     "data": {"padding": "black"},
-    "quant": {"weight_format": "apot"},
+    "quant": {"weight_format": "apot", "layers": {}, "edges": None, "scale": None, "norms": "recalibrate"},
     "phase": {"distill": 0.0, "refit_scales": False, "ema_decay": 0.0},
 }
 

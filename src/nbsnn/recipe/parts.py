@@ -2,10 +2,10 @@
 
 import math
 import os
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-from nbsnn.recipe.bits import FLOAT_BITS
+from nbsnn.recipe.bits import FLOAT_BITS, layer_table
 from nbsnn.recipe.hashing import hashed
 from nbsnn.settings import require
 
@@ -68,15 +68,21 @@ class DataSpec:
 class WeightSpec:
     """What a phase's bits apply to: weights and activations, or only activations (`weights = "float"`).
 
-    `weight_format` names the format of inner weights.
+    The rest is as in `QuantSpec`, but for the defaults: `weight_format` is "apot" (and "uniform" for layers of 6 to 8 bits),
+    and `norms` is "recalibrate". Bits in `layers` are the same in all phases.
     """
 
     weights: Literal["phase", "float"] = "phase"
     edge_bits: int = 8
     edge_range: Literal["max_abs", "max"] = "max_abs"
     weight_format: str = "apot"
+    layers: dict[str, Any] = field(default_factory=dict)
+    edges: tuple[str, ...] | None = None
+    scale: Literal["tensor", "channel"] | None = None
+    norms: Literal["keep", "recalibrate"] = "recalibrate"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", layer_table(self.layers, "quant.layers"))
         require(self.edge_bits in (8, FLOAT_BITS), "edge_bits", self.edge_bits, f"8, or {FLOAT_BITS} (float)")
 
 

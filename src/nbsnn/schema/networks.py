@@ -14,7 +14,7 @@ MOST_IMAGE = 2**22  # values of the example image of a spiking network, 3Ã—1182Ã
 MOST_IMAGE_STEPS = 2**26  # of that image in all T steps, which its conversion looks at together
 
 _LAYER_FORMAT = table({
-    "bits": whole(2, 8),
+    "bits": whole(1, 8),
     "edge_range": later(nullable(choice("max_abs", "max"))),  # absent: none, an inner layer or an activation
     "fixed": later(flag),  # absent: not, the network is not a packed one
 })  # fmt: skip

@@ -46,14 +46,22 @@ def set_learning_rate_(optimizer: torch.optim.SGD, lr: float) -> None:
 @torch.no_grad()
 def keep_positive_(model: nn.Module) -> None:
     """Clamp thresholds and scales to their minimum in use."""
-    small: list[Tensor] = [*_thresholds(model), *_scales(model)]
-    if small:
-        torch._foreach_clamp_min_(small, SMALLEST_SCALE)
+    small: dict[float, list[Tensor]] = {SMALLEST_SCALE: list(_thresholds(model))}
+    for layer in _scaled(model):
+        assert layer.weight_scale is not None
+        small.setdefault(layer.format.smallest_scale, []).append(layer.weight_scale)
+    for smallest, parameters in small.items():
+        if parameters:
+            torch._foreach_clamp_min_(parameters, smallest)
 
 
 def _thresholds(model: nn.Module) -> list[nn.Parameter]:
     return [m.threshold for m in model.modules() if isinstance(m, (QuantReLU, IFNeuron))]
 
 
+def _scaled(model: nn.Module) -> list[WeightQuantizer]:
+    return [m for m in model.modules() if isinstance(m, WeightQuantizer) and m.weight_scale is not None]
+
+
 def _scales(model: nn.Module) -> list[nn.Parameter]:
-    return [m.weight_scale for m in model.modules() if isinstance(m, WeightQuantizer) and m.weight_scale is not None]
+    return [m.weight_scale for m in _scaled(model) if m.weight_scale is not None]

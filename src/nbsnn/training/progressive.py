@@ -2,15 +2,16 @@
 
 import copy
 import logging
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError
 from nbsnn.quant.calibrate import calibrate_, refit_scales_
-from nbsnn.quant.layers import WeightQuantizer
+from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.quant.quantize import quantize, read_plan, set_bits_
 from nbsnn.quant.unpacking import has_fixed_weights, unpack
-from nbsnn.recipe import FLOAT_BITS, Recipe
+from nbsnn.recipe import FLOAT_BITS, QuantSpec, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) ->
     if not read_plan(previous):
         if bits == FLOAT_BITS:
             return copy.deepcopy(previous)
+        refit = refit and recipe.quant.norms == "recalibrate"  # scales of weights that keep theirs are of least error already
         quantized = quantize(previous, recipe.spec(bits), images=None if refit else images)
         if refit:
             refit_scales_(quantized)
@@ -46,6 +48,17 @@ def next_form(previous: nn.Module, recipe: Recipe, bits: int, images: Tensor) ->
             "the start has float weights between its edges, and keeps them; start from a float net, or set quant.weights=float"
         )
     quantized = set_bits_(copy.deepcopy(previous), weight_bits=bits if inner else None, act_bits=bits)
+    _set_bits_by_name_(quantized, recipe.spec(bits))
     if refit:
         refit_scales_(quantized)  # not thresholds: learned ones are better than those of least error
     return quantized
+
+
+def _set_bits_by_name_(quantized: nn.Module, spec: QuantSpec) -> None:
+    """Give layers that `spec.layers` names their own bits again."""
+    for name, module in quantized.named_modules():
+        if isinstance(module, WeightQuantizer) and not module.format.edge:
+            bits = spec.bits_of("weight_bits", name)
+            module.format = module.format if bits == FLOAT_BITS else replace(module.format, bits=bits)
+        elif isinstance(module, QuantReLU):
+            module.bits = spec.bits_of("act_bits", name)

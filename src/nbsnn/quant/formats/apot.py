@@ -30,7 +30,7 @@ class Apot(WeightFormat):
     widths: ClassVar[tuple[int, ...]] = WEIGHT_BITS
 
     @classmethod
-    def for_layer(cls, bits: int, *, normed: bool) -> Self:
+    def for_layer(cls, bits: int, *, normed: bool, scale: str | None = None) -> Self:
         return cls(bits, own_scale=not normed)
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nbsnn.errors import ConfigError, shown, unknown
 from nbsnn.naming import add_named
+from nbsnn.quant.functional import SMALLEST_SCALE
 from nbsnn.settings import typed
 
 WEIGHT_FORMATS: dict[str, type["WeightFormat"]] = {}
@@ -27,6 +28,9 @@ class WeightFormat(ABC):
         fixed: the layer's weight holds quantized values, as in a packed network, and is not trained.
         widths: supported bits.
         edge: a format of first and last layers, whose bits do not change with `set_bits_` and the phases of training.
+        scales: what `QuantSpec.scale` may be, the default first: one scale for the layer ("tensor"), or one for each output
+            channel ("channel").
+        smallest_scale: minimum of `weight_scale` in training.
         per_channel: whether there is one unit per output channel.
         denominator: steps in a unit.
     """
@@ -37,7 +41,8 @@ class WeightFormat(ABC):
     name: ClassVar[str]
     widths: ClassVar[tuple[int, ...]]
     edge: ClassVar[bool] = False
-    per_channel: ClassVar[bool] = False
+    scales: ClassVar[tuple[str, ...]] = ("tensor",)
+    smallest_scale: ClassVar[float] = SMALLEST_SCALE
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -48,9 +53,19 @@ class WeightFormat(ABC):
         check_width("edge_bits" if self.edge else "weight_bits", self.bits, self.widths)
 
     @classmethod
-    def for_layer(cls, bits: int, *, normed: bool) -> Self:
-        """The format of an inner layer. `normed`: a batch norm follows it directly."""
+    def for_layer(cls, bits: int, *, normed: bool, scale: str | None = None) -> Self:
+        """The format of an inner layer.
+
+        Args:
+            bits: of a code.
+            normed: a batch norm follows it directly, and compensates for the scale of the quantized weight.
+            scale: one of `scales`, or None for the default.
+        """
         return cls(bits)
+
+    @property
+    def per_channel(self) -> bool:
+        return False
 
     @property
     def denominator(self) -> int:
