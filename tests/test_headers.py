@@ -76,7 +76,7 @@ FIELDS = {  # case 20, and others of its kind
         ("plan", ..., "plan is missing"),
         ("plan", [], "plan=[] must be a table"),
         ("plan", {}, "form=quantized does not go with a plan of 0"),
-        ("plan.conv1.bits", -3, "plan.conv1.bits=-3 must be an integer from 2 to 8"),
+        ("plan.conv1.bits", -3, "plan.conv1.bits=-3 must be an integer from 1 to 8"),
         ("plan.conv1.bits", 60, "plan.conv1.bits=60 must be"),
         ("plan.conv1.bits", 3.0, "plan.conv1.bits=3.0 must be"),
         ("plan.conv1.bits", True, "plan.conv1.bits=True must be"),

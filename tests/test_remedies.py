@@ -479,9 +479,19 @@ QUANTIZE = {
         lambda: apply_plan_(Net(), {"act2": ActFormat(2)}),
     ),
     "bits without a quantizer": Row(
-        lambda: nbsnn.QuantSpec(6, 2),
+        lambda: nbsnn.QuantSpec(6, 2, weight_format="apot"),
         "choose one of 2, 3, 4, 5, 32 (32 leaves a layer in float)",
-        lambda: nbsnn.QuantSpec(5, 2),
+        lambda: nbsnn.QuantSpec(5, 2, weight_format="apot"),
+    ),
+    "bits of an unknown layer": Row(
+        lambda: quantized(spec=nbsnn.QuantSpec(2, 2, layers={"conv22": 3})),
+        "did you mean conv2, conv1?",
+        lambda: spikes(spec=nbsnn.QuantSpec(2, 2, layers={"conv2": 3})),
+    ),
+    "an unknown edge": Row(
+        lambda: quantized(spec=nbsnn.QuantSpec(2, 2, edges=("conv22",))),
+        "did you mean conv2, conv1?",
+        lambda: spikes(spec=nbsnn.QuantSpec(2, 2, edges=("conv2",))),
     ),
     "set_bits_ of a float network": Row(
         lambda: nbsnn.set_bits_(Net(), act_bits=3),
