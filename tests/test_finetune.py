@@ -59,7 +59,9 @@ def trained(digits):
     """A 2-bit residual network that knows the digits."""
     torch.manual_seed(0)
     net = train_(Residual(), digits.train, epochs=3, lr=0.1)
-    quantized = nbsnn.quantize(net, nbsnn.QuantSpec(2, 2), images=digits.train.normalized(digits.train.images[:256]))
+    quantized = nbsnn.quantize(
+        net, nbsnn.QuantSpec(2, 2, norms="recalibrate"), images=digits.train.normalized(digits.train.images[:256])
+    )
     return train_(quantized, digits.train, epochs=5, lr=0.02)
 
 
