@@ -16,6 +16,8 @@ from torch import nn
 import nbsnn
 from nbsnn.errors import ConfigError, ConversionError
 from nbsnn.integer.backends.native import why_not
+from nbsnn.quant.layers import QuantReLU
+from nbsnn.spiking.neuron import IFNeuron
 from nbsnn.surgery import evaluation_mode, tap
 
 BACKENDS = ["torch", *(["native"] if why_not() is None else [])]
@@ -270,6 +272,20 @@ def test_exact_schedules_are_refused_in_half_precision(quantized, images, schedu
         assert spiking(image).dtype == torch.float32
         spiking.double()
         assert spiking(image.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("schedule", ["settle", "barrier"])
+def test_a_part_in_half_precision_is_refused_too(quantized, images, schedule):
+    """A threshold that was rounded is another one than the quantized network's."""
+    part = copy.deepcopy(quantized)
+    next(module for module in part.modules() if isinstance(module, QuantReLU)).half()
+    with pytest.raises(nbsnn.ConversionError, match=r"float16 would break that; keep the network in float32 with \.float\(\)"):
+        nbsnn.to_spiking(part, images[:1], schedule=schedule)
+    nbsnn.to_spiking(part.float(), images[:1], schedule=schedule)
+    spiking = nbsnn.to_spiking(quantized, images[:1], schedule=schedule)
+    next(module for module in spiking.modules() if isinstance(module, IFNeuron)).bfloat16()
+    with pytest.raises(nbsnn.ConversionError, match="bfloat16 would break that"):
+        spiking(images)
 
 
 @pytest.mark.parametrize("schedule", ["settle", "barrier"])

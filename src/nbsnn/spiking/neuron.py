@@ -30,9 +30,8 @@ def check_precision(schedule: Schedule, network: nn.Module, device: torch.device
             f"schedule={schedule.name!r} counts exactly, and autocast would break that; call it outside torch.autocast, or "
             f"within torch.autocast({device.type!r}, enabled=False)"
         )
-    parameter = next(network.parameters(), None)
-    if parameter is not None:
-        refuse_half(schedule, parameter.dtype)
+    for dtype in {parameter.dtype for parameter in network.parameters()}:
+        refuse_half(schedule, dtype)
 
 
 class IFNeuron(nn.Module):
