@@ -52,7 +52,7 @@ CASES = {
         "from the one that it was lowered from",
     ),
     "a float network packed": ("pack {files}/float.safetensors --out {out}", "quantize it with nbsnn train --init first"),
-    "seed of a setting": (TRAIN + " --set seed=x", "error: seed=x: must be a whole number"),
+    "seed of a setting": (TRAIN + " --set seed=x", "error: seed=x: must be "),
     "own network": ("eval {files}/own.safetensors", "pass its float form"),
     "convert a float network": ("convert {files}/float.safetensors", "holds a float network"),
     "invalid pair": ("convert {files}/quantized.safetensors --schedule settle --neuron unsigned", "use --neuron signed"),
