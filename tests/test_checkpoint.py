@@ -18,7 +18,7 @@ from nbsnn.quant.quantize import quantize, read_plan, set_bits_
 from nbsnn.recipe import QuantSpec
 from nbsnn.recipes import load_recipe
 from nbsnn.spiking.convert import to_spiking
-from nbsnn.tensorfile import FORMAT_VERSION, is_ours, read_tensors, read_torch_state, write_tensors
+from nbsnn.tensorfile import FORMAT_VERSION, is_ours, read_state_dict, read_tensors, write_tensors
 
 IMAGES = torch.linspace(-2, 2, 3 * 2 * 36).view(3, 2, 6, 6)
 
@@ -102,7 +102,7 @@ def test_a_torch_file_is_plain_tensors_with_a_state_dict(tmp_path):
     assert is_ours(tmp_path / "a.pth.tar")
     torch.save({"state_dict": {"w": torch.ones(1)}, "epoch": 3}, tmp_path / "b.pth.tar")
     assert not is_ours(tmp_path / "b.pth.tar")
-    assert list(read_torch_state(tmp_path / "b.pth.tar")) == ["w"]
+    assert list(read_state_dict(tmp_path / "b.pth.tar")) == ["w"]
 
 
 # -------------------------------------------------------------------------------------------------- whole or not at all

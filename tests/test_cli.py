@@ -96,7 +96,7 @@ def test_init_and_overwrite_start_from_a_checkpoint(run: Path, tmp_path: Path) -
     words = ["train", "-r", str(recipe), "--init", str(run / "32bit" / "best.safetensors"), "--out", str(tmp_path / "out")]
     assert main(words) == 0
     assert main([*words, "--seed", "9", "--overwrite"]) == 0
-    header, _ = nbsnn.checkpoint.read_tensors(tmp_path / "out" / "3bit" / "best.safetensors")
+    header, _ = nbsnn.tensorfile.read_tensors(tmp_path / "out" / "3bit" / "best.safetensors")
     assert header["seed"] == 9
     assert header["plan"]["stem.act"]["bits"] == 3
 

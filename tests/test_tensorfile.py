@@ -16,7 +16,7 @@ from nbsnn.checkpoint import describe, load_checkpoint, save_checkpoint
 from nbsnn.errors import CheckpointError
 from nbsnn.importers.reference import load_reference_checkpoint
 from nbsnn.spiking.convert import to_spiking
-from nbsnn.tensorfile import is_ours, read_tensors, read_torch_state, write_tensors
+from nbsnn.tensorfile import is_ours, read_state_dict, read_tensors, write_tensors
 
 TENSORS = {
     "weight": torch.arange(12.0).view(3, 4), "steps": torch.tensor(7), "none": torch.zeros(0, 2),
@@ -77,7 +77,7 @@ def test_a_checkpoint_with_a_flipped_bit_in_a_tensor_is_refused(tmp_path, form, 
     said = f"{path}: its content does not match its hash; it was altered or damaged, restore it from a copy"
     assert refusal(load_checkpoint, path, model=SmallNet()) == said
     if suffix == ".pth.tar":
-        assert refusal(read_torch_state, path) == said
+        assert refusal(read_state_dict, path) == said
 
 
 def test_what_was_appended_is_refused(tmp_path):
@@ -133,7 +133,7 @@ def test_numbers_of_numpy_and_parsed_options_beside_the_tensors_are_read(tmp_pat
     """Case 17."""
     path = tmp_path / "a.pth.tar"
     torch.save({"state_dict": TENSORS, **HARMLESS}, path, _use_new_zipfile_serialization=not legacy)
-    assert read_torch_state(path)["weight"].equal(TENSORS["weight"])
+    assert read_state_dict(path)["weight"].equal(TENSORS["weight"])
     assert not is_ours(path)
 
 
@@ -143,7 +143,7 @@ def test_numbers_of_numpy_1_and_2_are_read(tmp_path, name):
     torch.save({"state_dict": TENSORS, "best": np.float64(1)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     path.write_bytes(content.replace(b"numpy._core.multiarray", f"numpy.{name}.multiarray".encode()))
-    assert read_torch_state(path)["steps"] == 7
+    assert read_state_dict(path)["steps"] == 7
 
 
 class Strange:
@@ -160,7 +160,7 @@ def test_a_type_that_is_not_read_is_named(tmp_path, legacy):
         "it with torch.load(..., weights_only=False) and save its state_dict alone"
     )
     torch.save({"state_dict": torch.load(path, weights_only=False)["state_dict"]}, path)  # the remedy
-    assert set(read_torch_state(path)) == set(TENSORS)
+    assert set(read_state_dict(path)) == set(TENSORS)
 
 
 @pytest.mark.parametrize("state", [3, [1], {"a": 1}, None])

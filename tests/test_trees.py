@@ -207,7 +207,7 @@ def test_a_tree_of_ones_own_is_trained_on_and_its_classes_travel(tree, tmp_path,
     train = ["train", "--recipe", "mine.toml", "--set", f"data.root={tree}", "--out", "run", "--device", "cpu"]
     assert main([*train, "--json"]) == 0
     best = "run/32bit/best.safetensors"
-    trained = nbsnn.checkpoint.read_tensors(tmp_path / best)[0]["recipe"]["data"]
+    trained = nbsnn.tensorfile.read_tensors(tmp_path / best)[0]["recipe"]["data"]
     assert trained["classes"] == list(NAMES)
     capsys.readouterr()
 

@@ -5,7 +5,6 @@ with `weights_only=True`. Nothing that could execute code is ever unpickled.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.distributed import world
-from nbsnn.errors import CheckpointError, ConfigError, ConversionError, QuantizationError
+from nbsnn.errors import CheckpointError, ConfigError, ConversionError, QuantizationError, shown
 from nbsnn.finite import check_network
 from nbsnn.inputs import require_type
 from nbsnn.integer.network import IntegerNetwork
@@ -54,7 +53,7 @@ def describe(
     return {
         "format": FORMAT_VERSION,
         "form": form_of(model),
-        "model": asdict(spec) if spec else None,
+        "model": spec.header() if spec else None,
         "plan": {name: fmt.header() for name, fmt in _plan_of(inner).items()},
         "spiking": spiking and {
             "neuron": spiking.neuron, "schedule": spiking.schedule, "image_shape": list(spiking.image_shape),
@@ -156,6 +155,11 @@ def _registered(header: Header, source: str) -> nn.Module:
             f"{source}: the network is not a registered one; pass its float form, load_checkpoint(path, model=...)"
         )
     spec = ModelSpec(**header["model"])
+    if spec.is_own:  # the file must not choose what code runs
+        raise CheckpointError(
+            f"{source}: its network is made by {shown(str(spec))}, and reading a file runs no code that it names; "
+            "make the network yourself and pass it, load_checkpoint(path, model=...)"
+        )
     try:
         with torch.device("meta"):
             return build_model(

@@ -42,6 +42,7 @@ def measure_run(
     fidelity_images: int = FIDELITY_IMAGES,
     spiking_images: int | None = None,
     notes: Sequence[str] = (),
+    model: nn.Module | None = None,
     progress: ImageProgress | None = None,
 ) -> dict[str, Any]:
     """Measure every finished phase of a run.
@@ -57,6 +58,7 @@ def measure_run(
         label: name of the data in the report.
         fidelity_images, spiking_images: as above; all unless given for the latter.
         notes: remarks stored with the figures, one line each.
+        model: the float network, if it is not one of `nbsnn.list_models()`.
         progress: called with a title of the current step and the number of images done since the last call.
     Raises:
         CheckpointError: no phase of this recipe has ended in the folder.
@@ -64,7 +66,7 @@ def measure_run(
     recipe = with_classes(recipe, test, [phase_folder(out, int(bits)) for bits in recipe.phase])
     looked = Looked(test, test.some(spiking_images), test.some(fidelity_images))
     tell = progress or (lambda what, count: None)
-    done = [phase for key in recipe.phase if (phase := _phase(recipe, int(key), out, looked, tell))]
+    done = [phase for key in recipe.phase if (phase := _phase(recipe, int(key), out, looked, tell, model))]
     if not done:
         raise CheckpointError(f"{out} holds no finished phase of the recipe {recipe.name} ({recipe.hash})")
     return {
@@ -81,12 +83,14 @@ def images_to_measure(recipe: Recipe, test: int, spiking_images: int | None, fid
     return 2 * len(recipe.phase) * test + sum(int(key) != FLOAT_BITS for key in recipe.phase) * each
 
 
-def _phase(recipe: Recipe, bits: int, out: Path, looked: Looked, progress: ImageProgress) -> dict[str, Any] | None:
+def _phase(
+    recipe: Recipe, bits: int, out: Path, looked: Looked, progress: ImageProgress, model: nn.Module | None
+) -> dict[str, Any] | None:
     phase = recipe.phase[str(bits)]
     finished = finished_phase(recipe, bits, phase_folder(out, bits))
     if finished is None:
         return None
-    last, best = load_checkpoint(finished.last), load_checkpoint(finished.best)
+    last, best = (load_checkpoint(path, model=model) for path in (finished.last, finished.best))
     last_top1 = _top1(last, looked.test, progress, f"{bits} bits, last epoch")
     if finished.best_is_last:
         progress(f"{bits} bits, best epoch", len(looked.test))

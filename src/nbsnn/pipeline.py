@@ -13,7 +13,7 @@ from nbsnn.data import load_data
 from nbsnn.data.download import DownloadProgress
 from nbsnn.data.images import LabelledImages, Splits, evaluation_batches
 from nbsnn.distributed import is_revived, world
-from nbsnn.errors import CheckpointError, ConfigError
+from nbsnn.errors import CheckpointError, ConfigError, shown
 from nbsnn.evaluation.accuracy import Report, evaluate
 from nbsnn.evaluation.comparison import Finetuned, compare_finetuned
 from nbsnn.importers.torchvision import MappedTensor, from_torchvision, torchvision_state
@@ -24,10 +24,11 @@ from nbsnn.progress import ProgressBar
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.network import SpikingNetwork
-from nbsnn.tensorfile import read_torch_state
+from nbsnn.tensorfile import read_state_dict
 from nbsnn.training.checks import (
     check_fit,
     check_later_phases,
+    check_own_fit,
     check_phase_before,
     check_run,
     check_teacher,
@@ -43,6 +44,7 @@ from nbsnn.training.observer import Observer
 from nbsnn.training.options import FitOptions, TrainOptions
 from nbsnn.training.progressive import CALIBRATION_IMAGES, next_form
 from nbsnn.training.state import fingerprint
+from nbsnn.wrappers import copied
 
 _CALIBRATION_PARTS = 4
 
@@ -79,13 +81,15 @@ def pretrained_model(recipe: Recipe, source: str, images: LabelledImages) -> tup
     """
     spec = recipe.model
     given = source != "torchvision"
-    state = read_torch_state(Path(source)) if given else torchvision_state(spec.name.partition("/")[2])
+    state = read_state_dict(Path(source)) if given else torchvision_state(spec.name.partition("/")[2])
     batches: tuple[Tensor, ...] = torch.tensor_split(calibration_images(images), _CALIBRATION_PARTS)
     size, classes = spec.image_size, spec.num_classes
     return from_torchvision(spec.name, state, batches, num_classes=classes, image_size=size, source=source)
 
 
 def _build(spec: ModelSpec) -> nn.Module:
+    if spec.is_own:
+        raise ConfigError(f"{shown(str(spec))}: no code that a recipe names is run; make the network and pass model=...")
     return build_model(spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size)
 
 
@@ -103,6 +107,7 @@ def train(
     options: TrainOptions | None = None,
     *,
     splits: Splits | None = None,
+    model: nn.Module | None = None,
     init: nn.Module | None = None,
     observer: Observer | None = None,
     progress: DownloadProgress | None = None,
@@ -114,6 +119,7 @@ def train(
         out: parent of the folders of phases, such as `out/4bit`.
         options: device, compilation, precision, whether to overwrite; the CPU unless given.
         splits: the data, if loaded already.
+        model: the float network with fresh weights, if it is not one of `nbsnn.list_models()`; it is not changed.
         init: the network that the first phase starts from; random weights unless given. A float network is the teacher of
             phases that distil; from a quantized one only the phases of fewer bits are trained.
         observer: callbacks of each step and epoch; may stop the run.
@@ -133,9 +139,13 @@ def train(
     teacher = None if init is None or read_plan(init) else init
     check_teacher(replace(recipe, phase={str(bits): recipe.phase[str(bits)] for bits in folders}), to_run, teacher)
     splits = splits or load_data(recipe.data, size=recipe.model.image_size, progress=progress)
-    check_fit(recipe.model, splits.train, recipe.data.name)
+    own, model = model, init or (new_model(recipe) if model is None else copied(model))
+    if own is None:
+        check_fit(recipe.model, splits.train, recipe.data.name)
+    else:
+        check_own_fit(own, splits.train, recipe.data.name)
     recipe = with_classes(recipe, splits.train, [] if overwrite else folders.values())
-    model, device = init or new_model(recipe), torch.device(options.device)
+    device = torch.device(options.device)
     test = evaluation_batches(splits.test.to(device), world=world())
     before: Path | None = None  # of the phase before, if it ended in an earlier process
     for bits, finished in done.items():
@@ -156,7 +166,7 @@ def train(
             before = None
         else:
             before = folders[bits]
-        last, best = (load_checkpoint(path).to(device) for path in (finished.last, finished.best))
+        last, best = (load_checkpoint(path, model=own).to(device) for path in (finished.last, finished.best))
         measured = evaluate(last, test)
         yield PhaseResult(bits, phase.epochs, finished, measured, measured if finished.best_is_last else evaluate(best, test))
         model = best

@@ -2,6 +2,7 @@
 
 import math
 import re
+import tomllib
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from nbsnn.errors import ConfigError, shown, unknown
 
 _LARGEST = 2**63 - 1  # what torch and files hold
+_MOST_DEPTH = 8  # of tables and lists in a value without a type
 _WHOLE = re.compile(r"\s*[+-]?[0-9]+(_[0-9]+)*\s*")  # int() alone takes digits of every script
 _WORDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "text without NUL"}
 
@@ -59,7 +61,15 @@ def override_(table: dict[str, Any], override: str) -> None:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{shown(override)}: {shown(part)} has no keys of its own")
-    table[last] = text
+    table[last] = _parsed(text) if path[:2] == ["model", "args"] else text
+
+
+def _parsed(text: str) -> Any:
+    """The value of a setting without a type: a number or a list as TOML writes them, else text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text
 
 
 def typed(value: Any, kind: Any, key: str = "") -> Any:
@@ -82,6 +92,8 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
         return value
     if is_dataclass(kind):
         return _table(value, kind, key)
+    if kind is Any:
+        return _any(value, key)
     if origin in (Union, types.UnionType):
         return None if value is None else _typed(value, args[0], key)
     if origin is Literal:
@@ -98,6 +110,18 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
         return _plain(value, kind)
     except (ValueError, TypeError, OverflowError):
         raise SettingError(key, value, _WORDS.get(kind, str(kind))) from None
+
+
+def _any(value: Any, key: str, depth: int = 0) -> Any:
+    """A value of any kind that JSON can hold."""
+    require(depth < _MOST_DEPTH, key, "...", f"in at most {_MOST_DEPTH} tables or lists")
+    if isinstance(value, Mapping):
+        return {str(name): _any(item, f"{key}.{name}", depth + 1) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_any(item, f"{key}.{index}", depth + 1) for index, item in enumerate(value)]
+    known = value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+    require(known, key, value, "a number, true or false, text, a list or a table")
+    return value
 
 
 def _plain(value: Any, kind: type) -> Any:

@@ -1,6 +1,7 @@
 """Check that a state dict from a file fits a network, key by key, before anything is copied."""
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,11 @@ def same_kind(given: Tensor, wanted: Tensor) -> bool:
 
 def _problems(net: nn.Module, state: Mapping[str, Tensor]) -> Iterator[str]:
     own = net.state_dict()
-    yield from (f"missing {key}" for key in own if key not in state)
-    yield from (f"not expected {key}" for key in state if key not in own)
+    lost, extra = [key for key in own if key not in state], [key for key in state if key not in own]
+    for index, key in enumerate(lost):
+        fitting = [name for name in extra if state[name].shape == own[key].shape] if index < _MOST_NAMED else []
+        yield f"missing {key}{_alike(key, fitting)}"
+    yield from (f"not expected {key}" for key in extra)
     common = floating_type(state)
     for key, wanted in own.items():
         if key not in state:
@@ -51,6 +55,13 @@ def _problems(net: nn.Module, state: Mapping[str, Tensor]) -> Iterator[str]:
             yield f"{key} is {_name(given)} instead of {_name(wanted)}{_mixture(state, common)}"
         elif key.endswith(("running_var", "num_batches_tracked")) and bool((given < 0).any()):
             yield f"{key} is negative"
+
+
+def _alike(key: str, extra: Sequence[str]) -> str:
+    """The unexpected name, of a tensor of that shape, that a missing one is close to."""
+    end = key.rpartition(".")[2]
+    close = difflib.get_close_matches(key, [name for name in extra if name.rpartition(".")[2] == end], n=1, cutoff=0.6)
+    return f" (is it {close[0]}?)" if close else ""
 
 
 def _mixture(state: Mapping[str, Tensor], common: torch.dtype | None) -> str:

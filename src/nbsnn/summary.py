@@ -6,13 +6,14 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nbsnn.checkpoint import rebuild
 from nbsnn.data.dali import is_installed
 from nbsnn.integer.backends import backend_facts
 from nbsnn.quant.formats import read_weight_format
 from nbsnn.quant.packing import CODES, STEP
+from nbsnn.recipe import ModelSpec
 from nbsnn.tensorfile import Header
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -31,14 +32,15 @@ class Summary(NamedTuple):
     exact: bool
 
 
-def summarize(header: Header, tensors: Mapping[str, Tensor], *, source: str) -> Summary:
-    """Summarize a checkpoint read by `read_tensors`; `source` names the file in errors.
+def summarize(header: Header, tensors: Mapping[str, Tensor], *, source: str, model: nn.Module | None = None) -> Summary:
+    """Summarize a checkpoint read by `read_tensors`; `source` names the file in errors, `model` is the float network if known.
 
     Raises:
         CheckpointError: a packed network's codes do not fit it.
     """
     packed, plan = bool(header.get("packed")), header["plan"]
-    state = rebuild(header, tensors, source=source).state_dict() if packed and header["model"] else tensors
+    known = model is not None or (header["model"] is not None and not ModelSpec(**header["model"]).is_own)
+    state = rebuild(header, tensors, source=source, model=model).state_dict() if packed and known else tensors
     rows, parameters = [], 0
     for key, tensor in state.items():
         layer, _, kind = key.rpartition(".")
@@ -58,7 +60,7 @@ def summarize(header: Header, tensors: Mapping[str, Tensor], *, source: str) -> 
         elif kind == "threshold" and layer in plan:
             rows.append((layer, "-", f"{plan[layer]['bits']} bits", f"threshold {float(tensor):.4g}"))
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    return Summary(size, parameters, rows, not packed or header["model"] is not None)
+    return Summary(size, parameters, rows, not packed or known)
 
 
 def _format(entry: Mapping[str, Any] | None) -> tuple[str, str]:

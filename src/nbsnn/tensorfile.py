@@ -107,16 +107,25 @@ def read_header(path: Path) -> Header | None:
         return None
 
 
-def read_torch_state(path: Path) -> dict[str, Tensor]:
-    """The state dict of any torch file; executes no code."""
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in any torch or safetensors file, of whichever program; executes no code.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, holds no tensors, or is a checkpoint of a network that is not float.
+    """
     check_readable(path)
-    text, state = _read_torch(path)
+    text, state = _read_torch(path) if _is_torch_name(path) else _read_safetensors(path)
     if text is not None:
+        header = _parse_header(text, path)
         _check_tensors(state, path)
-        _check_hash(_parse_header(text, path), text, state, path)
+        _check_hash(header, text, state, path)
+        if header.get("form") != "float":
+            raise CheckpointError(f"{path}: holds no float network; name that file as the checkpoint")
     tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     for key, tensor in tensors.items():
         _check_plain(key, tensor, path)
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors; save the network's state_dict()")
     return tensors
 
 
@@ -200,7 +209,19 @@ def _read_torch(path: Path) -> tuple[Any, dict[str, Any]]:
     state = content.get("state_dict", content)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: its state_dict is a {type(state).__name__}, not a dictionary of tensors")
+    if state is content and not any(isinstance(value, Tensor) for value in content.values()):
+        state = _only_state(content, path)
     return content.get(_KEY), state
+
+
+def _only_state(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The one dictionary of tensors in a training script's file, such as {"model": ..., "epoch": 3}."""
+    inner = {key: value for key, value in content.items()
+             if isinstance(value, dict) and value and all(isinstance(item, Tensor) for item in value.values())}  # fmt: skip
+    if len(inner) > 1:
+        names = shown(", ".join(map(str, inner)))
+        raise CheckpointError(f"{path}: holds several dictionaries of tensors, {names}; save the one to load alone")
+    return next(iter(inner.values()), content)
 
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -6,8 +6,21 @@ import typer
 
 from nbsnn import console, pipeline
 from nbsnn.cli.app import app
-from nbsnn.cli.networks import images_for, load, only_quantized
-from nbsnn.cli.options import BatchOption, Checkpoint, DataOption, DownloadOption, JsonOption, RootOption, SplitOption, between
+from nbsnn.cli.networks import images_for, load, only_quantized, spec_of
+from nbsnn.cli.options import (
+    BatchOption,
+    Checkpoint,
+    DataOption,
+    DownloadOption,
+    JsonOption,
+    OwnArgsOption,
+    OwnOption,
+    RootOption,
+    SplitOption,
+    StateOption,
+    between,
+)
+from nbsnn.cli.own import Own
 from nbsnn.evaluation.bench import Bench, images_to_time
 from nbsnn.evaluation.bench import bench as run_bench
 from nbsnn.integer.backends import backend_facts
@@ -15,7 +28,7 @@ from nbsnn.integer.backends import backend_facts
 
 @app.command()
 def bench(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint = None,
     batch_size: BatchOption = 100,
     repeats: Annotated[
         int,
@@ -23,6 +36,9 @@ def bench(
     ] = 5,
     limit: Annotated[int, typer.Option("--limit", callback=between(1), help="Images in each round.")] = 100,
     layers: Annotated[bool, typer.Option("--layers", help="Show the activity of every unit.")] = False,
+    model: OwnOption = None,
+    model_args: OwnArgsOption = None,
+    state: StateOption = None,
     data: DataOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
@@ -35,15 +51,16 @@ def bench(
     Example:
       nbsnn bench zoo:cifar10/resnet20-w2a2 --data sample --layers
     """
-    model, header = load(checkpoint, "cpu")
-    quantized = only_quantized(model, checkpoint, "bench")
-    images = images_for(header, split, limit, data=data, root=root, download=download)
+    own = Own(model, model_args, state)
+    network, header = load(checkpoint, "cpu", own)
+    quantized = only_quantized(network, checkpoint, "bench")
+    images = images_for(header, split, limit, data=data, root=root, download=download, network=quantized)
     with console.doing("lowering to an integer network"):
-        network = pipeline.integer_form(quantized, images)
-    float_net = pipeline.float_form(header)
+        integer = pipeline.integer_form(quantized, images)
+    float_net = own.network(spec_of(header)) or pipeline.float_form(header)
     with console.image_progress(images_to_time(len(images), repeats), "warming up") as tell:
         result = run_bench(
-            float_net, quantized, network, images.normalized(), batch_size=batch_size, repeats=repeats, progress=tell
+            float_net.eval(), quantized, integer, images.normalized(), batch_size=batch_size, repeats=repeats, progress=tell
         )
     if json_:
         console.show_json(result.to_dict() | {"checkpoint": str(checkpoint), "backends": backend_facts()})

@@ -9,18 +9,20 @@ import typer
 from nbsnn import console, pipeline
 from nbsnn.checkpoint import recipe_of
 from nbsnn.cli.app import app
-from nbsnn.cli.networks import load, only_quantized
-from nbsnn.cli.options import Checkpoint, JsonOption
+from nbsnn.cli.networks import data_of, load, only_quantized, spec_of
+from nbsnn.cli.options import JsonOption, OwnArgsOption, OwnOption, QuantizedCheckpoint
+from nbsnn.cli.own import Own
 from nbsnn.data import load_photographs
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.classify import classify as classify_images
-from nbsnn.recipe import ModelSpec
 
 
 @app.command()
 def classify(
-    checkpoint: Checkpoint,
+    checkpoint: QuantizedCheckpoint,
     photographs: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    model: OwnOption = None,
+    model_args: OwnArgsOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Print the five most likely classes of each image file, by the integer network.
@@ -31,13 +33,13 @@ def classify(
     Example:
       nbsnn classify zoo:cifar10/resnet20-w2a2 cat.jpg
     """
-    model, header = load(checkpoint, "cpu")
-    quantized = only_quantized(model, checkpoint, "classify")
-    recipe = recipe_of(header)
-    if recipe is None or header["model"] is None:
+    network, header = load(checkpoint, "cpu", Own(model, model_args))
+    quantized = only_quantized(network, checkpoint, "classify")
+    spec, data = spec_of(header), data_of(recipe_of(header))
+    if data is None or spec is None:
         raise ConfigError(f"{checkpoint} does not store what it was trained on; classify takes networks of nbsnn train")
-    spec = ModelSpec(**header["model"])
-    images = load_photographs(recipe.data, photographs, size=spec.image_size, classes=spec.num_classes)
+    classes = len(data.classes) if spec.is_own else spec.num_classes
+    images = load_photographs(data, photographs, size=data.image_size or spec.image_size, classes=classes)
     with console.doing("lowering to an integer network, and running it"):
         guesses = classify_images(pipeline.integer_form(quantized, images), images)
     if json_:

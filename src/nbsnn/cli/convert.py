@@ -19,11 +19,15 @@ from nbsnn.cli.options import (
     LimitOption,
     NeuronOption,
     OverwriteOption,
+    OwnArgsOption,
+    OwnOption,
     RootOption,
     ScheduleOption,
     SplitOption,
+    StateOption,
     TimestepsOption,
 )
+from nbsnn.cli.own import Own
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.comparison import compare, spiking_form
 from nbsnn.outputs import check_output, network_kind
@@ -32,12 +36,15 @@ from nbsnn.spiking.schedules import check_pair, valid_pairs
 
 @app.command()
 def convert(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint = None,
     neuron: NeuronOption = None,
     schedule: ScheduleOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the spiking network here; needs --schedule.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every layer's fidelity.")] = False,
     fidelity_images: ComparedOption = 200,
+    model: OwnOption = None,
+    model_args: OwnArgsOption = None,
+    state: StateOption = None,
     data: DataOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
@@ -60,17 +67,17 @@ def convert(
     if schedule is None and (out or neuron):
         raise ConfigError("--out and --neuron need a schedule: add --schedule fixed, settle or barrier")
     if out:
-        check_output(out, network_kind("spiking"), inputs=[checkpoint], overwrite=overwrite)
+        check_output(out, network_kind("spiking"), inputs=[checkpoint] if checkpoint else [], overwrite=overwrite)
     pairs = valid_pairs() if schedule is None else (check_pair(neuron, schedule),)
-    model, header = load(checkpoint, device)
-    model = only_quantized(model, checkpoint, "convert")
-    check_t(model, timesteps)
-    images = images_for(header, split, limit, data=data, root=root, download=download)
+    network, header = load(checkpoint, device, Own(model, model_args, state))
+    quantized = only_quantized(network, checkpoint, "convert")
+    check_t(quantized, timesteps)
+    images = images_for(header, split, limit, data=data, root=root, download=download, network=quantized)
     total = len(pairs) * (len(images) + min(fidelity_images, len(images)))
     with console.image_progress(total, "converting") as tell:
-        results = list(compare(model, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))
+        results = list(compare(quantized, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))
     if out and schedule:
-        spiking = spiking_form(model, images, neuron=neuron, schedule=schedule)
+        spiking = spiking_form(quantized, images, neuron=neuron, schedule=schedule)
         metrics = {"top1": results[0].spiking_top1, "source": str(checkpoint)}
         save_checkpoint(out, spiking, recipe=recipe_of(header), metrics=metrics)
         console.note(f"wrote {out}")

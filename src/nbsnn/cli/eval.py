@@ -19,11 +19,15 @@ from nbsnn.cli.options import (
     JsonOption,
     LimitOption,
     NeuronOption,
+    OwnArgsOption,
+    OwnOption,
     RootOption,
     ScheduleOption,
     SplitOption,
+    StateOption,
     TimestepsOption,
 )
+from nbsnn.cli.own import Own
 from nbsnn.data.images import Batches, LabelledImages
 from nbsnn.device import pick_device
 from nbsnn.distributed import process_group
@@ -36,7 +40,10 @@ from nbsnn.spiking.schedules import check_pair
 
 @app.command("eval")
 def eval_(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint = None,
+    model: OwnOption = None,
+    model_args: OwnArgsOption = None,
+    state: StateOption = None,
     data: DataOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
@@ -65,21 +72,22 @@ def eval_(
     chosen = pick_device(device)
     with process_group(chosen) as group:
         console.speak_on_main_only(group)
-        model, header = load(checkpoint, device)
-        check_t(model, timesteps)
-        images = images_for(header, split, limit, data=data, root=root, download=download).to(chosen)
-        model, form = choose_engine(model, images, engine, neuron, schedule, backend)
+        network, header = load(checkpoint, device, Own(model, model_args, state))
+        check_t(network, timesteps)
+        images = images_for(header, split, limit, data=data, root=root, download=download, network=network).to(chosen)
+        network, form = choose_engine(network, images, engine, neuron, schedule, backend)
         with console.image_progress(len(images) // group.size, f"{form} network") as tell:
             loader = Batches(images, batch_size, world=group)
-            report = evaluate(model, loader, progress=lambda count: tell("", count))
+            report = evaluate(network, loader, progress=lambda count: tell("", count))
+    title = str(checkpoint or model)
     if json_:
-        console.show_json(report.to_dict() | {"form": form, "checkpoint": str(checkpoint)})
+        console.show_json(report.to_dict() | {"form": form, "checkpoint": title})
         return
     steps = "-" if report.steps is None else f"{report.steps:.1f} (max {report.max_steps})"
     columns = ("form", "images", "top-1 %", "top-5 %", "steps", "seconds", "images/s")
     row = (form, str(report.images), f"{report.top1:.2f}", f"{report.top5:.2f}", steps,
            f"{report.seconds:.1f}", f"{report.images_per_second:.0f}")  # fmt: skip
-    console.show_table(str(checkpoint), columns, [row])
+    console.show_table(title, columns, [row])
 
 
 def _check_ways(engine: str | None, neuron: str | None, schedule: str | None, backend: str) -> None:

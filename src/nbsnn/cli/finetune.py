@@ -19,11 +19,15 @@ from nbsnn.cli.options import (
     JsonOption,
     LimitOption,
     OverwriteOption,
+    OwnArgsOption,
+    OwnOption,
     RootOption,
     SeedOption,
+    StateOption,
     TimestepsOption,
     between,
 )
+from nbsnn.cli.own import Own
 from nbsnn.data import choices, data_set
 from nbsnn.data.images import Splits
 from nbsnn.errors import ConfigError
@@ -37,7 +41,7 @@ _HELD_OUT = 1000  # default number of images: each change is evaluated on them
 
 @app.command("finetune")
 def finetune_(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint = None,
     method: Annotated[str, typer.Option("--method", help="layerwise (published), end-to-end or calibrate.")] = "layerwise",
     epochs: Annotated[int, typer.Option("--epochs", "-n", help="Epochs per layer; end to end, in all.")] = 1,
     neuron: Annotated[str, typer.Option("--neuron", help="signed or unsigned.")] = "signed",
@@ -63,6 +67,9 @@ def finetune_(
     held_out: Annotated[
         int, typer.Option("--held-out", callback=between(1), help="Training images held out to evaluate changes.")
     ] = _HELD_OUT,
+    model: OwnOption = None,
+    model_args: OwnArgsOption = None,
+    state: StateOption = None,
     data: DataOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
@@ -87,11 +94,11 @@ def finetune_(
               "lr": lr, "weights": weights, "distillation": distillation, "batch_size": batch_size, "seed": seed}  # fmt: skip
     spec: FinetuneSpec = typed(wanted, FinetuneSpec)
     if out:  # an error now, not after an hour
-        check_output(out, network_kind("spiking"), inputs=[checkpoint], overwrite=overwrite)
-    network, header = load(checkpoint, device)
-    model = only_quantized(network, checkpoint, "finetune")
-    check_t(model, timesteps)
-    check_source(model, spec)  # before images are loaded
+        check_output(out, network_kind("spiking"), inputs=[checkpoint] if checkpoint else [], overwrite=overwrite)
+    network, header = load(checkpoint, device, Own(model, model_args, state))
+    quantized = only_quantized(network, checkpoint, "finetune")
+    check_t(quantized, timesteps)
+    check_source(quantized, spec)  # before images are loaded
     source = chosen_data(header, data=data, root=root, download=download)
     if not data_set(source.name).trains:
         others = choices(lambda data: data.trains)
@@ -99,7 +106,7 @@ def finetune_(
     spec = replace(spec, augment=source.augment)
     if source.validation == 0:  # the test images chose the best epoch; they are not used here
         source = replace(source, validation=data_set(source.name).validation or held_out)
-    splits = load_splits(header, source)
+    splits = load_splits(header, source, quantized)
     splits = Splits(splits.train.some(limit_train), splits.validation.some(held_out), splits.test.some(limit))
 
     def save(network: SpikingNetwork, metrics: dict[str, Any]) -> None:
@@ -112,7 +119,7 @@ def finetune_(
             save(network, metrics | {"last_change": change.name})
 
     run = pipeline.finetune_and_test(
-        model, splits, spec, source=str(checkpoint), progress=console.image_progress, on_change=on_change
+        quantized, splits, spec, source=str(checkpoint), progress=console.image_progress, on_change=on_change
     )
     save(run.result.spiking, run.metrics)
     if out:

@@ -14,10 +14,14 @@ from nbsnn.cli.options import (
     DownloadOption,
     JsonOption,
     OverwriteOption,
+    OwnArgsOption,
+    OwnOption,
     RootOption,
     SplitOption,
+    StateOption,
     between,
 )
+from nbsnn.cli.own import Own
 from nbsnn.evaluation.fidelity import measure_integer_fidelity
 from nbsnn.export import export
 from nbsnn.export.integer import EXPORTER
@@ -27,7 +31,8 @@ from nbsnn.tensorfile import Header
 
 @app.command()
 def lower(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint = None,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Write the integer network to this file, .safetensors.")],
     float_weight_bits: Annotated[
         int, typer.Option("--float-weight-bits", help="8 or 16, for weights that are not quantized.")
@@ -35,6 +40,9 @@ def lower(
     fidelity_images: Annotated[
         int, typer.Option("--fidelity-images", callback=between(0), help="Images whose counts are compared, 0 for none.")
     ] = 100,
+    model: OwnOption = None,
+    model_args: OwnArgsOption = None,
+    state: StateOption = None,
     data: DataOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
@@ -50,26 +58,26 @@ def lower(
     Example:
       nbsnn lower runs/r20/2bit/best.safetensors --out r20-int.safetensors
     """
-    check_output(out, EXPORTER.kind, inputs=[checkpoint], overwrite=overwrite)
-    model, header = load(checkpoint, "cpu")
-    quantized = only_quantized(model, checkpoint, "lower")
-    images = images_for(header, split, fidelity_images or 1, data=data, root=root, download=download)
+    check_output(out, EXPORTER.kind, inputs=[checkpoint] if checkpoint else [], overwrite=overwrite)
+    network, header = load(checkpoint, "cpu", Own(model, model_args, state))
+    quantized = only_quantized(network, checkpoint, "lower")
+    images = images_for(header, split, fidelity_images or 1, data=data, root=root, download=download, network=quantized)
     with console.doing("lowering to an integer network"):
-        network = pipeline.integer_form(quantized, images, float_weight_bits=float_weight_bits)
-    export(out, network, EXPORTER.name, origin=origin_of(header, checkpoint))
+        program = pipeline.integer_form(quantized, images, float_weight_bits=float_weight_bits)
+    export(out, program, EXPORTER.name, origin=origin_of(header, str(checkpoint)))
     console.note(f"wrote {out}")
     fidelity = None
     if fidelity_images:
         with console.image_progress(len(images), "comparing counts") as tell:
             fidelity = measure_integer_fidelity(
-                quantized, network, images.normalized(), labels=images.labels, progress=lambda count: tell("", count)
+                quantized, program, images.normalized(), labels=images.labels, progress=lambda count: tell("", count)
             )
     if json_:
-        rows = [row.to_dict() for row in network.report()]
-        console.show_json({"file": str(out), "timesteps": network.timesteps, "units": rows,
-                           "notes": list(network.program.notes), "fidelity": fidelity and fidelity.to_dict()})  # fmt: skip
+        rows = [row.to_dict() for row in program.report()]
+        console.show_json({"file": str(out), "timesteps": program.timesteps, "units": rows,
+                           "notes": list(program.program.notes), "fidelity": fidelity and fidelity.to_dict()})  # fmt: skip
         return
-    console.show_units(str(out), network)
+    console.show_units(str(out), program)
     if fidelity:
         console.say(
             f"counts that differ from the simulated quantized network: {fidelity.off:.4f} % on {fidelity.images} images; "
@@ -77,6 +85,6 @@ def lower(
         )
 
 
-def origin_of(header: Header, checkpoint: Path) -> dict[str, object]:
+def origin_of(header: Header, checkpoint: str) -> dict[str, object]:
     """The source of an integer network, for its file."""
-    return {"model": header["model"], "recipe": header["recipe"], "metrics": header["metrics"], "source": checkpoint.name}
+    return {"model": header["model"], "recipe": header["recipe"], "metrics": header["metrics"], "source": Path(checkpoint).name}

@@ -24,7 +24,21 @@ def between(least: float, most: float = MANY) -> Callable[[Any, Any, Any], Any]:
 
 
 Checkpoint = Annotated[
-    Path, typer.Argument(help="A checkpoint written by nbsnn, or a bundled network, zoo:NAME.", metavar="CHECKPOINT")
+    Path | None, typer.Argument(help="A checkpoint written by nbsnn, or a bundled network, zoo:NAME.", metavar="CHECKPOINT")
+]
+QuantizedCheckpoint = Annotated[
+    Path, typer.Argument(help="A quantized checkpoint written by nbsnn, or a bundled network, zoo:NAME.", metavar="CHECKPOINT")
+]
+OwnOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODULE:FUNCTION", help="The function that makes your own network, such as model:net."),
+]
+OwnArgsOption = Annotated[
+    str | None,
+    typer.Option("--model-args", metavar="JSON", help="Its arguments, such as '{\"num_classes\": 10}'; by default as on file."),
+]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="State dict of the float network: .pt, .pth or .safetensors.")
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A name of 'nbsnn recipes', or a TOML file.")]
 SetOption = Annotated[
@@ -37,7 +51,7 @@ BatchOption = Annotated[int, typer.Option("--batch-size", "-b", callback=between
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for scripts.")]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", help="cifar10, digits, folder, imagenet, sample (bundled); by default that of the checkpoint."),
+    typer.Option("--data", help="cifar10, digits, folder, imagenet, sample, or a recipe's TOML file; by default as on file."),
 ]
 RootOption = Annotated[
     Path | None, typer.Option("--root", help="Folder of the data; by default that of the recipe or checkpoint.")

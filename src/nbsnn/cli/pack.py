@@ -8,7 +8,8 @@ import typer
 from nbsnn import console
 from nbsnn.cli.app import app
 from nbsnn.cli.networks import load, only_quantized
-from nbsnn.cli.options import JsonOption, OverwriteOption
+from nbsnn.cli.options import JsonOption, OverwriteOption, OwnArgsOption, OwnOption
+from nbsnn.cli.own import Own
 from nbsnn.export import export
 from nbsnn.export.packed import EXPORTER
 from nbsnn.outputs import check_output
@@ -22,6 +23,8 @@ def pack(
         typer.Argument(help="A quantized checkpoint; bundled networks are packed already.", metavar="CHECKPOINT"),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The packed file, .safetensors.")],
+    model: OwnOption = None,
+    model_args: OwnArgsOption = None,
     overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -35,9 +38,9 @@ def pack(
       nbsnn pack runs/r20/2bit/best.safetensors --out resnet20-w2a2.safetensors
     """
     check_output(out, EXPORTER.kind, inputs=[checkpoint], overwrite=overwrite)
-    model, header = load(checkpoint, "cpu")
+    network, header = load(checkpoint, "cpu", Own(model, model_args))
     before = locate(checkpoint).stat().st_size
-    size = export(out, only_quantized(model, checkpoint, "pack"), EXPORTER.name, origin=header)
+    size = export(out, only_quantized(network, checkpoint, "pack"), EXPORTER.name, origin=header)
     if json_:
         console.show_json({"packed": str(out), "bytes": size, "checkpoint_bytes": before})
         return

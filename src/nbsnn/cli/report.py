@@ -14,6 +14,8 @@ from nbsnn.cli.options import (
     JsonOption,
     LimitOption,
     OverwriteOption,
+    OwnArgsOption,
+    OwnOption,
     RecipeOption,
     RootOption,
     SetOption,
@@ -21,6 +23,7 @@ from nbsnn.cli.options import (
     default_folder,
     with_data,
 )
+from nbsnn.cli.own import Own, run_network
 from nbsnn.data import load_data
 from nbsnn.figures import images_to_measure, measure_run
 from nbsnn.files import write_text
@@ -33,6 +36,8 @@ def report(
     recipe: RecipeOption,
     settings: SetOption = [],  # noqa: B006
     run: Annotated[Path | None, typer.Option("--run", help="Folder of the run; by default runs/<recipe>.")] = None,
+    model: OwnOption = None,
+    model_args: OwnArgsOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures to this file, as JSON.")] = None,
@@ -56,14 +61,14 @@ def report(
     """
     if out:
         check_output(out, FIGURES, overwrite=overwrite)
-    plan = load_recipe(recipe, with_data(settings, root, download))
+    plan, network = run_network(load_recipe(recipe, with_data(settings, root, download)), Own(model, model_args))
     with console.download_progress() as progress:
         test = load_data(plan.data, size=plan.model.image_size, progress=progress).test.some(limit)
     stepped = spiking_limit or None
     with console.image_progress(images_to_measure(plan, len(test), stepped, fidelity_images), "measuring") as tell:
         figures = measure_run(
             plan, run or default_folder(recipe), test, label=label or plan.data.name, fidelity_images=fidelity_images,
-            spiking_images=stepped, notes=notes, progress=tell,
+            spiking_images=stepped, notes=notes, model=network, progress=tell,
         )  # fmt: skip
     if out:
         write_text(out, json.dumps(figures, indent=1) + "\n")

@@ -14,20 +14,24 @@ from nbsnn.cli.options import (
     DeviceOption,
     DownloadOption,
     JsonOption,
+    OwnArgsOption,
+    OwnOption,
     RecipeOption,
     RootOption,
     SetOption,
+    StateOption,
     between,
     check_folder,
     default_folder,
     with_data,
 )
+from nbsnn.cli.own import Own, run_network
 from nbsnn.data import load_data
 from nbsnn.data.photos import PhotoSet
 from nbsnn.device import pick_device
 from nbsnn.distributed import process_group
 from nbsnn.errors import ConfigError
-from nbsnn.recipe import MOST_SEED
+from nbsnn.recipe import FLOAT_BITS, MOST_SEED
 from nbsnn.recipes import load_recipe
 from nbsnn.training.folder import check_start
 from nbsnn.training.observer import Observer, Observers
@@ -50,6 +54,9 @@ def train(
     device: DeviceOption = "auto",
     compile_: Annotated[str, typer.Option("--compile", help="Compile the training step: auto, on or off.")] = "auto",
     precision: Annotated[str, typer.Option("--precision", help="auto, float32 or bf16 (autocast).")] = "auto",
+    model: OwnOption = None,
+    model_args: OwnArgsOption = None,
+    state: StateOption = None,
     init: Annotated[Path | None, typer.Option("--init", help="Checkpoint that the first phase starts from.")] = None,
     pretrained: Annotated[
         str | None,
@@ -79,12 +86,14 @@ def train(
     """
     given = with_data(settings, root, download)
     plan = load_recipe(recipe, given if seed is None else [*given, f"seed={seed}"])
-    if init and pretrained:
-        raise ConfigError("--init and --pretrained both give a start; give one of them")
+    starts = [name for name, value in (("--init", init), ("--pretrained", pretrained), ("--state", state)) if value]
+    if len(starts) > 1:
+        raise ConfigError(f"{' and '.join(starts)} both give a start; give one of them")
+    plan, network = run_network(plan, Own(model, model_args, state))
     chosen = pick_device(device)
     folder = check_folder(out or default_folder(recipe))
     for bits in plan.phase:
-        check_start(pipeline.phase_folder(folder, int(bits)), init or pretrained)
+        check_start(pipeline.phase_folder(folder, int(bits)), init or pretrained or state)
     with process_group(chosen) as group:
         console.speak_on_main_only(group)
         where = f"{chosen}, {torch.get_num_threads()} threads" + (f", {group.size} processes" if group.size > 1 else "")
@@ -94,14 +103,16 @@ def train(
             splits = load_data(plan.data, size=plan.model.image_size, progress=progress)
         if isinstance(splits.train, PhotoSet):
             console.note(f"{len(splits.train):,} training photographs, decoded by {splits.train.loading}")
-        start = load_start(init) if init else None
+        start = load_start(init, network) if init else None
+        if network is not None and (state or str(FLOAT_BITS) not in plan.phase):
+            start = start or network  # its function may load weights
         if pretrained:
             start, mapped = pipeline.pretrained_model(plan, pretrained, splits.train)
             console.show_mapping(mapped)
         with TrainingConsole() as screen, closing(board):
             how = TrainOptions(chosen, compile_, precision, save_every, overwrite=overwrite, resume=resume)
             observer = Observers(screen, board)
-            results = list(pipeline.train(plan, folder, how, splits=splits, init=start, observer=observer))
+            results = list(pipeline.train(plan, folder, how, splits=splits, model=network, init=start, observer=observer))
     if json_:
         phases = [{"bits": r.bits, "epochs": r.epochs, "last": r.last.to_dict(), "best": r.best.to_dict(),
                    "checkpoint": str(r.fit.best)} for r in results]  # fmt: skip

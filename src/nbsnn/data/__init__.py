@@ -16,6 +16,8 @@ from nbsnn.settings import typed
 __all__ = ["DataSet", "choices", "data_set", "list_data_sets", "load_data", "load_photographs", "register"]
 
 _SIZE = 224  # of photographs, as published for ImageNet
+_OF_FILES = ("image_size", "channels", "center", "crop_area", "normalization", "split")  # settings of image files
+_PLAIN = DataSpec()
 
 
 def load_data(
@@ -28,7 +30,7 @@ def load_data(
         size: photographs are cropped to squares of this many pixels, 224 unless given.
         progress: called with the bytes of a download, so far and in total.
         settings: fields of `DataSpec`, such as root, download, validation (training images held out; the set's default unless
-            given), classes, on_corrupt.
+            given), classes, on_corrupt, channels, normalization, split.
     Raises:
         ConfigError: unknown name or setting. DataError: the data is missing or damaged.
     """
@@ -36,16 +38,21 @@ def load_data(
     found = data_set(spec.name)
     if spec.classes and not found.takes_classes:
         raise ConfigError(f"data.classes: the classes of {spec.name} are not read from folders; leave it out")
+    for name in _OF_FILES if not found.takes_classes else ():
+        if getattr(spec, name) != getattr(_PLAIN, name):
+            raise ConfigError(f"data.{name}={getattr(spec, name)}: images of {spec.name} are not read from files; leave it out")
     if spec.padding != "black" and not found.trains:
         raise _no_padding(spec)
-    splits = found.load(spec, size=size or _SIZE, progress=progress)
+    splits = found.load(spec, size=spec.image_size or size or _SIZE, progress=progress)
     if not isinstance(splits, Splits):
         raise ConfigError(f"data set {spec.name!r}: its load gives a {type(splits).__name__}, not nbsnn.Splits")
-    if spec.padding == "black":
-        return splits
     if not isinstance(splits.train, ImageSet):
-        raise _no_padding(spec)
-    return replace(splits, train=replace(splits.train, padding=spec.padding))
+        if spec.padding != "black":
+            raise _no_padding(spec)
+        return splits
+    if spec.padding == "black" and spec.flip:
+        return splits
+    return replace(splits, train=replace(splits.train, padding=spec.padding, flip=spec.flip))
 
 
 def _no_padding(spec: DataSpec) -> ConfigError:

@@ -3,6 +3,7 @@
 import math
 import random
 import warnings
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -109,8 +110,9 @@ def _from_16_bits(image: "Picture") -> "Picture":
 
 
 def to_tensor(picture: "Picture") -> Tensor:
-    """[3, H, W] uint8."""
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).contiguous()
+    """[3, H, W] uint8, or [1, H, W] of a gray image."""
+    values = torch.from_numpy(np.asarray(picture).copy())
+    return values.permute(2, 0, 1).contiguous() if values.dim() == 3 else values[None]
 
 
 def whole_picture(file: IO[bytes] | Path, name: str) -> Tensor:
@@ -125,36 +127,60 @@ def square(path: Path, *, size: int) -> Tensor:
     return to_tensor(ImageOps.fit(open_picture(path, str(path)), (size, size), Image.Resampling.BICUBIC))
 
 
-def center_crop(path: str, *, size: int) -> Tensor:
-    """The evaluation transform of ImageNet: resize the shorter side to 8/7 of `size` (bilinear), then center crop.
+@dataclass(frozen=True)
+class Framing:
+    """What a file shows, by default as published for ImageNet.
+
+    Attributes:
+        channels: 3, or 1 for gray.
+        center: the share of the shorter side that evaluation shows.
+        crop_area: the smallest share of the area that a random crop shows.
+        flip: whether random crops are mirrored, half of them.
+    """
+
+    channels: int = 3
+    center: float = 0.875
+    crop_area: float = CROP_AREA[0]
+    flip: bool = True
+
+
+PUBLISHED = Framing()
+
+
+def center_crop(path: str, *, size: int, framing: Framing = PUBLISHED) -> Tensor:
+    """The evaluation transform: resize the shorter side to 8/7 of `size` (bilinear), for ImageNet, then center crop.
 
     Returns:
-        [3, size, size] uint8.
+        [C, size, size] uint8.
     """
     picture = open_picture(Path(path), path)
-    scale = round(RESIZE * size) / min(picture.size)
+    shorter = round(RESIZE * size) if framing.center == PUBLISHED.center else round(size / framing.center)
+    scale = shorter / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
     left, top = (width - size + 1) // 2, (height - size + 1) // 2  # halves round up, as in DALI and TorchVision
     # Resize and crop in one operation, which computes only the pixels of the crop.
     x, y = picture.width / width, picture.height / height
-    return _resized(picture, size, (left * x, top * y, (left + size) * x, (top + size) * y))
+    return _resized(picture, size, (left * x, top * y, (left + size) * x, (top + size) * y), framing)
 
 
-def random_crop(path: str, *, size: int, seed: int) -> Tensor:
+def random_crop(path: str, *, size: int, seed: int, framing: Framing = PUBLISHED) -> Tensor:
     """The training transform: a random crop (10 to 100 % of the area, aspect ratio 0.8 to 1.25), resized; half are flipped.
 
-    The crop is that of "random resized crop" (Szegedy et al., 2015). Returns [3, size, size] uint8, determined by the seed.
+    The crop is that of "random resized crop" (Szegedy et al., 2015). Returns [C, size, size] uint8, determined by the seed.
     """
     picture = open_picture(Path(path), path)
     draw = random.Random(seed)
-    crop = _resized(picture, size, random_rectangle(picture.width, picture.height, draw))
-    return crop.flip(2) if draw.random() < 0.5 else crop
+    area = (framing.crop_area, CROP_AREA[1])
+    crop = _resized(picture, size, random_rectangle(picture.width, picture.height, draw, area), framing)
+    return crop.flip(2) if framing.flip and draw.random() < 0.5 else crop
 
 
-def random_rectangle(width: int, height: int, draw: random.Random) -> tuple[int, int, int, int]:
+def random_rectangle(
+    width: int, height: int, draw: random.Random, share: tuple[float, float] = CROP_AREA
+) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in pixels; the largest center square if ten attempts do not fit."""
     for _ in range(_ATTEMPTS):
-        area = draw.uniform(*CROP_AREA) * width * height
+        area = draw.uniform(*share) * width * height
         ratio = math.exp(draw.uniform(*map(math.log, CROP_RATIO)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -165,7 +191,8 @@ def random_rectangle(width: int, height: int, draw: random.Random) -> tuple[int,
     return left, top, left + side, top + side
 
 
-def _resized(picture: "Picture", size: int, box: tuple[float, float, float, float]) -> Tensor:
+def _resized(picture: "Picture", size: int, box: tuple[float, float, float, float], framing: Framing) -> Tensor:
     from PIL import Image
 
-    return to_tensor(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    resized = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return to_tensor(resized if framing.channels == 3 else resized.convert("L"))

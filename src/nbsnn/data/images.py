@@ -69,7 +69,8 @@ class LabelledImages(Protocol):
 class ImageSet:
     """Images [N, C, H, W] uint8 and labels [N] int64, with the constants that normalize them.
 
-    `mean` and `std` [C] are in units of the full range 0..255 → 0..1; `padding` is what crops show beyond the border.
+    `mean` and `std` [C] are in units of the full range 0..255 → 0..1; `padding` is what crops show beyond the border, and
+    `flip` whether half of them are mirrored.
 
     Raises:
         ConfigError: fields of other types or shapes, or labels that are not an index of `classes`.
@@ -81,6 +82,7 @@ class ImageSet:
     std: tuple[float, ...]
     classes: tuple[str, ...]
     padding: Padding = "black"
+    flip: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -130,7 +132,7 @@ class ImageSet:
             chosen = send(batch, self.images.device)
             images, labels = self.images[chosen], self.labels[chosen]
             if seeds:
-                images = crop_and_flip(images, torch.Generator().manual_seed(seeds[index]), self.padding)
+                images = crop_and_flip(images, torch.Generator().manual_seed(seeds[index]), self.padding, flip=self.flip)
             if len(world.share(labels)):
                 yield world.share(images), world.share(labels)
 

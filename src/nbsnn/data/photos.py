@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nbsnn.data import dali
-from nbsnn.data.decode import center_crop, random_crop, require_pillow
+from nbsnn.data.decode import PUBLISHED, Framing, center_crop, random_crop, require_pillow
 from nbsnn.data.images import check_set_
 from nbsnn.data.pixels import normalize
 from nbsnn.distributed import World
@@ -51,7 +51,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """N image files with labels [N] int64, as images [N, 3, size, size]; see `LabelledImages`.
+    """N image files with labels [N] int64, as images [N, C, size, size]; see `LabelledImages`.
 
     `skipped` maps names of files that could not be read to the reason; sets made from this one share it.
     """
@@ -65,9 +65,12 @@ class PhotoSet:
     loading: Loading = field(default_factory=Loading)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     skipped: dict[str, str] = field(default_factory=dict)
+    framing: Framing = PUBLISHED
 
     def __post_init__(self) -> None:
-        check_set_(self, len(self.paths), 3)
+        check_set_(self, len(self.paths), self.framing.channels)
+        if self.framing != PUBLISHED and self.loading.loader in ("dali", "dali_cpu"):
+            raise DataError(f"data.loader={self.loading.loader}: reads color photographs in the published crops; choose torch")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -75,7 +78,7 @@ class PhotoSet:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return 3, self.size, self.size
+        return self.framing.channels, self.size, self.size
 
     def take(self, indices: Tensor | slice) -> "PhotoSet":
         """The same set with some of its files."""
@@ -88,7 +91,7 @@ class PhotoSet:
         return self.take(torch.arange(chosen) * len(self) // max(chosen, 1))
 
     def pixels(self, indices: Tensor | slice = slice(None)) -> Tensor:
-        """Decode some of the images without augmentation, [n, 3, size, size] uint8.
+        """Decode some of the images without augmentation, [n, C, size, size] uint8.
 
         A corrupt file is replaced by the next image.
 
@@ -101,13 +104,13 @@ class PhotoSet:
         for offset in range(len(self)):
             path = self.paths[(index + offset) % len(self)]
             try:
-                return center_crop(path, size=self.size)
+                return center_crop(path, size=self.size, framing=self.framing)
             except DataError as error:
                 self.note_bad({path: str(error)})
         raise DataError(f"none of {len(self)} files is an image that can be read, {self.paths[0]} for one")
 
     def normalized(self, images: Tensor | None = None) -> Tensor:
-        """Float images, (x/255 − mean)/std, [n, 3, size, size] float32; all of the set's unless given as uint8."""
+        """Float images, (x/255 − mean)/std, [n, C, size, size] float32; all of the set's unless given as uint8."""
         return normalize(self.pixels() if images is None else images, self.mean, self.std)
 
     def to(self, device: torch.device) -> "PhotoSet":
@@ -126,7 +129,7 @@ class PhotoSet:
         """
         shares = [world.share(batch).tolist() for batch in batches]
         require_pillow()
-        if self.loading.uses_dali:
+        if self.loading.uses_dali and self.framing == PUBLISHED:
             yield from self._stream_dali(shares, world, seeds, train=train)
             return
         starts = [len(batch) * world.rank // world.size for batch in batches]
@@ -135,8 +138,9 @@ class PhotoSet:
             for b, (share, start) in enumerate(zip(shares, starts, strict=True))
         ]
         pin = self.device.type == "cuda"
+        files = _Files(self.paths, self.size, self.framing)
         loader = DataLoader(
-            _Files(self.paths, self.size), batch_sampler=[batch for batch in keys if batch], num_workers=self.loading.processes,
+            files, batch_sampler=[batch for batch in keys if batch], num_workers=self.loading.processes,
             collate_fn=partial(_collate, keep_size=train), pin_memory=pin, worker_init_fn=_leave_signals_to_the_trainer,
         )  # fmt: skip
         for images, chosen, bad in loader:
@@ -169,15 +173,16 @@ _Item = tuple[Tensor | None, int, str, str]  # pixels, index; or None, index, pa
 
 
 class _Files(Dataset[_Item]):
-    def __init__(self, paths: Sequence[str], size: int) -> None:
-        self.paths, self.size = paths, size
+    def __init__(self, paths: Sequence[str], size: int, framing: Framing) -> None:
+        self.paths, self.size, self.framing = paths, size, framing
 
     def __getitem__(self, key: tuple[int, int | None]) -> _Item:
         index, seed = key
         path = self.paths[index]
         try:
-            pixels = center_crop(path, size=self.size) if seed is None else random_crop(path, size=self.size, seed=seed)
-            return pixels, index, path, ""
+            if seed is None:
+                return center_crop(path, size=self.size, framing=self.framing), index, path, ""
+            return random_crop(path, size=self.size, seed=seed, framing=self.framing), index, path, ""
         except DataError as error:
             return None, index, path, str(error)
 

@@ -30,7 +30,7 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator, padding: Padding = "black") -> Tensor:
+def crop_and_flip(images: Tensor, generator: torch.Generator, padding: Padding = "black", *, flip: bool = True) -> Tensor:
     """Crop at a random position of the padded image and flip half of the images, with one gather for the whole batch.
 
     The padding is an eighth of the height: 4 pixels for CIFAR (He et al., 2016).
@@ -39,6 +39,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: Padding =
         images: [B, C, H, W] uint8, on any device.
         generator: on the CPU.
         padding: black, or the image reflected at its border.
+        flip: False leaves images as they are.
     Returns:
         [B, C, H, W] uint8.
     """
@@ -46,9 +47,9 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: Padding =
     device = images.device
     pad = height // 8
     top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
-    flip = torch.rand(count, 1, generator=generator) < 0.5
+    mirrored = (torch.rand(count, 1, generator=generator) < 0.5) & flip
     columns = torch.arange(width).expand(count, width)
-    rows, columns = top + torch.arange(height), left + torch.where(flip, columns.flip(1), columns)
+    rows, columns = top + torch.arange(height), left + torch.where(mirrored, columns.flip(1), columns)
     if padding == "black":
         images = torch.nn.functional.pad(images, (pad, pad, pad, pad))
     else:

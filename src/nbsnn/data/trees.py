@@ -1,37 +1,49 @@
-"""A tree of photographs: `train/<class>/*.jpg` and `val/<class>/*.jpg`, as ImageNet's.
+"""A tree of photographs: `train/<class>/*.jpg` and `val/<class>/*.jpg`, as ImageNet's, or `<class>/*.jpg` with a share to test.
 
 A label is an index into a list of class names: those that a network was trained with, or else `train`'s folders in order.
     Folders are matched with classes by name, so a missing, empty or additional one shifts no label. Hidden files and folders
     are ignored; one line lists what else is skipped.
 """
 
+import hashlib
 import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from nbsnn.data.decode import center_crop
+from nbsnn.data.decode import PUBLISHED, Framing, center_crop
 from nbsnn.data.download import DownloadProgress
 from nbsnn.data.files import list_folder, printable
 from nbsnn.data.images import ImageSet, Splits, split_validation
 from nbsnn.data.photos import Loading, PhotoSet
-from nbsnn.errors import DataError
+from nbsnn.errors import ConfigError, DataError
 from nbsnn.recipe import DataSpec
 
 logger = logging.getLogger(__name__)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, from TorchVision
+_GRAY = (0.449,), (0.226,)  # the means of those
+_MEASURED = 2000  # images that the normalization is computed from, at most
 _JPEG = (".jpeg", ".jpg")
 SUFFIXES = (*_JPEG, ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 _LAYOUT = "a tree of photographs is train/<class>/*.jpg and val/<class>/*.jpg"
 
 
 def load_tree(
-    root: str | Path, *, classes: Sequence[str] = (), validation: int = 0, size: int = 224, loading: Loading | None = None
+    root: str | Path,
+    *,
+    classes: Sequence[str] = (),
+    validation: int = 0,
+    size: int = 224,
+    loading: Loading | None = None,
+    framing: Framing = PUBLISHED,
+    constants: "Constants | Literal['computed'] | None" = None,
+    split: float = 0.0,
 ) -> Splits:
     """The training and the validation images of a tree; the latter also choose the best epoch, as published.
 
@@ -42,32 +54,90 @@ def load_tree(
         validation: training images held out to choose the best epoch instead.
         size: of the square images, 224 as published.
         loading: the decoder, and what happens to a corrupt file.
+        framing: channels, and what crops show.
+        constants: mean and std, ImageNet's unless given; "computed" are those of the training images.
+        split: the share of each class to test on, of a tree whose class folders are in `root`, or in `train` without `val`.
     Raises:
         DataError: a folder is missing or has no image, or there are images of another class.
     """
     root = Path(root)
-    val = _look_into(root / "val")
-    train = _look_into(root / "train") if (root / "train").is_dir() else val
+    train, val = _parts(root, split)
     names = [_read_alike(name) for name in classes] or _own_classes(train, val)
     if train is val and not classes:
         logger.warning("%s: no train folder; labels are indices of the folders of val, wrong if it lacks a class",
                        printable(root))  # fmt: skip
     chosen = _loader_for([train, val], loading or Loading())
     whose = "the network's classes" if classes else f"the classes of {printable(train.folder)}"
-    full = train.photographs(names, whose, size, chosen)
-    test = full if train is val else val.photographs(names, whose, size, chosen)
+    full = train.photographs(names, whose, size, chosen, framing)
+    if constants == "computed" and train is val:
+        raise DataError(f"{printable(root)}: no train folder to compute the normalization from; give data.mean and data.std")
+    test = full if train is val else val.photographs(names, whose, size, chosen, framing)
+    if constants is not None:
+        mean, std = measure_constants(full) if constants == "computed" else constants
+        full, test = (replace(part, mean=mean, std=std) for part in (full, test))
     return split_validation(full, test, validation)
+
+
+def _parts(root: Path, split: float) -> tuple["_Part", "_Part"]:
+    """The training and the test images of a tree."""
+    train, val = root / "train", root / "val"
+    if not split:
+        if not val.is_dir() and root.is_dir():
+            raise DataError(
+                f"{printable(val)}: no such folder; {_LAYOUT}, or set data.split=0.2 to test on a fifth of each class"
+            )
+        found = _look_into(val)
+        return (_look_into(train) if train.is_dir() else found), found
+    if val.is_dir():
+        raise DataError(f"{printable(root)}: has a folder val to test on; leave data.split out")
+    return _look_into(train if train.is_dir() else root).divided(split)
+
+
+Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each channel, of pixels scaled to 0..1
+
+
+def measure_constants(images: PhotoSet) -> Constants:
+    """Mean and standard deviation of each channel, of up to 2,000 images, evenly spaced."""
+    total = squares = torch.zeros(images.shape[0], dtype=torch.float64)
+    few = images.some(_MEASURED)
+    for start in range(0, len(few), 100):
+        pixels = few.pixels(slice(start, start + 100)).double() / 255
+        total = total + pixels.mean((2, 3)).sum(0)
+        squares = squares + pixels.square().mean((2, 3)).sum(0)
+    mean = total / len(few)
+    std = (squares / len(few) - mean.square()).clamp(min=0).sqrt().clamp(min=1 / 255)  # images of one gray have none
+    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
+
+
+def _imagenet(channels: int) -> Constants:
+    return (MEAN, STD) if channels == len(MEAN) else _GRAY
+
+
+def framing_of(spec: DataSpec) -> Framing:
+    """Channels and crops in the settings of a recipe."""
+    return Framing(spec.channels, spec.center, spec.crop_area, spec.flip)
+
+
+def constants_of(spec: DataSpec) -> Constants | Literal["computed"] | None:
+    """Mean and std in the settings of a recipe, or as `load_tree` takes it."""
+    return (spec.mean, spec.std) if spec.mean else "computed" if spec.normalization == "computed" else None
 
 
 def load_spec(spec: DataSpec, *, size: int, progress: DownloadProgress | None) -> Splits:
     """`load_tree` with the settings of a recipe."""
     loading = Loading(spec.loader, spec.workers, spec.on_corrupt)
-    return load_tree(spec.root, classes=spec.classes, validation=spec.validation, size=size, loading=loading)
+    return load_tree(
+        spec.root, classes=spec.classes, validation=spec.validation, size=size, loading=loading, framing=framing_of(spec),
+        constants=constants_of(spec), split=spec.split,
+    )  # fmt: skip
 
 
 def photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: int) -> ImageSet:
     """Image files, cropped and normalized as those of a tree, with labels of zeros."""
-    pixels = torch.stack([center_crop(str(path), size=size) for path in paths])
+    constants = constants_of(spec) or _imagenet(spec.channels)
+    if constants == "computed":
+        raise ConfigError("the checkpoint does not store the mean and std of its images; give data.mean and data.std")
+    pixels = torch.stack([center_crop(str(path), size=size, framing=framing_of(spec)) for path in paths])
     names = list(spec.classes)
     if not names:
         parts = [_look_into(part) for part in (Path(spec.root) / "train", Path(spec.root) / "val") if part.is_dir()]
@@ -75,7 +145,7 @@ def photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: in
         where = f"the class folders of {printable(spec.root)}, in order" if parts else "numbers"
         logger.warning("the checkpoint does not name its classes; their names are %s", where)
     names += [f"class {label}" for label in range(len(names), classes)]
-    return ImageSet(pixels, torch.zeros(len(paths), dtype=torch.int64), MEAN, STD, tuple(names))
+    return ImageSet(pixels, torch.zeros(len(paths), dtype=torch.int64), *constants, tuple(names))
 
 
 def _own_classes(train: "_Part", val: "_Part") -> list[str]:
@@ -97,8 +167,17 @@ class _Part:
             many = "s" if len(paths) > 1 else ""
             self.remarks.append(f"left out {len(paths):,} {kind}{many} {place}, such as {printable(paths[0])}")
 
-    def photographs(self, names: Sequence[str], whose: str, size: int, loading: Loading) -> PhotoSet:
-        """The images of these classes, labelled by their indices."""
+    def divided(self, share: float) -> tuple["_Part", "_Part"]:
+        """Training and test images: of each class the share of files whose names hash lowest, at least one in either part."""
+        train, test = _Part(self.folder, remarks=self.remarks), _Part(self.folder)
+        for name, files in self.classes.items():
+            ranked = sorted(files, key=lambda file: hashlib.sha256(Path(file).name.encode("utf-8", "surrogateescape")).digest())
+            count = min(max(round(share * len(files)), 1), len(files) - 1) if files else 0
+            test.classes[name], train.classes[name] = sorted(ranked[:count]), sorted(ranked[count:])
+        return train, test
+
+    def photographs(self, names: Sequence[str], whose: str, size: int, loading: Loading, framing: Framing) -> PhotoSet:
+        """The images of these classes, labelled by their indices; ImageNet's constants normalize them."""
         unknown = [name for name, images in self.classes.items() if images and name not in names]
         lacking = [name for name in names if not self.classes.get(name)]
         where = printable(self.folder)
@@ -117,7 +196,7 @@ class _Part:
             logger.warning("%s: %s", where, remarks)
         labelled = [(path, label) for label, name in enumerate(names) for path in self.classes.get(name, ())]
         paths, labels = [path for path, _ in labelled], torch.tensor([label for _, label in labelled])
-        return PhotoSet(paths, labels, MEAN, STD, tuple(names), size, loading)
+        return PhotoSet(paths, labels, *_imagenet(framing.channels), tuple(names), size, loading, framing=framing)
 
 
 def _look_into(folder: Path) -> _Part:

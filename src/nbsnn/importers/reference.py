@@ -18,7 +18,7 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import FLOAT_BITS, QuantSpec
 from nbsnn.statedict import same_kind
-from nbsnn.tensorfile import is_ours, read_torch_state
+from nbsnn.tensorfile import is_ours, read_state_dict
 from nbsnn.wrappers import without_wrappers
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def load_reference_checkpoint(path: str | Path, model: str, *, weight_bits: int,
         CheckpointError: the file is damaged, or keys do not match; names each of them.
     """
     name = canonical_name(model)
-    state = read_torch_state(Path(path))
+    state = read_state_dict(Path(path))
     net = build_model(name, num_classes=_classes(state, path))
     if (weight_bits, act_bits) != (FLOAT_BITS, FLOAT_BITS):
         if name in _FLOAT_WEIGHTS and weight_bits != FLOAT_BITS:
@@ -79,7 +79,7 @@ def load_start(path: str | Path, model: str, *, bits: int) -> nn.Module:
         if spec is not None and spec.name != name:
             raise ConfigError(f"{path} holds {spec.name}, not {name}; give model={spec.name}, or another checkpoint")
         return net
-    quantized = bits != FLOAT_BITS and any(key.endswith("act_alpha") for key in read_torch_state(Path(path)))
+    quantized = bits != FLOAT_BITS and any(key.endswith("act_alpha") for key in read_state_dict(Path(path)))
     act_bits = bits if quantized else FLOAT_BITS
     weight_bits = FLOAT_BITS if name in _FLOAT_WEIGHTS else act_bits
     return load_reference_checkpoint(path, name, weight_bits=weight_bits, act_bits=act_bits)

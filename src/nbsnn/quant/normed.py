@@ -48,7 +48,7 @@ def normed_layers(model: nn.Module, layers: Collection[str], example: Tensor | N
 
 def _shapes(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[int, ...]]:
     spec = getattr(model, "model_spec", None)
-    if spec is not None:
+    if spec is not None and not spec.is_own:
         yield spec.in_channels, spec.image_size, spec.image_size
     first = model.get_submodule(next(iter(layers))) if layers else None
     if isinstance(first, nn.Linear):

@@ -12,7 +12,7 @@ from typing import Any
 from nbsnn.aliases import current_names
 from nbsnn.errors import ConfigError, shown
 from nbsnn.recipe.bits import FLOAT_BITS, PHASE_BITS, QuantSpec, as_patterns, check_bits
-from nbsnn.recipe.hashing import NOT_DECIDING, hashed
+from nbsnn.recipe.hashing import COMPUTED, NOT_DECIDING, hashed
 from nbsnn.recipe.parts import MODEL_LIMITS, MOST_EPOCHS, DataSpec, ModelSpec, OptimSpec, Padding, Phase, WeightSpec
 from nbsnn.settings import require, typed
 
@@ -78,7 +78,9 @@ class Recipe:
         content = self.to_dict()
         content.pop("name")
         content["data"] = {k: v for k, v in content["data"].items() if k not in NOT_DECIDING}
-        for table in ("optim", "data", "quant"):
+        if self.data.normalization == "computed":
+            content["data"] |= COMPUTED
+        for table in ("model", "optim", "data", "quant"):
             content[table] = hashed(table, content[table])
         if not any(phase.distill for phase in self.phase.values()):
             content["optim"].pop("temperature", None)

@@ -17,19 +17,36 @@ _MANY = 2**31 - 1  # of images, batches and the like
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A registered float network; see `nbsnn.list_models()`."""
+    """A registered float network (`nbsnn.list_models()`), or an own one: "package.module:function", called with `args`.
+
+    An own network has the sizes that its function gives it; `image_size` is then that of the images, unless the data tell it.
+    """
 
     name: str
     num_classes: int = 10
     in_channels: int = 3
     image_size: int = 32
+    args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind, most in MODEL_LIMITS.items():
             value = getattr(self, kind)
             require(1 <= value <= most, kind, value, f"an integer from 1 to {most}")
+        wanted = "left out: num_classes, in_channels and image_size describe a registered network"
+        require(self.is_own or not self.args, "args", self.args, wanted)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a function of the user makes the network."""
+        return ":" in self.name
+
+    def header(self) -> dict[str, Any]:
+        """Plain values for a file: sizes of a registered network, arguments of an own one."""
+        return {"name": self.name, "args": self.args} if self.is_own else {k: v for k, v in asdict(self).items() if k != "args"}
 
     def __str__(self) -> str:
+        if self.is_own:
+            return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.args.items())})"
         return f"{self.name} ({self.num_classes} classes, {self.in_channels}×{self.image_size}×{self.image_size})"
 
 
@@ -41,6 +58,12 @@ class DataSpec:
     published, or the mirrored image. `loader`, `workers` (at most the number of cores, except for DALI) and `on_corrupt` are
     for image files; `classes` are the names of their folders in the order of labels: unless given, those of the training
     images, which a run stores here.
+
+    For image files too: `image_size` is the side of the square that they become (0: the network's), `channels` 1 reads them in
+    gray. `center` is the share of the shorter side that evaluation shows; training shows crops of `crop_area` to all of the
+    area. `normalization` says where `mean` and `std` come from: ImageNet, the training images (a run computes them once and
+    writes them here), or this recipe. `split` is the share of each class that tests, for a tree without train and val folders.
+    `flip` mirrors half of the training images of any data set.
     """
 
     name: str = "cifar10"
@@ -54,6 +77,15 @@ class DataSpec:
     workers: int = 4
     on_corrupt: Literal["skip", "refuse"] = "skip"
     classes: tuple[str, ...] = ()
+    image_size: int = 0
+    channels: int = 3
+    center: float = 0.875
+    crop_area: float = 0.1
+    flip: bool = True
+    normalization: Literal["imagenet", "computed", "given"] = "imagenet"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    split: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", os.fspath(self.root))  # a Path, from Python
@@ -62,6 +94,26 @@ class DataSpec:
         require(0 <= self.workers <= _MANY, "workers", self.workers, "0 or more processes")
         require(2 <= self.batch_size <= _MANY, "batch_size", self.batch_size, "an integer from 2 (batch norm)")
         require(0 <= self.validation <= _MANY, "validation", self.validation, "0 or more images")
+        self._check_files_()
+
+    def _check_files_(self) -> None:
+        """Check the settings of image files, and complete `normalization`."""
+        most = MODEL_LIMITS["image_size"]
+        require(0 <= self.image_size <= most, "image_size", self.image_size, f"0 (the network's) or a side of up to {most}")
+        require(self.channels in (1, 3), "channels", self.channels, "3 (color) or 1 (gray)")
+        require(0 < self.center <= 1, "center", self.center, "a share in (0, 1], such as 0.875")
+        require(0 < self.crop_area <= 1, "crop_area", self.crop_area, "a share in (0, 1], such as 0.1")
+        require(0 <= self.split < 1, "split", self.split, "0 (train and val folders) or a share, such as 0.2")
+        for kind in ("mean", "std"):
+            values = tuple(getattr(self, kind))
+            object.__setattr__(self, kind, values)
+            require(len(values) in (0, self.channels), kind, values, f"{self.channels} numbers, one for each channel")
+            require(kind == "mean" or min(values, default=1) > 0, kind, values, "positive numbers, of pixels scaled to 0..1")
+        require(bool(self.mean) == bool(self.std), "std", self.std, "given if mean is, and left out if not")
+        if self.mean and self.normalization == "imagenet":
+            object.__setattr__(self, "normalization", "given")
+        wanted = "imagenet or computed, unless data.mean and data.std are given"
+        require(bool(self.mean) or self.normalization != "given", "normalization", self.normalization, wanted)
 
 
 @dataclass(frozen=True)

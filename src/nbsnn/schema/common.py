@@ -14,7 +14,14 @@ FORMAT = whole(1, 1)
 HASH = text(64)
 VERSIONS = map_of(text(100), 32)
 METRICS = map_of(plain, 1000)
-MODEL = table({"name": text(), **{key: whole(1, most) for key, most in MODEL_LIMITS.items()}})
+_REGISTERED = table({"name": text(), **{key: whole(1, most) for key, most in MODEL_LIMITS.items()}})
+_OWN = table({"name": text(), "args": map_of(plain, 1000)})
+
+
+def MODEL(value: Any, path: str) -> None:
+    """A registered network, or the function of an own one, "package.module:function", with its arguments."""
+    own = isinstance(value, dict) and ":" in str(value.get("name"))
+    (_OWN if own else _REGISTERED)(value, path)
 
 
 def recipe(value: Any, path: str) -> None:

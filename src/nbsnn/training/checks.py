@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nbsnn.checkpoint import recipe_of
 from nbsnn.data import choices, data_set, list_data_sets
@@ -14,12 +14,14 @@ from nbsnn.data.files import printable
 from nbsnn.data.images import Batches, LabelledImages, Splits
 from nbsnn.data.photos import PhotoSet
 from nbsnn.distributed import max_over_ranks, wait_for_all, warn, world
-from nbsnn.errors import CheckpointError, ConfigError
+from nbsnn.errors import CheckpointError, ConfigError, NbsnnError, shown
 from nbsnn.finite import check_network
+from nbsnn.inputs import in_one_line, to_network
 from nbsnn.models.plain import PLAIN_NETS
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Phase, Recipe
 from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.surgery import evaluation_mode
 from nbsnn.tensorfile import read_header
 from nbsnn.training.conditions import compare_conditions, conditions_of
 from nbsnn.training.folder import FINISHED_FILE, LAST_FILE, has_unfinished
@@ -52,7 +54,7 @@ def check_run(recipe: Recipe, splits: Splits | None, start: nn.Module | None) ->
     if start is not None:
         check_network(start, ConfigError, source="the start")
     spec = getattr(start, "model_spec", None)
-    if spec is not None and spec != recipe.model:
+    if spec is not None and spec.header() != recipe.model.header():
         raise ConfigError(
             f"the start is {spec}, but the recipe trains {recipe.model}; give a checkpoint of that, or another recipe"
         )
@@ -148,8 +150,32 @@ def check_fit(spec: ModelSpec, images: LabelledImages, name: str) -> None:
                        spec.num_classes)  # fmt: skip
 
 
+def check_own_fit(network: nn.Module, images: LabelledImages, name: str) -> None:
+    """Raise an error for an own network that does not make a row of class scores of the images; try one of them.
+
+    Raises:
+        ConfigError: says what the network takes or gives instead.
+    """
+    image = images.normalized(images.pixels(slice(0, 1)))
+    try:
+        with evaluation_mode(network), torch.no_grad(), in_one_line(image):
+            scores = network(to_network(image, network))
+    except NbsnnError as error:
+        raise ConfigError(f"{error} (of {name}); set data.image_size and data.channels to what it takes") from None
+    except Exception as error:  # of the user's forward
+        reason = shown(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        raise ConfigError(f"the network does not run on one image of {name}, {list(image.shape)}: {reason}") from None
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        given = f"{list(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        raise ConfigError(f"the network gives {given} for one image of {name}; return class scores, a tensor [B, classes]")
+    if scores.shape[1] < len(images.classes):
+        raise ConfigError(
+            f"the network tells {scores.shape[1]} classes apart, but {name} has {len(images.classes)}; give it as many outputs"
+        )
+
+
 def with_classes(recipe: Recipe, images: LabelledImages, folders: Iterable[Path]) -> Recipe:
-    """The recipe with the names of its classes, if they are read from folders, so that checkpoints store them.
+    """The recipe with the names of its classes, if they are read from folders, and computed mean and std, for checkpoints.
 
     Raises:
         ConfigError: a checkpoint in one of the folders was trained with other classes.
@@ -159,7 +185,8 @@ def with_classes(recipe: Recipe, images: LabelledImages, folders: Iterable[Path]
     for last in (folder / LAST_FILE for folder in folders):
         header = read_header(last)  # None if damaged: the phase's training state may restore it
         check_same_classes(recipe_of(header) if header else None, images, str(last))
-    return replace(recipe, data=replace(recipe.data, classes=images.classes))
+    data = replace(recipe.data, classes=images.classes)
+    return replace(recipe, data=replace(data, mean=images.mean, std=images.std) if data.normalization == "computed" else data)
 
 
 def check_same_classes(trained: Recipe | None, images: LabelledImages, source: str) -> None:
@@ -168,7 +195,13 @@ def check_same_classes(trained: Recipe | None, images: LabelledImages, source: s
     Raises:
         ConfigError: names the classes that only one of the two has.
     """
-    names = trained.data.classes if trained else ()
+    then = trained.data if trained else None
+    if then and then.mean and (then.mean, then.std) != (images.mean, images.std):
+        kept = " ".join(
+            f"data.{name}={','.join(map(str, values))}" for name, values in (("mean", then.mean), ("std", then.std))
+        )
+        raise ConfigError(f"{source} was trained with another mean and std, of other images; restore those, or set {kept}")
+    names = then.classes if then else ()
     if not names or names == images.classes:
         return
     lost, new = ([name for name in a if name not in b][:5] for a, b in ((names, images.classes), (images.classes, names)))
