@@ -32,6 +32,7 @@ from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model, list_models
 from nbsnn.pipeline import train
 from nbsnn.precision import full_float32
+from nbsnn.prepare import Finding, prepare
 from nbsnn.quant.layers import quantized_once
 from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.quant.unpacking import unpack
@@ -54,6 +55,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "Fidelity",
+    "Finding",
     "FinetuneResult",
     "FinetuneSpec",
     "ImageSet",
@@ -90,6 +92,7 @@ __all__ = [
     "lower",
     "measure_fidelity",
     "measure_integer_fidelity",
+    "prepare",
     "quantize",
     "quantized_once",
     "save_checkpoint",

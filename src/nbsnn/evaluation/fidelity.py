@@ -13,7 +13,6 @@ from nbsnn.finite import check_finite, check_logits, check_network
 from nbsnn.inputs import as_images, as_labels, in_one_line, require_type, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
-from nbsnn.quant.functional import at_least
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.proxy import neurons_of
@@ -118,7 +117,7 @@ def measure_fidelity(
         for name, act in acts.items():
             if not wanted[name]:
                 continue
-            want = (wanted[name][0] * (act.levels / at_least(act.threshold))).round()
+            want = (wanted[name][0] * (act.levels / act.clip())).round()
             _note(name, tally[name], (want - result.counts[name]).abs())
         if progress:
             progress(len(chunk))
@@ -154,7 +153,7 @@ def measure_integer_fidelity(
         result = network.simulate(chunk, keep_counts=True, **network.options)
         actual.append(result.logits.cpu())
         for name, entry in tally.items():
-            want = (wanted[name][0] * (acts[name].levels / at_least(acts[name].threshold))).round()
+            want = (wanted[name][0] * (acts[name].levels / acts[name].clip())).round()
             _note(name, entry, (want.cpu() - result.counts[name].cpu()).abs())
         if progress:
             progress(len(chunk))

@@ -17,7 +17,6 @@ from nbsnn.integer.affine import Affine, NoForm, ValueTable, of_value
 from nbsnn.integer.calls import Context
 from nbsnn.integer.nodes import IMAGE
 from nbsnn.integer.reading import READERS
-from nbsnn.quant.functional import at_least
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.shapes import per_channel
 from nbsnn.tracing import Tracer, tensors_in
@@ -71,7 +70,7 @@ class _Recorder(Tracer):
             return
         affine: Affine = self.known[inputs[0]]
         self.check(name, affine, inputs[0])
-        threshold = float(at_least(module.threshold))
+        threshold = float(module.clip())
         self.firings.append(Firing(name, module.levels, threshold, affine))
         self.values.shapes[name] = affine.shape
         self.numbers[name] = (output.double() * (module.levels / threshold)).round()

@@ -85,7 +85,7 @@ def calibrate_(quantized: nn.Module, images: Tensor, *, norms: bool = True) -> N
         assert isinstance(act, QuantReLU)
         current = input_of(args, kwargs)
         check_finite(f"the current of {acts[act]}", current, QuantizationError, remedy="normalize the images")
-        act.threshold.copy_(least_error_threshold(current, act.bits))
+        act.threshold.copy_(least_error_threshold(current.clamp(max=act.limit) if act.limit else current, act.bits))
 
     def the_first_starts_thresholds() -> Iterator[Tensor]:
         for chunk in chunks:

@@ -203,9 +203,9 @@ def uniform_levels(whole: Tensor, *, bits: int) -> Tensor:
     return divided(whole + 0.0, torch.full((), 2 ** (bits - 1) - 1, dtype=whole.dtype, device=whole.device))
 
 
-def at_least(parameter: Tensor, smallest: float = SMALLEST_SCALE) -> Tensor:
-    """max(parameter, smallest) with the identity as gradient, so a parameter below it can increase again."""
-    return with_values(parameter, parameter.detach().clamp_min(smallest))
+def at_least(parameter: Tensor, smallest: float = SMALLEST_SCALE, *, most: float | None = None) -> Tensor:
+    """max(parameter, smallest), and `most` at most; the gradient is the identity, so a parameter can come back from outside."""
+    return with_values(parameter, parameter.detach().clamp(smallest, most))
 
 
 def _plus_multiple(a: Tensor, x: Tensor, factor: Tensor) -> Tensor:

@@ -141,13 +141,14 @@ class QuantReLU(nn.Module):
     """ReLU clipped at a learnable threshold θ and rounded to 2^b − 1 steps.
 
     `tie_tolerance` (in steps, initially 0) is set while this net is compared with an exact spiking one; see
-    `nbsnn.measure_fidelity`. `inplace` records that the original ReLU overwrote its input; this module does not.
+    `nbsnn.measure_fidelity`. `inplace` records that the original ReLU overwrote its input; this module does not. `limit` is
+    that of a `ClippedReLU`, above which no threshold has an effect.
     """
 
-    def __init__(self, bits: int, threshold: float | Tensor, *, inplace: bool = False) -> None:
+    def __init__(self, bits: int, threshold: float | Tensor, *, inplace: bool = False, limit: float | None = None) -> None:
         super().__init__()
         self.bits = bits
-        self.inplace = inplace
+        self.inplace, self.limit = inplace, limit
         self.threshold = nn.Parameter(torch.as_tensor(threshold, dtype=torch.get_default_dtype()).detach().clone())
         self.tie_tolerance = 0.0
 
@@ -156,8 +157,12 @@ class QuantReLU(nn.Module):
         """L = 2^b − 1: the largest count, and T if all layers have the same bits."""
         return int(2**self.bits - 1)
 
+    def clip(self) -> Tensor:
+        """Scalar: the threshold in effect, which is positive and at most `limit`."""
+        return at_least(self.threshold, most=self.limit)
+
     def forward(self, input: Tensor) -> Tensor:
-        return quantize_activation(input, at_least(self.threshold), bits=self.bits, tolerance=self.tie_tolerance)
+        return quantize_activation(input, self.clip(), bits=self.bits, tolerance=self.tie_tolerance)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}"
+        return f"bits={self.bits}" if self.limit is None else f"bits={self.bits}, limit={self.limit:g}"

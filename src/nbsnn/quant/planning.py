@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from nbsnn.errors import QuantizationError, unknown
+from nbsnn.prepare.modules import ClippedReLU
 from nbsnn.quant.flow import WEIGHT_LAYERS, Flow
 from nbsnn.quant.operations import refused_module
 from nbsnn.recipe import FLOAT_BITS, QuantSpec
@@ -182,7 +183,8 @@ def _check_loose(flow: Flow, spec: QuantSpec) -> None:
 def _check_between(name: str, module: nn.Module) -> None:
     """Raise an error for a module that spikes cannot represent."""
     place = name or "the network"
-    if isinstance(module, nn.ReLU) and (oddity := _oddity(module, nn.ReLU)):
+    base = ClippedReLU if isinstance(module, ClippedReLU) else nn.ReLU
+    if isinstance(module, nn.ReLU) and (oddity := _oddity(module, base)):
         raise QuantizationError(f"{place} is a {type(module).__name__} {oddity}; use nn.ReLU itself")
     if (refusal := refused_module(module)) is not None:
         raise QuantizationError(f"{refusal.what} at {place}; {refusal.remedy}")

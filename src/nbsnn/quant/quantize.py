@@ -4,6 +4,7 @@ The plan is a dictionary of formats that a checkpoint's header stores, to rebuil
 """
 
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -16,6 +17,8 @@ from nbsnn.errors import ConfigError, QuantizationError, unknown
 from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, gathered, require_type, to_network
 from nbsnn.precision import full_float32
+from nbsnn.prepare import changes_of, rewrite
+from nbsnn.prepare.modules import ClippedReLU
 from nbsnn.quant.audit import audit
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
 from nbsnn.quant.flow import follow
@@ -90,7 +93,9 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
         elif isinstance(module, nn.Linear) and isinstance(fmt, WeightFormat):
             replacements[module] = QuantLinear.from_float(module, fmt)
         elif isinstance(module, nn.ReLU) and isinstance(fmt, ActFormat):
-            act = QuantReLU(fmt.bits, half_normal_threshold(fmt.bits), inplace=module.inplace)
+            limit = module.limit if isinstance(module, ClippedReLU) else None
+            first = min(half_normal_threshold(fmt.bits), limit or math.inf)
+            act = QuantReLU(fmt.bits, first, inplace=module.inplace, limit=limit)
             parameter = next(model.parameters(), act.threshold)
             act = act.to(parameter)
             replacements[module] = act.train(module.training)
@@ -141,15 +146,21 @@ def _read_act_format(entry: Mapping[str, Any]) -> ActFormat:
 @full_float32()
 @torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
 def quantize(
-    model: nn.Module, spec: QuantSpec, *, images: Tensor | Iterable[Any] | None = None, example: Tensor | None = None
+    model: nn.Module,
+    spec: QuantSpec,
+    *,
+    images: Tensor | Iterable[Any] | None = None,
+    example: Tensor | None = None,
+    prepare: bool = True,
 ) -> nn.Module:
     """The quantized form of a float network, as a new object.
 
     Wrappers (DataParallel, torch.compile) are removed, and weights that are computed in each call (weight norm, spectral norm,
-    pruning) become plain ones.
+    pruning) become plain ones. If it is given images or an example, the network is first prepared, as by `nbsnn.prepare`.
 
     Args:
-        model: made of Conv2d, Linear, ReLU *modules* and anything linear between them.
+        model: any network that `nbsnn.check` does not refuse; without images and example, one made of weight layers, ReLU
+            *modules* and anything linear between them.
         spec: bits of weights, activations and edge layers; 32 leaves a layer in float.
         images: [B, C, H, W] (or as the network takes them), a few hundred training images, or a DataLoader or other iterable of
             batches, whose labels are ignored and of which the first 1,024 images are used. With them thresholds are initialized
@@ -160,6 +171,7 @@ def quantize(
             weight layers that read the image or produce the output, a warning names layers that are never called, and errors of
             `to_spiking` are raised here, before any training, unless `spec.skip` names the layer. With neither, edges are the
             first and the last registered weight layer, and only modules are checked, not `forward`.
+        prepare: False leaves the network's code as it is, and raises an error for what that code does not allow.
     Raises:
         QuantizationError: nothing to quantize, a network that is already quantized, a layer without a quantized form, or values
             that are not finite in the network, the images or the currents.
@@ -187,6 +199,10 @@ def quantize(
     _fold_(net)
     sample = images if images is not None else example
     sample = None if sample is None else to_network(sample, net)
+    if prepare and sample is not None:
+        net = rewrite(net, sample, keep=spec.skip, activations=spec.act_bits != FLOAT_BITS)
+        for change in changes_of(net):
+            logger.info("prepared: %s", change)
     keep = images is not None and spec.norms == "keep"
     plan = plan_formats(net, spec, sample, own_scale=keep)
     if not plan:

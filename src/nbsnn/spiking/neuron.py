@@ -45,12 +45,16 @@ class IFNeuron(nn.Module):
     def __init__(self, act: QuantReLU, *, timesteps: int, neuron: Neuron, schedule: str) -> None:
         super().__init__()
         self.threshold = act.threshold
-        self.bits, self.levels = act.bits, act.levels
+        self.bits, self.levels, self.limit = act.bits, act.levels, act.limit
         self.timesteps, self.neuron, self.schedule = timesteps, neuron, schedule
+
+    def clip(self) -> Tensor:
+        """Scalar: the clipping level of the quantized activation, as there."""
+        return at_least(self.threshold, most=self.limit)
 
     def height(self) -> Tensor:
         """Scalar: the height of a spike, which is also the firing threshold."""
-        return at_least(self.threshold) * (self.timesteps / self.levels)
+        return self.clip() * (self.timesteps / self.levels)
 
     def forward(self, input: Tensor) -> Tensor:
         call, schedule = current_call(), schedule_named(self.schedule)

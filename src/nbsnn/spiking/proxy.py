@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from nbsnn.quant.functional import at_least, quantize_activation
+from nbsnn.quant.functional import quantize_activation
 from nbsnn.spiking.call import Call, running
 from nbsnn.spiking.neuron import IFNeuron
 from nbsnn.spiking.schedules import schedule_named
@@ -29,7 +29,7 @@ def rates_of(network: nn.Module, counts: Mapping[str, Tensor]) -> dict[str, Tens
 def proxy_activation(neuron: IFNeuron, current: Tensor) -> Tensor:
     """The quantized activation of a mean current, with its straight-through gradient."""
     tolerance = schedule_named(neuron.schedule).tie_tolerance(current.dtype)
-    return quantize_activation(current, at_least(neuron.threshold), bits=neuron.bits, tolerance=tolerance)
+    return quantize_activation(current, neuron.clip(), bits=neuron.bits, tolerance=tolerance)
 
 
 def run_on_means(network: nn.Module, images: Tensor, answer: Callable[[str, IFNeuron, Tensor], Tensor]) -> Tensor:

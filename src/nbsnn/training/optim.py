@@ -45,7 +45,7 @@ def set_learning_rate_(optimizer: torch.optim.SGD, lr: float) -> None:
 
 @torch.no_grad()
 def keep_positive_(model: nn.Module) -> None:
-    """Clamp thresholds and scales to their minimum in use."""
+    """Clamp thresholds and scales to their minimum in use, and thresholds to the limit of a clipped activation."""
     small: dict[float, list[Tensor]] = {SMALLEST_SCALE: list(_thresholds(model))}
     for layer in _scaled(model):
         assert layer.weight_scale is not None
@@ -53,6 +53,9 @@ def keep_positive_(model: nn.Module) -> None:
     for smallest, parameters in small.items():
         if parameters:
             torch._foreach_clamp_min_(parameters, smallest)
+    for module in model.modules():
+        if isinstance(module, (QuantReLU, IFNeuron)) and module.limit is not None:
+            module.threshold.clamp_(max=module.limit)
 
 
 def _thresholds(model: nn.Module) -> list[nn.Parameter]:

@@ -1,0 +1,166 @@
+"""Activations of any kind, written as a module, a function or a method: each becomes one nn.ReLU, ClippedReLU or
+SignedActivation of its own.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from nbsnn.prepare.modules import ClippedReLU, SignedActivation
+from nbsnn.prepare.rewriting import Rewriting, function_of
+
+_ZEROS = {"zeros", "zeros_like", "new_zeros"}
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """f(x) = min(max(x, 0), high) − slope · min(max(−x, 0), low); slope may be a parameter, read by a node."""
+
+    high: float = math.inf
+    slope: "float | fx.Node | nn.Parameter" = 0.0
+    low: float = math.inf
+
+    @property
+    def one_sided(self) -> bool:
+        return isinstance(self.slope, float) and self.slope == 0
+
+
+def of_module(module: nn.Module) -> Rectifier | None:
+    """The function of an activation module; None for another module."""
+    if isinstance(module, ClippedReLU):
+        return Rectifier(module.limit)
+    if isinstance(module, SignedActivation):
+        return None
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is a subclass
+        return _clip(module.min_val, module.max_val)
+    if isinstance(module, nn.ReLU):
+        return Rectifier()
+    if isinstance(module, nn.LeakyReLU):
+        return Rectifier(slope=float(module.negative_slope))
+    if isinstance(module, nn.PReLU):
+        return Rectifier(slope=module.weight)
+    if isinstance(module, nn.RReLU):
+        return Rectifier(slope=(module.lower + module.upper) / 2)
+    if isinstance(module, nn.Threshold):
+        return Rectifier() if module.threshold == 0 and module.value == 0 else None
+    return None
+
+
+def of_function(rewriting: Rewriting, node: fx.Node) -> tuple[Rectifier, fx.Node] | None:
+    """The function of a call that is an activation, and its input; None for another call."""
+    name = function_of(node).removesuffix("_")
+    args, kwargs = node.args, node.kwargs
+    if not args and "input" not in kwargs:
+        return None
+    x = args[0] if args else kwargs["input"]
+    if not isinstance(x, fx.Node) or not x.meta.get("data"):
+        return _maximum(args[1], x) if name == "maximum" and isinstance(x, fx.Node) and len(args) > 1 else None
+    found = _rectifier(name, args[1:], kwargs)
+    if found is None and name in ("maximum", "max") and len(args) + len(kwargs) == 2:
+        return _maximum(x, args[1] if len(args) > 1 else kwargs.get("other"))
+    return None if found is None else (found, x)
+
+
+def _rectifier(name: str, rest: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
+    def given(position: int, key: str, default: Any) -> Any:
+        return rest[position] if len(rest) > position else kwargs.get(key, default)
+
+    if name == "relu":
+        return Rectifier()
+    if name == "relu6":
+        return Rectifier(6.0)
+    if name == "abs" or name == "absolute":
+        return Rectifier(slope=-1.0)
+    if name == "hardtanh":
+        return _clip(given(0, "min_val", -1.0), given(1, "max_val", 1.0))
+    if name in ("clamp", "clip"):
+        return _clip(given(0, "min", None), given(1, "max", None))
+    if name == "clamp_min":
+        return _clip(given(0, "min", None), None)
+    if name == "leaky_relu":
+        return Rectifier(slope=float(given(0, "negative_slope", 0.01)))
+    if name == "prelu":
+        weight = given(0, "weight", None)
+        return Rectifier(slope=weight) if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+    if name == "rrelu" and not given(2, "training", False):
+        return Rectifier(slope=(given(0, "lower", 1 / 8) + given(1, "upper", 1 / 3)) / 2)
+    if name == "threshold" and given(0, "threshold", None) == 0 and given(1, "value", None) == 0:
+        return Rectifier()
+    return None
+
+
+def _clip(low: Any, high: Any) -> Rectifier | None:
+    """clamp(x, low, high) for low ≤ 0 < high."""
+    high = math.inf if high is None else high
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or low > 0 or high <= 0:
+        return None
+    return Rectifier(float(high)) if low == 0 else Rectifier(float(high), 1.0, float(-low))
+
+
+def _maximum(x: Any, other: Any) -> tuple[Rectifier, fx.Node] | None:
+    """maximum(x, 0)."""
+    if not isinstance(x, fx.Node) or not isinstance(other, fx.Node) or not x.meta.get("data"):
+        return None
+    zeros = function_of(other) in _ZEROS or (other.op == "get_attr" and other.meta.get("zero", False))
+    return (Rectifier(), x) if zeros else None
+
+
+def replace_activations(rewriting: Rewriting) -> None:
+    """Give each place that has an activation a module of its own."""
+    seen: set[nn.Module] = set()
+    for node in list(rewriting.graph.nodes):
+        if node.op == "call_module":
+            _replace_module(rewriting, node, seen)
+        elif node.op in ("call_function", "call_method"):
+            found = of_function(rewriting, node)
+            if found is not None:
+                rectifier, x = found
+                path = rewriting.add(node.meta["scope"], "act", build(rectifier, rewriting, node))
+                rewriting.replace(node, rewriting.call(path, x, at=node))
+                rewriting.changed(node, f"{function_of(node)}() became {rewriting.describe(path)}")
+
+
+def _replace_module(rewriting: Rewriting, node: fx.Node, seen: set[nn.Module]) -> None:
+    module, path = rewriting.module(node), str(node.target)
+    rectifier = of_module(module)
+    if rewriting.is_kept(path):
+        return
+    kind = type(module).__name__
+    if rectifier is not None and not _is_plain(module):
+        if module in seen:
+            made = rewriting.add_beside(path, build(rectifier, rewriting, node))
+            rewriting.retarget(node, made)
+            rewriting.changed(node, f"{kind} in another place became {rewriting.describe(made)}")
+            return
+        new = build(rectifier, rewriting, node)
+        seen.add(new)
+        rewriting.put(path, new)
+        rewriting.changed(node, f"{kind} became {rewriting.describe(path)}")
+    elif rectifier is not None or isinstance(module, SignedActivation):
+        if module in seen:
+            made = rewriting.add_beside(path, rewriting.clone(module))
+            rewriting.retarget(node, made)
+            rewriting.changed(node, f"{kind} is called in several places; here it became {made}")
+        seen.add(module)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return isinstance(module, (nn.ReLU, ClippedReLU))
+
+
+def build(rectifier: Rectifier, rewriting: Rewriting, node: fx.Node) -> nn.Module:
+    """The module of a rectifier in canonical form, in the mode of the network."""
+    if rectifier.one_sided:
+        return _one_side(rectifier.high)
+    slope = rectifier.slope
+    if isinstance(slope, fx.Node):
+        value = rewriting.tensor(slope)
+        slope = value if isinstance(value, nn.Parameter) else nn.Parameter(value.clone(), requires_grad=False)
+    return SignedActivation(_one_side(rectifier.high), _one_side(rectifier.low), slope)
+
+
+def _one_side(limit: float) -> nn.ReLU:
+    return nn.ReLU() if math.isinf(limit) else ClippedReLU(limit)
