@@ -150,7 +150,17 @@ SKIP = ", or leave it in float with QuantSpec(skip=('3',))"
 )
 def test_a_layer_that_would_stay_in_float_is_refused_by_name(make, message, images):
     """Case 12: quantized, or refused by name, with and without images."""
-    assert said(nbsnn.quantize, make(), SPEC, images=images) == message
+    assert said(nbsnn.quantize, make(), SPEC, images=images, prepare=False) == message
+
+
+@pytest.mark.parametrize("make", [lambda: net(Doubled), lambda: net(Shifted), lambda: net(relu=OwnReLU)])
+def test_a_layer_with_a_forward_of_its_own_is_prepared(make):
+    """Case 12: what its forward computes is a plain layer and functions, once an image shows it."""
+    network = make()
+    quantized = goes_all_the_way(network)
+    assert [type(quantized[i]) for i in (0, 3, 8)] == [QuantConv2d, QuantConv2d, QuantLinear]
+    assert set(network.state_dict()) <= set(quantized.state_dict())
+    assert sum(isinstance(m, QuantReLU) for m in quantized.modules()) == 2
 
 
 def test_a_skipped_layer_stays_in_float_on_purpose():
@@ -242,13 +252,19 @@ def test_a_weight_outside_a_layer_is_refused_by_name(name):
         "kernels.0 of shape [4, 4, 3, 3] is no weight of an nn.Conv2d or nn.Linear, and would stay in float; hold it in such a "
         f"layer, {skip}"
     )
-    refused = said(nbsnn.quantize, network, SPEC, images=IMAGES)
+    refused = said(nbsnn.quantize, network, SPEC, images=IMAGES, prepare=False)
     assert refused.startswith("kernels.0 is used in ")
     assert refused.endswith(
         f"() outside an nn.Conv2d or nn.Linear, and would stay in float; hold it in such a layer and call that, {skip}"
     )
     nbsnn.quantize(network, nbsnn.QuantSpec(2, 2, skip=("kernels.0",)), images=IMAGES)
     nbsnn.quantize(network, nbsnn.QuantSpec(32, 2), images=IMAGES)
+    if name == "matmul":
+        assert said(nbsnn.quantize, network, SPEC, images=IMAGES) == refused
+    else:
+        quantized = goes_all_the_way(network)
+        assert isinstance(quantized.conv, QuantConv2d)
+        assert "kernels.0" in quantized.state_dict()
 
 
 def test_a_parameter_that_is_no_weight_passes_once_the_data_show_it():
@@ -290,10 +306,11 @@ def test_what_spikes_cannot_follow_is_refused_before_any_training(module):
 def test_an_activation_that_is_no_module_is_asked_for_at_once():
     """A network whose activations are functions holds no nn.ReLU; its quantized form would have none."""
     network = Net(lambda net, x: net.head(F.relu(net.conv2(F.relu(net.conv1(x)))).mean((2, 3))))
-    assert said(nbsnn.quantize, network, SPEC, images=IMAGES) == (
+    assert said(nbsnn.quantize, network, SPEC, images=IMAGES, prepare=False) == (
         "relu() is applied to currents outside a module at the network's own forward; write self.act = nn.ReLU() and call it"
     )
     del network.act1, network.act2
+    assert len(read_plan(goes_all_the_way(network))) == 5
     assert said(nbsnn.quantize, network, SPEC) == (
         "the network has no nn.ReLU that act_bits could apply to; write self.act = nn.ReLU() for each activation and call it, "
         "or quantize weights alone with act_bits=32"
@@ -571,10 +588,15 @@ def part_overwritten(net, x):
 def test_what_an_activation_overwrote_must_not_be_used(forward):
     """The quantized activation leaves its input as it was: the network would compute something else, without a word."""
     network = Net(forward, inplace=True)
-    message = said(nbsnn.quantize, network, SPEC, images=IMAGES)
+    message = said(nbsnn.quantize, network, SPEC, images=IMAGES, prepare=False)
     assert message.startswith("act1 worked in place, and what it overwrote is used at ")
     assert message.endswith("; use its result: write x = act(x)")
     assert said(nbsnn.to_spiking, nbsnn.quantize(network, SPEC).eval(), IMAGES) == message
+    if forward is part_overwritten:
+        assert "avoid operations in place on views" in said(nbsnn.quantize, network, SPEC, images=IMAGES)
+    else:
+        quantized = goes_all_the_way(network)  # prepared, its graph says that the activation's result is used
+        assert "a ReLU overwrites what is used later" in str(quantized.preparation.changes[0])
 
 
 def test_what_an_activation_left_alone_may_be_used():

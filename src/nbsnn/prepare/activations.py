@@ -55,6 +55,8 @@ def of_function(rewriting: Rewriting, node: fx.Node) -> tuple[Rectifier, fx.Node
     args, kwargs = node.args, node.kwargs
     if not args and "input" not in kwargs:
         return None
+    if (compared := _by_comparison(name, args)) is not None:
+        return compared
     x = args[0] if args else kwargs["input"]
     if not isinstance(x, fx.Node) or not x.meta.get("data"):
         return _maximum(args[1], x) if name == "maximum" and isinstance(x, fx.Node) and len(args) > 1 else None
@@ -104,8 +106,36 @@ def _maximum(x: Any, other: Any) -> tuple[Rectifier, fx.Node] | None:
     """maximum(x, 0)."""
     if not isinstance(x, fx.Node) or not isinstance(other, fx.Node) or not x.meta.get("data"):
         return None
-    zeros = function_of(other) in _ZEROS or (other.op == "get_attr" and other.meta.get("zero", False))
-    return (Rectifier(), x) if zeros else None
+    return (Rectifier(), x) if _is_zero(other) else None
+
+
+def _by_comparison(name: str, args: tuple[Any, ...]) -> tuple[Rectifier, fx.Node] | None:
+    """x · (x > 0), or where(x > 0, x, 0 or a · x)."""
+    if name == "mul" and len(args) == 2:
+        for x, mask in (args, args[::-1]):
+            if isinstance(x, fx.Node) and _is_positive(mask, x):
+                return Rectifier(), x
+    if name == "where" and len(args) == 3 and isinstance(args[1], fx.Node) and _is_positive(args[0], args[1]):
+        x, other = args[1:]
+        if _is_zero(other):
+            return Rectifier(), x
+        if isinstance(other, fx.Node) and function_of(other) in ("mul", "rmul") and x in other.args:
+            slope = other.args[1 - other.args.index(x)]
+            return (Rectifier(slope=float(slope)), x) if isinstance(slope, (int, float)) else None
+    return None
+
+
+def _is_positive(mask: Any, x: fx.Node) -> bool:
+    """Whether a node is x > 0 (or x ≥ 0, as both are 0 at 0), also as numbers."""
+    while isinstance(mask, fx.Node) and function_of(mask) in ("float", "to", "type", "type_as", "double"):
+        mask = mask.args[0]
+    return isinstance(mask, fx.Node) and function_of(mask) in ("gt", "ge") and mask.args[0] is x and _is_zero(mask.args[1])
+
+
+def _is_zero(value: Any) -> bool:
+    if isinstance(value, fx.Node):
+        return function_of(value) in _ZEROS or bool(value.meta.get("zero", False))
+    return isinstance(value, (int, float)) and value == 0
 
 
 def replace_activations(rewriting: Rewriting) -> None:

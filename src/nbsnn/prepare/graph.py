@@ -192,7 +192,8 @@ class Recorder(Tracer):
             name = f"_constant_{len(self.constants)}"
             self.constants[name] = value.detach().clone()
         node = self.graph.get_attr(name)
-        node.meta.update(shape=tuple(value.shape), data=False, scope="", place=None)
+        zero = name in self.constants and not bool(value.any())
+        node.meta.update(shape=tuple(value.shape), data=False, scope="", place=None, zero=zero)
         return node
 
     def _size(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:

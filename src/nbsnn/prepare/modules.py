@@ -43,7 +43,7 @@ class SignedActivation(nn.Module):
         """The difference of the two sides, which are both ≥ 0."""
         if self.weight is not None:
             return positive - self.weight.view(1, -1, *(1 for _ in range(positive.dim() - 2))) * negative
-        return positive - negative if self.slope == 1 else positive - self.slope * negative
+        return positive - negative if self.slope == 1 else positive - (self.slope or 0.0) * negative
 
     @property
     def is_monotone(self) -> bool:

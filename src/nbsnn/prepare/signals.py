@@ -12,19 +12,15 @@ from nbsnn.pooling import MAX_POOLS
 from nbsnn.prepare.modules import SignedActivation
 from nbsnn.prepare.rewriting import Rewriting, function_of
 from nbsnn.quant.flow import WEIGHT_LAYERS
-from nbsnn.quant.operations import DROPOUT, WEIGHINGS
+from nbsnn.quant.operations import ARRANGING, DROPOUT, WEIGHINGS
 
 _SAME = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
 _PADS = (nn.ZeroPad1d, nn.ZeroPad2d)
 _ARRANGING_MODULES = (*_SAME, *_PADS, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 _POOLS = (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.Upsample)
-ARRANGING = {
-    "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "swapaxes",
-    "contiguous", "clone", "detach", "to", "float", "double", "type", "getitem", "chunk", "split", "narrow", "index_select",
-    "expand", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "data",
-}  # fmt: skip
 _CHOOSING = {"getitem", "chunk", "split", "narrow", "index_select"}
 JOINING = {"cat", "concat", "concatenate"}
+_MOVING = ARRANGING - JOINING - {"stack", "pad"}  # one tensor's values, all or some of them
 _AVERAGES = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean", "sum", "interpolate"}
 _SUMS = {"add", "iadd", "add_", "radd"}
 
@@ -75,7 +71,7 @@ def signal_of(rewriting: Rewriting, node: fx.Node, known: dict[fx.Node, Signal])
             return Signal(current, counts, positive)
         return Signal(current, False, positive and isinstance(module, _POOLS))
     name = function_of(node)
-    if name in ARRANGING or name in DROPOUT or (name == "pad" and is_zero_pad(node)):
+    if name in _MOVING or name in DROPOUT or (name == "pad" and is_zero_pad(node)):
         return Signal(current, counts, positive)
     if name in JOINING:
         return Signal(current, counts and axis_of(node) == 1, positive)
@@ -152,7 +148,7 @@ class Inserter:
         if name in JOINING:
             return axis_of(node) == 1
         # Neurons lie in rows or planes: better before a channel shuffle's 5 axes than after.
-        arranged = name in ARRANGING - _CHOOSING and len(node.meta["shape"]) not in (2, 3, 4)
+        arranged = name in _MOVING - _CHOOSING and len(node.meta["shape"]) not in (2, 3, 4)
         return name in DROPOUT or (name == "pad" and is_zero_pad(node)) or arranged
 
     def _again(self, node: fx.Node, inputs: dict[fx.Node, fx.Node]) -> fx.Node:
