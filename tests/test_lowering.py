@@ -33,33 +33,19 @@ def refusal(net, **options):
 
 
 FUNCTIONS = {
-    "interpolate": (
-        lambda net, x: F.interpolate(x, scale_factor=2)[:, :, ::2, ::2],
-        "interpolate() has no integer form at {own}; between activations write 2-d convolutions, linear layers, sums, products "
-        "with constants per channel, concatenation, average pooling and flattening",
+    "matrix product": (
+        lambda net, x: torch.matmul(x, torch.eye(6)),
+        "matmul() has no integer form at {own}; between activations write convolutions, linear layers, sums, products with "
+        "constants per channel, average pools, interpolation, concatenation and reshapes",
     ),
-    "shift before padding": (
-        lambda net, x: x + 1,
-        "a shifted current enters a convolution with padding, where the border differs at conv2; put batch norm and biases "
-        "after the convolution",
-    ),
-    "constant per place": (
+    "product per place": (
         lambda net, x: x * torch.linspace(0, 1, 6),
-        "a constant of shape [6] differs from place to place at {own}; use one number per channel",
+        "currents are multiplied by other numbers from place to place at conv2; use one number per channel",
     ),
-    "uneven average": (
-        lambda net, x: F.adaptive_avg_pool2d(x, 4),
-        "[6, 6] does not divide into [4, 4] windows at {own}; choose an output size that divides it",
-    ),
-    "divisor that varies": (
-        lambda net, x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
-        "the divisor of this average varies with the place (count_include_pad=False or ceil_mode=True) at {own}; use "
-        "nn.AvgPool2d without them",
-    ),
-    "ceil mode": (
-        lambda net, x: F.avg_pool2d(x, 4, ceil_mode=True),
-        "the divisor of this average varies with the place (count_include_pad=False or ceil_mode=True) at {own}; use "
-        "nn.AvgPool2d without them",
+    "odd enlargement": (
+        lambda net, x: F.interpolate(x, scale_factor=1.2718, mode="bilinear"),
+        "interpolate() has weights without a small common divisor at {own}; choose an output size or a scale_factor that is a "
+        "ratio of small integers, such as size=(2 * h, 2 * w)",
     ),
     "mean over channels": (
         lambda net, x: x - x.mean(1, keepdim=True),
@@ -67,17 +53,8 @@ FUNCTIONS = {
     ),
     "other axes": (
         lambda net, x: x.transpose(2, 3),
-        "transpose() has no integer form at {own}; between activations write 2-d convolutions, linear layers, sums, products "
-        "with constants per channel, concatenation, average pooling and flattening",
-    ),
-    "rows from the middle": (
-        lambda net, x: x[:, :, 1:5],
-        "this choice of rows or columns has no integer form at {own}; choose channels, or every n-th row and column from 0, "
-        "and pad within the convolution",
-    ),
-    "broadcast sum": (
-        lambda net, x: x + x.mean((2, 3), keepdim=True),
-        "currents of shapes [4, 6, 6] and [4, 1, 1] are added at {own}; add currents of one shape",
+        "currents rearranged to [4, 6, 6] are used at conv2; choose or move whole channels, rows and columns before the last "
+        "weight layer",
     ),
 }  # fmt: skip
 

@@ -94,9 +94,9 @@ ALREADY = "the network is quantized already; change its bits with nbsnn.set_bits
             "nothing to quantize with weight_bits=32, edge_bits=32, act_bits=32; choose fewer bits",
         ),
         (
-            lambda: nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU(), nn.Linear(3, 3)),
+            lambda: nn.Sequential(nn.Conv3d(1, 1, 1), nn.ReLU(), nn.Linear(3, 3)),
             QuantSpec(),
-            "0 is a Conv1d, which has no quantized form; use nn.Conv2d on images [B, C, 1, L], or leave it in float with "
+            "0 is a Conv3d, which has no quantized form; use nn.Conv2d or nn.Linear, or leave it in float with "
             "QuantSpec(skip=('0',))",
         ),
         (SmallNet, QuantSpec(skip=("conv9",)), "QuantSpec.skip: unknown layer 'conv9'; did you mean conv2, conv1?"),

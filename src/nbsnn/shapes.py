@@ -10,6 +10,12 @@ def per_channel(values: Tensor, trailing: int) -> Tensor:
     return values.view(-1, *[1] * trailing)
 
 
+def plane(shape: Iterable[int]) -> tuple[int, ...]:
+    """(C, H, W) of values of this shape: lines (C, L) are planes (C, 1, L), and a row (C,) is planes of one place."""
+    channels, *sides = shape
+    return channels, *(1 for _ in range(2 - len(sides))), *sides
+
+
 def window_places(
     size: Iterable[int],
     kernel: Iterable[int],

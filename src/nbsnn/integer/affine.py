@@ -1,18 +1,20 @@
 """The affine function between two activations, symbolically: sums of synapses on earlier values, each with a gain per channel.
 
-The algebra is closed under the allowed operations: convolution of plain values, products and sums with constants per channel,
-    addition, concatenation, selection of channels, average pooling, flattening. Everything is in float64; rounding to integers
-    comes later.
+The algebra is closed under the allowed operations: convolution of plain values, products with constants per channel, sums with
+    constants of any shape, addition, concatenation, selection of channels, maps of places (`integer.placing`), flattening.
+    Everything is in float64; rounding to integers comes later.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from nbsnn.integer.nodes import Flatten, Pair, SumPool
-from nbsnn.shapes import per_channel, window_places
+from nbsnn.integer.maps import PlaneMap
+from nbsnn.integer.nodes import Flatten, Pair, Resample, SumPool
+from nbsnn.shapes import per_channel, plane
 
 
 class NoForm(Exception):
@@ -48,17 +50,21 @@ class Synapse:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """gain [C] times a synapse on a value, or, without synapse, times the value's channel `take[c]` (−1: nothing)."""
+    """gain [C] times a synapse on a value, or, without synapse, times the value's channel `take[c]` (−1: nothing).
+
+    `after` maps the places of the synapse's result.
+    """
 
     value: str
     gain: Tensor
     take: Tensor | None = None
     synapse: Synapse | None = None
+    after: PlaneMap | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """Σ terms + shift [C], of shape (C, H, W) or (C,)."""
+    """Σ terms + shift, of shape (C, H, W), (C, L) or (C,); the shift is [C, 1, ...], or of that shape."""
 
     terms: tuple[Term, ...]
     shift: Tensor
@@ -68,29 +74,51 @@ class Affine:
     def channels(self) -> int:
         return self.shape[0]
 
+    @property
+    def is_shifted(self) -> bool:
+        return bool(self.shift.any())
+
+    @property
+    def bias(self) -> Tensor:
+        """The shift as [C], or as [*shape] if it differs from place to place."""
+        return self.shift.flatten() if self.shift.numel() == self.channels else self.shift.expand(self.shape).contiguous()
+
+    def whole_shift(self) -> Tensor:
+        """The shift of every place, [C, H, W]."""
+        return self.shift.expand(self.shape).reshape(plane(self.shape))
+
 
 @dataclass
 class ValueTable:
     """Shapes of all values so far, and the pools and flattenings in use, each made once."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    nodes: list[SumPool | Flatten] = field(default_factory=list)
+    nodes: list[SumPool | Resample | Flatten] = field(default_factory=list)
     _known: dict[tuple[object, ...], str] = field(default_factory=dict)
 
-    def pool(self, source: str, kernel: Pair, stride: Pair, padding: Pair) -> str:
-        """The value of window sums of `source`."""
-        channels, *size = self.shapes[source]
-        out = window_places(size, kernel, stride, padding)
+    def pool(self, source: str, kernel: Pair, stride: Pair, padding: Pair, places: tuple[int, ...]) -> str:
+        """The value of window sums of `source`, of these places."""
+        shape = (self.shapes[source][0], *places)
         name = f"{source}/sum{kernel[0]}x{kernel[1]}"
-        return self._make((SumPool, source, kernel, stride, padding), name,
-                          lambda n: SumPool(n, source, kernel, stride, padding, (channels, *out)))  # fmt: skip
+        return self._make((SumPool, source, kernel, stride, padding, places), name,
+                          lambda n: SumPool(n, source, kernel, stride, padding, shape))  # fmt: skip
+
+    def resample(self, source: str, change: PlaneMap, shape: tuple[int, ...]) -> str:
+        """The value of `source` with its places mapped, of this shape."""
+        key = (
+            Resample,
+            source,
+            shape,
+            *(t.numpy().tobytes() for a in (change.rows, change.columns) for t in (a.index, a.weight)),
+        )
+        return self._make(key, f"{source}/places", lambda n: Resample(n, source, change, shape))
 
     def flatten(self, source: str) -> str:
         """The value of `source`, flattened."""
         shape = (int(torch.Size(self.shapes[source]).numel()),)
         return self._make((Flatten, source), f"{source}/flat", lambda n: Flatten(n, source, shape))
 
-    def _make(self, key: tuple[object, ...], name: str, build: Callable[[str], SumPool | Flatten]) -> str:
+    def _make(self, key: tuple[object, ...], name: str, build: Callable[[str], SumPool | Resample | Flatten]) -> str:
         if key not in self._known:
             while name in self.shapes:
                 name += "'"
@@ -104,23 +132,34 @@ def of_value(value: str, shape: Sequence[int], gain: float) -> Affine:
     """A value times a gain."""
     channels = shape[0]
     term = Term(value, torch.full((channels,), gain, dtype=torch.float64), torch.arange(channels))
-    return Affine((term,), torch.zeros(channels, dtype=torch.float64), tuple(shape))
+    return Affine((term,), torch.zeros(channels, *(1 for _ in shape[1:]), dtype=torch.float64), tuple(shape))
+
+
+def compact(shift: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A shift [C, H, W] of every place, as an affine function of this shape stores it."""
+    shift = shift.reshape(shape)
+    first = shift[(slice(None), *(slice(0, 1) for _ in shape[1:]))]
+    return first if torch.equal(first.expand(shape), shift) else shift
 
 
 def scaled(x: Affine, factor: Tensor) -> Affine:
     """x · factor, a factor per channel."""
-    return replace(x, terms=tuple(replace(t, gain=t.gain * factor) for t in x.terms), shift=x.shift * factor)
+    return replace(
+        x,
+        terms=tuple(replace(t, gain=t.gain * factor) for t in x.terms),
+        shift=x.shift * per_channel(factor, x.shift.dim() - 1),
+    )
 
 
 def shifted(x: Affine, shift: Tensor) -> Affine:
-    """x + shift, a shift per channel."""
+    """x + shift, [C] per channel or of x's shape."""
+    shift = per_channel(shift, len(x.shape) - 1) if shift.dim() == 1 else compact(shift.expand(x.shape), x.shape)
     return replace(x, shift=x.shift + shift)
 
 
 def added(x: Affine, y: Affine) -> Affine:
     """x + y of one shape."""
-    if x.shape != y.shape:
-        raise NoForm(f"currents of shapes {list(x.shape)} and {list(y.shape)} are added", "add currents of one shape")
+    assert x.shape == y.shape
     return replace(x, terms=x.terms + y.terms, shift=x.shift + y.shift)
 
 
@@ -140,7 +179,7 @@ def selected(x: Affine, index: Tensor) -> Affine:
 
     if torch.equal(index, torch.arange(x.channels)):
         return x
-    shift = torch.where(present, x.shift[clipped], 0.0)
+    shift = torch.where(per_channel(present, x.shift.dim() - 1), x.shift[clipped], 0.0)
     return Affine(tuple(choose(t) for t in x.terms), shift, (len(index), *x.shape[1:]))
 
 
@@ -160,68 +199,9 @@ def concatenated(parts: Iterable[Affine]) -> Affine:
     return result
 
 
-def pooled(x: Affine, values: ValueTable, *, kernel: Pair, stride: Pair, padding: Pair, divisor: float) -> Affine:
-    """Window sums over `divisor`. After a synapse the window is folded into its weight."""
-    window = kernel[0] * kernel[1]
-    if len(x.shape) != 3:
-        raise NoForm(f"a window over currents of shape {list(x.shape)}", "give images [B, C, 1, L] to layers for planes")
-    if any(padding) and bool(x.shift.any()):
-        raise NoForm("a padded average of a shifted current differs at the border", "pool without padding, or before the shift")
-
-    def pool(term: Term) -> Term:
-        gain = term.gain / divisor
-        if term.synapse is not None:
-            if any(padding):
-                raise NoForm("an average with padding follows a convolution", "pool without padding, or before the convolution")
-            return replace(term, gain=gain, synapse=_widened(term.synapse, kernel, stride))
-        return replace(term, gain=gain, value=values.pool(term.value, kernel, stride, padding))
-
-    size = window_places(x.shape[1:], kernel, stride, padding)
-    return Affine(tuple(pool(t) for t in x.terms), x.shift * (window / divisor), (x.channels, *size))
-
-
-def _widened(synapse: Synapse, kernel: Pair, stride: Pair) -> Synapse:
-    """Convolution and then window sums, as one convolution."""
-    (sy, sx), (dy, dx) = synapse.stride, synapse.dilation
-    kh, kw = synapse.weight.shape[2:]
-    height, width = (kernel[0] - 1) * sy + (kh - 1) * dy + 1, (kernel[1] - 1) * sx + (kw - 1) * dx + 1
-    weight = synapse.weight.new_zeros(*synapse.weight.shape[:2], height, width)
-    for y in range(kernel[0]):
-        for x in range(kernel[1]):
-            weight[..., y * sy : y * sy + (kh - 1) * dy + 1 : dy, x * sx : x * sx + (kw - 1) * dx + 1 : dx] += synapse.weight
-    return replace(synapse, weight=weight, stride=(sy * stride[0], sx * stride[1]), dilation=(1, 1))
-
-
-def flattened(x: Affine, values: ValueTable) -> Affine:
-    """[C, H, W] → [C·H·W]."""
-    places = int(torch.Size(x.shape[1:]).numel())
-
-    def flatten(term: Term) -> Term:
-        gain = term.gain.repeat_interleave(places)
-        if term.take is None:
-            if places > 1:
-                raise NoForm("the current of a convolution is flattened", "put an nn.ReLU between, or pool to one place first")
-            return replace(term, gain=gain)
-        inside = torch.arange(places).repeat(x.channels)
-        take = term.take.repeat_interleave(places)
-        return replace(
-            term, gain=gain, value=values.flatten(term.value), take=torch.where(take < 0, -1, take * places + inside)
-        )
-
-    return Affine(tuple(flatten(t) for t in x.terms), x.shift.repeat_interleave(places), (x.channels * places,))
-
-
 def convolved(x: Affine, synapse: Synapse, *, step: Tensor, shape: tuple[int, ...], values: ValueTable) -> Affine:
     """A weight layer on x. `synapse` is in x's channels, `step` [O] the value of 1 in each row of its weight."""
-    shift = x.shift.new_zeros(len(synapse.weight))
-    if bool(x.shift.any()):
-        if any(synapse.padding):
-            raise NoForm(
-                "a shifted current enters a convolution with padding, where the border differs",
-                "put batch norm and biases after the convolution",
-            )
-        dense = synapse.dense().weight
-        shift = step.view(-1, 1) * (dense.flatten(2).sum(2) if dense.dim() > 2 else dense) @ x.shift
+    shift = _of_shift(x, synapse, step, shape)
     terms = []
     for term in x.terms:
         if term.take is None:
@@ -229,6 +209,21 @@ def convolved(x: Affine, synapse: Synapse, *, step: Tensor, shape: tuple[int, ..
         moved, gain = _in_source_channels(synapse, term, values.shapes[term.value][0])
         terms.append(Term(term.value, step * gain, synapse=moved))
     return Affine(tuple(terms), shift, shape)
+
+
+def _of_shift(x: Affine, synapse: Synapse, step: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What a weight layer makes of x's shift; at a border with padding it differs from place to place."""
+    trailing = len(shape) - 1
+    if not x.is_shifted:
+        return x.shift.new_zeros(len(step), *(1 for _ in range(trailing)))
+    if x.shift.numel() == x.channels and not any(synapse.padding):
+        dense = synapse.dense().weight
+        return per_channel(
+            step.view(-1, 1) * (dense.flatten(2).sum(2) if dense.dim() > 2 else dense) @ x.shift.flatten(), trailing
+        )
+    s = synapse
+    whole = F.conv2d(x.whole_shift()[None], s.weight, None, s.stride, s.padding, s.dilation, s.groups)[0]
+    return compact(whole * per_channel(step, 2), shape)
 
 
 def _in_source_channels(synapse: Synapse, term: Term, channels: int) -> tuple[Synapse, float]:

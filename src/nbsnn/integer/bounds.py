@@ -16,12 +16,13 @@ _AT_A_TIME = 2**22  # weights
 
 
 def row_sums(branch: Branch, channels: int) -> Tensor:
-    """Σ|weight| of each output channel, [O] float64, exact; 1 for the identity."""
+    """Σ|weight| of each output channel, [O] float64, exact; 1 for the identity. A map of places behind it makes them larger."""
     if branch.weight is None:
         return torch.ones(channels, dtype=torch.float64)
+    gain = 1 if branch.after is None else branch.after.largest
     rows = branch.weight.flatten(1)
     parts = torch.split(rows, max(1, _AT_A_TIME // rows.shape[1]))  # of a large linear layer, whose copy would take gigabytes
-    return torch.cat([part.to(torch.int32).abs().sum(1, dtype=torch.float64) for part in parts])
+    return gain * torch.cat([part.to(torch.int32).abs().sum(1, dtype=torch.float64) for part in parts])
 
 
 def retract_at(fraction_bits: int, height: float) -> int:
@@ -38,14 +39,15 @@ def largest_sum(
     Args:
         branches: of the unit, with integer multipliers of any type.
         loads: [O] float64 for each branch, Σ|weight|.
-        bias: [O].
+        bias: [O], or [O, ...] for each place.
         fraction_bits: F.
         timesteps: T.
         sizes: value → largest |value| in a step.
         constants: values that do not change in time.
     """
     T = timesteps
-    total = T * bias.double().abs() + (T + 0.5) * 2**fraction_bits
+    total = T * bias.double().abs().flatten(1).amax(1) if bias.dim() > 1 else T * bias.double().abs()
+    total = total + (T + 0.5) * 2**fraction_bits
     largest = 0.0
     for branch, load in zip(branches, loads, strict=True):
         size = load * sizes[branch.source]

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from nbsnn.integer.affine import Affine, ValueTable
+from nbsnn.integer.arrangement import Arrangement, Form, as_affine, no_affine
 from nbsnn.integer.nodes import Pair
 from nbsnn.quant.layers import WeightQuantizer
 
@@ -15,24 +16,37 @@ from nbsnn.quant.layers import WeightQuantizer
 class Context:
     """A function call: known tensors, values, the layer's name and quantizer, and the function's result."""
 
-    known: Mapping[Tensor, Affine]
+    known: Mapping[Tensor, Form]
     values: ValueTable
     place: str
     layer: WeightQuantizer | None
     result: Any
 
-    def of(self, tensor: Any) -> Affine | None:
-        """The affine function behind a tensor, or None for a constant."""
+    def of(self, tensor: Any) -> Form | None:
+        """The form behind a tensor, or None for a constant."""
         return self.known[tensor] if isinstance(tensor, Tensor) and tensor in self.known else None
 
     def input(self, args: Any, kwargs: Mapping[str, Any]) -> Affine:
-        """The affine function behind the first argument."""
+        """The affine function behind the first argument.
+
+        Raises:
+            NoForm: it is an arrangement that is none.
+        """
+        x = self.form(args, kwargs)
+        found = as_affine(x, self.values)
+        if found is None:
+            assert isinstance(x, Arrangement)
+            raise no_affine(x)
+        return found
+
+    def form(self, args: Any, kwargs: Mapping[str, Any]) -> Form:
+        """The form behind the first argument."""
         x = self.of(args[0] if args else arguments("input", args, kwargs)["input"])
         assert x is not None  # the audit raises an error for a current anywhere else
         return x
 
 
-Reader = Callable[[Context, Callable[..., Any], Any, Mapping[str, Any]], Affine | list[Affine]]
+Reader = Callable[[Context, Callable[..., Any], Any, Mapping[str, Any]], Form | list[Form]]
 
 
 def arguments(names: str, args: Any, kwargs: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:

@@ -15,20 +15,25 @@ from nbsnn.integer.bounds import (
     retract_at,
     row_sums,
 )
-from nbsnn.integer.nodes import IMAGE, Branch, Pixels, SumPool, Unit
+from nbsnn.integer.frozen import thawed
+from nbsnn.integer.maps import AxisMap, PlaneMap
+from nbsnn.integer.nodes import IMAGE, Branch, Pixels, Resample, SumPool, Unit
 from nbsnn.integer.plain import encode
 from nbsnn.integer.program import Program
+from nbsnn.integer.readout import groups_fit
 from nbsnn.integer.work import check_work
 from nbsnn.schema import PROGRAM
-from nbsnn.shapes import window_places
+from nbsnn.schema.common import MOST_SIDE
+from nbsnn.shapes import plane, window_places
 
 _WEIGHTS = (torch.int8, torch.int16)
+MOST_SUMMANDS, MOST_WEIGHT = 1024, 2**15 - 1  # of a map along one axis
 
 
 def check_structure(program: Program) -> None:
     """Raise ValueError unless every field, type, shape and order is consistent, and the work is within `work.LIMITS`.
 
-    Does not read values of tensors, and takes milliseconds.
+    Does not read values of tensors, but for those of small maps, and takes milliseconds.
     """
     _require(isinstance(program, Program), "it is not a program")
     PROGRAM(encode(program)[0], "program")
@@ -37,22 +42,24 @@ def check_structure(program: Program) -> None:
         _check_tensor(program.pixels.table, (program.pixels.shape[0], 256), torch.int32, "the pixel table")
     for node in program.nodes:
         _require(node.name not in shapes, f"{node.name} occurs twice")
-        _require(len(node.shape) in (1, 3), f"{node.name} has a wrong shape")
         _require(all(source in shapes for source in node.sources), f"{node.name} reads what comes after it")
         if isinstance(node, Unit):
             _check_unit(program, node, shapes)
         elif isinstance(node, SumPool):
             _check_pool(node, shapes[node.source])
+        elif isinstance(node, Resample):
+            places = _check_map(node.map, plane(shapes[node.source])[1:], node.name)
+            _require(plane(node.shape) == (shapes[node.source][0], *places), f"{node.name} has a wrong shape")
         else:
             _require(node.shape == (prod(shapes[node.source]),), f"{node.name} has a wrong shape")
         shapes[node.name] = node.shape
-    head = program.head
-    _require(len(head.shape) in (1, 3), "the head has a wrong shape")
-    _require(all(source in shapes for source in head.sources), "the head reads an unknown value")
-    _check_tensor(head.bias, head.shape[:1], torch.float64, "the head")
-    for branch in head.branches:
-        _check_branch(branch, shapes[branch.source], head.shape, torch.float64, "the head")
-        _require(branch.shift == 0, "the head has a shift")
+    for head in program.heads:
+        _require(all(source in shapes for source in head.sources), "the head reads an unknown value")
+        _check_bias(head.bias, head.shape, torch.float64, "the head")
+        for branch in head.branches:
+            _check_branch(branch, shapes[branch.source], head.shape, torch.float64, "the head")
+            _require(branch.shift == 0, "the head has a shift")
+    _check_readout(program)
     check_work(program)
 
 
@@ -64,11 +71,15 @@ def check_numbers(program: Program) -> None:
     _check_pixels(program.pixels)
     for unit in program.units:
         _check_sums(program, unit)
-    head = program.head
-    finite = all(bool(numbers.isfinite().all()) for numbers in (head.bias, *(branch.multiplier for branch in head.branches)))
-    _require(finite, "the head has a multiplier or bias that is not finite")
-    for branch in head.branches:
-        _check_accumulator(program, branch, row_sums(branch, head.shape[0]), "the head")
+    for output in program.readout.outputs if program.readout else ():
+        for part in output.parts:
+            low, high = (int(x) for x in torch.aminmax(thawed(part.index)))
+            _require(low >= -1 and high < prod(program.heads[part.head].shape), "an output reads beyond its head")
+    for head in program.heads:
+        finite = all(bool(n.isfinite().all()) for n in (head.bias, *(branch.multiplier for branch in head.branches)))
+        _require(finite, "the head has a multiplier or bias that is not finite")
+        for branch in head.branches:
+            _check_accumulator(program, branch, row_sums(branch, head.shape[0]), "the head")
 
 
 def _require(condition: bool, what: str) -> None:
@@ -82,7 +93,7 @@ def _require(condition: bool, what: str) -> None:
 def _check_unit(program: Program, unit: Unit, shapes: dict[str, tuple[int, ...]]) -> None:
     kind = torch.int64 if unit.wide else torch.int32
     _require(unit.levels <= program.timesteps, f"{unit.name} has more levels than T")
-    _check_tensor(unit.bias, unit.shape[:1], kind, unit.name)
+    _check_bias(unit.bias, unit.shape, kind, unit.name)
     for branch in unit.branches:
         constant = branch.source in program.constants
         _check_branch(branch, shapes[branch.source], unit.shape, torch.int64 if constant else kind, unit.name)
@@ -93,17 +104,61 @@ def _check_branch(branch: Branch, source: tuple[int, ...], shape: tuple[int, ...
     _check_tensor(branch.multiplier, shape[:1], kind, name)
     weight = branch.weight
     if weight is None:
-        _require(source == shape, f"{name} has a skip of another shape")
+        _require(plane(source) == plane(shape) and branch.after is None, f"{name} has a skip of another shape")
         return
     _require(weight.dtype in _WEIGHTS and weight.is_contiguous() and len(weight.shape) in (2, 4), f"{name} has a wrong weight")
     _require(weight.numel() > 0 and len(weight) == shape[0], f"{name} has a wrong weight")
     if weight.dim() == 2:
-        _require(len(source) == 1 and weight.shape[1] == source[0] and len(shape) == 1, f"{name} has a wrong weight")
+        fits = len(source) == 1 and weight.shape[1] == source[0] and len(shape) == 1 and branch.after is None
+        _require(fits, f"{name} has a wrong weight")
         return
-    fits = len(source) == 3 and weight.shape[1] * branch.groups == source[0] and shape[0] % branch.groups == 0
+    fits = weight.shape[1] * branch.groups == source[0] and shape[0] % branch.groups == 0
     _require(fits, f"{name} has a weight of other channels")
-    places = _places(source[1:], weight.shape[2:], branch.stride, branch.padding, branch.dilation)
-    _require(places == shape[1:] or (len(shape) == 1 and prod(places) == 1), f"{name} has a wrong shape")
+    places = _places(plane(source)[1:], weight.shape[2:], branch.stride, branch.padding, branch.dilation)
+    if branch.after is not None:
+        places = _check_map(branch.after, places, name)
+    _require(places == plane(shape)[1:], f"{name} has a wrong shape")
+
+
+def _check_readout(program: Program) -> None:
+    readout = program.readout
+    if readout is None:
+        _require(not program.more, "it has several heads and no readout")
+        return
+    _require(groups_fit(readout.tree, len(readout.outputs)), "its outputs are grouped in a wrong way")
+    for output in readout.outputs:
+        size = (prod(output.shape),)
+        _require(bool(output.parts) or output.shift is not None, "an output is made of nothing")
+        if output.shift is not None:
+            _check_tensor(output.shift, size, torch.float64, "an output")
+        for part in output.parts:
+            _require(part.head < len(program.heads), "an output reads an unknown head")
+            _check_tensor(part.index, size, torch.int32, "an output")
+            if part.gain is not None:
+                _check_tensor(part.gain, size, torch.float64, "an output")
+
+
+def _check_bias(bias: Tensor, shape: tuple[int, ...], kind: torch.dtype, name: str) -> None:
+    _check_tensor(bias, shape if bias.dim() > 1 else shape[:1], kind, name)
+
+
+def _check_map(plane_map: PlaneMap, size: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """The places of a map's result; its indices lie in the source, of this size."""
+    for axis, places in zip((plane_map.rows, plane_map.columns), size, strict=True):
+        _check_axis(axis, places, name)
+    return plane_map.places
+
+
+def _check_axis(axis: AxisMap, size: int, name: str) -> None:
+    shape = tuple(axis.index.shape)
+    _require(axis.size == size and len(shape) == 2 and 0 not in shape, f"{name} has a map of another size")
+    _require(shape[0] <= MOST_SUMMANDS and shape[1] <= MOST_SIDE, f"{name} has a map of too many places")
+    _check_tensor(axis.index, shape, torch.int32, name)
+    _check_tensor(axis.weight, shape, torch.int32, name)
+    index, weight = thawed(axis.index), thawed(axis.weight)
+    inside = bool(((index >= -1) & (index < size) & ((index >= 0) | (weight == 0))).all())
+    _require(inside, f"{name} has a map that leaves its source")
+    _require(int(weight.abs().max()) <= MOST_WEIGHT, f"{name} has a map with too large weights")
 
 
 def _check_tensor(tensor: Tensor, shape: tuple[int, ...], kind: torch.dtype, name: str) -> None:
@@ -119,10 +174,9 @@ def _places(size: Iterable[int], kernel: Iterable[int], stride: Iterable[int], p
 
 
 def _check_pool(node: SumPool, source: tuple[int, ...]) -> None:
-    _require(len(source) == 3, f"{node.name} has a source without places")
     _require(all(2 * p <= k for p, k in zip(node.padding, node.kernel, strict=True)), f"{node.name} has too much padding")
-    places = _places(source[1:], node.kernel, node.stride, node.padding)
-    _require(node.shape == (source[0], *places), f"{node.name} has a wrong shape")
+    places = _places(plane(source)[1:], node.kernel, node.stride, node.padding)
+    _require(plane(node.shape) == (source[0], *places), f"{node.name} has a wrong shape")
 
 
 # -------------------------------------------------------------------------------------------------------------- numbers

@@ -1,13 +1,13 @@
 """The units of an integer network as rows of a table, and the fan-out of spikes."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import log2
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nbsnn.integer.nodes import Branch, Head, Unit
+from nbsnn.integer.nodes import Branch, Head, Resample, Unit
 from nbsnn.integer.products import convolve
 from nbsnn.integer.program import Program
 
@@ -32,7 +32,7 @@ class UnitRow:
 
 
 def describe_units(program: Program) -> list[UnitRow]:
-    """A row for each unit, and one for the head."""
+    """A row for each unit, and one for each head."""
     rows = []
     for unit in program.units:
         smallest = [_smallest(b.multiplier) for b in unit.branches if b.source not in program.constants]
@@ -40,7 +40,9 @@ def describe_units(program: Program) -> list[UnitRow]:
         bound = round(log2(unit.bound), 2)
         shown = _weights(unit.branches)
         rows.append(UnitRow(unit.name, unit.shape, shown, unit.fraction_bits, min(known, default=None), bound, unit.wide))
-    rows.append(UnitRow("head", program.head.shape, _weights(program.head.branches), None, None, None))
+    for number, head in enumerate(program.heads, start=1):
+        name = "head" if len(program.heads) == 1 else f"head {number}"
+        rows.append(UnitRow(name, head.shape, _weights(head.branches), None, None, None))
     return rows
 
 
@@ -64,18 +66,20 @@ def fan_outs(program: Program) -> dict[str, Tensor]:
     """Unit → [*shape] int64: number of synapses, including those of the head, that a spike reaches from each position.
 
     A synapse is a kernel element that connects to a neuron (fewer at borders and with strides), also with a weight of zero; a
-    selection of channels is a 1×1 kernel. A pool passes a spike on once per window that contains it.
+    selection of channels is a 1×1 kernel. A pool or another map of places passes a spike on once per place that it adds
+    to.
     """
     # Additions are linear in the spikes, so the cost of a spike is their gradient: exact for integers below 2^53.
     spikes = {unit.name: torch.zeros(1, *unit.shape, dtype=torch.float64, requires_grad=True) for unit in program.units}
     values, additions = dict(spikes), torch.zeros((), dtype=torch.float64)
-    for node in (*program.nodes, program.head):
+    for node in (*program.nodes, *program.heads):
         if isinstance(node, (Unit, Head)):
             for branch in node.branches:
                 if branch.source not in program.constants:
                     additions = additions + _taps(branch, values[branch.source])
         elif node.name not in program.constants:
-            values[node.name] = node.apply(values[node.source])
+            reached = replace(node, map=node.map.reach()) if isinstance(node, Resample) else node
+            values[node.name] = reached.apply(values[node.source])
     gradients = torch.autograd.grad(additions, list(spikes.values()), materialize_grads=True)
     return {name: gradient[0].round().to(torch.int64) for name, gradient in zip(spikes, gradients, strict=True)}
 
@@ -87,4 +91,5 @@ def _taps(branch: Branch, x: Tensor) -> Tensor:
     outputs, groups = len(branch.weight), branch.groups
     # All output channels of a group read the same inputs.
     one = x.new_ones(groups, *branch.weight.shape[1:])
-    return convolve(x, one, branch).sum() * (outputs // groups)
+    reached = convolve(x, one, branch)
+    return (reached if branch.after is None else branch.after.reach().apply(reached)).sum() * (outputs // groups)

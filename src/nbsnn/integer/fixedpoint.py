@@ -11,7 +11,7 @@ from nbsnn.integer.affine import Affine, Synapse, Term
 from nbsnn.integer.bounds import NARROW, WIDE, largest_sum, retract_at
 from nbsnn.integer.nodes import Branch, Head, Unit
 from nbsnn.integer.trace import Firing
-from nbsnn.shapes import per_channel
+from nbsnn.shapes import per_channel, plane
 
 MOST_FRACTION_BITS = 28
 FEWEST_FRACTION_BITS = 12  # if 32 bits leave fewer, 64 are used
@@ -63,7 +63,7 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
         for bits in range(MOST_FRACTION_BITS, fewest - 1, -1):
             scale = 2.0**bits / height  # from the activation's unit to the membrane's
             branches = [_rounded(whole, scale, setting) for whole in wholes]  # in float64 until the bound is checked
-            bias = (firing.current.shift * scale).round()
+            bias = (firing.current.bias * scale).round()
             bound = largest_sum(
                 branches, [whole.load for whole in wholes], bias, bits,
                 timesteps=setting.timesteps, sizes=setting.sizes, constants=setting.constant,
@@ -93,7 +93,7 @@ def integer_head(output: Affine, setting: Setting) -> Head:
         if source not in setting.constant and float(whole.load.max()) * setting.sizes[source] * setting.timesteps >= NARROW:
             raise LoweringError(f"the sums of the head over {source} overflow 32 bits; average over fewer places before it")
         branches.append(replace(whole.branch, multiplier=whole.gain))
-    return Head(output.shape, tuple(branches), output.shift)
+    return Head(output.shape, tuple(branches), output.bias)
 
 
 def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
@@ -102,20 +102,23 @@ def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
     if synapse is None:
         assert term.take is not None
         channels = setting.shapes[term.value][0]
-        if setting.shapes[term.value] == affine.shape and torch.equal(term.take, torch.arange(channels)):
+        if plane(setting.shapes[term.value]) == plane(affine.shape) and torch.equal(term.take, torch.arange(channels)):
             return _Whole(Branch(term.value, gain), gain, torch.ones_like(gain))
         chosen = torch.nn.functional.one_hot(term.take.clamp_min(0), channels).double() * (term.take >= 0).view(-1, 1)
-        synapse = Synapse("", chosen.view(*chosen.shape, *(1 for _ in affine.shape[1:])), integral=True)
+        synapse = Synapse("", chosen, integral=True)
     weight, row_step = _integers(synapse, setting)
+    if weight.dim() == 2 and len(setting.shapes[term.value]) + len(affine.shape) > 2:
+        weight = weight.view(*weight.shape, 1, 1)  # on planes of one place
     gain = gain * row_step
     weight = weight * per_channel(torch.where(gain < 0, -1, 1), weight.dim() - 1)
-    load = weight.abs().flatten(1).sum(1)
+    load = weight.abs().flatten(1).sum(1)  # without a map behind it, which is added below
     gain = torch.where(load > 0, gain.abs(), 0.0)  # a row of zeros has no bound on its multiplier, so it gets 0
     kind = torch.int8 if int(weight.abs().max()) <= 127 else torch.int16
     branch = Branch(
-        term.value, gain, weight.to(kind).contiguous(), synapse.stride, synapse.padding, synapse.dilation, synapse.groups
-    )
-    return _Whole(branch, gain, load)
+        term.value, gain, weight.to(kind).contiguous(), synapse.stride, synapse.padding, synapse.dilation, synapse.groups,
+        after=None if term.after is None or term.after.is_identity else term.after,
+    )  # fmt: skip
+    return _Whole(branch, gain, load * (1 if branch.after is None else branch.after.largest))
 
 
 def _integers(synapse: Synapse, setting: Setting) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 from nbsnn.errors import ConfigError, LoweringError
 from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
+from nbsnn.integer.affine import Affine
+from nbsnn.integer.arrangement import arranged
 from nbsnn.integer.description import describe_units
 from nbsnn.integer.fixedpoint import Setting, integer_head, integer_unit
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.integer.nodes import IMAGE, Node
+from nbsnn.integer.nodes import IMAGE, Head, Node
 from nbsnn.integer.pixels import pixel_grid
 from nbsnn.integer.program import Program, constant_values, step_sizes
-from nbsnn.integer.trace import trace
+from nbsnn.integer.readout import Output, Part, Readout
+from nbsnn.integer.trace import Trace, trace
 from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.layers import quantized_once
@@ -76,14 +79,38 @@ def lower(
     )  # fmt: skip
     nodes: dict[str, Node] = {firing.name: integer_unit(firing, setting) for firing in seen.firings}
     nodes |= {node.name: node for node in seen.values.nodes}
-    head = integer_head(seen.output, setting)
-    program = Program(timesteps, pixels, _in_order(head.sources, nodes), head, tuple(dict.fromkeys(setting.notes)))
+    (head, *more), readout = _heads(seen, setting)
+    sources = dict.fromkeys(source for each in (head, *more) for source in each.sources)
+    notes = tuple(dict.fromkeys(setting.notes))
+    program = Program(timesteps, pixels, _in_order(sources, nodes), head, notes, more=tuple(more), readout=readout)
     for row in describe_units(program):
         if row.smallest_multiplier is not None and row.smallest_multiplier < 2**FEW_BITS:
             logger.warning(
                 "%s: smallest multiplier %d is below 2^%d; its gain is coarse", row.name, row.smallest_multiplier, FEW_BITS
             )
     return IntegerNetwork(program)
+
+
+def _heads(seen: Trace, setting: Setting) -> tuple[list[Head], Readout | None]:
+    """The heads, and the readout unless the result is the only head's."""
+    first = seen.outputs[0]
+    if isinstance(first, Affine) and seen.tree == 0:
+        return [integer_head(first, setting)], None
+    whole = [arranged(form) for form in seen.outputs]
+    forms = list({id(piece.form): piece.form for form in whole for piece in form.pieces}.values())
+    at = {id(form): number for number, form in enumerate(forms)}
+    outputs = [
+        Output(
+            form.shape,
+            tuple(
+                Part(at[id(p.form)], p.index.flatten().to(torch.int32), None if p.gain is None else p.gain.flatten())
+                for p in form.pieces
+            ),
+            form.shift.flatten() if bool(form.shift.any()) else None,
+        )
+        for form in whole
+    ]
+    return [integer_head(form, setting) for form in forms], Readout(tuple(outputs), seen.tree)
 
 
 def _in_order(wanted: Iterable[str], nodes: dict[str, Node]) -> tuple[Node, ...]:

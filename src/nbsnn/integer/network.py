@@ -13,7 +13,6 @@ from nbsnn.inputs import as_images
 from nbsnn.integer.backends import Backend, Engine, Request, choose
 from nbsnn.integer.checking import check_structure
 from nbsnn.integer.description import UnitRow, describe_units
-from nbsnn.integer.nodes import Head
 from nbsnn.integer.pixels import to_integers
 from nbsnn.integer.plain import moved
 from nbsnn.integer.program import Outcome, Program
@@ -158,7 +157,7 @@ class IntegerNetwork:
         run = chosen.run_counts if engine == "counts" else chosen.run_spikes
         with torch.no_grad():
             outcomes = [run(self.program, pixels, **wanted) for pixels in self._chunks(images, chosen)]
-            result = _joined(self.program.head, outcomes, chosen.name)
+            result = _joined(self.program, outcomes, chosen.name)
         if keep_fired and fired_is_count:
             result = replace(result, fired=result.counts)
         return result if keep_counts else replace(result, counts={})
@@ -213,11 +212,11 @@ class IntegerNetwork:
             yield to_integers(self.program.pixels, chunk.to(self.device))
 
 
-def _joined(head: Head, outcomes: list[Outcome], backend: str) -> Result:
+def _joined(program: Program, outcomes: list[Outcome], backend: str) -> Result:
     first = outcomes[0]
-    logits = torch.cat([head.logits(outcome.accumulators) for outcome in outcomes])
+    accumulators = [torch.cat(parts) for parts in zip(*(outcome.accumulators for outcome in outcomes), strict=True)]
     return Result(
-        logits,
+        program.result(accumulators),
         torch.cat([outcome.steps for outcome in outcomes]),
         {name: torch.cat([outcome.spikes[name] for outcome in outcomes]) for name in first.spikes},
         {name: torch.cat([outcome.counts[name] for outcome in outcomes]) for name in first.counts},

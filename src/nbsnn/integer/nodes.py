@@ -1,4 +1,4 @@
-"""What an integer network is made of: units on branches, sums over windows, flattenings, a head, and the grid of the pixels.
+"""What an integer network is made of: units on branches, maps of places, heads, and the grid of the pixels.
 
 `nbsnn.integer.program` says what they compute. Tensors are copied when they come in, and a write to one is refused.
 """
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbsnn.integer.frozen import freeze_fields, thawed
-from nbsnn.shapes import per_channel
+from nbsnn.integer.maps import PlaneMap
+from nbsnn.shapes import per_channel, plane
 
 IMAGE = "image"  # the value id of the image: fixed-point pixels, constant in time
 Pair = tuple[int, int]
@@ -25,9 +26,10 @@ class Branch:
         source: value id of the input.
         multiplier: [O]; int32 in a unit (int64 if the unit is wide or the source constant), float64 in the head. Never
             negative where there is a weight: signs are in the weight.
-        weight: int8 or int16, contiguous: [O, I/groups, kh, kw] on a source [I, H, W]; [O, I] on a source [I]; None for the
-            identity, acc = source.
+        weight: int8 or int16, contiguous: [O, I/groups, kh, kw] on a source [I, H, W] (lines [I, L] are read as [I, 1, L]);
+            [O, I] on a source [I]; None for the identity, acc = source.
         shift: bits that the product with a constant source is rounded off by, half up; 0 for all other branches.
+        after: a map of the places of the convolution's result, which gives acc; None for none.
     """
 
     source: str
@@ -38,6 +40,7 @@ class Branch:
     dilation: Pair = (1, 1)
     groups: int = 1
     shift: int = 0
+    after: PlaneMap | None = None
 
     def __post_init__(self) -> None:
         freeze_fields(self)
@@ -49,9 +52,9 @@ class Unit:
 
     Attributes:
         name: of the activation layer, such as "stage1.0.first.act"; also the id of its value.
-        shape: (O, H, W), or (O,) for neurons without place.
+        shape: (O, H, W), (O, L) for neurons on a line, or (O,) for neurons without place.
         branches: at least one.
-        bias: [O] int32 (int64 if wide), added in each of the first T steps.
+        bias: [O], or [*shape] if it differs from place to place; int32 (int64 if wide), added in each of the first T steps.
         fraction_bits: F; the membrane's unit is 2^−F of the height, so that the firing threshold is 2^F.
         levels: L = 2^b − 1, the largest count: the cap of "settle" and "barrier" and of the counts.
         height: what one spike stands for, θ·T/L, as a float.
@@ -95,8 +98,27 @@ class SumPool:
         return (self.source,)
 
     def apply(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] of a floating type that holds the sums exactly."""
-        return F.avg_pool2d(x, self.kernel, self.stride, self.padding, divisor_override=1)
+        """[B, *shape] of x [B, C, H, W] or [B, C, L], of a floating type that holds the sums exactly."""
+        planes = x.reshape(len(x), *plane(x.shape[1:]))
+        return F.avg_pool2d(planes, self.kernel, self.stride, self.padding, divisor_override=1).reshape(-1, *self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Resample:
+    """A map of places, the same for all channels, [C, H, W] → [C, H', W']."""
+
+    name: str
+    source: str
+    map: PlaneMap
+    shape: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """[B, *shape] of x's type, which must hold the sums."""
+        return self.map.apply(x).reshape(-1, *self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +140,12 @@ class Flatten:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The network's output. Its accumulators sum the branches' acc over all steps taken, as integers; then, once,
+    """An output of the network. Its accumulators sum the branches' acc over all steps taken, as integers; then, once,
 
-    logits = bias + Σ_branches accumulator · multiplier, in float64 and in this order, as float32.
+    numbers = bias + Σ_branches accumulator · multiplier, in float64 and in this order.
 
-    A constant branch's accumulator is its acc, taken once. `shape` is (O,), or (O, H, W) if the network returns places.
+    A constant branch's accumulator is its acc, taken once. `shape` is (O,), or (O, L) or (O, H, W) if there are places. The
+    bias is [O] or [*shape].
     """
 
     name: ClassVar[str] = "head"
@@ -137,17 +160,23 @@ class Head:
     def sources(self) -> tuple[str, ...]:
         return tuple(branch.source for branch in self.branches)
 
-    def logits(self, accumulators: "tuple[Tensor, ...] | list[Tensor]") -> Tensor:
-        """[B, O, ...] float32 from one [B, O, ...] integer accumulator per branch."""
+    def numbers(self, accumulators: "tuple[Tensor, ...] | list[Tensor]") -> Tensor:
+        """[B, O, ...] float64 from one [B, O, ...] integer accumulator per branch."""
         trailing = len(self.shape) - 1
-        total: Tensor = per_channel(thawed(self.bias), trailing).expand(self.shape)
+        total: Tensor = placed(self.bias, self.shape).expand(self.shape)
         # Products and sums one after the other: a fused multiply-add would round differently.
         for branch, accumulator in zip(self.branches, accumulators, strict=True):
             total = total + accumulator.to(torch.float64) * per_channel(thawed(branch.multiplier), trailing)
-        return total.to(torch.float32)
+        return total.expand(len(accumulators[0]), *self.shape)
 
 
-Node = Unit | SumPool | Flatten
+def placed(bias: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A bias [O] or [*shape], to broadcast over [B, *shape]."""
+    numbers: Tensor = thawed(bias)
+    return numbers if numbers.dim() == len(shape) else per_channel(numbers, len(shape) - 1)
+
+
+Node = Unit | SumPool | Resample | Flatten
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,30 @@ import torch
 from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
-from nbsnn.integer.nodes import Branch, Flatten, Head, Pixels, SumPool, Unit
+from nbsnn.integer.maps import AxisMap, PlaneMap
+from nbsnn.integer.nodes import Branch, Flatten, Head, Pixels, Resample, SumPool, Unit
 from nbsnn.integer.program import Program
+from nbsnn.integer.readout import Group, Output, Part, Readout
 
-_CLASSES = {cls.__name__: cls for cls in (Program, Pixels, Unit, SumPool, Flatten, Head, Branch)}
+_CLASSES = {
+    cls.__name__: cls
+    for cls in (
+        Program,
+        Pixels,
+        Unit,
+        SumPool,
+        Resample,
+        Flatten,
+        Head,
+        Branch,
+        PlaneMap,
+        AxisMap,
+        Readout,
+        Output,
+        Part,
+        Group,
+    )
+}
 _FREE = "origin"  # a field of plain values, which are not converted
 
 

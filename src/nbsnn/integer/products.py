@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
-from nbsnn.integer.nodes import Branch, Unit
+from nbsnn.integer.nodes import Branch, Resample, Unit, placed
 from nbsnn.integer.program import Program
-from nbsnn.shapes import per_channel, window_places
+from nbsnn.shapes import per_channel, plane, window_places
 
 _EXACT_INPUT, _EXACT_SUM = 2**8, 2**24
 
@@ -32,6 +32,7 @@ def convolve(x: Tensor, weight: Tensor, branch: Branch, *, unroll: bool = False)
     """The branch's convolution or product of x [B, ...] with its weight, both of one floating-point type."""
     if weight.dim() == 2:
         return F.linear(x, weight)
+    x = x.reshape(len(x), *plane(x.shape[1:]))
     if not unroll:
         return F.conv2d(x, weight, None, branch.stride, branch.padding, branch.dilation, branch.groups)
     size = weight.shape[2:]
@@ -77,7 +78,8 @@ class Products:
             largest = self.program.sizes[branch.source] * (1 if constant else times)
             weight = self._weight(branch, thawed(branch.weight), largest)
             acc = convolve(x.to(weight.dtype), weight, branch, unroll=self.unroll)
-        return acc.reshape(-1, *shape).to(torch.int64 if constant else torch.int32)
+        whole = acc.to(torch.int64 if constant else torch.int32)
+        return (whole if branch.after is None else branch.after.apply(whole)).reshape(-1, *shape)
 
     def _weight(self, branch: Branch, weight: Tensor, largest: int) -> Tensor:
         kind = self._types.get((branch, largest))
@@ -98,7 +100,7 @@ class Products:
 
     def constant_current(self, unit: Unit, values: NamedTensors) -> Tensor:
         """[B or 1, *shape]: the bias and the image's current per step, rounded to the membrane's unit."""
-        total = _per_channel(unit.bias, unit.shape).expand(1, *unit.shape)
+        total = placed(unit.bias, unit.shape).expand(1, *unit.shape)
         for branch in unit.branches:
             if branch.source in self.program.constants:
                 acc = self.accumulate(branch, values[branch.source], unit.shape, 1)
@@ -107,12 +109,14 @@ class Products:
         return total
 
     def structural(self, name: str, x: Tensor, times: int) -> Tensor:
-        """A pooled or flattened value, int32 (a constant of large size int64)."""
+        """A value mapped, pooled or flattened, int32 (a constant of large size int64)."""
         node = self.program.by_name[name]
         assert not isinstance(node, Unit)
         largest = self.program.sizes[name] * (1 if name in self.program.constants else times)
-        whole = node.apply(x.to(torch.float32 if largest < _EXACT_SUM else torch.float64))
-        return whole.to(torch.int32 if largest < 2**31 else torch.int64)
+        kind = torch.int32 if largest < 2**31 else torch.int64
+        if isinstance(node, Resample):
+            return node.apply(x.to(kind))
+        return node.apply(x.to(torch.float32 if largest < _EXACT_SUM else torch.float64)).to(kind)
 
 
 def _per_channel(numbers: Tensor, shape: tuple[int, ...]) -> Tensor:

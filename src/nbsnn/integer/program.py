@@ -17,14 +17,16 @@ value, in the unit's shape. The membrane starts at 2^(F−1); a spike takes 2^F.
 """
 
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from nbsnn.integer.nodes import IMAGE, Head, Node, Pixels, SumPool, Unit
+from nbsnn.integer.nodes import IMAGE, Head, Node, Pixels, Resample, SumPool, Unit
+from nbsnn.integer.readout import Readout
 
 Made = TypeVar("Made")
 
@@ -42,9 +44,15 @@ def step_sizes(nodes: Iterable[Node], pixels: Pixels) -> dict[str, int]:
     """Value → its largest magnitude in one step; units that are not among the nodes count 1 as well."""
     sizes = {IMAGE: max(-pixels.low, pixels.high)}
     for node in nodes:
-        window = node.kernel[0] * node.kernel[1] if isinstance(node, SumPool) else 1
-        sizes[node.name] = 1 if isinstance(node, Unit) else sizes.get(node.source, 1) * window
+        sizes[node.name] = 1 if isinstance(node, Unit) else sizes.get(node.source, 1) * _gain(node)
     return sizes
+
+
+def _gain(node: Node) -> int:
+    """The largest sum that a node makes of ones of either sign."""
+    if isinstance(node, Resample):
+        return node.map.largest
+    return node.kernel[0] * node.kernel[1] if isinstance(node, SumPool) else 1
 
 
 class Cache:
@@ -76,7 +84,9 @@ class Program:
         timesteps: T.
         pixels: the image's grid.
         nodes: in an order in which sources come first.
-        head: the output.
+        head: the output, or the first one.
+        more: other heads.
+        readout: how the heads' numbers make the network's result; None: the result is the only head's.
         notes: what lowering rounded beyond the quantized network, one line each.
         origin: its source as plain values: recipe, model, metrics.
         cache: values that backends prepared once for all runs; see `prepared`. Not stored and not copied: `dataclasses.replace`
@@ -89,6 +99,8 @@ class Program:
     head: Head
     notes: tuple[str, ...] = field(default=())
     origin: dict[str, Any] = field(default_factory=dict)
+    more: tuple[Head, ...] = ()
+    readout: Readout | None = None
     cache: Cache = field(default_factory=lambda: Cache(), init=False, repr=False)
 
     def prepared(self, key: Hashable, make: Callable[[], Made]) -> Made:
@@ -100,6 +112,17 @@ class Program:
         """
         made: Made = self.cache.get(key, make)
         return made
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """All heads, in order."""
+        return (self.head, *self.more)
+
+    def result(self, accumulators: Sequence[Tensor]) -> Any:
+        """The network's result, of accumulators as in `Outcome`: logits [B, *head.shape] float32, or as in `readout`."""
+        rest = list(accumulators)
+        numbers = [head.numbers([rest.pop(0) for _ in head.branches]) for head in self.heads]
+        return numbers[0].to(torch.float32) if self.readout is None else self.readout.of(numbers)
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -131,8 +154,8 @@ class Program:
 
     @cached_property
     def depth(self) -> int:
-        """Units on the longest path from image to head."""
-        return max(self.depths[source] for source in self.head.sources)
+        """Units on the longest path from the image to a head."""
+        return max(self.depths[source] for head in self.heads for source in head.sources)
 
     @cached_property
     def by_name(self) -> dict[str, Node]:
@@ -141,8 +164,8 @@ class Program:
 
     @cached_property
     def last_use(self) -> dict[str, int]:
-        """Index of the last node that reads a value; `len(nodes)` is the head. After it the value can be forgotten."""
-        readers = enumerate((*self.nodes, self.head))
+        """Index of the last node that reads a value; heads come after the nodes. After it the value can be forgotten."""
+        readers = enumerate((*self.nodes, *self.heads))
         return {source: index for index, node in readers for source in node.sources}
 
 
@@ -151,7 +174,7 @@ class Outcome:
     """Result of a backend for a batch of B images.
 
     Attributes:
-        accumulators: [B, *head.shape] int64 for each of the head's branches, in order.
+        accumulators: [B, *head.shape] int64 for each branch of each head, in order.
         steps: [B] int64, the steps of each image: T for `run_counts` and "fixed"; the last step with a spike, but at
             least T, under "settle"; (depth + 1)·T under "barrier".
         spikes: unit → [B] int64, spikes of either sign in all steps; for `run_counts` Σ counts, which is what "barrier" fires.

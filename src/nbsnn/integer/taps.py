@@ -1,7 +1,8 @@
 """Tables of a branch: convolutions, products, pools and identities as weight rows at lists of input positions.
 
 A kernel that adds weight rows needs, for each tap (kernel element) and each output position, the positions of the last unit (or
-of the image) that it reads. Stride, padding, dilation, pooling and flattening of the source only change these lists.
+of the image) that it reads. Stride, padding, dilation, pooling, resampling and flattening of the source, and a map of the
+result, only change these lists. Where a position counts more than once, there are more taps, with multiples of the weights.
 """
 
 from typing import Any, NamedTuple
@@ -12,14 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
-from nbsnn.integer.nodes import IMAGE, Branch, Flatten, SumPool, Unit
+from nbsnn.integer.maps import Index
+from nbsnn.integer.nodes import IMAGE, Branch, Resample, SumPool, Unit
 from nbsnn.integer.program import Program
-from nbsnn.shapes import window_places
+from nbsnn.shapes import plane, window_places
 
 LARGEST_ROW_WEIGHT = 31  # the kernel adds rows in int8, at least four before they can overflow
 _BASE = 16
-
-Index = NDArray[np.int64]
+_LARGEST_WEIGHT = 2**15 - 1  # the kernel holds weights as int16
+_FEW = 8  # so many different multiples of weights get taps of their own
 
 
 class KernelBranch(NamedTuple):
@@ -30,7 +32,7 @@ class KernelBranch(NamedTuple):
         groups: channel groups; an identity has as many groups as channels, with weights of 1.
         taps: weight rows per input channel.
         start: [taps · positions + 1] uint32, and origin: uint32. Input positions of (tap, output position) are
-            origin[start[i] : start[i + 1]], i = tap · positions + position; repeated where windows overlap.
+            origin[start[i] : start[i + 1]], i = tap · positions + position; one may be there several times.
         weight: [taps, inputs, outputs per group] int16.
         multiplier, shift: the branch's.
     """
@@ -45,6 +47,20 @@ class KernelBranch(NamedTuple):
     shift: int
 
 
+class Reads(NamedTuple):
+    """What each position sums over: input positions and their factors, [..., reads]; −1 and 0 for nothing."""
+
+    position: Index
+    factor: Index
+
+    def at(self, index: Index, factor: Index) -> "Reads":
+        """What sums over these positions, [..., K], of a value with these reads, [P, R], read: [..., K · R]."""
+        there = index >= 0
+        inner = np.where(there[..., None], self.position[index], -1)
+        product = np.where(there[..., None], factor[..., None] * self.factor[index], 0)
+        return Reads(inner.reshape(*index.shape[:-1], -1), product.reshape(*index.shape[:-1], -1))
+
+
 def base_of(program: Program, value: str) -> str:
     """The unit, or the image, that a value is pooled or flattened from."""
     while value != IMAGE and not isinstance(node := program.by_name[value], Unit):
@@ -56,25 +72,58 @@ def kernel_branch_of(program: Program, branch: Branch, shape: tuple[int, ...]) -
     """The table of a branch into a node of this shape."""
     inputs = program.shapes[base_of(program, branch.source)][0]
     value_shape, reads = _reads(program, branch.source)
-    flat = len(program.shapes[branch.source]) == 1 and len(value_shape) == 3
+    flat = len(program.shapes[branch.source]) == 1 and len(value_shape) > 1
+    positions = len(reads.position)
     weight: Tensor | None = thawed(branch.weight)
-    if weight is None and flat and value_shape[1:] != (1, 1):
+    if weight is None and flat and positions > 1:
         weight = torch.eye(shape[0], dtype=torch.int8)
     if weight is None:
-        taps = np.arange(len(reads))[None]
+        taps = np.arange(positions)[None]
         rows, groups = np.ones((1, inputs, 1), np.int16), inputs
     elif weight.dim() == 2:  # every position of the value is a tap of one output position
-        taps = np.arange(len(reads))[:, None]
-        rows, groups = weight.reshape(len(weight), inputs, len(reads)).permute(2, 1, 0).to(torch.int16).numpy(), 1
+        taps = np.arange(positions)[:, None]
+        rows, groups = weight.reshape(len(weight), inputs, positions).permute(2, 1, 0).to(torch.int16).numpy(), 1
     else:
-        taps = _windows(value_shape[1:], tuple(weight.shape[2:]), branch.stride, branch.padding, branch.dilation)
+        taps = _windows(plane(value_shape)[1:], tuple(weight.shape[2:]), branch.stride, branch.padding, branch.dilation)
         rows, groups = _grouped(weight, branch.groups), branch.groups
-    table = np.where(taps[..., None] >= 0, reads[taps], -1)  # [taps, positions, reads]
-    sizes = (table >= 0).sum(-1).ravel()
-    start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32)
-    origin = np.ascontiguousarray(table[table >= 0], dtype=np.uint32)
-    rows = np.ascontiguousarray(rows, dtype=np.int16)
-    return KernelBranch(inputs, groups, len(taps), start, origin, rows, thawed(branch.multiplier), branch.shift)
+    table = reads.at(taps[..., None], np.ones((*taps.shape, 1), np.int64))  # [taps, positions, reads]
+    if branch.after is not None:
+        index, factor = branch.after.table()
+        parts = [Reads(*tap).at(index, factor) for tap in zip(*table, strict=True)]
+        table = Reads(np.stack([part.position for part in parts]), np.stack([part.factor for part in parts]))
+    start, origin, rows = _expanded(table, rows)
+    return KernelBranch(inputs, groups, len(rows), start, origin, rows, thawed(branch.multiplier), branch.shift)
+
+
+def _expanded(table: Reads, rows: "NDArray[Any]") -> "tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int16]]":
+    """Start and origin of `KernelBranch`, and its rows: each row of weights times each unit that factors are made of."""
+    units = _units(table.factor, _largest(rows))
+    times, rest = [], table.factor
+    for unit in units:
+        times.append(np.maximum(rest // unit if unit > 0 else (-rest) // -unit, 0))
+        rest = rest - times[-1] * unit
+    counts = np.stack(times)  # [units, taps, positions, reads]
+    start = np.concatenate([[0], np.cumsum(counts.sum(-1).ravel())]).astype(np.uint32)
+    origin = np.repeat(np.broadcast_to(table.position, counts.shape).ravel(), counts.ravel()).astype(np.uint32)
+    wider = np.concatenate([rows.astype(np.int32) * unit for unit in units])
+    return start, np.ascontiguousarray(origin), np.ascontiguousarray(wider, dtype=np.int16)
+
+
+def _units(factors: Index, largest: int) -> list[int]:
+    """Units of each sign in falling order, of which a factor takes each as often as it fits: 1 is one if need be."""
+    units = []
+    for sign in (1, -1):
+        present = np.unique(sign * factors)
+        present = present[present > 0]
+        if not len(present):
+            continue
+        powers = [4**i for i in range(16) if 4**i <= present[-1]]
+        chosen = {1} & set(present.tolist()) | set(present.tolist() if len(present) <= _FEW else powers)
+        fitting = {unit for unit in chosen if unit * largest <= _LARGEST_WEIGHT}
+        if fitting != set(present.tolist()):
+            fitting |= {1}
+        units += [sign * unit for unit in sorted(fitting, reverse=True)]
+    return units or [1]
 
 
 def digits_of(branch: KernelBranch) -> list[KernelBranch]:
@@ -105,19 +154,20 @@ def _grouped(weight: Tensor, groups: int) -> "NDArray[Any]":
     return parts.permute(3, 4, 0, 2, 1).reshape(height * width, groups * inputs, outputs // groups).numpy()
 
 
-def _reads(program: Program, value: str) -> tuple[tuple[int, ...], Index]:
-    """Shape before any flattening, and [positions, reads]: what each position of the value sums over; −1 for none."""
+def _reads(program: Program, value: str) -> tuple[tuple[int, ...], Reads]:
+    """Shape before any flattening, and what each position of the value sums over."""
     node = program.by_name.get(value)
     if node is None or isinstance(node, Unit):
         shape = program.shapes[value]
-        return shape, np.arange(int(np.prod(shape[1:], dtype=np.int64)))[:, None]
+        index = np.arange(int(np.prod(shape[1:], dtype=np.int64)))[:, None]
+        return shape, Reads(index, np.ones_like(index))
     shape, reads = _reads(program, node.source)
-    if isinstance(node, Flatten):
-        return shape, reads
-    assert isinstance(node, SumPool)
-    windows = _windows(shape[1:], node.kernel, node.stride, node.padding, (1, 1)).T  # [positions, taps]
-    table = np.where(windows[..., None] >= 0, reads[windows], -1)
-    return node.shape, table.reshape(len(table), -1)
+    if isinstance(node, SumPool):
+        windows = _windows(plane(shape)[1:], node.kernel, node.stride, node.padding, (1, 1)).T  # [positions, taps]
+        return node.shape, reads.at(windows, np.ones_like(windows))
+    if isinstance(node, Resample):
+        return node.shape, reads.at(*node.map.table())
+    return shape, reads
 
 
 def _windows(

@@ -6,19 +6,23 @@ activation, which detects an operation that was read wrongly.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbsnn.errors import LoweringError
 from nbsnn.finite import check_finite
 from nbsnn.integer.affine import Affine, NoForm, ValueTable, of_value
+from nbsnn.integer.arrangement import Arrangement, Form, chosen, no_affine, simplest
 from nbsnn.integer.calls import Context
 from nbsnn.integer.nodes import IMAGE
 from nbsnn.integer.reading import READERS
+from nbsnn.integer.readout import Group, grouped
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
-from nbsnn.shapes import per_channel
+from nbsnn.shapes import per_channel, plane
 from nbsnn.tracing import Tracer, tensors_in
 
 _TOLERANCE = 1e-3  # of the largest current: far above single-precision rounding, far below a wrong reading
@@ -36,11 +40,12 @@ class Firing:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The recorded network: activations in order, structural values, and the output."""
+    """The recorded network: activations in order, structural values, and the outputs with the tree that groups them."""
 
     firings: tuple[Firing, ...]
     values: ValueTable
-    output: Affine
+    outputs: tuple[Form, ...]
+    tree: Group | int
 
 
 def trace(quantized: nn.Module, example: Tensor) -> Trace:
@@ -50,10 +55,14 @@ def trace(quantized: nn.Module, example: Tensor) -> Trace:
         LoweringError: an operation has no integer form; names the layer and the remedy.
     """
     run = _Recorder(example)
-    output = run.follow(quantized, example.clone(), of_value(IMAGE, tuple(example.shape[1:]), 1.0), error=LoweringError)
-    affine: Affine = run.known[output]
-    run.check("the output", affine, output)
-    return Trace(tuple(run.firings), run.values, affine)
+    result = run.follow(quantized, example.clone(), of_value(IMAGE, tuple(example.shape[1:]), 1.0), error=LoweringError)
+    tensors: list[Tensor] = []
+    tree = grouped(result, tensors)
+    assert tree is not None
+    outputs: list[Form] = [run.known[tensor] for tensor in tensors]
+    for form, tensor in zip(outputs, tensors, strict=True):
+        run.check("the output", form, tensor)
+    return Trace(tuple(run.firings), run.values, tuple(outputs), tree)
 
 
 class _Recorder(Tracer):
@@ -68,13 +77,20 @@ class _Recorder(Tracer):
     def left(self, name: str, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
         if not isinstance(module, QuantReLU):
             return
-        affine: Affine = self.known[inputs[0]]
-        self.check(name, affine, inputs[0])
+        form: Form = self.known[inputs[0]]
+        self.check(name, form, inputs[0])
+        affine = form if isinstance(form, Affine) else _reshaped(form)
+        if affine is None:
+            assert isinstance(form, Arrangement)
+            what, remedy = no_affine(form, weighted=False).args
+            raise LoweringError(f"{what} at {name}; {remedy}")
         threshold = float(module.clip())
         self.firings.append(Firing(name, module.levels, threshold, affine))
         self.values.shapes[name] = affine.shape
-        self.numbers[name] = (output.double() * (module.levels / threshold)).round()
-        self.known[output] = of_value(name, affine.shape, threshold / module.levels)
+        self.numbers[name] = (output.double() * (module.levels / threshold)).round().reshape(-1, *affine.shape)
+        value = of_value(name, affine.shape, threshold / module.levels)
+        index = torch.arange(output[0].numel()).reshape(form.shape)
+        self.known[output] = value if affine is form else simplest(chosen(value, index), self.values)
 
     def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
         result = func(*args, **kwargs)
@@ -84,27 +100,22 @@ class _Recorder(Tracer):
             if name not in READERS:
                 raise NoForm(
                     f"{name}() has no integer form",
-                    "between activations write 2-d convolutions, linear layers, sums, products with constants per channel, "
-                    "concatenation, average pooling and flattening",
+                    "between activations write convolutions, linear layers, sums, products with constants per channel, average "
+                    "pools, interpolation, concatenation and reshapes",
                 )
-            affine = READERS[name](context, func, args, kwargs)
+            form = READERS[name](context, func, args, kwargs)
         except NoForm as error:
             what, remedy = error.args
             raise LoweringError(f"{what} at {self.place}; {remedy}") from None
         outputs = list(tensors_in(result))
-        for output, form in zip(outputs, affine if isinstance(affine, list) else [affine], strict=True):
-            self.known[output] = form
+        for output, known in zip(outputs, form if isinstance(form, list) else [form], strict=True):
+            self.known[output] = known
         return result
 
-    def check(self, name: str, affine: Affine, actual: Tensor) -> None:
+    def check(self, name: str, form: Form, actual: Tensor) -> None:
         """Compare the recorded function with the tensor."""
         check_finite(f"the current of {name}", actual, LoweringError, remedy="look for a division by 0 before it")
-        if len(affine.shape) == 2:
-            raise LoweringError(
-                f"the current of {name} has shape {list(affine.shape)}, and neurons lie in a row or in planes; flatten it "
-                "before, or give images [B, C, 1, L]"
-            )
-        expected = evaluate_affine(affine, self.values, self.numbers)
+        expected = evaluate_form(form, self.values, self.numbers)
         error = float((expected - actual.double()).abs().max())
         if not error <= _TOLERANCE * max(float(actual.abs().max()), float(expected.abs().max()), 1e-6):
             raise LoweringError(
@@ -113,22 +124,44 @@ class _Recorder(Tracer):
             )
 
 
+def _reshaped(form: Arrangement) -> Affine | None:
+    """The affine function that an arrangement is but for its shape; None if it is none."""
+    whole = len(form.pieces) == 1 and form.pieces[0].gain is None and not bool(form.shift.any())
+    index = form.pieces[0].index.flatten()
+    same = whole and len(index) == prod(form.pieces[0].form.shape) and torch.equal(index, torch.arange(len(index)))
+    return form.pieces[0].form if same else None
+
+
+def evaluate_form(form: Form, values: ValueTable, numbers: dict[str, Tensor]) -> Tensor:
+    """As `evaluate_affine`, of any form."""
+    if isinstance(form, Affine):
+        return evaluate_affine(form, values, numbers)
+    total = form.shift.expand(1, *form.shape)
+    for piece in form.pieces:
+        part = evaluate_affine(piece.form, values, numbers).flatten(1)[:, piece.index.clamp_min(0)] * (piece.index >= 0)
+        total = total + (part if piece.gain is None else part * piece.gain)
+    return total
+
+
 def evaluate_affine(affine: Affine, values: ValueTable, numbers: dict[str, Tensor]) -> Tensor:
     """[B, *shape] float64 of an affine function, given the values [B, ...] float64 by name; structural ones are added."""
     trailing = len(affine.shape) - 1
+    batch = len(next(iter(numbers.values())))
     for node in values.nodes:
         if node.name not in numbers and node.source in numbers:
             numbers[node.name] = node.apply(numbers[node.source])
-    total = per_channel(affine.shift, trailing).expand(affine.shape)
+    total = affine.shift.expand(batch, *affine.shape)
     for term in affine.terms:
         x = numbers[term.value]
         if term.take is not None:
-            part = x[:, term.take.clamp_min(0)] * per_channel(term.take >= 0, trailing)
+            part = x[:, term.take.clamp_min(0)] * per_channel(term.take >= 0, x.dim() - 2)
         elif term.synapse is not None and term.synapse.weight.dim() > 2:
             s = term.synapse
-            part = F.conv2d(x, s.weight, None, s.stride, s.padding, s.dilation, s.groups)
+            part = F.conv2d(x.reshape(len(x), *plane(x.shape[1:])), s.weight, None, s.stride, s.padding, s.dilation, s.groups)
         else:
             assert term.synapse is not None
-            part = F.linear(x, term.synapse.weight)
+            part = F.linear(x.flatten(1), term.synapse.weight)
+        if term.after is not None:
+            part = term.after.apply(part)
         total = total + part.reshape(-1, *affine.shape) * per_channel(term.gain, trailing)
     return total

@@ -7,7 +7,7 @@ The limits are generous. For comparison: `imagenet/vgg16` has 10^10 products and
 from math import prod
 from typing import NamedTuple
 
-from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, SumPool, Unit
+from nbsnn.integer.nodes import IMAGE, Branch, Head, Node, Resample, SumPool, Unit
 from nbsnn.integer.program import Program
 
 MOST_PRODUCTS = 2**38  # per image in a run of counts: ten times those of ResNet-152 on 224×224 pixels
@@ -50,7 +50,7 @@ def work_of(program: Program) -> Work:
     places = {IMAGE: prod(shapes[IMAGE][1:])}  # positions of a value, before flattening
     chains = {IMAGE: 0}  # pools and flattenings since the unit
     products = values = reads = columns = 0
-    nodes: tuple[Unit | SumPool | Flatten | Head, ...] = (*program.nodes, program.head)
+    nodes: tuple[Node | Head, ...] = (*program.nodes, *program.heads)
     for node in nodes:
         values += prod(node.shape) * (len(node.branches) if isinstance(node, Head) else 1)
         if isinstance(node, (Unit, Head)):
@@ -60,27 +60,41 @@ def work_of(program: Program) -> Work:
                 reads += _reads(branch, places[branch.source], node.shape) * windows[branch.source]
             windows[node.name], places[node.name], chains[node.name] = 1, prod(node.shape[1:]), 0
             continue
-        window = prod(node.kernel) if isinstance(node, SumPool) else 1
+        window = _window(node)
         windows[node.name] = windows[node.source] * window
-        places[node.name] = prod(node.shape[1:]) if isinstance(node, SumPool) else places[node.source]
+        places[node.name] = prod(node.shape[1:]) if isinstance(node, (SumPool, Resample)) else places[node.source]
         chains[node.name] = chains[node.source] + 1
         products += prod(node.shape) * window
         reads += places[node.name] * windows[node.name]
-    positions = max(prod(shape[1:]) for shape in (*shapes.values(), program.head.shape))
+    positions = max(prod(shape[1:]) for shape in (*shapes.values(), *(head.shape for head in program.heads)))
+    values += sum(prod(output.shape) * len(output.parts) for output in program.readout.outputs) if program.readout else 0
     return Work(products, prod(shapes[IMAGE]) + values, positions, reads, columns, max(chains.values()))
+
+
+def _window(node: Node) -> int:
+    """Places that a place of a node is summed from."""
+    if isinstance(node, Resample):
+        return node.map.reads
+    return prod(node.kernel) if isinstance(node, SumPool) else 1
+
+
+def _before(branch: Branch, shape: tuple[int, ...]) -> int:
+    """Places of a convolution's result, before a map of them."""
+    return prod(shape[1:]) if branch.after is None else prod(branch.after.size)
 
 
 def _products(branch: Branch, shape: tuple[int, ...]) -> int:
     if branch.weight is None:
         return prod(shape)
-    return branch.weight.numel() * (prod(shape[1:]) if branch.weight.dim() == 4 else 1)
+    mapped = 0 if branch.after is None else prod(shape) * branch.after.reads
+    return branch.weight.numel() * (_before(branch, shape) if branch.weight.dim() == 4 else 1) + mapped
 
 
 def _columns(branch: Branch, shape: tuple[int, ...]) -> int:
     """Values in the matrix that a convolution is unrolled to."""
     if branch.weight is None or branch.weight.dim() == 2:
         return 0
-    return branch.groups * prod(branch.weight.shape[1:]) * prod(shape[1:])
+    return branch.groups * prod(branch.weight.shape[1:]) * _before(branch, shape)
 
 
 def _reads(branch: Branch, places: int, shape: tuple[int, ...]) -> int:
@@ -90,4 +104,4 @@ def _reads(branch: Branch, places: int, shape: tuple[int, ...]) -> int:
         return prod(shape) ** 2 if unit_matrix else prod(shape[1:])
     if branch.weight.dim() == 2:
         return places
-    return prod(branch.weight.shape[2:]) * prod(shape[1:])
+    return prod(branch.weight.shape[2:]) * prod(shape[1:]) * (1 if branch.after is None else branch.after.reads)

@@ -59,7 +59,7 @@ def refit_scales_(quantized: nn.Module) -> None:
     for module in quantized.modules():
         if not isinstance(module, WeightQuantizer) or module.weight_scale is None or module.fixed:
             continue
-        best = module.format.best_scale(module.weight)
+        best = module.format.best_scale(module.by_output(module.weight))
         if best is not None:
             module.weight_scale.copy_(best)
 

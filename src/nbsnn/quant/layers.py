@@ -1,5 +1,5 @@
-"""Quantized forms of Conv2d, Linear and ReLU: thin shells over weight formats and `quant.functional`, with the float layers'
-parameter names.
+"""Quantized forms of convolutions, Linear and ReLU: thin shells over weight formats and `quant.functional`, with the parameter
+names of the float layers.
 """
 
 import warnings
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ FIXED_WEIGHTS = (
 
 
 class WeightQuantizer(nn.Module):
-    """Base class of QuantConv2d and QuantLinear, with a weight that `format` quantizes.
+    """Base class of quantized weight layers, with a weight that `format` quantizes by its output channels.
 
     Each forward pass quantizes the weight, so every write to the parameters takes effect; see `quantized_once`.
     """
@@ -35,7 +35,7 @@ class WeightQuantizer(nn.Module):
     def _quantized_by(self, weight_format: WeightFormat) -> None:
         self.format = weight_format
         self.weight.requires_grad_(self.weight.requires_grad and not weight_format.fixed)
-        scale = weight_format.first_scale(self.weight.detach())
+        scale = weight_format.first_scale(self.by_output(self.weight.detach()))
         self.weight_scale = None if scale is None else nn.Parameter(scale, requires_grad=not weight_format.fixed)
 
     def train(self, mode: bool = True) -> Self:
@@ -53,16 +53,31 @@ class WeightQuantizer(nn.Module):
         """`weight` holds the quantized values themselves, as in a packed network; it is not trained."""
         return self.format.fixed
 
+    def by_output(self, weight: Tensor) -> Tensor:
+        """A tensor of the weight's shape with the output channels first, [O, ...], as formats take it."""
+        return weight
+
+    def as_stored(self, weight: Tensor) -> Tensor:
+        """The inverse of `by_output`."""
+        return weight
+
+    def unit(self) -> Tensor:
+        """The unit of the weight; see `WeightFormat`."""
+        return self.format.unit(self.by_output(self.weight), self.weight_scale)
+
+    def _quantize(self) -> Tensor:
+        return self.as_stored(self.format.quantize(self.by_output(self.weight), self.weight_scale))
+
     def quantized_weight(self) -> Tensor:
         """The quantized weight, of the weight's shape; differentiable in training."""
         if self.fixed:
             return self.weight
         cached = None if torch.compiler.is_compiling() or torch.is_grad_enabled() else _CACHE.get().get(self)
         if cached is None:
-            return self.format.quantize(self.weight, self.weight_scale)
+            return self._quantize()
         source = (self.weight, self.weight_scale, self.format)
         if not cached.is_made_from(source):
-            cached.source, cached.values = source, self.format.quantize(self.weight, self.weight_scale)
+            cached.source, cached.values = source, self._quantize()
         return cached.values
 
     def extra_repr(self) -> str:
@@ -103,23 +118,76 @@ def quantized_once(*networks: nn.Module) -> Iterator[None]:
         _CACHE.reset(token)
 
 
-class QuantConv2d(WeightQuantizer, nn.Conv2d):
-    """A Conv2d whose weight is quantized; its input is quantized by the activation before it."""
+class _QuantConv(WeightQuantizer, nn.modules.conv._ConvNd):
+    """What the convolutions below share: the parameters of a float layer, and a quantized weight in each call."""
 
     @classmethod
-    def from_float(cls, conv: nn.Conv2d, weight_format: WeightFormat) -> "QuantConv2d":
+    def from_float(cls, conv: nn.modules.conv._ConvNd, weight_format: WeightFormat) -> Self:
         """Take over the parameters of `conv` (not copied)."""
-        layer = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-            conv.groups, conv.bias is not None, conv.padding_mode, device="meta",
-        )  # fmt: skip
+        options = {key: getattr(conv, key) for key in ("stride", "padding", "dilation", "groups", "padding_mode")}
+        if conv.transposed:
+            options["output_padding"] = conv.output_padding
+        layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size, bias=conv.bias is not None, device="meta", **options)  # type: ignore[call-arg]
         layer.weight, layer.bias, layer.training = conv.weight, conv.bias, conv.training
         layer._quantized_by(weight_format)
         return layer
 
+
+class QuantConv1d(_QuantConv, nn.Conv1d):
+    """A Conv1d whose weight is quantized."""
+
     def forward(self, input: Tensor) -> Tensor:
         current: Tensor = self._conv_forward(input, self.quantized_weight(), self.bias)
         return current
+
+
+class QuantConv2d(_QuantConv, nn.Conv2d):
+    """A Conv2d whose weight is quantized; its input is quantized by the activation before it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        current: Tensor = self._conv_forward(input, self.quantized_weight(), self.bias)
+        return current
+
+
+class _QuantTransposed(_QuantConv):
+    """A transposed convolution, whose weight [I, O/groups, ...] is quantized by output channels like others."""
+
+    def by_output(self, weight: Tensor) -> Tensor:
+        return by_output(weight, self.groups)
+
+    def as_stored(self, weight: Tensor) -> Tensor:
+        return by_output(weight, self.groups)  # the same exchange of axes within each group
+
+    def _current(self, function: Any, input: Tensor, output_size: list[int] | None) -> Tensor:
+        dims = len(self.kernel_size)
+        padding = self._output_padding(  # type: ignore[operator]
+            input, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
+        )
+        current: Tensor = function(
+            input, self.quantized_weight(), self.bias, self.stride, self.padding, padding, self.groups, self.dilation
+        )
+        return current
+
+
+class QuantConvTranspose1d(_QuantTransposed, nn.ConvTranspose1d):
+    """A ConvTranspose1d whose weight is quantized."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._current(F.conv_transpose1d, input, output_size)
+
+
+class QuantConvTranspose2d(_QuantTransposed, nn.ConvTranspose2d):
+    """A ConvTranspose2d whose weight is quantized."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self._current(F.conv_transpose2d, input, output_size)
+
+
+def by_output(weight: Tensor, groups: int) -> Tensor:
+    """The weight [I, O/groups, ...] of a transposed convolution as [O, I/groups, ...]; its own inverse."""
+    rows, per_group = weight.shape[:2]
+    parts = weight.reshape(groups, rows // groups, per_group, *weight.shape[2:])
+    return parts.transpose(1, 2).reshape(groups * per_group, rows // groups, *weight.shape[2:])
 
 
 class QuantLinear(WeightQuantizer, nn.Linear):
@@ -135,6 +203,13 @@ class QuantLinear(WeightQuantizer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.quantized_weight(), self.bias)
+
+
+QUANTIZED_FORMS: dict[type[nn.Module], Any] = {
+    nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d, nn.ConvTranspose1d: QuantConvTranspose1d,
+    nn.ConvTranspose2d: QuantConvTranspose2d, nn.Linear: QuantLinear,
+}  # fmt: skip
+WEIGHTS = tuple(QUANTIZED_FORMS)  # weight layers that have a quantized form
 
 
 class QuantReLU(nn.Module):

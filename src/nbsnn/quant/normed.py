@@ -20,7 +20,8 @@ from nbsnn.tracing import Tracer, tensors_in
 
 # Functions allowed between: homogeneous, and a shift per channel remains a shift per channel.
 _BETWEEN = {
-    "flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone", "avg_pool2d", "adaptive_avg_pool2d", "dropout",
+    "flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone", "avg_pool1d", "avg_pool2d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "interpolate", "dropout", "dropout1d",
     "dropout2d", "neg", "to", "float", "double", "type", "data", "detach",
 }  # fmt: skip
 _SIDES = (32, 224, 28, 64, 8, 16, 96, 128, 227, 256, 299, 12, 6)  # image sizes of common data sets, if no image is given
@@ -53,6 +54,8 @@ def _shapes(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[int, ..
     first = model.get_submodule(next(iter(layers))) if layers else None
     if isinstance(first, nn.Linear):
         yield (first.in_features,)
+    if isinstance(first, nn.Conv1d):
+        yield from ((first.in_channels, length) for length in (128, 1000, 4000))
     channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
     yield from ((channels, side, side) for side in _SIDES)
 

@@ -52,9 +52,9 @@ def pack_state(quantized: nn.Module) -> dict[str, Tensor]:
             raise QuantizationError("the network was packed before; copy its file instead")
         del state[f"{name}.weight"]
         with torch.no_grad():
-            values = layer.quantized_weight()
+            values = layer.by_output(layer.quantized_weight())
         check_finite(f"the quantized {name}.weight", values, QuantizationError)
-        unit = layer.format.unit(layer.weight, layer.weight_scale)
+        unit = layer.unit()
         try:
             codes = layer.format.codes(values, unit)
         except ValueError as error:
@@ -74,7 +74,7 @@ def unpack_state(state: Mapping[str, Tensor], quantized: nn.Module) -> dict[str,
     for name, layer in quantized.named_modules():
         if not isinstance(layer, WeightQuantizer):
             continue
-        shape, bits = layer.weight.shape, layer.weight_bits
+        shape, bits = layer.by_output(layer.weight).shape, layer.weight_bits
         if not layer.fixed:
             raise ValueError(f"{name} holds codes, but its plan does not say that its weight is fixed")
         try:
@@ -84,15 +84,14 @@ def unpack_state(state: Mapping[str, Tensor], quantized: nn.Module) -> dict[str,
             raise ValueError(f"missing {error.args[0]}") from None
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        values = layer.format.values(codes, unit)
-        result[f"{name}.weight"] = values
+        result[f"{name}.weight"] = layer.as_stored(layer.format.values(codes, unit))
     return result
 
 
 def _unit(state: Mapping[str, Tensor], key: str, layer: WeightQuantizer) -> Tensor:
     """The factor on a layer's codes: one finite number, or one per output channel for formats with `per_channel`."""
     unit = state[key]
-    shape = (len(layer.weight), *(1 for _ in layer.weight.shape[1:])) if layer.format.per_channel else ()
+    shape = (len(layer.by_output(layer.weight)), *(1 for _ in layer.weight.shape[1:])) if layer.format.per_channel else ()
     if unit.shape != shape or unit.dtype not in FLOATS or not bool(unit.isfinite().all()):
         each = " for each output channel" if layer.format.per_channel else ""
         raise ValueError(f"{key} is not one finite number{each}")

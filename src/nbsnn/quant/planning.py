@@ -14,13 +14,12 @@ from torch.nn.parameter import is_lazy
 from nbsnn.errors import QuantizationError, unknown
 from nbsnn.prepare.modules import ClippedReLU
 from nbsnn.quant.flow import WEIGHT_LAYERS, Flow
+from nbsnn.quant.layers import WEIGHTS
 from nbsnn.quant.operations import refused_module
 from nbsnn.recipe import FLOAT_BITS, QuantSpec
 from nbsnn.tracing import check_one_input
 
 logger = logging.getLogger(__name__)
-
-_OTHER_WEIGHT_LAYERS = (nn.Conv1d, nn.Conv3d, nn.modules.conv._ConvTransposeNd)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def choose_layers(model: nn.Module, spec: QuantSpec, flow: Flow | None = None) -
     """
     skipped = _skipped(model, spec)
     named = {name: module for name, module in model.named_modules() if module not in skipped}
-    weights = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    weights = [name for name, module in model.named_modules() if isinstance(module, WEIGHTS)]
     activations = [name for name, module in named.items() if isinstance(module, nn.ReLU)]
     _check_named(model, spec)
     if any(bits.weight_bits not in (None, FLOAT_BITS) for bits in (spec, *spec.layers.values())):
@@ -110,7 +109,7 @@ def module_names(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
 def _check_named(model: nn.Module, spec: QuantSpec) -> None:
     """Raise an error for a pattern of `layers` or `edges` without a layer that it could apply to."""
     found = module_names(model)
-    weights = [name for module, names in found.items() if isinstance(module, (nn.Conv2d, nn.Linear)) for name in names]
+    weights = [name for module, names in found.items() if isinstance(module, WEIGHTS) for name in names]
     acts = [name for module, names in found.items() if isinstance(module, nn.ReLU) for name in names]
     for pattern in spec.edges or ():
         if not any(fnmatch(name, pattern) for name in weights):
@@ -142,11 +141,10 @@ def _check_weights(name: str, module: nn.Module, spec: QuantSpec, flow: Flow | N
     """Raise an error for a module with a weight that would stay in float."""
     place, kind = name or "the network", type(module).__name__
     skip = f", or leave it in float with QuantSpec(skip=({name!r},))" if name else ""
-    if isinstance(module, _OTHER_WEIGHT_LAYERS):
-        instead = next((words for cls, words in _INSTEAD.items() if isinstance(module, cls)), "use nn.Conv2d or nn.Linear")
-        raise QuantizationError(f"{place} is a {kind}, which has no quantized form; {instead}{skip}")
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        base = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+    base = next((base for base in WEIGHTS if isinstance(module, base)), None)
+    if base is None and isinstance(module, WEIGHT_LAYERS):
+        raise QuantizationError(f"{place} is a {kind}, which has no quantized form; use nn.Conv2d or nn.Linear{skip}")
+    if base is not None:
         if oddity := _oddity(module, base):
             raise QuantizationError(f"{place} is a {kind} {oddity}; use nn.{base.__name__} itself{skip}")
         return
@@ -156,15 +154,11 @@ def _check_weights(name: str, module: nn.Module, spec: QuantSpec, flow: Flow | N
         full = f"{name}.{key}" if name else key
         if sum(size > 1 for size in parameter.shape) > 1 and not _matches(full, spec):
             raise QuantizationError(
-                f"{full} of shape {list(parameter.shape)} is no weight of an nn.Conv2d or nn.Linear, and would stay in float; "
+                f"{full} of shape {list(parameter.shape)} is no weight of a convolution or nn.Linear, and would stay in float; "
                 f"hold it in such a layer, or leave it in float with QuantSpec(skip=({full!r},))"
             )
 
 
-_INSTEAD = {
-    nn.Conv1d: "use nn.Conv2d on images [B, C, 1, L]",
-    nn.modules.conv._ConvTransposeNd: "use nn.Upsample and nn.Conv2d",
-}
 _HOLDERS = (nn.ParameterList, nn.ParameterDict)
 
 
@@ -175,7 +169,7 @@ def _check_loose(flow: Flow, spec: QuantSpec) -> None:
             if isinstance(flow.layer_of(parameter), WEIGHT_LAYERS):
                 raise QuantizationError(f"{parameter} is used in {function}() without a call of its layer; call the layer")
             raise QuantizationError(
-                f"{parameter} is used in {function}() outside an nn.Conv2d or nn.Linear, and would stay in float; hold it in "
+                f"{parameter} is used in {function}() outside a convolution or nn.Linear, and would stay in float; hold it in "
                 f"such a layer and call that, or leave it in float with QuantSpec(skip=({parameter!r},))"
             )
 

@@ -23,7 +23,7 @@ from nbsnn.quant.audit import audit
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
 from nbsnn.quant.flow import follow
 from nbsnn.quant.formats import EdgeUniform, WeightFormat, read_weight_format
-from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
+from nbsnn.quant.layers import QUANTIZED_FORMS, WEIGHTS, QuantReLU, WeightQuantizer
 from nbsnn.quant.normed import normed_layers
 from nbsnn.quant.planning import check_float, choose_layers, is_to_be_converted, module_names
 from nbsnn.recipe import FLOAT_BITS, QuantSpec, as_patterns, check_bits
@@ -88,10 +88,9 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
         if name not in modules:
             raise QuantizationError(unknown("layer", name, modules))
         module = modules[name]
-        if isinstance(module, nn.Conv2d) and isinstance(fmt, WeightFormat):
-            replacements[module] = QuantConv2d.from_float(module, fmt)
-        elif isinstance(module, nn.Linear) and isinstance(fmt, WeightFormat):
-            replacements[module] = QuantLinear.from_float(module, fmt)
+        base = next((kind for kind in WEIGHTS if isinstance(module, kind)), None)
+        if base is not None and isinstance(fmt, WeightFormat):
+            replacements[module] = QUANTIZED_FORMS[base].from_float(module, fmt)
         elif isinstance(module, nn.ReLU) and isinstance(fmt, ActFormat):
             limit = module.limit if isinstance(module, ClippedReLU) else None
             first = min(half_normal_threshold(fmt.bits), limit or math.inf)
@@ -100,7 +99,7 @@ def apply_plan_(model: nn.Module, plan: Plan) -> nn.Module:
             act = act.to(parameter)
             replacements[module] = act.train(module.training)
         else:
-            raise QuantizationError(f"{name} is a {type(module).__name__}; only Conv2d, Linear and ReLU are quantized")
+            raise QuantizationError(f"{name} is a {type(module).__name__}; only convolutions, Linear and ReLU are quantized")
     return replace_modules_(model, replacements)
 
 
@@ -226,7 +225,7 @@ def _nothing(spec: QuantSpec) -> str:
     bits = f"weight_bits={spec.weight_bits}, edge_bits={spec.edge_bits}, act_bits={spec.act_bits}"
     if {spec.weight_bits, spec.edge_bits, spec.act_bits} == {FLOAT_BITS}:
         return f"nothing to quantize with {bits}; choose fewer bits"
-    return f"nothing to quantize with {bits}, skip={spec.skip}: no nn.Conv2d, nn.Linear or nn.ReLU is left; skip fewer layers"
+    return f"nothing to quantize with {bits}, skip={spec.skip}: no convolution, nn.Linear or nn.ReLU is left; skip fewer layers"
 
 
 def set_bits_(

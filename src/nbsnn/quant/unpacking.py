@@ -40,7 +40,7 @@ def has_fixed_weights(network: nn.Module) -> bool:
 @torch.no_grad()
 def _free_(name: str, layer: WeightQuantizer) -> None:
     trained = replace(layer.format, fixed=False)
-    values, unit = layer.weight.detach(), layer.format.unit(layer.weight, layer.weight_scale)
+    values, unit = layer.by_output(layer.weight.detach()), layer.unit()
     found = trained.float_weight(values, unit)
     if found is None or not _equal(trained.quantize(*found), values):
         raise QuantizationError(
@@ -49,7 +49,7 @@ def _free_(name: str, layer: WeightQuantizer) -> None:
         )
     weight, scale = found
     layer.format = trained
-    layer.weight = nn.Parameter(weight)
+    layer.weight = nn.Parameter(layer.as_stored(weight))
     layer.weight_scale = None if scale is None else nn.Parameter(scale)
 
 

@@ -30,15 +30,15 @@ Target = Literal["baseline", "avx2", "avx512"]
 TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
 FLIGHT = 8  # images that a thread computes together, so that weights of linear layers are read once for all
 _COUNTS = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
-_INTERFACE = 2  # version of the C interface, whose functions are:
+_INTERFACE = 3  # version of the C interface, whose functions are:
 _net, _int, _int64, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nbsnn_version": (_int, []),
     "nbsnn_error": (ctypes.c_char_p, []),
     "nbsnn_has_target": (_int, [_int]),
     "nbsnn_new": (_net, [_int, _int, _int, _int, _int64]),  # target, T, image channels, pixels, pixel bound
-    # head, wide, channels, positions, levels, fraction bits, retract, bias
-    "nbsnn_add_node": (_int, [_net, _int, _int, _int, _int, _int, _int, _int64, _pointer]),
+    # head, wide, channels, positions, levels, fraction bits, retract, bias and its size
+    "nbsnn_add_node": (_int, [_net, _int, _int, _int, _int, _int, _int, _int64, _pointer, _int64]),
     # source, inputs, groups, taps, shift, start, from and its size, multiplier, weight and its size
     "nbsnn_add_branch": (
         _int, [_net, _int, _int, _int, _int, _int, _pointer, _pointer, _int64, _pointer, _pointer, _int64]
@@ -135,17 +135,17 @@ def _run(
 ) -> Outcome:  # fmt: skip
     handle = _handle(program, target)
     _check_pixels(program, pixels)
-    batch, units, head = len(pixels), program.units, program.head
+    batch, units, heads = len(pixels), program.units, program.heads
     workers = torch.get_num_threads() if threads is None else threads
     if not 1 <= workers <= 1024:
         raise ConfigError(f"threads={workers}: give a number from 1 to 1024")
     counts = {u.name: torch.empty(batch, *u.shape, dtype=torch.int32) for u in units} if keep_counts else {}
-    sums = tuple(torch.empty(batch, *head.shape, dtype=torch.int64) for _ in head.branches)
+    sums = tuple(torch.empty(batch, *head.shape, dtype=torch.int64) for head in heads for _ in head.branches)
     steps = np.zeros(batch, np.int32)
-    spikes = torch.zeros(len(units) + 1, batch, dtype=torch.int64)
+    spikes = torch.zeros(len(units) + len(heads), batch, dtype=torch.int64)
     done = handle.library.nbsnn_run(
         handle.address, _address(pixels), batch, mode, workers, FLIGHT,
-        _addresses([*(counts.get(u.name) for u in units), None]), _addresses(list(sums)),
+        _addresses([*(counts.get(u.name) for u in units), *(None for _ in heads)]), _addresses(list(sums)),
         steps.ctypes.data, _address(spikes),
     )  # fmt: skip
     _check(handle.library, done)
@@ -185,7 +185,7 @@ def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
         _check(library, -1)
     handle = _Handle(address, library)
     index = {IMAGE: -1} | {unit.name: i for i, unit in enumerate(program.units)}
-    nodes: tuple[Unit | Head, ...] = (*program.units, program.head)
+    nodes: tuple[Unit | Head, ...] = (*program.units, *program.heads)
     for node in nodes:
         positions = int(np.prod(node.shape[1:], dtype=np.int64))
         unit = node if isinstance(node, Unit) else None
@@ -193,7 +193,7 @@ def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
         wide = unit.wide if unit else True
         bias = thawed(node.bias).to(torch.int64).contiguous() if unit else torch.zeros(node.shape[0], dtype=torch.int64)
         _check(library, library.nbsnn_add_node(
-            address, int(unit is None), int(wide), node.shape[0], positions, levels, bits, retract, _address(bias)
+            address, int(unit is None), int(wide), node.shape[0], positions, levels, bits, retract, _address(bias), bias.numel()
         ))  # fmt: skip
         for branch in node.branches:
             source, read = index[base_of(program, branch.source)], kernel_branch_of(program, branch, node.shape)

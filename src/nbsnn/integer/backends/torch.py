@@ -65,8 +65,11 @@ def _record(unit: Unit, count: Tensor, spikes: NamedTensors, counts: NamedTensor
 
 
 def _head(program: Program, products: Products, values: NamedTensors, times: int) -> tuple[Tensor, ...]:
-    head = program.head
-    return tuple(products.accumulate(b, values[b.source], head.shape, times).to(torch.int64) for b in head.branches)
+    return tuple(
+        products.accumulate(branch, values[branch.source], head.shape, times).to(torch.int64)
+        for head in program.heads
+        for branch in head.branches
+    )
 
 
 def _forget(program: Program, values: NamedTensors, index: int) -> None:
@@ -112,11 +115,12 @@ def _run_in_turn(program: Program, pixels: Tensor, schedule: Schedule, *, keep_c
             membrane = membrane + constant + products.current(unit, sources, 1)
         given[unit.name] = _count(membrane, unit)
         _record(unit, given[unit.name], spikes, counts if keep_counts else None)
-    total = [torch.zeros((), dtype=torch.int64, device=pixels.device) for _ in program.head.branches]
+    branches = [branch for head in program.heads for branch in head.branches]
+    total = [torch.zeros((), dtype=torch.int64, device=pixels.device) for _ in branches]
     for step in range(1, T + 1):
-        sources = {source: value(source, step) for source in program.head.sources}
+        sources = {source: value(source, step) for head in program.heads for source in head.sources}
         for i, acc in enumerate(_head(program, products, sources, 1)):
-            if step == 1 or program.head.branches[i].source not in fixed:
+            if step == 1 or branches[i].source not in fixed:
                 total[i] = total[i] + acc
     steps = torch.full((len(pixels),), schedule.steps(T, program.depth), device=pixels.device)
     return Outcome(tuple(total), steps, spikes, counts)
@@ -137,7 +141,7 @@ def _constants(program: Program, products: Products, pixels: Tensor) -> NamedTen
 class _Stepping:
     """All units in the same step, step by step; images that have settled are removed from the batch.
 
-    State of the remaining images: membranes, net counts, spikes so far, the head's accumulators. `keep` lists the results per
+    State of the remaining images: membranes, net counts, spikes so far, the heads' accumulators. `keep` lists the results per
         neuron: "count", "fired".
     """
 
@@ -147,13 +151,13 @@ class _Stepping:
         self.products = Products.of(program, pixels.device)
         self.batch, self.device = len(pixels), pixels.device
         fixed = _constants(program, self.products, pixels)
-        self.moving_head = [i for i, b in enumerate(program.head.branches) if b.source not in program.constants]
+        self.outputs = [(branch, head.shape) for head in program.heads for branch in head.branches]
         self.state: NamedTensors = {}
-        for i, branch in enumerate(program.head.branches):
+        for i, (branch, shape) in enumerate(self.outputs):
             acc = torch.zeros((), dtype=torch.int64, device=self.device)
             if branch.source in fixed:
-                acc = self.products.accumulate(branch, fixed[branch.source], program.head.shape, 1)
-            self.state[f"head {i}"] = acc.expand(self.batch, *program.head.shape)
+                acc = self.products.accumulate(branch, fixed[branch.source], shape, 1)
+            self.state[f"head {i}"] = acc.expand(self.batch, *shape)
         for unit in program.units:
             shape = (self.batch, *unit.shape)
             current = self.products.constant_current(unit, fixed)
@@ -183,7 +187,7 @@ class _Stepping:
         names = [unit.name for unit in self.program.units]
         kept = {key: {name: result[f"{key} {name}"].to(torch.int32) for name in names} for key in self.keep}
         return Outcome(
-            tuple(result[f"head {i}"] for i in range(len(self.program.head.branches))),
+            tuple(result[f"head {i}"] for i in range(len(self.outputs))),
             result["steps"],
             {name: result[f"spikes {name}"] for name in names},
             kept.get("count", {}),
@@ -207,10 +211,9 @@ class _Stepping:
             elif node.name not in program.constants:
                 values[node.name] = self.products.structural(node.name, values[node.source], 1)
             _forget(program, values, index)
-        for i in self.moving_head:
-            branch = program.head.branches[i]
-            acc = self.products.accumulate(branch, values[branch.source], program.head.shape, 1)
-            state[f"head {i}"] = state[f"head {i}"] + acc
+        for i, (branch, shape) in enumerate(self.outputs):
+            if branch.source not in program.constants:
+                state[f"head {i}"] = state[f"head {i}"] + self.products.accumulate(branch, values[branch.source], shape, 1)
         return fired
 
     def _fire(self, unit: Unit, values: NamedTensors, *, driven: bool) -> Tensor:

@@ -26,7 +26,7 @@ int fail(const std::string& why) {
 using nbsnn::fail;
 
 // Of this interface; native.py asks for it, since a library may be older than the Python beside it.
-NBSNN_API int nbsnn_version() { return 2; }
+NBSNN_API int nbsnn_version() { return 3; }
 
 NBSNN_API const char* nbsnn_error() { return nbsnn::error.c_str(); }
 NBSNN_API int nbsnn_has_target(int target) { return nbsnn::has_target(target); }
@@ -44,15 +44,19 @@ NBSNN_API nbsnn::Net* nbsnn_new(int target, int timesteps, int image_channels, i
   }
 }
 
+// `bias` is [channels] or [channels][positions]. Heads come last.
 NBSNN_API int nbsnn_add_node(nbsnn::Net* net, int head, int wide, int channels, int positions, int levels, int fraction_bits,
-                             int64_t retract, const int64_t* bias) try {
-  if (!net->nodes.empty() && net->nodes.back().head) return fail("nothing follows the head");
+                             int64_t retract, const int64_t* bias, int64_t bias_size) try {
+  if (!head && !net->nodes.empty() && net->nodes.back().head) return fail("only heads follow a head");
   if (channels < 1 || positions < 1 || levels < 1 || levels > 4096 || fraction_bits < 1 || fraction_bits > (wide ? 61 : 30))
     return fail("bad node");
+  if (bias_size != channels && bias_size != static_cast<int64_t>(channels) * positions) return fail("bad bias size");
   nbsnn::Node node{};
   node.head = head, node.wide = wide || head, node.channels = channels, node.positions = positions, node.levels = levels;
   node.fraction_bits = fraction_bits, node.retract = retract, node.last_use = -1;
-  node.bias.assign(bias, bias + channels);
+  node.bias.assign(bias, bias + bias_size);
+  if (head && !net->nodes.empty() && net->nodes.back().head)
+    node.first_sum = net->nodes.back().first_sum + static_cast<int>(net->nodes.back().branches.size());
   net->nodes.push_back(std::move(node));
   return static_cast<int>(net->nodes.size()) - 1;
 } catch (const std::bad_alloc&) {
@@ -94,7 +98,7 @@ NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int grou
   return fail("out of memory");
 }
 
-// To be called once, after the head's last branch.
+// To be called once, after the last head's last branch.
 NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
   if (net->nodes.empty() || !net->nodes.back().head) return fail("the network has no head");
   for (const nbsnn::Node& node : net->nodes)
@@ -108,7 +112,7 @@ NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
 
 // Runs `batch` images [batch, image_channels, pixels] with up to `threads` threads, the caller's included; one that starts late may
 // leave this code shortly after the call, so do not unload it right then. `counts` holds a pointer per node, [batch, channels,
-// positions] or null; `sums` one per branch of the head. Other outputs: steps [batch] and spikes [nodes][batch], zero at first.
+// positions] or null; `sums` one per branch of the heads. Other outputs: steps [batch] and spikes [nodes][batch], zero at first.
 NBSNN_API int nbsnn_run(const nbsnn::Net* net, const int32_t* images, int batch, int mode, int threads, int flight_images,
                         int32_t* const* counts, int64_t* const* sums, int32_t* steps, int64_t* spikes) {
   if (!net->finished) return fail("the network is not finished");

@@ -65,12 +65,17 @@ struct Node {
   bool wide;
   int channels, positions, levels, fraction_bits;
   int64_t retract;
-  std::vector<int64_t> bias;
+  std::vector<int64_t> bias;  // [channels], or [channels][positions]
   std::vector<Branch> branches;
   int last_use = -1;
+  int first_sum = 0;  // of a head: its place among the sums of all heads' branches
   bool planes = false;                              // can be computed from bit planes
   bool records_read = false, planes_read = false;  // what its readers take where planes are in use
 
+  int64_t bias_of(int channel, int position) const {
+    const bool one = bias.size() == static_cast<size_t>(channels);
+    return bias[one ? static_cast<size_t>(channel) : static_cast<size_t>(channel) * static_cast<size_t>(positions) + static_cast<size_t>(position)];
+  }
   int groups() const { return (channels + kGroup - 1) / kGroup; }
   int width() const { return channels < kGroup ? channels : kGroup; }  // of the first group
   int64_t record(bool both_signs) const {  // uint16 per record
@@ -102,14 +107,14 @@ struct Net {
   int target = 0, timesteps = 0, pixels = 0, image_channels = 0;
   int64_t pixel_bound = 0;  // largest |pixel|, which the caller checks
   bool finished = false, planes = false;  // planes: some node can be computed from them
-  std::vector<Node> nodes;  // the last one is the head
+  std::vector<Node> nodes;  // the heads are last
 };
 
 struct Request {
   const int32_t* images;      // [batch, image_channels, pixels]
   int batch, mode, threads;
   int32_t* const* counts;     // per node [batch, channels, positions], or null
-  int64_t* const* sums;       // per branch of the head [batch, channels, positions]
+  int64_t* const* sums;       // per branch of the heads, in order, [batch, channels, positions]
   int32_t* steps;             // [batch]
   int64_t* spikes;            // per node [batch]
 };

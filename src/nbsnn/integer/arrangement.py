@@ -1,0 +1,204 @@
+"""Currents in any arrangement: elements of affine functions, moved, scaled and added one by one.
+
+Reshapes, permutations, slices, stacks and expansions give arrangements. Where one is again a choice of channels, rows and
+columns (`as_affine`), such as a channel shuffle written with `view` and `transpose`, it is an affine function like any other,
+so activations and weight layers can follow. What the network returns may stay an arrangement.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from nbsnn.integer.affine import Affine, NoForm, ValueTable, added, compact, scaled, selected, shifted
+from nbsnn.integer.maps import AxisMap, PlaneMap
+from nbsnn.integer.placing import flattened, pooled, resampled
+from nbsnn.shapes import plane
+
+_MOST_PIECES = 64  # that a rearrangement of channels into places may take
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Elements of an affine function by their flat index, int64 of the arrangement's shape, −1 for nothing; and their gain."""
+
+    form: Affine
+    index: Tensor
+    gain: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """Σ gain · form[index] + shift, element by element; `shift` is float64 of this shape."""
+
+    pieces: tuple[Piece, ...]
+    shift: Tensor
+    shape: tuple[int, ...]
+
+
+Form = Affine | Arrangement
+
+
+def arranged(x: Form) -> Arrangement:
+    """A form as an arrangement."""
+    if isinstance(x, Arrangement):
+        return x
+    index = torch.arange(prod(x.shape)).reshape(x.shape)
+    return Arrangement((Piece(x, index),), torch.zeros(x.shape, dtype=torch.float64), x.shape)
+
+
+def chosen(x: Form, index: Tensor) -> Arrangement:
+    """The elements of x with these flat indices, −1 giving 0; `index` has the shape of the result."""
+    there, at = index >= 0, index.clamp_min(0)
+
+    def choose(values: Tensor, nothing: float) -> Tensor:
+        return torch.where(there, values.flatten()[at], nothing)
+
+    whole = arranged(x)
+    pieces = (
+        Piece(piece.form, choose(piece.index, -1), None if piece.gain is None else choose(piece.gain, 0.0))
+        for piece in whole.pieces
+    )
+    return Arrangement(tuple(pieces), choose(whole.shift, 0.0), tuple(index.shape))
+
+
+def added_up(parts: Sequence[Arrangement], shift: Tensor | float = 0.0) -> Arrangement:
+    """The sum of arrangements of one shape."""
+    first = parts[0]
+    total = torch.stack([part.shift for part in parts]).sum(0) + shift
+    return Arrangement(tuple(piece for part in parts for piece in part.pieces), total.expand(first.shape), first.shape)
+
+
+def multiplied(x: Arrangement, factor: Tensor) -> Arrangement:
+    """x times a factor for each element."""
+    factor = factor.expand(x.shape)
+    pieces = (replace(p, gain=factor if p.gain is None else p.gain * factor) for p in x.pieces)
+    return Arrangement(tuple(pieces), x.shift * factor, x.shape)
+
+
+def simplest(x: Arrangement, values: ValueTable) -> Form:
+    """An affine function if it is one, otherwise x itself."""
+    found = as_affine(x, values)
+    return x if found is None else found
+
+
+def as_affine(x: Form, values: ValueTable) -> Affine | None:
+    """The affine function that an arrangement is; None if it is no choice of channels, rows and columns."""
+    if isinstance(x, Affine):
+        return x
+    if len(x.shape) not in (1, 2, 3):
+        return None
+    found: list[Callable[[ValueTable], Affine] | None] = []
+    for piece in x.pieces:
+        whole = _lines(piece, x.shape)
+        found += [whole] if whole is not None else [_lines(part, x.shape) for part in _split(piece, x.shape)]
+    if None in found or not found:
+        return None
+    total: Affine | None = None
+    for make in found:
+        assert make is not None
+        total = make(values) if total is None else added(total, make(values))
+    assert total is not None
+    return shifted(total, x.shift) if bool(x.shift.any()) else total
+
+
+def no_affine(x: Arrangement, *, weighted: bool = True) -> NoForm:
+    """Why an arrangement cannot enter an activation, or, if `weighted`, another layer."""
+    if weighted and any(term.synapse is not None for piece in x.pieces for term in piece.form.terms):
+        return NoForm("one weight layer follows another", "put an nn.ReLU between them, or merge them")
+    if any(piece.gain is not None for piece in x.pieces):
+        return NoForm("currents are multiplied by other numbers from place to place", "use one number per channel")
+    return NoForm(
+        f"currents rearranged to {list(x.shape)} are used",
+        "choose or move whole channels, rows and columns before the last weight layer",
+    )
+
+
+def _lines(piece: Piece, shape: tuple[int, ...]) -> Callable[[ValueTable], Affine] | None:
+    """What makes an affine function of a piece; None if there is none."""
+    form, factor = piece.form, None
+    if piece.gain is not None:
+        gains = torch.where(piece.index >= 0, piece.gain, -torch.inf).reshape(shape[0], -1)
+        factor = gains.amax(1)
+        if not bool(((gains == factor[:, None]) | gains.isinf()).all()):
+            return None
+        factor = torch.where(factor.isinf(), 0.0, factor)
+    if len(shape) == 1 and len(form.shape) > 1:
+        if prod(form.shape[1:]) > 1 and any(term.synapse is not None for term in form.terms):
+            return None
+        return lambda values: _gained(selected(flattened(form, values), piece.index), factor)
+    size, index = plane(form.shape), piece.index.reshape(plane(shape))
+    coordinates = (index // (size[1] * size[2]), index // size[2] % size[1], index % size[2])
+    there = index >= 0
+    lines = [torch.where(there, c, -1).amax(tuple(b for b in range(3) if b != axis)) for axis, c in enumerate(coordinates)]
+    c, y, x = (line.view(*(-1 if b == axis else 1 for b in range(3))) for axis, line in enumerate(lines))
+    rebuilt = torch.where((c >= 0) & (y >= 0) & (x >= 0), (c * size[1] + y) * size[2] + x, -1)
+    if not torch.equal(rebuilt.expand_as(index), index):
+        return None
+    return lambda values: _gained(_picked(form, lines, shape, values), factor)
+
+
+def _split(piece: Piece, shape: tuple[int, ...]) -> list[Piece]:
+    """A piece as several, in each of which all channels choose the same places: of a pixel shuffle one for each offset."""
+    size = plane(piece.form.shape)
+    places = size[1] * size[2]
+    index = piece.index.reshape(shape[0], -1)
+    channel = torch.where(index >= 0, index // places, -1)
+    found: dict[tuple[bytes, int], Tensor] = {}
+    for number, row in enumerate(index):
+        for source in set(channel[number].tolist()):
+            own = torch.where(channel[number] == source, row, -1)
+            key = torch.where(own >= 0, own - source * places, -1).numpy().tobytes()
+            again = 0
+            while (key, again) in found and bool((found[key, again][number] >= 0).any()):
+                again += 1
+            if source >= 0:
+                found.setdefault((key, again), torch.full_like(index, -1))[number] = own
+            if len(found) > _MOST_PIECES:
+                return [piece]
+    return [replace(piece, index=part.reshape(shape)) for part in found.values()]
+
+
+def _gained(x: Affine, factor: Tensor | None) -> Affine:
+    return x if factor is None else scaled(x, factor)
+
+
+def _picked(form: Affine, lines: list[Tensor], shape: tuple[int, ...], values: ValueTable) -> Affine:
+    """The channels, rows and columns of a form; −1 for nothing."""
+    size = plane(form.shape)[1:]
+    strides = [int(line[1] - line[0]) if len(line) > 1 else n for line, n in zip(lines[1:], size, strict=True)]
+    regular = [
+        torch.equal(line, torch.arange(0, n, max(stride, 1))) for line, n, stride in zip(lines[1:], size, strides, strict=True)
+    ]
+    if all(regular):  # every n-th row and column: a 1×1 window with a stride
+        if strides != [1, 1] and size != tuple(map(len, lines[1:])):
+            form = pooled(form, values, kernel=(1, 1), stride=(strides[0], strides[1]), padding=(0, 0), divisor=1)
+        placed = replace(form, shape=(form.channels, *shape[1:]), shift=_reshaped(form, shape))
+    else:
+        change = PlaneMap(*(AxisMap.choosing(line, n) for line, n in zip(lines[1:], size, strict=True)))
+        placed = resampled(form, values, change, divisor=1, shape=(form.channels, *shape[1:]))
+    return selected(placed, lines[0])
+
+
+def _reshaped(form: Affine, shape: tuple[int, ...]) -> Tensor:
+    """The shift of a form whose axes of one place come or go."""
+    return compact(form.whole_shift(), (form.channels, *shape[1:]))
+
+
+def reduced(x: Form, index: Tensor, values: ValueTable) -> Affine | None:
+    """Sums of elements with flat indices [C, N], if each is the sum over all places of a channel; None otherwise."""
+    whole = arranged(x)
+    if len(whole.pieces) != 1 or whole.pieces[0].gain is not None or bool(whole.shift.any()):
+        return None
+    form = whole.pieces[0].form
+    at = whole.pieces[0].index.flatten()[index]
+    rows, columns = plane(form.shape)[1:]
+    places = rows * columns
+    channel = at[:, 0] // places
+    all_places = at.shape[1] == places and torch.equal((at % places).sort(1)[0], torch.arange(places).expand_as(at))
+    if bool((at < 0).any()) or not bool((at // places == channel[:, None]).all()) or not all_places:
+        return None
+    sums = pooled(form, values, kernel=(rows, columns), stride=(rows, columns), padding=(0, 0), divisor=1)
+    return selected(flattened(sums, values), channel)
