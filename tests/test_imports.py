@@ -23,7 +23,7 @@ LEVELS = [
     ["spiking"],
     ["integer"],
     ["checkpoint", "evaluation"],
-    ["training", "importers", "export", "summary"],
+    ["training", "importers", "export", "summary", "project"],
     ["pipeline"],
     ["figures"],
     ["__init__"],

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nbsnn.data.files import printable, why_no_file
@@ -118,6 +119,14 @@ def to_tensor(picture: "Picture") -> Tensor:
 def whole_picture(file: IO[bytes] | Path, name: str) -> Tensor:
     """The image in its full size, [3, H, W] uint8."""
     return to_tensor(open_picture(file, name))
+
+
+def write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Save an image [H, W, 3] as a file of the kind that its name says."""
+    require_pillow()
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)
 
 
 def square(path: Path, *, size: int) -> Tensor:

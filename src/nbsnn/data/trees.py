@@ -61,7 +61,7 @@ def load_tree(
         DataError: a folder is missing or has no image, or there are images of another class.
     """
     root = Path(root)
-    train, val = _parts(root, split)
+    train, val = tree_parts(root, split)
     names = [_read_alike(name) for name in classes] or _own_classes(train, val)
     if train is val and not classes:
         logger.warning("%s: no train folder; labels are indices of the folders of val, wrong if it lacks a class",
@@ -78,7 +78,7 @@ def load_tree(
     return split_validation(full, test, validation)
 
 
-def _parts(root: Path, split: float) -> tuple["_Part", "_Part"]:
+def tree_parts(root: Path, split: float) -> tuple["_Part", "_Part"]:
     """The training and the test images of a tree."""
     train, val = root / "train", root / "val"
     if not split:

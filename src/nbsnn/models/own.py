@@ -36,13 +36,9 @@ def own_network(name: str, args: Mapping[str, Any] | None = None, *, folder: str
         ConfigError: the name is of another form, the module cannot be imported, it has no such function, or the function fails
             or returns something else than an `nn.Module`.
     """
-    check_own_name(name)
-    place, _, attribute = name.partition(":")
     with _importable(Path(folder).resolve()):
-        function = _attribute(_import(place, name), attribute, name)
+        function = _function(name)
         called = f"{name}({', '.join(f'{key}={value!r}' for key, value in (args or {}).items())})"
-        if not callable(function):
-            raise ConfigError(f"{name} is a {type(function).__name__}; name a function that returns a network")
         try:
             network = function(**(args or {}))
         except Exception as error:  # user code can raise any exception
@@ -50,6 +46,15 @@ def own_network(name: str, args: Mapping[str, Any] | None = None, *, folder: str
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{shown(called)} returns a {type(network).__name__}; return the network, a torch.nn.Module")
     return network
+
+
+def parameters_of(name: str, *, folder: str | Path = ".") -> tuple[str, ...]:
+    """The names of the arguments that a function takes, which is imported as by `own_network`."""
+    with _importable(Path(folder).resolve()):
+        try:
+            return tuple(inspect.signature(_function(name)).parameters)
+        except ValueError:  # no signature, as some built-in types
+            return ()
 
 
 def check_own_name(name: str) -> None:
@@ -62,6 +67,16 @@ def is_in(folder: Path, name: str) -> bool:
     """Whether the module of "package.module:function" is a file or a package in a folder; it is not imported."""
     top = name.partition(":")[0].partition(".")[0]
     return importlib.machinery.PathFinder.find_spec(top, [str(folder.resolve())]) is not None
+
+
+def _function(name: str) -> Any:
+    """The function of "package.module:function", imported."""
+    check_own_name(name)
+    place, _, attribute = name.partition(":")
+    function = _attribute(_import(place, name), attribute, name)
+    if not callable(function):
+        raise ConfigError(f"{name} is a {type(function).__name__}; name a function that returns a network")
+    return function
 
 
 def _import(place: str, name: str) -> ModuleType:

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,17 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         table["name"] = name
         for override in overrides:
             override_(table, _current(override))
-        return recipe_from_dict(table)
+        return _placed(recipe_from_dict(table), base)
     except RecursionError:
         raise ConfigError(f"{shown(name)}: tables are nested too deeply; a recipe has two levels") from None
+
+
+def _placed(recipe: Recipe, base: str) -> Recipe:
+    """The recipe of a file, with data that lie beside it, unless they lie in the working directory."""
+    beside = Path(base).parent / recipe.data.root
+    if not base.endswith(_SUFFIX) or Path(recipe.data.root).exists() or not beside.exists():
+        return recipe
+    return replace(recipe, data=replace(recipe.data, root=str(beside)))
 
 
 def _current(override: str) -> str:
