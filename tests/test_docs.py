@@ -1,5 +1,6 @@
 """The documentation is true: its table is recomputed, its code runs, its links lead somewhere."""
 
+import json
 import math
 import re
 import shlex
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 import typer
+from own_project import make_project
 
-from nbsnn.cli import app
+from nbsnn.cli import app, main
+from nbsnn.models.own import own_network
 from nbsnn.recipes import load_recipe
 from nbsnn.spiking.functional import integrate_and_fire
 from nbsnn.zoo import PREFIX, list_zoo
@@ -143,6 +146,29 @@ def shell_lines(path: Path) -> list[str]:
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
+def section_of(path: Path, heading: str) -> list[str]:
+    """The nbsnn commands of the first sh block under a heading."""
+    text = path.read_text(encoding="utf-8").split(f"## {heading}\n")[1]
+    return next(match[2] for match in _BLOCK.finditer(text) if match[1] == "sh").splitlines()
+
+
+def test_the_section_on_ones_own_network_and_images_runs_line_by_line(tmp_path, monkeypatch, capsys):
+    """A network in model.py, its state dict, and a folder of images, as the section supposes."""
+    project = make_project(tmp_path)
+    (project / "recipe.toml").unlink()
+    torch.save(own_network("model:net", folder=project).state_dict(), project / "float.pt")
+    monkeypatch.chdir(project)
+    lines = section_of(ROOT / "README.md", "Your own network and images")
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        short = ["--set", "phase.all.epochs=1"] if words[1] in ("train", "report") else []
+        assert main([*words[1:], *short]) == 0, line
+    assert {shlex.split(line)[1] for line in lines} >= {"quantize", "convert", "lower", "report"}
+    assert {"recipe.toml", "quantized.safetensors", "integer.safetensors", "report.json"} <= {p.name for p in project.iterdir()}
+    figures = json.loads((project / "report.json").read_text())
+    assert {row["off"] for phase in figures["phases"][1:] for row in phase["spiking"] if row["schedule"] != "fixed"} == {0}
+
+
 def verbs() -> dict[str, Any]:
     return typer.main.get_command(app).commands
 
@@ -162,7 +188,7 @@ def test_every_command_line_is_one_that_the_program_takes(page, line):
     verb, *arguments = words[words.index("nbsnn") + 1 :]
     given = verbs()[verb].make_context(verb, arguments).params
     recipe = given.get("recipe") or (given.get("name") if verb == "recipes" else None)
-    if recipe and recipe not in ("NAME", "pets.toml"):
+    if recipe and recipe not in ("NAME", "pets.toml", "recipe.toml"):
         load_recipe(recipe, given.get("settings", []))
     for value in given.values():
         if str(value).startswith(PREFIX):

@@ -31,7 +31,9 @@ def init(
       nbsnn init
       nbsnn init pets --root photos --model model:net
     """
-    args = None if model_args is None else Own(model, model_args).arguments({})
+    own = Own(model, model_args)
+    own.check()
+    args = None if model_args is None else own.arguments({})
     project = write_project(check_folder(folder), images=root, model=model, args=args)
     found = project.images
     if json_:

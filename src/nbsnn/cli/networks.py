@@ -92,6 +92,14 @@ def data_of(recipe: Recipe | None) -> DataSpec | None:
     return replace(recipe.data, image_size=recipe.data.image_size or recipe.model.image_size)
 
 
+def recipe_for(header: Header, data: str | None) -> Recipe | None:
+    """The recipe to record with a network that is made from another: that of its file, or the one that --data names."""
+    if not (data and data.endswith(".toml")):
+        return recipe_of(header)
+    recipe = load_recipe(data)
+    return replace(recipe, model=spec_of(header) or recipe.model, data=data_of(recipe) or recipe.data)
+
+
 def load_splits(header: Header, spec: DataSpec, network: nn.Module | IntegerNetwork | None = None) -> Splits:
     """The data set, if its images fit the network, which is needed for an own one only."""
     with console.download_progress() as progress:

@@ -33,10 +33,8 @@ class Own(NamedTuple):
             ConfigError: an option without --model, arguments that are no JSON, or a function that cannot be called.
             CheckpointError: the state dict does not fit.
         """
+        self.check()
         if self.name is None:
-            for option, value in (("--model-args", self.args), ("--state", self.state)):
-                if value is not None:
-                    raise ConfigError(f"{option} is for your own network; add --model MODULE:FUNCTION")
             return None
         spec = ModelSpec(self.name, args=self.arguments(known.args if known else {}))
         check_own_name(self.name)
@@ -44,6 +42,12 @@ class Own(NamedTuple):
         network = own_network(spec.name, spec.args, folder=folder)
         network.model_spec = spec  # type: ignore[assignment]  # checkpoints record it
         return network if self.state is None else load_state_(network, self.state)
+
+    def check(self) -> None:
+        """Raise an error for an option that needs --model, without it."""
+        for option, value in (("--model-args", self.args), ("--state", self.state)):
+            if value is not None and self.name is None:
+                raise ConfigError(f"{option} is for your own network; add --model MODULE:FUNCTION")
 
     def made(self) -> nn.Module:
         """The float network; raises an error without --model."""
