@@ -22,7 +22,7 @@ LEVELS = [
     ["recipes", "models", "quant", "data"],
     ["spiking"],
     ["integer"],
-    ["checkpoint", "evaluation"],
+    ["checkpoint", "dry_run", "evaluation"],
     ["training", "importers", "export", "summary", "project"],
     ["pipeline"],
     ["figures"],

@@ -9,6 +9,7 @@ from importlib.metadata import version as _version
 from nbsnn.checkpoint import load_checkpoint, save_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.images import Batches, ImageSet, LabelledImages, Splits
+from nbsnn.dry_run import check
 from nbsnn.errors import (
     CheckpointError,
     ConfigError,
@@ -79,6 +80,7 @@ __all__ = [
     "TrainOptions",
     "__version__",
     "build_model",
+    "check",
     "count_synops",
     "evaluate",
     "finetune",

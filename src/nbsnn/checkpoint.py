@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from nbsnn.distributed import world
 from nbsnn.errors import CheckpointError, ConfigError, ConversionError, QuantizationError, shown
 from nbsnn.finite import check_network
-from nbsnn.inputs import require_type
+from nbsnn.inputs import require_type, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
+from nbsnn.prepare import preparation_of, rewrite
 from nbsnn.quant.packing import unpack_state
 from nbsnn.quant.quantize import ActFormat, Plan, apply_plan_, plan_from_header, read_plan
 from nbsnn.quant.unpacking import has_fixed_weights, unpack
@@ -26,6 +27,7 @@ from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.neuron import IFNeuron
 from nbsnn.statedict import check_state, floating_type
+from nbsnn.surgery import fold_computed_weights_
 from nbsnn.tensorfile import FORMAT_VERSION, Header, read_network, write_tensors
 from nbsnn.wrappers import as_network, bare_names, bare_state, copied, is_sharded, unwrap, without_wrappers
 
@@ -55,6 +57,7 @@ def describe(
         "form": form_of(model),
         "model": spec.header() if spec else None,
         "plan": {name: fmt.header() for name, fmt in _plan_of(inner).items()},
+        **({"prepared": preparation.header()} if (preparation := preparation_of(unwrap(inner))) else {}),
         "spiking": spiking and {
             "neuron": spiking.neuron, "schedule": spiking.schedule, "image_shape": list(spiking.image_shape),
             "timesteps": spiking.timesteps,
@@ -125,6 +128,7 @@ def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: 
         raise CheckpointError(f"{source}: holds an integer network; read it with nbsnn.IntegerNetwork.load")
     net = copied(as_network(model, CheckpointError)) if model is not None else _registered(header, source)
     try:
+        net = _prepared(net, header)
         # Earlier versions stored the names of wrappers.
         plan = without_wrappers(header["plan"], dict(net.named_modules()))
         net = apply_plan_(net, plan_from_header(net, plan))
@@ -146,6 +150,16 @@ def rebuild(header: Header, state: Mapping[str, Tensor], *, source: str, model: 
     check_network(net, CheckpointError, source=source)
     net.eval()
     return net if header["form"] != "spiking" else _spiking(net, header, source)
+
+
+def _prepared(net: nn.Module, header: Header) -> nn.Module:
+    """The float network prepared as it was when the file was written; itself if it was not."""
+    prepared = header.get("prepared")
+    if prepared is None:
+        return net
+    fold_computed_weights_(net)
+    example = to_network(torch.zeros(1, *prepared["image_shape"]), net)
+    return rewrite(net, example, keep=prepared["keep"], activations=prepared["activations"])
 
 
 def _registered(header: Header, source: str) -> nn.Module:

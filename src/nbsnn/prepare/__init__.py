@@ -15,14 +15,26 @@ from nbsnn.prepare.graph import is_leaf, record, writes
 from nbsnn.prepare.modules import ClippedReLU, SignedActivation
 from nbsnn.prepare.pools import PoolMover, call_pools
 from nbsnn.prepare.program import Preparation, preparation_of, with_forward_
+from nbsnn.prepare.refusals import refuse_the_rest
 from nbsnn.prepare.rewriting import Rewriting
 from nbsnn.prepare.signals import Inserter
+from nbsnn.prepare.training import call_dropout
 from nbsnn.prepare.verify import check_same, uses_what_was_overwritten
 from nbsnn.prepare.weights import call_layers
 from nbsnn.surgery import fold_computed_weights_
 from nbsnn.wrappers import as_network, copied
 
-__all__ = ["ClippedReLU", "Finding", "Preparation", "SignedActivation", "changes_of", "preparation_of", "prepare", "rewrite"]
+__all__ = [
+    "ClippedReLU",
+    "Finding",
+    "Preparation",
+    "SignedActivation",
+    "changes_of",
+    "inspect_network",
+    "preparation_of",
+    "prepare",
+    "rewrite",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +86,7 @@ def rewrite(net: nn.Module, images: Tensor, *, keep: Collection[str] = (), activ
         return _without_overwriting(rewriting, net, images) if activations else net
     if rewriting.refused:
         raise QuantizationError(f"the network cannot be rewritten: {rewriting.refused[0]}")
-    return finish(rewriting, net, images)
+    return finish(rewriting, net, images, keep=keep, activations=activations)
 
 
 def _without_overwriting(rewriting: Rewriting, net: nn.Module, images: Tensor) -> nn.Module:
@@ -88,6 +100,23 @@ def _without_overwriting(rewriting: Rewriting, net: nn.Module, images: Tensor) -
         return finish(rewriting, net, images)
     except QuantizationError:  # a part of it is overwritten; the audit says where
         return net
+
+
+def inspect_network(net: nn.Module, images: Tensor, *, keep: Collection[str] = ()) -> tuple[list[Finding], nn.Module]:
+    """What preparing a network changes and what spikes cannot represent of it, and the tree of the rewritten network.
+
+    Args:
+        net: as for `rewrite`.
+    Raises:
+        QuantizationError: it does not run on such images, or the rewritten network computes something else.
+    """
+    rewriting = passes(net, images, keep=keep)
+    if rewriting is None:
+        return [], net
+    refuse_the_rest(rewriting)
+    if rewriting.changes and not rewriting.refused:
+        finish(rewriting, net, images, keep=keep)
+    return [*rewriting.refused, *rewriting.changes], rewriting.net
 
 
 def passes(net: nn.Module, images: Tensor, *, keep: Collection[str] = (), activations: bool = True) -> Rewriting | None:
@@ -107,7 +136,9 @@ def passes(net: nn.Module, images: Tensor, *, keep: Collection[str] = (), activa
     return rewriting
 
 
-def finish(rewriting: Rewriting, original: nn.Module, images: Tensor) -> nn.Module:
+def finish(
+    rewriting: Rewriting, original: nn.Module, images: Tensor, *, keep: Collection[str] = (), activations: bool = True
+) -> nn.Module:
     """The rewritten network, once it is known to compute the same.
 
     Raises:
@@ -117,11 +148,14 @@ def finish(rewriting: Rewriting, original: nn.Module, images: Tensor) -> nn.Modu
     for name, tensor in rewriting.constants.items():
         net.register_buffer(name, tensor, persistent=False)
     if rewriting.is_recorded:
+        call_dropout(rewriting)
         rewriting.graph.eliminate_dead_code(writes)
         for module in net.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # the graph says which values are used
         net = with_forward_(net, rewriting.graph)
-    net.preparation = Preparation(tuple(images.shape[1:]), tuple(rewriting.changes), rewriting.fixed_size)  # type: ignore[assignment]
+    net.preparation = Preparation(  # type: ignore[assignment]
+        tuple(images.shape[1:]), tuple(rewriting.changes), rewriting.fixed_size, tuple(keep), activations
+    )
     check_same(original, net, images)
     return net

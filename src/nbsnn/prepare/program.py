@@ -51,11 +51,19 @@ class Preparation:
         image_shape: shape of one image of the example.
         changes: what was rewritten.
         fixed_size: the network's own code computed with the size of the image, which is a constant now.
+        keep: name patterns of layers that were left as they are.
+        activations: False if weights alone were rewritten.
     """
 
     image_shape: tuple[int, ...]
     changes: tuple[Finding, ...]
     fixed_size: bool
+    keep: tuple[str, ...] = ()
+    activations: bool = True
+
+    def header(self) -> dict[str, Any]:
+        """Its entry in a file's header, by which the same network is prepared again."""
+        return {"image_shape": list(self.image_shape), "keep": list(self.keep), "activations": self.activations}
 
 
 class Prepared:

@@ -25,6 +25,7 @@ from nbsnn.quant.flow import follow
 from nbsnn.quant.formats import EdgeUniform, WeightFormat, read_weight_format
 from nbsnn.quant.layers import QUANTIZED_FORMS, WEIGHTS, QuantReLU, WeightQuantizer
 from nbsnn.quant.normed import normed_layers
+from nbsnn.quant.overview import overview_of
 from nbsnn.quant.planning import check_float, choose_layers, is_to_be_converted, module_names
 from nbsnn.recipe import FLOAT_BITS, QuantSpec, as_patterns, check_bits
 from nbsnn.surgery import evaluation_mode, fold_computed_weights_, replace_modules_
@@ -218,6 +219,8 @@ def quantize(
         images = to_network(images, quantized)
         with torch.autocast(images.device.type, enabled=False):  # as in the dry runs
             calibrate_(quantized, images, norms=not keep)
+    quantized.summary = overview_of(quantized, spec)  # type: ignore[assignment]
+    logger.info("%s", quantized.summary)
     return quantized
 
 

@@ -46,11 +46,17 @@ SPIKING = table({
     "image_shape": image_shape,
     "timesteps": whole(1, MOST_TIMESTEPS),
 })  # fmt: skip
+PREPARED = table({
+    "image_shape": image_shape,  # of the example
+    "keep": list_of(text(), 0, MOST_LAYERS),  # patterns of layers that were left as they are
+    "activations": flag,  # false: weights alone were rewritten
+})  # fmt: skip
 CHECKPOINT = table({
     "format": FORMAT,
     "form": choice("float", "quantized", "spiking"),
     "model": nullable(MODEL),  # null: the user's own network
     "plan": map_of(layer_format, MOST_LAYERS),
+    "prepared": later(PREPARED),  # absent: the network is as its own code says
     "spiking": nullable(SPIKING),
     "recipe": nullable(recipe),
     "recipe_hash": nullable(text(64)),

@@ -1,0 +1,424 @@
+"""Networks as people write them are rewritten without a change of their function, and then go all the way in spikes."""
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nbsnn
+from nbsnn.errors import NbsnnError
+from nbsnn.prepare.modules import ClippedReLU, SignedActivation
+from nbsnn.quant.layers import QuantConv2d, QuantReLU
+
+SPEC = nbsnn.QuantSpec(4, 3)
+
+
+def conv(inputs, outputs, size=3, stride=1, groups=1):
+    """Convolution and batch norm."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs)
+    )
+
+
+class LeNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 6, 3)
+        self.fc1, self.fc2 = nn.Linear(6 * 4, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(torch.clamp(self.conv2(x), min=0), (2, 2))
+        x = x.view(-1, self.features_of(x))
+        return self.fc2(F.dropout(self.fc1(x).relu_(), 0.3, training=self.training))
+
+    def features_of(self, x):
+        count = 1
+        for size in x.size()[1:]:
+            count *= size
+        return count
+
+
+class SharedReLU(nn.Module):
+    """A residual network with one ReLU at all places, and a max pool before an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.pool, self.relu = conv(2, 4, 3), nn.MaxPool2d(3, 2, 1), nn.ReLU(inplace=True)
+        self.first, self.second, self.head = conv(4, 4), conv(4, 4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.relu(self.pool(self.stem(x)))
+        y = self.second(self.relu(self.first(x)))
+        y += x
+        return self.head(self.relu(y).mean((2, 3)))
+
+
+class PreActivation(nn.Module):
+    """Sums of currents: the next convolution reads one without an activation between."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm2, self.conv2 = nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.shortcut, self.head = nn.Conv2d(4, 6, 1, stride=2), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.conv1(F.relu(self.norm1(x)))
+        x = self.shortcut(x) + self.conv2(F.relu(self.norm2(x)))
+        return self.head(F.relu(F.adaptive_avg_pool2d(x, 1)).flatten(1))
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        wide = 2 * inputs
+        self.layers = nn.Sequential(
+            conv(inputs, wide, 1), nn.ReLU6(inplace=True), conv(wide, wide, 3, stride, wide), nn.ReLU6(inplace=True),
+            conv(wide, outputs, 1),
+        )  # fmt: skip
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        return x + self.layers(x) if self.adds else self.layers(x)
+
+
+def mobile_net():
+    return nn.Sequential(
+        conv(2, 4), nn.ReLU6(), Bottleneck(4, 4, 1), Bottleneck(4, 6, 2), Bottleneck(6, 6, 1), conv(6, 8, 1), nn.Hardtanh(0, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 5),
+    )  # fmt: skip
+
+
+class SameConv2d(nn.Conv2d):
+    """TensorFlow's padding, as in many ports."""
+
+    def forward(self, x):
+        need = [
+            max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(x.shape[2:], self.stride, self.kernel_size, strict=True)
+        ]
+        x = F.pad(x, [need[1] // 2, need[1] - need[1] // 2, need[0] // 2, need[0] - need[0] // 2])
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Leaky(nn.Module):
+    """Activations of both signs, one of them at three places, and max pools over them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm, self.act = SameConv2d(2, 4, 3, 2), nn.BatchNorm2d(4), nn.LeakyReLU(0.1, inplace=True)
+        self.conv2, self.prelu, self.head = nn.Conv2d(4, 6, 3, padding=1), nn.PReLU(6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.act(self.norm(self.conv1(x))), 3, 1, 1)
+        x = self.act(F.max_pool2d(self.prelu(self.conv2(x)), 2))
+        return self.head(torch.abs(x).mean((2, 3)))
+
+
+class RepVGG(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense, self.small, self.norm, self.head = conv(2, 2), conv(2, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 5)
+
+    def forward(self, x):
+        for _ in range(1):
+            x = F.relu(self.dense(x) + self.small(x) + self.norm(x))
+        return self.head(x.mean([2, 3]))
+
+
+class Dense(nn.Module):
+    """Concatenations of currents, a pool over one of them, and a transition without an activation before its pool."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(2)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(7)])
+        self.convs = nn.ModuleList([nn.Conv2d(4, 3, 3, padding=1), nn.Conv2d(7, 3, 3, padding=1)])
+        self.last, self.head = nn.BatchNorm2d(10), nn.Linear(10, 5)
+
+    def forward(self, x):
+        x = self.pool(self.stem(x))
+        for norm, layer in zip(self.norms, self.convs, strict=True):
+            x = torch.cat([x, layer(F.relu(norm(x), inplace=True))], 1)
+        return self.head(F.relu(self.last(x)).mean((-1, -2)))
+
+
+class Shuffle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch, self.head = (
+            conv(2, 4),
+            nn.Sequential(conv(2, 2, 1), nn.ReLU(), conv(2, 2, 3, 1, 2)),
+            nn.Linear(4, 5),
+        )
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        kept, changed = x.chunk(2, dim=1)
+        x = torch.cat((kept, F.relu(self.branch(changed))), 1)
+        batch, channels, height, width = x.size()
+        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).contiguous().view(batch, -1, height, width)
+        return self.head(F.adaptive_avg_pool2d(x, (1, 1))[:, :, 0, 0])
+
+
+class UNet(nn.Module):
+    """Upsampled sums and concatenations; a map of logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.deep, self.side, self.up = conv(2, 4), conv(4, 6, 3, 2), nn.Conv2d(6, 4, 1), conv(8, 4)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        skip = F.relu(self.down(x))
+        x = F.interpolate(self.side(F.relu(self.deep(skip))), size=skip.shape[2:], mode="nearest")
+        return self.head(F.relu(self.up(torch.cat([x, skip], 1))))
+
+
+class Normalizing(nn.Module):
+    """A forward that normalizes its images, with activations of plain classes."""
+
+    class Swap(nn.Module):
+        def forward(self, x):
+            return torch.maximum(x, torch.zeros_like(x))
+
+    class Masked(nn.Module):
+        def forward(self, x):
+            return torch.where(x > 0, x, 0.2 * x)
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.1, 0.2]).view(1, 2, 1, 1))
+        self.conv, self.act, self.masked = conv(2, 4), self.Swap(), self.Masked()
+        self.kernel, self.head = nn.Parameter(torch.randn(4, 4, 1, 1) / 2), nn.Linear(4, 5)
+
+    def forward(self, x):
+        if x.shape[2] != 8 or len(x) < 1:
+            raise ValueError("8 pixels wide")
+        x = self.act(self.conv((x - self.mean) / 0.5))
+        return self.head(self.masked(F.conv2d(x, self.kernel)).mean((2, 3)))
+
+
+NETWORKS = {
+    "LeNet, functional": LeNet, "one ReLU for all": SharedReLU, "pre-activation": PreActivation, "MobileNetV2": mobile_net,
+    "leaky": Leaky, "RepVGG": RepVGG, "DenseNet": Dense, "ShuffleNet": Shuffle, "U-Net": UNet, "normalizing": Normalizing,
+}  # fmt: skip
+
+
+def made(name):
+    """A network with norms as after training, in double precision, and images for it."""
+    torch.manual_seed(3)
+    network = NETWORKS[name]().double()
+    side = 14 if name.startswith("LeNet") else 8
+    images = torch.randn(12, 2, side, side, dtype=torch.float64)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network, images
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_as_people_write_it_goes_all_the_way(name):
+    """Prepared: the same logits. Quantized: 0 neurons off under settle. Nothing of the user's is changed or renamed."""
+    network, images = made(name)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    prepared = nbsnn.prepare(network, images[:1])
+    assert prepared.preparation.changes
+    assert isinstance(prepared, type(network))
+    with torch.no_grad():
+        torch.testing.assert_close(prepared.eval()(images), network.eval()(images), rtol=1e-5, atol=1e-5)
+    assert {*before} <= {*prepared.state_dict()}
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in before.items())
+    quantized = nbsnn.quantize(network, SPEC, images=images).eval()
+    assert not any(type(m) in (nn.ReLU, nn.Conv2d, nn.Linear) for m in quantized.modules())
+    spiking = nbsnn.to_spiking(quantized, images[:1], schedule="settle")
+    assert nbsnn.measure_fidelity(quantized, spiking, images[:4]).off == 0
+    if name in ("pre-activation", "MobileNetV2", "RepVGG", "normalizing"):
+        assert not [finding for finding in nbsnn.check(network, images[:1]) if finding.status == "refused"]
+
+
+def test_a_prepared_network_trains_copies_pickles_and_is_prepared_already():
+    network, images = made("leaky")
+    prepared = nbsnn.prepare(network.train(), images[:1])
+    assert prepared.training
+    prepared(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in prepared.parameters())
+    prepared.eval()
+    again = nbsnn.prepare(prepared, images[:1])
+    assert list(again.state_dict()) == list(prepared.state_dict())
+    for other in (again, copy.deepcopy(prepared)):
+        assert torch.equal(other(images), prepared(images))
+
+
+def test_dropout_that_is_a_function_still_works_in_training():
+    network, images = made("LeNet, functional")
+    prepared = nbsnn.prepare(network, images[:1])
+    assert [m.p for m in prepared.modules() if isinstance(m, nn.Dropout)] == [0.3]
+
+
+def test_a_network_in_canonical_form_is_a_plain_copy():
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.Flatten(), nn.Linear(144, 3))
+    prepared = nbsnn.prepare(network, torch.randn(1, 2, 8, 8))
+    assert type(prepared) is nn.Sequential
+    assert prepared is not network
+    assert not hasattr(prepared, "preparation")
+    assert prepared[2].inplace
+
+
+def test_a_clipped_activation_starts_and_stays_below_its_limit():
+    network, images = made("MobileNetV2")
+    quantized = nbsnn.quantize(network, SPEC, images=100 * images)
+    limits = [(m.limit, m.threshold.item()) for m in quantized.modules() if isinstance(m, QuantReLU) and m.limit]
+    assert {limit for limit, _ in limits} == {6.0, 2.0}
+    assert all(threshold <= limit for limit, threshold in limits)
+    assert all(limit == 2 or threshold > 1 for limit, threshold in limits)
+    act = next(m for m in quantized.modules() if isinstance(m, QuantReLU) and m.limit == 6)
+    with torch.no_grad():
+        act.threshold.fill_(50)
+    assert act.clip().item() == 6
+    assert act(torch.tensor(1e3, dtype=torch.float64)).item() == 6
+    act(torch.tensor([1e3], dtype=torch.float64)).sum().backward()
+    assert act.threshold.grad is not None
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "leaky", "normalizing"])
+@pytest.mark.parametrize("form", ["quantized", "spiking"])
+def test_a_checkpoint_of_a_prepared_network_loads_into_the_users_float_one(name, form, tmp_path):
+    network, images = made(name)
+    saved = nbsnn.quantize(network, SPEC, images=images).eval()
+    if form == "spiking":
+        saved = nbsnn.to_spiking(saved, images[:1], schedule="barrier")
+    nbsnn.save_checkpoint(tmp_path / "net.safetensors", saved)
+    again = nbsnn.load_checkpoint(tmp_path / "net.safetensors", model=NETWORKS[name]())
+    with torch.no_grad():
+        assert torch.equal(again(images), saved(images))
+
+
+def test_the_summary_says_what_was_quantized_and_what_stays_in_float(caplog):
+    network, images = made("pre-activation")
+    with caplog.at_level(logging.INFO):
+        quantized = nbsnn.quantize(network, nbsnn.QuantSpec(4, 3, skip=("shortcut",)), example=images[:1])
+    summary = quantized.summary
+    assert ("activations", 3, 5) in summary.layers
+    assert summary.in_float == (("shortcut", "skip='shortcut'"),)
+    assert str(summary) in caplog.text
+    assert summary.to_dict()["in_float"] == {"shortcut": "skip='shortcut'"}
+
+
+def test_layers_that_could_be_merged_are_offered():
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    )
+    prepared = nbsnn.prepare(network, torch.randn(1, 2, 8, 8))
+    change = prepared.preparation.changes[0]
+    assert change.status == "approximated"
+    assert change.remedy == "or merge 0 and 2 into one layer, which loses nothing"
+    assert isinstance(prepared.signed, SignedActivation)
+
+
+def test_code_that_looks_at_values_is_refused():
+    class Looking(LeNet):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+    with pytest.raises(NbsnnError, match=r"bool\(\) makes a Python number of values that depend on the image; compute with"):
+        nbsnn.prepare(Looking(), torch.randn(1, 2, 14, 14))
+
+
+def test_images_of_another_size_are_refused_where_code_computes_with_the_size():
+    network, images = made("LeNet, functional")
+    prepared = nbsnn.prepare(network, images[:1])
+    with pytest.raises(NbsnnError, match="it was prepared with \\[2, 14, 14\\]; prepare or quantize it with an example"):
+        prepared(torch.randn(1, 2, 16, 16, dtype=torch.float64))
+
+
+# --------------------------------------------------------------------------------------------------------------- check
+
+
+class Gated(nn.Module):
+    """Several kinds of obstacles at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.gate, self.act = nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4), nn.SiLU()
+        self.rnn, self.head = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
+        x = F.layer_norm(self.act(x), x.shape[1:])
+        x = x.flatten(2).transpose(1, 2)
+        x = F.scaled_dot_product_attention(x, x, x)
+        if x.max() > 0:
+            x = F.hardswish(x)
+        return F.softmax(self.head(self.rnn(x)[0].mean(1)), 1)
+
+
+def test_check_finds_all_obstacles_at_once_with_their_reasons():
+    found = {(f.layer, f.what): f for f in nbsnn.check(Gated(), torch.randn(1, 2, 8, 8)) if f.status == "refused"}
+    said = "\n".join(map(str, found.values()))
+    for words in (
+        "norm (test_prepare.py:", "group_norm() depends on the data", "sigmoid() is smooth", "mul() multiplies or divides two",
+        "silu() is smooth", "layer_norm() depends", "attention multiplies two signals", "bool() makes a Python number",
+        "hardswish() is smooth", "GRU is recurrent", "softmax() is applied to currents; leave it out",
+    ):  # fmt: skip
+        assert words in said, words
+    assert all(finding.place and finding.remedy for finding in found.values())
+
+
+def test_check_refuses_two_inputs_and_images_on_which_nothing_runs():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    (finding,) = nbsnn.check(Two(), torch.randn(1, 4))
+    assert (finding.status, finding.what.split(",")[0]) == ("refused", "the network's forward takes 2 inputs (x")
+    (finding,) = nbsnn.check(LeNet(), torch.randn(1, 3, 14, 14))
+    assert "does not run at conv1" in finding.what
+
+
+def test_check_lists_what_is_changed_and_what_is_handled():
+    network, images = made("MobileNetV2")
+    found = nbsnn.check(network, images[:1])
+    kinds = {status: [f for f in found if f.status == status] for status in ("refused", "approximated", "changed", "handled")}
+    assert not kinds["refused"]
+    assert {f.layer for f in kinds["approximated"]} == {"2", "3.layers.4.1", "4"}
+    assert all(f.place.startswith("test_prepare.py:") for f in kinds["approximated"][:1])
+    assert len(kinds["changed"]) == 8
+    assert "12 weight layers: quantized" in [f.what for f in kinds["handled"]]
+    assert ClippedReLU(6).extra_repr() == "limit=6"
+
+
+def test_check_on_the_command_line(tmp_path, monkeypatch, capsys):
+    from nbsnn.cli import main
+
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net(act='ReLU6'):\n"
+        "    return nn.Sequential(nn.Conv2d(2, 4, 3), getattr(nn, act)(), nn.Flatten(), nn.Linear(144, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--model", "mine:net", "--image-shape", "2,8,8"]) == 0
+    assert "nothing is refused" in capsys.readouterr().out
+    words = ["check", "--model", "mine:net", "--model-args", '{"act": "GELU"}', "--image-shape", "2,8,8", "--json"]
+    assert main(words) == 1
+    assert '"refused": 1' in capsys.readouterr().out
+    assert main(["check", "--model", "mine:net", "--image-shape", "2,a"]) == 2
+    assert "--image-shape 2,a: give one to three sizes" in capsys.readouterr().err
+
+
+def test_subclasses_of_layers_become_plain_ones_with_the_users_parameters():
+    network, images = made("leaky")
+    quantized = nbsnn.quantize(network, SPEC, images=images)
+    assert type(quantized.conv1) is QuantConv2d
+    assert torch.equal(quantized.conv1.weight, network.conv1.weight)
+    assert quantized.prelu.weight.shape == (6,)
+    restored = pickle.loads(pickle.dumps(quantized.preparation))
+    assert restored == quantized.preparation
