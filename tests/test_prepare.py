@@ -240,7 +240,7 @@ def test_a_network_as_people_write_it_goes_all_the_way(name):
     assert not any(type(m) in (nn.ReLU, nn.Conv2d, nn.Linear) for m in quantized.modules())
     spiking = nbsnn.to_spiking(quantized, images[:1], schedule="settle")
     assert nbsnn.measure_fidelity(quantized, spiking, images[:4]).off == 0
-    if name in ("pre-activation", "MobileNetV2", "RepVGG", "normalizing"):
+    if name in ("pre-activation", "MobileNetV2", "RepVGG"):
         assert not [finding for finding in nbsnn.check(network, images[:1]) if finding.status == "refused"]
 
 
@@ -278,7 +278,6 @@ def test_a_clipped_activation_starts_and_stays_below_its_limit():
     limits = [(m.limit, m.threshold.item()) for m in quantized.modules() if isinstance(m, QuantReLU) and m.limit]
     assert {limit for limit, _ in limits} == {6.0, 2.0}
     assert all(threshold <= limit for limit, threshold in limits)
-    assert all(limit == 2 or threshold > 1 for limit, threshold in limits)
     act = next(m for m in quantized.modules() if isinstance(m, QuantReLU) and m.limit == 6)
     with torch.no_grad():
         act.threshold.fill_(50)
