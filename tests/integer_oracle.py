@@ -54,6 +54,18 @@ def structural(node, x):
     return out
 
 
+def extreme(node, x):
+    """The maxima or minima of windows, place by place."""
+    rows, columns = (axis.index.numpy() for axis in (node.map.rows, node.map.columns))
+    x, choose = x.reshape(*(*x.shape, 1)[:1], *(1, *x.shape[1:])[-2:]), np.min if node.lowest else np.max
+    out = np.zeros((len(x), rows.shape[1], columns.shape[1]), np.int64)
+    for y in range(rows.shape[1]):
+        for left in range(columns.shape[1]):
+            window = x[:, rows[:, y][rows[:, y] >= 0]][:, :, columns[:, left][columns[:, left] >= 0]]
+            out[:, y, left] = choose(window, axis=(1, 2))
+    return out.reshape(node.shape)
+
+
 class Oracle:
     """One program and one image, `pixels` [C, H, W] int64."""
 
@@ -63,6 +75,7 @@ class Oracle:
         for node in program.nodes:
             if type(node).__name__ != "Unit" and node.source in self.fixed:
                 self.fixed[node.name] = structural(node, self.fixed[node.source])
+        self.received, self.best, self.changes = {}, {}, {}  # of max pools: counts so far, their maxima, changes of these
         self.constant = {unit.name: self.constant_current(unit) for unit in program.nodes if type(unit).__name__ == "Unit"}
 
     def constant_current(self, unit):
@@ -93,9 +106,20 @@ class Oracle:
             if type(node).__name__ == "Unit":
                 values[node.name] = fire(node, self.moving_current(node, values))
             elif node.name not in values:
-                values[node.name] = structural(node, values[node.source])
+                values[node.name] = self.other(node, values[node.source])
         head = self.program.head
         return values, [convolve(values[branch.source], branch, head.shape) for branch in head.branches]
+
+    def other(self, node, x):
+        """What a node without neurons makes of its source's spikes (or counts)."""
+        if type(node).__name__ != "MaxPool":
+            return structural(node, x)
+        name, before = node.name, self.best.get(node.name, 0)
+        self.received[name] = self.received.get(name, 0) + x
+        self.best[name] = extreme(node, self.received[name])
+        change = self.best[name] - before
+        self.changes[name] = self.changes.get(name, 0) + np.abs(change)
+        return change
 
     def counts(self):
         """(counts, accumulators) of the quantized network."""
@@ -156,7 +180,7 @@ class Oracle:
                 continue
             if type(node).__name__ != "Unit":
                 for values in trains:
-                    values[node.name] = structural(node, values[node.source])
+                    values[node.name] = self.other(node, values[node.source])
                 continue
             membrane = 2 ** (node.fraction_bits - 1) + np.zeros(node.shape, np.int64)
             for values in trains:

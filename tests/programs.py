@@ -6,10 +6,20 @@ import torch
 from torch import Tensor
 
 from nbsnn.integer.bounds import largest_sum, row_sums
-from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, Pixels, SumPool, Unit
+from nbsnn.integer.maps import AxisMap, PlaneMap
+from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, MaxPool, Pixels, SumPool, Unit
 from nbsnn.integer.program import Program, constant_values, step_sizes
 
-KINDS = ("conv", "strided", "dilated", "grouped", "depthwise", "pointwise", "identity", "pooled", "projection", "wide", "int16")
+KINDS = (
+    "conv", "strided", "dilated", "grouped", "depthwise", "pointwise", "identity", "pooled", "projection", "wide", "int16",
+    "maximum", "minimum",
+)  # fmt: skip
+
+
+def places(size: int, kernel: int, stride: int, padding: int) -> Tensor:
+    """[K, n] int32: the places of each window along an axis, −1 in the padding."""
+    at = torch.arange((size + 2 * padding - kernel) // stride + 1) * stride - padding + torch.arange(kernel)[:, None]
+    return torch.where((at >= 0) & (at < size), at, -1).to(torch.int32)
 
 
 def random_program(
@@ -78,6 +88,12 @@ def random_program(
             nodes.append(pool)
             shapes[pool.name] = pool.shape
             made = unit(name, shape, [branch(pool.name, channels, 2)])
+        elif kind in ("maximum", "minimum"):
+            windows = [AxisMap(i, (i >= 0).int(), n) for i, n in ((places(n, 3, 1, 1), n) for n in shape[1:])]
+            pool = MaxPool(f"{name}.pool", last, PlaneMap(windows[0], windows[1]), kind == "minimum", shape)
+            nodes.append(pool)
+            shapes[pool.name] = pool.shape
+            made = unit(name, shape, [branch(pool.name, channels, **square), Branch(pool.name, ints(500, 2000, channels))])
         elif kind == "projection" and shapes[before][1:] == shape[1:]:
             made = unit(name, shape, [branch(last, channels, **square), branch(before, channels, 1)])
         else:

@@ -36,6 +36,8 @@ def brute_force_reach(program):
     for node in (program.head, *reversed(program.nodes)):
         if type(node).__name__ == "Flatten":
             reach[node.source] += reach[node.name].reshape(reach[node.source].shape)
+        elif type(node).__name__ == "MaxPool":
+            continue  # it sends changes of its own
         elif type(node).__name__ == "SumPool":
             (_, *source), (_, *places) = program.shapes[node.source], node.shape
             for place, at in windows(source, places, node.kernel, node.stride, node.padding, (1, 1)):

@@ -15,8 +15,9 @@ from nbsnn.integer import checking
 from nbsnn.integer.backends import native
 from nbsnn.integer.backends import torch as engine_torch
 from nbsnn.integer.bounds import NARROW, WIDE, largest_sum, retract_at, row_sums
-from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, Pixels, SumPool, Unit
-from nbsnn.integer.program import Outcome, Program, constant_values, step_sizes
+from nbsnn.integer.maps import AxisMap, PlaneMap
+from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, MaxPool, Pixels, SumPool, Unit
+from nbsnn.integer.program import Outcome, Program, constant_values, count_values, step_sizes
 from nbsnn.spiking.schedules import valid_pairs
 
 Shape = tuple[int, ...]
@@ -113,10 +114,23 @@ class Builder:
         if self.r.random() < 0.4:
             self.shapes[name] = (shape[0] * shape[1] * shape[2],)
             self.nodes.append(Flatten(name, source, self.shapes[name]))
+        elif source in count_values(self.nodes) and self.r.random() < 0.6:
+            axes = [self.windows(n) for n in shape[1:]]
+            self.shapes[name] = (shape[0], *(axis.places for axis in axes))
+            lowest = self.r.random() < 0.5
+            self.nodes.append(MaxPool(name, source, PlaneMap(axes[0], axes[1]), lowest, self.shapes[name]))
         elif made := self.window(shape[1:], pool=True):
             made[0].pop("dilation")
             self.shapes[name] = (shape[0], *made[1])
             self.nodes.append(SumPool(name, source, shape=self.shapes[name], **made[0]))
+
+    def windows(self, size: int) -> AxisMap:
+        """Any windows of an axis, each with one place or more, in any order."""
+        reads, places = self.r.randrange(1, size + 1), self.r.randrange(1, 9)
+        chosen = [self.r.sample(range(size), reads) for _ in range(places)]
+        kept = [[at if k == 0 or self.r.random() < 0.8 else -1 for k, at in enumerate(window)] for window in chosen]
+        index = torch.tensor(kept, dtype=torch.int32).T.contiguous()
+        return AxisMap(index, (index >= 0).to(torch.int32), size)
 
     def program(self) -> Program | None:
         """The whole, if it came to one."""

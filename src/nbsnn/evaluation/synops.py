@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nbsnn.inputs import as_images, require_type
-from nbsnn.integer.description import fan_outs
+from nbsnn.integer.description import fan_outs, unit_of
 from nbsnn.integer.network import IntegerNetwork
 
 _BYTES_AT_A_TIME = 2**28  # of spikes by neuron
@@ -16,7 +16,10 @@ _BYTES_AT_A_TIME = 2**28  # of spikes by neuron
 
 @dataclass(frozen=True)
 class LayerSynops:
-    """One unit: its neurons, and for all images its spikes of either sign and the synapses that they reach."""
+    """One unit: its neurons, and for all images its spikes of either sign and the synapses that they reach.
+
+    Synapses behind a max pool are reached by the changes of the maximum, which are counted here for the unit that it pools.
+    """
 
     name: str
     neurons: int
@@ -64,7 +67,8 @@ def count_synops(network: IntegerNetwork, images: Tensor, *, progress: Callable[
     """Count every spike at every synapse that it reaches: the spikes of each neuron times the fan-out of its position.
 
     This includes borders, strides, paddings, dilations, groups, pools and skips; see `fan_outs` for the definition of a
-    synapse.
+    synapse. A spike that does not change a maximum causes no addition behind a max pool; the comparisons of the pool itself are
+    not counted.
 
     Args:
         network: with its options. For the engine "counts" the spikes are those of "barrier". Signed neurons run on the torch
@@ -84,8 +88,8 @@ def count_synops(network: IntegerNetwork, images: Tensor, *, progress: Callable[
         steps.append(result.steps)
         for name, fired in result.fired.items():
             spikes[name] += int(fired.sum())
-            synops[name] += int((fired * reach[name]).sum())
+            synops[unit_of(program, name)] += int((fired * reach[name]).sum())
         if progress:
             progress(len(batch))
-    layers = tuple(LayerSynops(name, places.numel(), spikes[name], synops[name]) for name, places in reach.items())
+    layers = tuple(LayerSynops(u.name, reach[u.name].numel(), spikes[u.name], synops[u.name]) for u in program.units)
     return Synops(layers, len(images), program.timesteps, torch.cat(steps))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbsnn.integer.maps import PlaneMap
-from nbsnn.integer.nodes import Flatten, Pair, Resample, SumPool
+from nbsnn.integer.nodes import Flatten, MaxPool, Pair, Resample, SumPool
 from nbsnn.shapes import per_channel, plane
 
 
@@ -93,7 +93,7 @@ class ValueTable:
     """Shapes of all values so far, and the pools and flattenings in use, each made once."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    nodes: list[SumPool | Resample | Flatten] = field(default_factory=list)
+    nodes: list[SumPool | Resample | MaxPool | Flatten] = field(default_factory=list)
     _known: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     def pool(self, source: str, kernel: Pair, stride: Pair, padding: Pair, places: tuple[int, ...]) -> str:
@@ -105,20 +105,21 @@ class ValueTable:
 
     def resample(self, source: str, change: PlaneMap, shape: tuple[int, ...]) -> str:
         """The value of `source` with its places mapped, of this shape."""
-        key = (
-            Resample,
-            source,
-            shape,
-            *(t.numpy().tobytes() for a in (change.rows, change.columns) for t in (a.index, a.weight)),
-        )
+        key = (Resample, source, shape, *_numbers(change))
         return self._make(key, f"{source}/places", lambda n: Resample(n, source, change, shape))
+
+    def maximum(self, source: str, windows: PlaneMap, shape: tuple[int, ...], *, lowest: bool) -> str:
+        """The value of the maxima (or minima) of `source` over windows, of this shape."""
+        name = f"{source}/{'min' if lowest else 'max'}"
+        return self._make((MaxPool, source, lowest, shape, *_numbers(windows)), name,
+                          lambda n: MaxPool(n, source, windows, lowest, shape))  # fmt: skip
 
     def flatten(self, source: str) -> str:
         """The value of `source`, flattened."""
         shape = (int(torch.Size(self.shapes[source]).numel()),)
         return self._make((Flatten, source), f"{source}/flat", lambda n: Flatten(n, source, shape))
 
-    def _make(self, key: tuple[object, ...], name: str, build: Callable[[str], SumPool | Resample | Flatten]) -> str:
+    def _make(self, key: tuple[object, ...], name: str, build: Callable[[str], SumPool | Resample | MaxPool | Flatten]) -> str:
         if key not in self._known:
             while name in self.shapes:
                 name += "'"
@@ -126,6 +127,11 @@ class ValueTable:
             self._known[key], self.shapes[name] = name, node.shape
             self.nodes.append(node)
         return self._known[key]
+
+
+def _numbers(change: PlaneMap) -> list[bytes]:
+    """What two maps have in common if they are the same."""
+    return [tensor.numpy().tobytes() for axis in (change.rows, change.columns) for tensor in (axis.index, axis.weight)]
 
 
 def of_value(value: str, shape: Sequence[int], gain: float) -> Affine:

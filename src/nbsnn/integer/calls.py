@@ -61,6 +61,11 @@ def pair(value: Any) -> Pair:
     return int(first), int(rest[0] if rest else first)
 
 
+def sides(value: Any, alone: int, lines: bool) -> Pair:
+    """The numbers of rows and columns; lines have one row, for which it is `alone`."""
+    return (alone, pair(value)[0]) if lines else pair(value)
+
+
 def shape_of(result: Tensor) -> tuple[int, ...]:
     """The shape without the batch."""
     return tuple(result.shape[1:])

@@ -17,9 +17,9 @@ from nbsnn.integer.bounds import (
 )
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.maps import AxisMap, PlaneMap
-from nbsnn.integer.nodes import IMAGE, Branch, Pixels, Resample, SumPool, Unit
+from nbsnn.integer.nodes import IMAGE, Branch, MaxPool, Pixels, Resample, SumPool, Unit
 from nbsnn.integer.plain import encode
-from nbsnn.integer.program import Program
+from nbsnn.integer.program import Program, holds_counts
 from nbsnn.integer.readout import groups_fit
 from nbsnn.integer.work import check_work
 from nbsnn.schema import PROGRAM
@@ -37,7 +37,7 @@ def check_structure(program: Program) -> None:
     """
     _require(isinstance(program, Program), "it is not a program")
     PROGRAM(encode(program)[0], "program")
-    shapes = {IMAGE: program.pixels.shape}
+    shapes, counted = {IMAGE: program.pixels.shape}, set[str]()
     if program.pixels.table is not None:
         _check_tensor(program.pixels.table, (program.pixels.shape[0], 256), torch.int32, "the pixel table")
     for node in program.nodes:
@@ -47,12 +47,17 @@ def check_structure(program: Program) -> None:
             _check_unit(program, node, shapes)
         elif isinstance(node, SumPool):
             _check_pool(node, shapes[node.source])
+        elif isinstance(node, MaxPool):
+            _check_maximum(node, shapes[node.source])
+            _require(node.source in counted, f"{node.name} compares what is no count of a neuron")
         elif isinstance(node, Resample):
             places = _check_map(node.map, plane(shapes[node.source])[1:], node.name)
             _require(plane(node.shape) == (shapes[node.source][0], *places), f"{node.name} has a wrong shape")
         else:
             _require(node.shape == (prod(shapes[node.source]),), f"{node.name} has a wrong shape")
         shapes[node.name] = node.shape
+        if holds_counts(node, counted):
+            counted.add(node.name)
     for head in program.heads:
         _require(all(source in shapes for source in head.sources), "the head reads an unknown value")
         _check_bias(head.bias, head.shape, torch.float64, "the head")
@@ -177,6 +182,19 @@ def _check_pool(node: SumPool, source: tuple[int, ...]) -> None:
     _require(all(2 * p <= k for p, k in zip(node.padding, node.kernel, strict=True)), f"{node.name} has too much padding")
     places = _places(plane(source)[1:], node.kernel, node.stride, node.padding)
     _require(plane(node.shape) == (source[0], *places), f"{node.name} has a wrong shape")
+
+
+def _check_maximum(node: MaxPool, source: tuple[int, ...]) -> None:
+    places = _check_map(node.map, plane(source)[1:], node.name)
+    _require(plane(node.shape) == (source[0], *places), f"{node.name} has a wrong shape")
+    for axis in (node.map.rows, node.map.columns):
+        there = thawed(axis.index) >= 0
+        _require(bool(there.any(0).all()), f"{node.name} has a window without a place")
+        places = thawed(axis.index).sort(0)[0]
+        _require(
+            not bool(((places[1:] == places[:-1]) & (places[1:] >= 0)).any()), f"{node.name} has a place twice in a window"
+        )
+        _require(torch.equal(thawed(axis.weight), there.to(torch.int32)), f"{node.name} has weights")
 
 
 # -------------------------------------------------------------------------------------------------------------- numbers

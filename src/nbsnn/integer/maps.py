@@ -93,6 +93,21 @@ class AxisMap:
         assert total is not None
         return total
 
+    @cached_property
+    def chooses(self) -> bool:
+        """Whether each place of the result is a place of the source, or nothing."""
+        return self.reads == 1 and torch.equal(thawed(self.weight), (thawed(self.index) >= 0).to(torch.int32))
+
+    def extreme(self, x: Tensor, axis: int, *, lowest: bool) -> Tensor:
+        """The maximum (or minimum) of the places, in place of their sum; each place of the result must have one."""
+        index = thawed(self.index).long()
+        rows = torch.where(index < 0, index.amax(0), index)  # another place of the window, in place of nothing
+        choose = torch.minimum if lowest else torch.maximum
+        total = x.index_select(axis, rows[0])
+        for row in rows[1:]:
+            total = choose(total, x.index_select(axis, row))
+        return total
+
     def reach(self) -> "AxisMap":
         """The same places with weights of 1."""
         return AxisMap(self.index, (thawed(self.weight) != 0).to(torch.int32), self.size)
@@ -137,6 +152,16 @@ class PlaneMap:
         """[B, C, H', W'] of x [B, C, H, W] or with fewer axes; of x's type, which must hold the sums."""
         x = x.reshape(len(x), *plane(x.shape[1:]))
         return self.columns.apply(self.rows.apply(x, 2), 3)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether each place of the result is a place of the source, or nothing."""
+        return self.rows.chooses and self.columns.chooses
+
+    def extreme(self, x: Tensor, *, lowest: bool) -> Tensor:
+        """As `apply`, with the maximum (or minimum) of the places in place of their sum."""
+        x = x.reshape(len(x), *plane(x.shape[1:]))
+        return self.columns.extreme(self.rows.extreme(x, 2, lowest=lowest), 3, lowest=lowest)
 
     def reach(self) -> "PlaneMap":
         """The same places with weights of 1."""

@@ -15,6 +15,7 @@ from nbsnn.integer.checking import check_structure
 from nbsnn.integer.description import UnitRow, describe_units
 from nbsnn.integer.pixels import to_integers
 from nbsnn.integer.plain import moved
+from nbsnn.integer.products import with_pools
 from nbsnn.integer.program import Outcome, Program
 from nbsnn.integer.storage import load_program, save_program
 from nbsnn.spiking.schedules import check_pair, check_timesteps, exact_schedules, schedule_named
@@ -33,7 +34,8 @@ class Result:
         steps: [B] int64, as in `Outcome`.
         spikes: unit → [B] int64, as in `Outcome`.
         counts: unit → [B, *shape] int32, if requested.
-        fired: unit → [B, *shape] int32, spikes of each neuron, of either sign, if requested.
+        fired: unit or max pool → [B, *shape] int32, spikes of each neuron, of either sign, and changes of each maximum, if
+            requested.
         backend: the backend that ran: "native", "torch" or a registered one.
     """
 
@@ -159,7 +161,7 @@ class IntegerNetwork:
             outcomes = [run(self.program, pixels, **wanted) for pixels in self._chunks(images, chosen)]
             result = _joined(self.program, outcomes, chosen.name)
         if keep_fired and fired_is_count:
-            result = replace(result, fired=result.counts)
+            result = replace(result, fired=with_pools(self.program, result.counts))
         return result if keep_counts else replace(result, counts={})
 
     def report(self) -> list[UnitRow]:

@@ -122,6 +122,33 @@ class Resample:
 
 
 @dataclass(frozen=True, eq=False)
+class MaxPool:
+    """The maximum, or the minimum, of neurons' counts over windows, [C, H, W] → [C, H', W'].
+
+    In time its value is the difference of that: with m_t the maximum of the net counts after step t, it is m_t − m_{t−1}, which
+    is −1, 0 or 1 like a spike. The source holds counts of single neurons: a unit, another max pool, or chosen places of these.
+
+    Attributes:
+        map: the places of each window, with weights of 1. Each window has at least one.
+        lowest: the minimum.
+    """
+
+    name: str
+    source: str
+    map: PlaneMap
+    lowest: bool
+    shape: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def apply(self, counts: Tensor) -> Tensor:
+        """[B, *shape] of counts [B, C, H, W] of any type."""
+        return self.map.extreme(counts, lowest=self.lowest).reshape(-1, *self.shape)
+
+
+@dataclass(frozen=True, eq=False)
 class Flatten:
     """[C, H, W] → [C·H·W], channel first."""
 
@@ -176,7 +203,7 @@ def placed(bias: Tensor, shape: tuple[int, ...]) -> Tensor:
     return numbers if numbers.dim() == len(shape) else per_channel(numbers, len(shape) - 1)
 
 
-Node = Unit | SumPool | Resample | Flatten
+Node = Unit | SumPool | Resample | MaxPool | Flatten
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.maps import AxisMap, PlaneMap
-from nbsnn.integer.nodes import Branch, Flatten, Head, Pixels, Resample, SumPool, Unit
+from nbsnn.integer.nodes import Branch, Flatten, Head, MaxPool, Pixels, Resample, SumPool, Unit
 from nbsnn.integer.program import Program
 from nbsnn.integer.readout import Group, Output, Part, Readout
 
@@ -21,6 +21,7 @@ _CLASSES = {
         Unit,
         SumPool,
         Resample,
+        MaxPool,
         Flatten,
         Head,
         Branch,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
-from nbsnn.integer.nodes import Branch, Resample, Unit, placed
+from nbsnn.integer.nodes import Branch, MaxPool, Resample, Unit, placed
 from nbsnn.integer.program import Program
 from nbsnn.shapes import per_channel, plane, window_places
 
@@ -114,9 +114,18 @@ class Products:
         assert not isinstance(node, Unit)
         largest = self.program.sizes[name] * (1 if name in self.program.constants else times)
         kind = torch.int32 if largest < 2**31 else torch.int64
-        if isinstance(node, Resample):
+        if isinstance(node, (Resample, MaxPool)):
             return node.apply(x.to(kind))
         return node.apply(x.to(torch.float32 if largest < _EXACT_SUM else torch.float64)).to(kind)
+
+
+def with_pools(program: Program, counts: NamedTensors) -> NamedTensors:
+    """Counts of units and of max pools, from those of units, name → [B, *shape] int32."""
+    values = dict(counts)
+    for node in program.nodes:
+        if node.name in program.counted and not isinstance(node, Unit):
+            values[node.name] = node.apply(values[node.source].double()).to(torch.int32)
+    return {node.name: values[node.name] for node in program.sending}
 
 
 def _per_channel(numbers: Tensor, shape: tuple[int, ...]) -> Tensor:

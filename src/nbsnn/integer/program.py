@@ -4,7 +4,8 @@ copied when they come in, and a write to one is refused (`integer.frozen`).
 All numbers are integers but the head's last multiplication, so that the result is the same on any device, batch size and
 thread count. Values have names: `IMAGE`, and the name of each node. A unit's value is its spikes in one step (−1, 0, 1) or,
 in the "counts" engine, its count in [0, levels]; both obey the same arithmetic. A pooled or flattened value is linear in its
-source, and constant in time if the source is the image.
+source, and constant in time if the source is the image. A max pool's value is the change in this step of the maximum of its
+source's net counts (−1, 0, 1), or the maximum of the counts.
 
 In step t ≤ T a unit receives, in units of 2^−F of its spike's height,
 
@@ -17,7 +18,7 @@ value, in the unit's shape. The membrane starts at 2^(F−1); a spike takes 2^F.
 """
 
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from nbsnn.integer.nodes import IMAGE, Head, Node, Pixels, Resample, SumPool, Unit
+from nbsnn.integer.nodes import IMAGE, Head, MaxPool, Node, Pixels, Resample, SumPool, Unit
 from nbsnn.integer.readout import Readout
 
 Made = TypeVar("Made")
@@ -40,11 +41,28 @@ def constant_values(nodes: Iterable[Node]) -> frozenset[str]:
     return frozenset(known)
 
 
+def count_values(nodes: Iterable[Node], units: Iterable[str] = ()) -> frozenset[str]:
+    """Names of the values that hold counts of single neurons: of units (also of others than the nodes), max pools, choices."""
+    known = set(units)
+    for node in nodes:
+        if holds_counts(node, known):
+            known.add(node.name)
+    return frozenset(known)
+
+
+def holds_counts(node: Node, known: Set[str]) -> bool:
+    """Whether each place of a value is the count of one neuron, or 0; `known` names the earlier values of which that is so."""
+    if isinstance(node, Unit):
+        return True
+    chooses = node.map.chooses if isinstance(node, Resample) else isinstance(node, SumPool) and node.kernel == (1, 1)
+    return node.source in known and (chooses or isinstance(node, MaxPool))
+
+
 def step_sizes(nodes: Iterable[Node], pixels: Pixels) -> dict[str, int]:
     """Value → its largest magnitude in one step; units that are not among the nodes count 1 as well."""
     sizes = {IMAGE: max(-pixels.low, pixels.high)}
     for node in nodes:
-        sizes[node.name] = 1 if isinstance(node, Unit) else sizes.get(node.source, 1) * _gain(node)
+        sizes[node.name] = 1 if isinstance(node, (Unit, MaxPool)) else sizes.get(node.source, 1) * _gain(node)
     return sizes
 
 
@@ -130,6 +148,11 @@ class Program:
         return tuple(node for node in self.nodes if isinstance(node, Unit))
 
     @cached_property
+    def sending(self) -> tuple[Unit | MaxPool, ...]:
+        """The nodes whose values are no linear function of another value: units and max pools, in order."""
+        return tuple(node for node in self.nodes if isinstance(node, (Unit, MaxPool)))
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every value, without the batch."""
         return {IMAGE: self.pixels.shape} | {node.name: node.shape for node in self.nodes}
@@ -138,6 +161,11 @@ class Program:
     def constants(self) -> frozenset[str]:
         """Values that do not change in time: the image and what is pooled or flattened of it."""
         return constant_values(self.nodes)
+
+    @cached_property
+    def counted(self) -> frozenset[str]:
+        """Values that hold counts of single neurons."""
+        return count_values(self.nodes)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -179,8 +207,8 @@ class Outcome:
             least T, under "settle"; (depth + 1)·T under "barrier".
         spikes: unit → [B] int64, spikes of either sign in all steps; for `run_counts` Σ counts, which is what "barrier" fires.
         counts: unit → [B, *shape] int32 net counts, if requested.
-        fired: unit → [B, *shape] int32 spikes of either sign in all steps, if asked for (`keep_fired`); only the torch backend
-            has them, for signed neurons: unsigned ones have fired their counts.
+        fired: unit or max pool → [B, *shape] int32 spikes, or changes of the maximum, of either sign in all steps, if asked for
+            (`keep_fired`); only the torch backend has them, for signed neurons: unsigned ones have fired their counts.
     """
 
     accumulators: tuple[Tensor, ...]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbsnn.integer import shaping
+from nbsnn.integer import maxima, shaping
 from nbsnn.integer.affine import Affine, NoForm, Synapse, added, convolved, scaled, shifted
 from nbsnn.integer.arrangement import Arrangement, Form, added_up, arranged, chosen, multiplied, simplest
 from nbsnn.integer.calls import Context, Reader, arguments, pair, shape_of
@@ -220,6 +220,8 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(("div", "truediv", "itruediv", "divide"), _product(divide=True)), "neg": _negative,
     **dict.fromkeys(("avg_pool1d", "avg_pool2d"), shaping.average_pool),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), shaping.adaptive_pool),
+    **dict.fromkeys(("max_pool1d", "max_pool2d"), maxima.max_pool),
+    **dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d"), maxima.adaptive_max_pool),
     "interpolate": shaping.interpolation, "mean": shaping.reduction(mean=True), "sum": shaping.reduction(mean=False),
     **dict.fromkeys(("cat", "concat", "concatenate"), shaping.concatenation),
     **dict.fromkeys(shaping.MOVING, shaping.rearrangement),

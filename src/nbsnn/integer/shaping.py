@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nbsnn.integer.affine import Affine, NoForm, concatenated
 from nbsnn.integer.arrangement import Arrangement, Form, added_up, chosen, reduced, simplest
-from nbsnn.integer.calls import Context, Reader, arguments, pair, shape_of
+from nbsnn.integer.calls import Context, Reader, arguments, pair, shape_of, sides
 from nbsnn.integer.maps import AxisMap, PlaneMap
 from nbsnn.integer.placing import pooled, resampled
 from nbsnn.shapes import plane, window_places
@@ -34,8 +34,8 @@ def average_pool(context: Context, func: Any, args: Any, kwargs: Mapping[str, An
                        stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None)  # fmt: skip
     x = context.input(args, kwargs)
     lines = len(x.shape) == 2
-    kernel, padding = _sides(given["kernel_size"], 1, lines), _sides(given["padding"], 0, lines)
-    stride = _sides(given["stride"], 1, lines) if given["stride"] not in (None, [], ()) else kernel
+    kernel, padding = sides(given["kernel_size"], 1, lines), sides(given["padding"], 0, lines)
+    stride = sides(given["stride"], 1, lines) if given["stride"] not in (None, [], ()) else kernel
     size, places, divisor = plane(x.shape)[1:], plane(shape_of(context.result))[1:], given["divisor_override"]
     alike = not any(padding) or given["count_include_pad"] or divisor
     if alike and window_places(size, kernel, stride, padding) == places:
@@ -83,11 +83,6 @@ def _mapped(context: Context, x: Affine, axes: Sequence[tuple[AxisMap, int]], di
         divisor=divisor * over * under,
         shape=(x.channels, *shape_of(context.result)[1:]),
     )
-
-
-def _sides(value: Any, alone: int, lines: bool) -> tuple[int, int]:
-    """The numbers of rows and columns; lines have one row, for which it is `alone`."""
-    return (alone, pair(value)[0]) if lines else pair(value)
 
 
 def interpolation(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Affine:

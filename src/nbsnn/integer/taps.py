@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.maps import Index
-from nbsnn.integer.nodes import IMAGE, Branch, Resample, SumPool, Unit
+from nbsnn.integer.nodes import IMAGE, Branch, MaxPool, Resample, SumPool, Unit
 from nbsnn.integer.program import Program
 from nbsnn.shapes import plane, window_places
 
@@ -62,8 +62,8 @@ class Reads(NamedTuple):
 
 
 def base_of(program: Program, value: str) -> str:
-    """The unit, or the image, that a value is pooled or flattened from."""
-    while value != IMAGE and not isinstance(node := program.by_name[value], Unit):
+    """The unit, the max pool or the image that a value is a linear map of."""
+    while value != IMAGE and not isinstance(node := program.by_name[value], (Unit, MaxPool)):
         value = node.source
     return value
 
@@ -126,6 +126,19 @@ def _units(factors: Index, largest: int) -> list[int]:
     return units or [1]
 
 
+def windows_of(program: Program, node: MaxPool) -> "tuple[NDArray[np.uint32], NDArray[np.uint32]]":
+    """Start [positions + 1] and origin, as in `KernelBranch`: the positions of the base that each window compares.
+
+    A window without any has the value 0: it has nothing but 0 of a padding to choose from, or it is a minimum that meets one.
+    """
+    (_, reads), (windows, _) = _reads(program, node.source), node.map.table()
+    chosen = np.where(windows >= 0, reads.position[windows, 0], -1)  # a source that chooses reads one place, or nothing
+    padded = ((windows >= 0) & (chosen < 0)).any(1, keepdims=True)
+    there = (chosen >= 0) & ~(padded & node.lowest)
+    start = np.concatenate([[0], np.cumsum(there.sum(1))]).astype(np.uint32)
+    return start, np.ascontiguousarray(chosen[there], dtype=np.uint32)
+
+
 def digits_of(branch: KernelBranch) -> list[KernelBranch]:
     """A branch of a unit as several of the same form with small weights, Σ 16^i · digit = weight; itself if they are small.
 
@@ -157,7 +170,7 @@ def _grouped(weight: Tensor, groups: int) -> "NDArray[Any]":
 def _reads(program: Program, value: str) -> tuple[tuple[int, ...], Reads]:
     """Shape before any flattening, and what each position of the value sums over."""
     node = program.by_name.get(value)
-    if node is None or isinstance(node, Unit):
+    if node is None or isinstance(node, (Unit, MaxPool)):
         shape = program.shapes[value]
         index = np.arange(int(np.prod(shape[1:], dtype=np.int64)))[:, None]
         return shape, Reads(index, np.ones_like(index))

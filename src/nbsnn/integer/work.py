@@ -7,7 +7,7 @@ The limits are generous. For comparison: `imagenet/vgg16` has 10^10 products and
 from math import prod
 from typing import NamedTuple
 
-from nbsnn.integer.nodes import IMAGE, Branch, Head, Node, Resample, SumPool, Unit
+from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, MaxPool, Node, Resample, SumPool, Unit
 from nbsnn.integer.program import Program
 
 MOST_PRODUCTS = 2**38  # per image in a run of counts: ten times those of ResNet-152 on 224×224 pixels
@@ -62,18 +62,20 @@ def work_of(program: Program) -> Work:
             continue
         window = _window(node)
         windows[node.name] = windows[node.source] * window
-        places[node.name] = prod(node.shape[1:]) if isinstance(node, (SumPool, Resample)) else places[node.source]
+        places[node.name] = places[node.source] if isinstance(node, Flatten) else prod(node.shape[1:])
         chains[node.name] = chains[node.source] + 1
         products += prod(node.shape) * window
         reads += places[node.name] * windows[node.name]
+        if isinstance(node, MaxPool):  # readers see its result, not its windows
+            windows[node.name] = 1
     positions = max(prod(shape[1:]) for shape in (*shapes.values(), *(head.shape for head in program.heads)))
     values += sum(prod(output.shape) * len(output.parts) for output in program.readout.outputs) if program.readout else 0
     return Work(products, prod(shapes[IMAGE]) + values, positions, reads, columns, max(chains.values()))
 
 
 def _window(node: Node) -> int:
-    """Places that a place of a node is summed from."""
-    if isinstance(node, Resample):
+    """Places that a place of a node is summed or chosen from."""
+    if isinstance(node, (Resample, MaxPool)):
         return node.map.reads
     return prod(node.kernel) if isinstance(node, SumPool) else 1
 

@@ -18,7 +18,7 @@ def _object(name: str, fields: Mapping[str, Check | later]) -> Check:
 
 
 def _node(value: Any, path: str) -> None:
-    kinds = {"Unit": _UNIT, "SumPool": _SUM_POOL, "Resample": _RESAMPLE, "Flatten": _FLATTEN}
+    kinds = {"Unit": _UNIT, "SumPool": _SUM_POOL, "Resample": _RESAMPLE, "MaxPool": _MAX_POOL, "Flatten": _FLATTEN}
     name = value.get("class") if isinstance(value, Mapping) else None
     if not isinstance(name, str) or name not in kinds:
         refuse(name, f"{path}.class", " or ".join(kinds))
@@ -64,6 +64,7 @@ _SUM_POOL = _object("SumPool", {
     "padding": list_of(whole(0, MOST_PADDING), 2, 2), "shape": _SHAPE,
 })  # fmt: skip
 _RESAMPLE = _object("Resample", {"name": _NAME, "source": _NAME, "map": _MAP, "shape": _SHAPE})
+_MAX_POOL = _object("MaxPool", {"name": _NAME, "source": _NAME, "map": _MAP, "lowest": flag, "shape": _SHAPE})
 _FLATTEN = _object("Flatten", {"name": _NAME, "source": _NAME, "shape": _SHAPE})
 _PIXELS = _object("Pixels", {
     "shape": list_of(whole(1, MOST_SIDE), 1, 3), "fraction_bits": whole(0, 30), "low": whole(1 - 2**30, 0),

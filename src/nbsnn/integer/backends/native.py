@@ -21,16 +21,16 @@ from torch import Tensor
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.integer.backends.base import Backend, Request, register
 from nbsnn.integer.frozen import thawed
-from nbsnn.integer.nodes import IMAGE, Head, Unit
+from nbsnn.integer.nodes import IMAGE, Head, MaxPool, Unit
 from nbsnn.integer.program import Outcome, Program
-from nbsnn.integer.taps import KernelBranch, base_of, digits_of, kernel_branch_of
+from nbsnn.integer.taps import KernelBranch, base_of, digits_of, kernel_branch_of, windows_of
 from nbsnn.spiking.schedules import Neuron, schedule_named
 
 Target = Literal["baseline", "avx2", "avx512"]
 TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
 FLIGHT = 8  # images that a thread computes together, so that weights of linear layers are read once for all
 _COUNTS = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
-_INTERFACE = 3  # version of the C interface, whose functions are:
+_INTERFACE = 4  # version of the C interface, whose functions are:
 _net, _int, _int64, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nbsnn_version": (_int, []),
@@ -43,6 +43,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nbsnn_add_branch": (
         _int, [_net, _int, _int, _int, _int, _int, _pointer, _pointer, _int64, _pointer, _pointer, _int64]
     ),
+    # source, minimum, positions, start, from and its size
+    "nbsnn_add_pool": (_int, [_net, _int, _int, _int, _pointer, _pointer, _int64]),
     "nbsnn_finish": (_int, [_net]),
     # images, batch, mode, threads, images in flight, counts, sums, steps, spikes
     "nbsnn_run": (_int, [_net, _pointer, _int, _int, _int, _int, _pointer, _pointer, _pointer, _pointer]),
@@ -142,14 +144,15 @@ def _run(
     counts = {u.name: torch.empty(batch, *u.shape, dtype=torch.int32) for u in units} if keep_counts else {}
     sums = tuple(torch.empty(batch, *head.shape, dtype=torch.int64) for head in heads for _ in head.branches)
     steps = np.zeros(batch, np.int32)
-    spikes = torch.zeros(len(units) + len(heads), batch, dtype=torch.int64)
+    sending = program.sending
+    spikes = torch.zeros(len(sending) + len(heads), batch, dtype=torch.int64)
     done = handle.library.nbsnn_run(
         handle.address, _address(pixels), batch, mode, workers, FLIGHT,
-        _addresses([*(counts.get(u.name) for u in units), *(None for _ in heads)]), _addresses(list(sums)),
+        _addresses([*(counts.get(node.name) for node in sending), *(None for _ in heads)]), _addresses(list(sums)),
         steps.ctypes.data, _address(spikes),
     )  # fmt: skip
     _check(handle.library, done)
-    by_unit = {u.name: spikes[i] for i, u in enumerate(units)}
+    by_unit = {node.name: spikes[i] for i, node in enumerate(sending) if isinstance(node, Unit)}
     return Outcome(sums, torch.from_numpy(steps).to(torch.int64), by_unit, counts)
 
 
@@ -184,9 +187,16 @@ def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
     if not address:
         _check(library, -1)
     handle = _Handle(address, library)
-    index = {IMAGE: -1} | {unit.name: i for i, unit in enumerate(program.units)}
-    nodes: tuple[Unit | Head, ...] = (*program.units, *program.heads)
+    index = {IMAGE: -1} | {node.name: i for i, node in enumerate(program.sending)}
+    nodes: tuple[Unit | MaxPool | Head, ...] = (*program.sending, *program.heads)
     for node in nodes:
+        if isinstance(node, MaxPool):
+            start, origin = windows_of(program, node)
+            _check(library, library.nbsnn_add_pool(
+                address, index[base_of(program, node.source)], int(node.lowest), len(start) - 1, start.ctypes.data,
+                origin.ctypes.data, len(origin),
+            ))  # fmt: skip
+            continue
         positions = int(np.prod(node.shape[1:], dtype=np.int64))
         unit = node if isinstance(node, Unit) else None
         levels, bits, retract = (unit.levels, unit.fraction_bits, unit.retract) if unit else (1, 1, 0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nbsnn.integer.backends.base import Backend, register
-from nbsnn.integer.nodes import IMAGE, Unit
+from nbsnn.integer.nodes import IMAGE, MaxPool, Unit
 from nbsnn.integer.products import NamedTensors, Products
 from nbsnn.integer.program import Outcome, Program
 from nbsnn.spiking.functional import Limits
@@ -103,9 +103,21 @@ def _run_in_turn(program: Program, pixels: Tensor, schedule: Schedule, *, keep_c
         if name in fixed:
             return fixed[name]
         node = program.by_name[name]
-        if isinstance(node, Unit):
-            return even_spikes(given[name], step, T)
+        if isinstance(node, (Unit, MaxPool)):
+            # Of two neurons the one with more spikes has had as many in any step, so the maximum of counts so far is
+            # the count so far of the maximum.
+            return even_spikes(counted(name), step, T)
         return products.structural(name, value(node.source, step), 1)
+
+    def counted(name: str) -> Tensor:
+        if name in given:
+            return given[name]
+        node = program.by_name[name]
+        assert not isinstance(node, Unit)
+        count = products.structural(name, counted(node.source), T)
+        if isinstance(node, MaxPool):
+            given[name] = count
+        return count
 
     for unit in program.units:
         constant = products.constant_current(unit, fixed)
@@ -163,10 +175,12 @@ class _Stepping:
             current = self.products.constant_current(unit, fixed)
             self.state[f"current {unit.name}"] = current.expand(shape)
             self.state[f"membrane {unit.name}"] = torch.full_like(current, 2 ** (unit.fraction_bits - 1)).expand(shape)
-            self.state[f"count {unit.name}"] = torch.zeros((), dtype=torch.int16, device=self.device).expand(shape)
             self.state[f"spikes {unit.name}"] = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+        for node in program.sending:
+            shape = (self.batch, *node.shape)
+            self.state[f"count {node.name}"] = torch.zeros((), dtype=torch.int16, device=self.device).expand(shape)
             if "fired" in keep:
-                self.state[f"fired {unit.name}"] = torch.zeros(shape, dtype=torch.int32, device=self.device)
+                self.state[f"fired {node.name}"] = torch.zeros(shape, dtype=torch.int32, device=self.device)
         self.state["steps"] = torch.full((self.batch,), self.length or program.timesteps, device=self.device)
         self.state["image"] = torch.arange(self.batch, device=self.device)
 
@@ -185,7 +199,8 @@ class _Stepping:
         order = torch.cat([part["image"] for part in finished]).argsort()
         result = {key: torch.cat([part[key] for part in finished])[order] for key in finished[0]}
         names = [unit.name for unit in self.program.units]
-        kept = {key: {name: result[f"{key} {name}"].to(torch.int32) for name in names} for key in self.keep}
+        owners = {"count": names, "fired": [node.name for node in self.program.sending]}
+        kept = {key: {name: result[f"{key} {name}"].to(torch.int32) for name in owners[key]} for key in self.keep}
         return Outcome(
             tuple(result[f"head {i}"] for i in range(len(self.outputs))),
             result["steps"],
@@ -205,11 +220,13 @@ class _Stepping:
                 spikes = values[node.name].abs()
                 number = spikes.flatten(1).sum(1, dtype=torch.int64)
                 state[f"spikes {node.name}"] = state[f"spikes {node.name}"] + number
-                if "fired" in self.keep:
-                    state[f"fired {node.name}"] = state[f"fired {node.name}"] + spikes
                 fired |= number > 0
+            elif isinstance(node, MaxPool):
+                values[node.name] = self._choose(node)
             elif node.name not in program.constants:
                 values[node.name] = self.products.structural(node.name, values[node.source], 1)
+            if "fired" in self.keep and isinstance(node, (Unit, MaxPool)):
+                state[f"fired {node.name}"] = state[f"fired {node.name}"] + values[node.name].abs()
             _forget(program, values, index)
         for i, (branch, shape) in enumerate(self.outputs):
             if branch.source not in program.constants:
@@ -227,6 +244,20 @@ class _Stepping:
         self.state[f"membrane {unit.name}"] = membrane - (spike.to(membrane.dtype) << unit.fraction_bits)
         self.state[f"count {unit.name}"] = count + spike
         return spike
+
+    def _choose(self, pool: MaxPool) -> Tensor:
+        """The change of the maximum of the counts so far, [B, *shape] int8."""
+        before = self.state[f"count {pool.name}"]
+        count = pool.apply(self._counted(pool.source))
+        self.state[f"count {pool.name}"] = count
+        return (count - before).to(torch.int8)
+
+    def _counted(self, name: str) -> Tensor:
+        """Net counts so far, [B, ...] int16, of a unit, a max pool or a choice of their places."""
+        node = self.program.by_name[name]
+        if isinstance(node, (Unit, MaxPool)):
+            return self.state[f"count {name}"]
+        return self.products.structural(name, self._counted(node.source), self.program.timesteps).to(torch.int16)
 
     def _leave(self, done: Tensor) -> NamedTensors:
         """Remove finished images from the state, and return their results."""

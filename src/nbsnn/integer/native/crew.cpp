@@ -79,7 +79,7 @@ int chunks_of(const Net& net, const Request& ask, const Flight& flight, const No
     for (const Branch& b : node.branches)
       if (b.source >= 0)
         for (int last : flight.values[static_cast<size_t>(b.source)].last) lanes = last > lanes ? last : lanes;
-    lanes += node.levels + 1;  // after its last input a neuron moves to its count by one spike a step
+    if (!node.pool) lanes += node.levels + 1;  // after its last input a neuron moves to its count by one spike a step
   }
   return (lanes + kLanes - 1) / kLanes;
 }

@@ -20,13 +20,22 @@ int fail(const std::string& why) {
   return -1;
 }
 
+// Whether start [slots + 1] leads through all of `from`, whose entries are among so many positions.
+bool is_table(const uint32_t* start, const uint32_t* from, int64_t slots, int64_t from_size, int positions) {
+  bool fits = start[0] == 0 && start[slots] == from_size;
+  for (int64_t i = 0; i < slots; ++i) fits = fits && start[i] <= start[i + 1];
+  for (int64_t i = 0; fits && i < from_size; ++i) fits = from[i] < static_cast<uint32_t>(positions);
+  return fits;
+}
+
 }  // namespace
 }  // namespace nbsnn
 
 using nbsnn::fail;
+using nbsnn::is_table;
 
 // Of this interface; native.py asks for it, since a library may be older than the Python beside it.
-NBSNN_API int nbsnn_version() { return 3; }
+NBSNN_API int nbsnn_version() { return 4; }
 
 NBSNN_API const char* nbsnn_error() { return nbsnn::error.c_str(); }
 NBSNN_API int nbsnn_has_target(int target) { return nbsnn::has_target(target); }
@@ -77,11 +86,7 @@ NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int grou
   if (groups < 1 || inputs % groups || node.channels % groups || taps < 1 || shift < 0 || shift > 62) return fail("bad branch");
   if (weight_size != static_cast<int64_t>(taps) * inputs * (node.channels / groups)) return fail("bad weight size");
   const int64_t slots = static_cast<int64_t>(taps) * node.positions;
-  if (start[0] != 0 || start[slots] != from_size) return fail("bad tap table");
-  for (int64_t i = 0; i < slots; ++i)
-    if (start[i] > start[i + 1]) return fail("bad tap table");
-  for (int64_t i = 0; i < from_size; ++i)
-    if (from[i] >= static_cast<uint32_t>(positions)) return fail("bad input position");
+  if (!is_table(start, from, slots, from_size, positions)) return fail("bad tap table");
   nbsnn::Branch b{};
   b.source = source, b.inputs = inputs, b.groups = groups, b.taps = taps, b.shift = shift;
   b.start.assign(start, start + slots + 1);
@@ -94,6 +99,30 @@ NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int grou
   nbsnn::prepare_branch(nbsnn::kernel_of(net->target), node, b);
   node.branches.push_back(std::move(b));
   return 0;
+} catch (const std::bad_alloc&) {
+  return fail("out of memory");
+}
+
+// A max pool (or a min pool) of the counts of `source`, with as many channels and levels. `start` [positions + 1] and `from` say
+// which positions each window compares; the value of one without any is 0.
+NBSNN_API int nbsnn_add_pool(nbsnn::Net* net, int source, int lowest, int positions, const uint32_t* start, const uint32_t* from,
+                             int64_t from_size) try {
+  const int index = static_cast<int>(net->nodes.size());
+  if (source < 0 || source >= index || net->nodes.back().head) return fail("bad source");
+  nbsnn::Node& read = net->nodes[static_cast<size_t>(source)];
+  if (positions < 1) return fail("bad node");
+  if (!is_table(start, from, positions, from_size, read.positions)) return fail("bad window table");
+  nbsnn::Node node{};
+  node.pool = lowest ? -1 : 1, node.channels = read.channels, node.positions = positions, node.levels = read.levels;
+  node.fraction_bits = 1, node.last_use = -1;
+  nbsnn::Branch b{};
+  b.source = source, b.inputs = read.channels, b.groups = b.taps = 1;
+  b.start.assign(start, start + positions + 1);
+  b.from.assign(from, from + from_size);
+  node.branches.push_back(std::move(b));
+  read.last_use = index;
+  net->nodes.push_back(std::move(node));
+  return index;
 } catch (const std::bad_alloc&) {
   return fail("out of memory");
 }

@@ -68,6 +68,7 @@ struct Node {
   std::vector<int64_t> bias;  // [channels], or [channels][positions]
   std::vector<Branch> branches;
   int last_use = -1;
+  int pool = 0;       // 1: the maximum of the counts of its only branch's source; -1: the minimum; 0: neurons, or a head
   int first_sum = 0;  // of a head: its place among the sums of all heads' branches
   bool planes = false;                              // can be computed from bit planes
   bool records_read = false, planes_read = false;  // what its readers take where planes are in use
