@@ -37,7 +37,7 @@ def losses_of(optimizer, *, fused):
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     )  # fmt: skip
     x, y = torch.randn(16, 3, 8, 8), torch.randint(0, 5, (16,))
-    net = quantize(net, QuantSpec(2, 2), images=x).train()
+    net = quantize(net, QuantSpec(2, 2, norms="recalibrate"), images=x).train()
     steps = optimizer(net.parameters(), lr=0.05, fused=fused)
     losses = []
     for _ in range(20):
