@@ -16,9 +16,22 @@ from nbsnn.quant.levels import LEVEL_STARTS, NEAREST_LEVEL, WEIGHT_BITS, apot_le
 from nbsnn.sums import dot, in_storage_order, is_dense, moments, total
 
 __all__ = [
-    "SMALLEST_SCALE", "WEIGHT_BITS", "EdgeRange", "QuantizedWeight", "apot_levels", "apot_numerators", "apot_unit",
-    "apot_weight", "at_least", "edge_step", "quantize_activation", "quantize_edge_weight",
-    "quantize_uniform_weight", "quantize_weight", "uniform_levels",
+    "SMALLEST_SCALE",
+    "WEIGHT_BITS",
+    "EdgeRange",
+    "QuantizedWeight",
+    "apot_levels",
+    "apot_nearest",
+    "apot_numerators",
+    "apot_unit",
+    "apot_weight",
+    "at_least",
+    "edge_step",
+    "quantize_activation",
+    "quantize_edge_weight",
+    "quantize_uniform_weight",
+    "quantize_weight",
+    "uniform_levels",
 ]  # fmt: skip
 
 EdgeRange = Literal["max", "max_abs"]
@@ -79,6 +92,13 @@ def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, own_scale: b
     # deviation - deviation is 0, or NaN if a weight is not finite, so that the loss shows it.
     unit = weight_scale * deviation if own_scale else weight_scale + (deviation - deviation)
     return QuantizedWeight(level.mul_(unit), mean, deviation)
+
+
+@torch.no_grad()
+def apot_nearest(unit: Tensor, *, bits: int) -> Tensor:
+    """The nearest level with its sign of weights in units of the clip."""
+    one = torch.ones((), dtype=unit.dtype, device=unit.device)
+    return _signed_levels(unit, torch.zeros_like(one), one, one, bits=bits)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from nbsnn.inputs import as_images, gathered, require_type, to_network
 from nbsnn.precision import full_float32
 from nbsnn.prepare import changes_of, rewrite
 from nbsnn.prepare.modules import ClippedReLU
+from nbsnn.progress import ImageProgress
 from nbsnn.quant.audit import audit
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
 from nbsnn.quant.flow import follow
@@ -27,6 +28,7 @@ from nbsnn.quant.layers import QUANTIZED_FORMS, WEIGHTS, QuantReLU, WeightQuanti
 from nbsnn.quant.normed import normed_layers
 from nbsnn.quant.overview import overview_of
 from nbsnn.quant.planning import check_float, choose_layers, is_to_be_converted, module_names
+from nbsnn.quant.reconstruct import reconstruct_
 from nbsnn.recipe import FLOAT_BITS, QuantSpec, as_patterns, check_bits
 from nbsnn.surgery import evaluation_mode, fold_computed_weights_, replace_modules_
 from nbsnn.wrappers import as_network, copied, unwrap
@@ -152,6 +154,8 @@ def quantize(
     images: Tensor | Iterable[Any] | None = None,
     example: Tensor | None = None,
     prepare: bool = True,
+    method: Literal["calibrate", "reconstruct"] = "calibrate",
+    progress: ImageProgress | None = None,
 ) -> nn.Module:
     """The quantized form of a float network, as a new object.
 
@@ -172,6 +176,10 @@ def quantize(
             `to_spiking` are raised here, before any training, unless `spec.skip` names the layer. With neither, edges are the
             first and the last registered weight layer, and only modules are checked, not `forward`.
         prepare: False leaves the network's code as it is, and raises an error for what that code does not allow.
+        method: what is done with the images. "calibrate" initializes thresholds; "reconstruct" also fits weights, with learned
+            rounding, and biases to the outputs of the float network, layer by layer, for use without training. It takes
+            minutes, and more memory: all images are in flight at once.
+        progress: told the name of each module that "reconstruct" has fitted, and 1.
     Raises:
         QuantizationError: nothing to quantize, a network that is already quantized, a layer without a quantized form, or values
             that are not finite in the network, the images or the currents.
@@ -187,6 +195,7 @@ def quantize(
                 "images are all alike, and thresholds and norm statistics would start from one image; give different training "
                 "images, or only example=images[:1]"
             )
+    _check_method(method, spec, images)
     if example is not None:
         example = as_images(example, "example", network=model, finite=True, error=QuantizationError)
     if read_plan(model):
@@ -204,6 +213,7 @@ def quantize(
         for change in changes_of(net):
             logger.info("prepared: %s", change)
     keep = images is not None and spec.norms == "keep"
+    reference = copied(net) if method == "reconstruct" else None
     plan = plan_formats(net, spec, sample, own_scale=keep)
     if not plan:
         raise QuantizationError(_nothing(spec))
@@ -218,10 +228,24 @@ def quantize(
             logger.warning("%d images are few to measure %s with; give a few hundred", len(images), measured)
         images = to_network(images, quantized)
         with torch.autocast(images.device.type, enabled=False):  # as in the dry runs
-            calibrate_(quantized, images, norms=not keep)
+            if reference is None:
+                calibrate_(quantized, images, norms=not keep)
+            else:
+                weights = [name for name, fmt in plan.items() if isinstance(fmt, WeightFormat)]
+                normed = normed_layers(reference, weights, images)
+                reconstruct_(quantized, reference, images, normed=normed, progress=progress)
     quantized.summary = overview_of(quantized, spec)  # type: ignore[assignment]
     logger.info("%s", quantized.summary)
     return quantized
+
+
+def _check_method(method: str, spec: QuantSpec, images: Tensor | None) -> None:
+    if method not in ("calibrate", "reconstruct"):
+        raise ConfigError(f"{unknown('method', method, ('calibrate', 'reconstruct'))}")
+    if method == "reconstruct" and images is None:
+        raise ConfigError("method='reconstruct' needs images; give a few hundred, without labels")
+    if method == "reconstruct" and spec.norms != "keep":
+        raise ConfigError("method='reconstruct' fits the float network with the statistics of its norms; leave norms='keep'")
 
 
 def _nothing(spec: QuantSpec) -> str:

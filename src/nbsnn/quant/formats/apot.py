@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nbsnn.quant.formats.base import WeightFormat
-from nbsnn.quant.functional import apot_unit, apot_weight, at_least, quantize_weight
+from nbsnn.quant.functional import apot_nearest, apot_unit, apot_weight, at_least, quantize_weight
 from nbsnn.quant.levels import WEIGHT_BITS, apot_levels, apot_numerators, normalised_codes
 from nbsnn.sums import moments
 
@@ -56,6 +56,9 @@ class Apot(WeightFormat):
     def measure_unit(self, weight: Tensor, scale: Tensor | None) -> Tensor:
         assert scale is not None
         return apot_unit(weight, at_least(scale.detach()), own_scale=self.own_scale)
+
+    def rounded(self, weight: Tensor, unit: Tensor) -> Tensor:
+        return apot_nearest(weight / unit, bits=self.bits) * unit
 
     def float_weight(self, values: Tensor, unit: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.own_scale:

@@ -106,6 +106,18 @@ class WeightFormat(ABC):
         """The weight that the integer 1 represents, float64."""
         return self.unit(weight, scale).double() / self.denominator
 
+    @property
+    def rounds(self) -> bool:
+        """Whether `rounded` is defined, so that rounding can be learned."""
+        return type(self).rounded is not WeightFormat.rounded
+
+    def rounded(self, weight: Tensor, unit: Tensor) -> Tensor:
+        """The nearest quantized values for a given unit, which is broadcast to the weight; without gradient.
+
+        Define it if the unit can be chosen: if `float_weight` finds a weight for any such values and unit.
+        """
+        raise NotImplementedError
+
     def float_weight(self, values: Tensor, unit: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """A float weight and its scale that quantize to these values, bit for bit; None if none is found.
 

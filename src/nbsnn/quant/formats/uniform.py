@@ -62,6 +62,9 @@ class Uniform(WeightFormat):
         assert scale is not None
         return at_least(scale.detach(), _smallest(scale))
 
+    def rounded(self, weight: Tensor, unit: Tensor) -> Tensor:
+        return uniform_levels((weight / unit).clamp(-1, 1).mul_(self.denominator).round_(), bits=self.bits) * unit
+
     def float_weight(self, values: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
         return values.clone(), unit.clone()
 
