@@ -12,7 +12,7 @@ from nbsnn.errors import ConfigError
 from nbsnn.export.packed import save_packed
 from nbsnn.quant.formats import Apot, Uniform
 from nbsnn.quant.reconstruct import _patches, _rows
-from nbsnn.quant.rounding import Moments, learn_rounding
+from nbsnn.quant.rounding import SecondMoments, learn_rounding
 
 JUNCTIONS = ["chain", "identity", "concatenation", "projection"]
 
@@ -57,7 +57,7 @@ def test_no_other_level_of_any_one_weight_gives_less_error(fmt):
     torch.manual_seed(0)
     mixed = torch.einsum("pgd,gde->pge", torch.randn(400, 2, 12), torch.randn(2, 12, 12))  # correlated inputs of two groups
     weight = torch.randn(2, 5, 12)
-    matrix = Moments.of(mixed, torch.einsum("pgd,god->pgo", mixed, weight), centred=False).held(1e-3)
+    matrix = SecondMoments.of(mixed, torch.einsum("pgd,god->pgo", mixed, weight), centred=False).held(1e-3)
     values, unit = learn_rounding(weight, matrix, fmt, torch.Size((10, 12)))
     each = unit.expand(10, 1).reshape(2, 5, 1)
 
@@ -133,7 +133,8 @@ def test_the_result_is_an_ordinary_quantized_network(weight_format, tmp_path):
     quantized = nbsnn.quantize(net, spec, images=images, method="reconstruct", progress=lambda *what: told.append(what))
     assert all(value.equal(before[key]) for key, value in net.state_dict().items())
     assert all(quantized.state_dict()[key].equal(value) for key, value in before.items() if "running" in key)
-    assert ("stem.2", 1) in told
+    assert [(done, total) for _, done, total in told] == [(n + 1, len(told)) for n in range(len(told))]
+    assert "stem.2" in {name for name, _, _ in told}
     again = nbsnn.quantize(net, spec, images=images.split(16), method="reconstruct")
     assert all(value.equal(again.state_dict()[key]) for key, value in quantized.state_dict().items())
 

@@ -47,6 +47,12 @@ def quantize(
     weight_format: Annotated[
         str | None, typer.Option("--weight-format", help="apot (2 to 5 bits) or uniform (2 to 8); by default by the bits.")
     ] = None,
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="Of weights: tensor, or channel, for each output; by default by the format.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", help="calibrate (thresholds, seconds), or reconstruct (weights and biases too, minutes).")
+    ] = "calibrate",
     skip: Annotated[list[str], typer.Option("--skip", help="Layer, or pattern, to leave in float; repeatable.")] = [],  # noqa: B006
     images: Annotated[
         int, typer.Option("--images", callback=between(1, 4096), help="Training images to measure thresholds on.")
@@ -69,20 +75,19 @@ def quantize(
     \b
     Examples:
       nbsnn quantize runs/r20/32bit/best.safetensors -o q.safetensors
+      nbsnn quantize runs/r20/32bit/best.safetensors --weight-format uniform --method reconstruct -o q.safetensors
       nbsnn quantize --model model:net --state float.pt --data recipe.toml -o q.safetensors
     """
     check_output(out, network_kind("quantized"), inputs=[path for path in (checkpoint, state) if path], overwrite=overwrite)
-    wanted = {"weight_bits": weight_bits, "act_bits": act_bits, "skip": skip} | (
-        {"weight_format": weight_format} if weight_format else {}
-    )
+    wanted = {"weight_bits": weight_bits, "act_bits": act_bits, "skip": skip, "weight_format": weight_format, "scale": scale}
     spec: QuantSpec = typed(wanted, QuantSpec)
     network, header = load(checkpoint, device, Own(model, model_args, state))
     if isinstance(network, IntegerNetwork) or form_of(network) != "float":
         raise ConfigError(f"{checkpoint} is quantized already; for fewer bits, train it: nbsnn train --init {checkpoint}")
     splits = load_splits(header, chosen_data(header, data=data, root=root, download=download), network)
     few = evenly_spaced(splits.train, images)
-    with console.doing(f"quantizing, with {len(few)} images"):
-        quantized = quantize_network(network, spec, images=few)
+    with console.layer_progress(f"quantizing, with {len(few)} images") as tell:
+        quantized = quantize_network(network, spec, images=few, method=method, progress=tell)  # type: ignore[arg-type]
     test = splits.test.some(limit)
     top1 = {}
     with console.image_progress(2 * len(test), "testing") as tell:

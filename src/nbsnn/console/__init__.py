@@ -2,7 +2,7 @@
 
 from nbsnn.console.flags import Flag
 from nbsnn.console.layout import show_table
-from nbsnn.console.progress import as_fit, doing, download_progress, figures_bar, image_progress
+from nbsnn.console.progress import as_fit, doing, download_progress, figures_bar, image_progress, layer_progress
 from nbsnn.console.results import (
     COMPARISON_COLUMNS,
     change_line,
@@ -28,6 +28,7 @@ __all__ = [
     "exit_code",
     "figures_bar",
     "image_progress",
+    "layer_progress",
     "note",
     "or_dash",
     "say",

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from nbsnn.console.screen import err
-from nbsnn.progress import ImageProgress
+from nbsnn.progress import ImageProgress, LayerProgress
 
 _ROOM_FOR_A_BAR, _ROOM_FOR_TIME = 100, 80  # columns; narrower terminals show text only
 
@@ -31,6 +31,18 @@ def image_progress(total: int, title: str) -> Iterator[ImageProgress]:
 
         def tell(what: str, count: int) -> None:
             bar.update(task, description=what or title, advance=count)
+
+        yield tell
+
+
+@contextmanager
+def layer_progress(title: str) -> Iterator[LayerProgress]:
+    """A bar over layers, whose number the first call tells; yields a function of (layer, layers done, layers in all)."""
+    with _bar(TextColumn("{task.fields[layers]}")) as bar:
+        task = bar.add_task(title, total=None, layers="")
+
+        def tell(name: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, layers=f"{done}/{total} layers")
 
         yield tell
 

@@ -19,7 +19,7 @@ from nbsnn.inputs import as_images, gathered, require_type, to_network
 from nbsnn.precision import full_float32
 from nbsnn.prepare import changes_of, rewrite
 from nbsnn.prepare.modules import ClippedReLU
-from nbsnn.progress import ImageProgress
+from nbsnn.progress import LayerProgress
 from nbsnn.quant.audit import audit
 from nbsnn.quant.calibrate import calibrate_, half_normal_threshold
 from nbsnn.quant.flow import follow
@@ -155,7 +155,7 @@ def quantize(
     example: Tensor | None = None,
     prepare: bool = True,
     method: Literal["calibrate", "reconstruct"] = "calibrate",
-    progress: ImageProgress | None = None,
+    progress: LayerProgress | None = None,
 ) -> nn.Module:
     """The quantized form of a float network, as a new object.
 
@@ -179,7 +179,7 @@ def quantize(
         method: what is done with the images. "calibrate" initializes thresholds; "reconstruct" also fits weights, with learned
             rounding, and biases to the outputs of the float network, layer by layer, for use without training. It takes
             minutes, and more memory: all images are in flight at once.
-        progress: told the name of each module that "reconstruct" has fitted, and 1.
+        progress: of "reconstruct": told the name of each fitted layer, how many are fitted, and how many there are.
     Raises:
         QuantizationError: nothing to quantize, a network that is already quantized, a layer without a quantized form, or values
             that are not finite in the network, the images or the currents.

@@ -25,15 +25,15 @@ from nbsnn.errors import QuantizationError
 from nbsnn.finite import check_finite
 from nbsnn.hooks import hooked, input_of
 from nbsnn.precision import full_float32
-from nbsnn.progress import ImageProgress
+from nbsnn.progress import LayerProgress
 from nbsnn.quant.functional import quantize_activation
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
-from nbsnn.quant.rounding import Moments, learn_rounding
+from nbsnn.quant.rounding import SecondMoments, learn_rounding
 from nbsnn.surgery import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
-MOST_VALUES = 2**26  # of all images; more would not fit a laptop's memory
+_MOST_NUMBERS = 2**26  # of all images; more would not fit a laptop's memory
 _PLACES = 2**14  # of a layer's output that are compared
 _ACTIVATIONS = 2**17  # values of an activation that are compared
 _RIDGE = 1.0  # how strongly a weight is held near the float one, in units of the mean square of its input
@@ -49,7 +49,7 @@ def reconstruct_(
     images: Tensor,
     *,
     normed: Collection[str] = (),
-    progress: ImageProgress | None = None,
+    progress: LayerProgress | None = None,
 ) -> None:
     """Fit a quantized network, in place, to the float network that it was made from.
 
@@ -58,15 +58,16 @@ def reconstruct_(
         reference: the float network, with the same names of modules.
         images: [B, ...] on the device of both.
         normed: weight layers that a batch norm follows, which replaces their bias.
-        progress: told the name of each module, and 1, when it is fitted.
+        progress: told the name of each fitted module, how many are fitted, and how many there are.
     Raises:
         QuantizationError: currents are not finite; names the module.
     """
-    most = max(2, MOST_VALUES // images[0].numel())
+    most = max(2, _MOST_NUMBERS // images[0].numel())
     if len(images) > most:
         logger.warning("the first %d of %d images are used: the activations of all need too much memory", most, len(images))
     modules = {name: m for name, m in quantized.named_modules() if isinstance(m, (WeightQuantizer, _BatchNorm, QuantReLU))}
     targets = _targets(reference, modules, images[:most])
+    total = len(targets)
 
     def fit(name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -81,7 +82,7 @@ def reconstruct_(
             elif isinstance(module, _BatchNorm):
                 _fit_norm_(module, x, y)
             if progress is not None:
-                progress(name, 1)
+                progress(name, total - len(targets), total)
 
         return hook
 
@@ -89,11 +90,6 @@ def reconstruct_(
         module.register_forward_pre_hook(fit(name, module), with_kwargs=True) for name, module in modules.items()
     ):  # fmt: skip
         quantized(images[:most])
-
-
-def count_fitted(quantized: nn.Module) -> int:
-    """How many modules `reconstruct_` fits: the length of a progress bar."""
-    return sum(isinstance(m, (WeightQuantizer, _BatchNorm, QuantReLU)) for m in quantized.modules())
 
 
 def _targets(reference: nn.Module, fitted: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
@@ -124,7 +120,7 @@ def _fit_weight_(layer: WeightQuantizer, x: Tensor, y: Tensor, *, free: bool) ->
         return
     inputs = _patches(layer, x)
     groups = inputs.shape[1]
-    moments = Moments.of(inputs, y.view(len(y), groups, -1), centred=free)
+    moments = SecondMoments.of(inputs, y.view(len(y), groups, -1), centred=free)
     weight = moments.best_weight(layer.weight.reshape(groups, -1, inputs.shape[2]), _RIDGE)
     fmt, shape = layer.format, layer.weight.shape
     if fmt.rounds:

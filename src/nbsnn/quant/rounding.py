@@ -21,7 +21,7 @@ _BLOCK = 64  # inputs whose levels are chosen between two matrix products
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class SecondMoments:
     """Second moments of P inputs and targets of a layer with G groups: D inputs and O outputs for each.
 
     Attributes:
@@ -36,7 +36,7 @@ class Moments:
     target_mean: Tensor
 
     @classmethod
-    def of(cls, inputs: Tensor, targets: Tensor, *, centred: bool) -> "Moments":
+    def of(cls, inputs: Tensor, targets: Tensor, *, centred: bool) -> "SecondMoments":
         """From inputs [P, G, D] and targets [P, G, O]."""
         x, y = inputs.movedim(0, 1), targets.movedim(0, 1)
         means = [rows.mean(1, keepdim=True) if centred else torch.zeros_like(rows[:, :1]) for rows in (x, y)]
