@@ -24,8 +24,8 @@ fuzz: $(STAMP)  ## random files, recipes and command lines, for so many seconds
 sanitize: $(STAMP)  ## the native kernel under AddressSanitizer, UBSan and ThreadSanitizer; needs g++
 	$(BIN)/python tests/fuzz/sanitizers.py --seconds $(SECONDS)
 
-# The C++ is here because an editable install builds the native backend once, into src; a pull may bring a newer one.
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard src/nbsnn/integer/native/*)
+# The C++ is here because an editable install builds the native code once, into src; a pull may bring a newer one.
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard src/nbsnn/integer/native/* src/nbsnn/fused/*.[chi]*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)

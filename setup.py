@@ -1,4 +1,4 @@
-"""Builds the native backend, an optional extension: without a C++17 compiler the package installs all the same."""
+"""Builds the native code, two optional extensions: without a C++17 compiler the package installs all the same."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,19 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = "src/nbsnn/integer/native"
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"]
+
+
+def extension(name: str, folder: str, files: list[str], *flags: str) -> Extension:
+    """An extension of C++ files in a folder."""
+    return Extension(
+        name,
+        sources=[f"{folder}/{file}.cpp" for file in files],
+        depends=[str(path) for path in sorted(Path(folder).glob("*.[chi]*"))],
+        language="c++",
+        extra_compile_args=[*FLAGS, *flags],
+        extra_link_args=["-pthread"],
+    )
 
 
 class OptionalBuild(build_ext):
@@ -17,7 +29,7 @@ class OptionalBuild(build_ext):
             super().build_extension(ext)
         except Exception as error:  # whatever a compiler or its absence may raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            sys.stderr.write(f"nbsnn: the native backend was not built ({reason}); the torch backend will run in its place\n")
+            sys.stderr.write(f"nbsnn: {ext.name} was not built ({reason}); torch will run in its place\n")
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         """None by name: the library is loaded with ctypes and is no Python module."""
@@ -32,14 +44,9 @@ class OptionalBuild(build_ext):
 
 setup(
     ext_modules=[
-        Extension(
-            "nbsnn.integer._native",
-            sources=[f"{SOURCES}/{name}.cpp" for name in ("engine", "ways", "crew", "targets")],
-            depends=[str(path) for path in sorted(Path(SOURCES).iterdir())],
-            language="c++",
-            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"],
-            extra_link_args=["-pthread"],
-        )
+        extension("nbsnn.integer._native", "src/nbsnn/integer/native", ["engine", "ways", "crew", "targets"]),
+        # Quantized numbers are the same bits as torch's: no multiplication and addition is contracted.
+        extension("nbsnn.fused._native", "src/nbsnn/fused", ["fused", "targets"], "-ffp-contract=off"),
     ],
     cmdclass={"build_ext": OptionalBuild},
 )

@@ -12,7 +12,7 @@ import nbsnn
 
 ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
-    ["errors", "gradients", "hooks", "pooling", "progress", "shapes"],
+    ["errors", "fused", "gradients", "hooks", "pooling", "progress", "shapes"],
     ["aliases", "naming", "settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
     ["quant.levels", "quant.functional", "quant.formats"],
     ["recipe", "surgery", "wrappers", "tracing", "inputs", "distributed", "spiking.functional"],

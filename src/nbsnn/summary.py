@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nbsnn import fused
 from nbsnn.checkpoint import rebuild
 from nbsnn.data.dali import is_installed
 from nbsnn.integer.backends import backend_facts
@@ -80,6 +81,7 @@ def system_facts() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         **{f"integer {key}": value for key, value in backend_facts().items()},
+        "fused quantizers": "native" if (reason := fused.obstacle()) is None else f"torch: {reason}",
         "dali": "installed" if is_installed() else "not installed",
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
     }

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nbsnn import fused
+
 # Numbers in a block: on a CPU a block stays in the cache; on other devices a kernel launch costs more than memory.
 _MOMENT_BLOCK = {"cpu": 2**17}
 _DOT_BLOCK = {"cpu": 2**18}
@@ -37,6 +39,9 @@ class Moments(NamedTuple):
 @torch.no_grad()
 def moments(t: Tensor) -> Moments:
     """The moments of all entries of a tensor, each to 10^-8 or better; at least one entry."""
+    known = fused.mean_and_squares(t)
+    if known is not None:
+        return Moments(t.numel(), *known)
     # One value is subtracted from all: a common offset would cost digits in the difference of squares.
     if torch.compiler.is_compiling():  # one fused pass, without copies in float64
         first = t[(0,) * t.dim()].double()
@@ -69,6 +74,9 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     """Σ a·b of two tensors of one shape, scalar float64; each is read once if their memory layouts agree."""
     if torch.compiler.is_compiling():
         return (a.double() * b.double()).sum()
+    known = fused.sum_of_products(a, b)
+    if known is not None:
+        return known
     if a.stride() != b.stride() or a.dtype != b.dtype or not is_dense(a):
         return total(_at_least_float32(a) * _at_least_float32(b))
     x, y = _at_least_float32(in_storage_order(a)), _at_least_float32(in_storage_order(b))

@@ -1,10 +1,10 @@
-"""Random integer networks through the native kernel built with sanitizers, compared with the torch backend bit by bit.
+"""Random integer networks and quantizers through the C++ built with sanitizers, compared with torch bit by bit.
 
 python tests/fuzz/sanitizers.py --seconds 120        # AddressSanitizer with UBSan, then ThreadSanitizer, 120 seconds each
 python tests/fuzz/sanitizers.py --only thread --seed 7
 
-The kernel is compiled into a copy of the package in a temporary folder, so that the installed one stays as it is. Exits with 1
-after a report of a sanitizer or a difference, which names the seed of the network.
+Both extensions are compiled into a copy of the package in a temporary folder, so that the installed one stays as it is. Exits
+with 1 after a report of a sanitizer or a difference, which names the seed of the network.
 """
 
 import argparse
@@ -24,15 +24,17 @@ SUPPRESSED = "race:libtorch\nrace:libgomp\nrace:libc10\n"
 
 
 def build(folder: Path, sanitizer: str) -> dict[str, str]:
-    """Compile the kernel into a copy of the package; returns the environment that a child process runs it with."""
+    """Compile the extensions into a copy of the package; returns the environment that a child process runs it with."""
     flags, runtime = SANITIZERS[sanitizer]
     shutil.copytree(ROOT / "src" / "nbsnn", folder / "nbsnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    native = next((folder / "nbsnn" / "integer").rglob("engine.cpp")).parent
-    target = native.parent / "_native.abi3.so"
+    package = folder / "nbsnn"
+    extensions = ((package / "integer", "native", []), (package / "fused", "", ["-ffp-contract=off"]))
     options = ["-std=c++17", "-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={flags}", "-shared", "-fPIC", "-pthread"]
     if sanitizer == "address":
         options.append("-fno-sanitize-recover=undefined")
-    subprocess.run(["g++", *options, "-o", target, *sorted(native.glob("*.cpp"))], check=True)
+    for home, sources, extra in extensions:
+        target = home / "_native.abi3.so"
+        subprocess.run(["g++", *options, *extra, "-o", target, *sorted((home / sources).glob("*.cpp"))], check=True)
     library = subprocess.run(["g++", f"-print-file-name={runtime}"], capture_output=True, text=True, check=True).stdout.strip()
     rules = folder / "suppressed.txt"
     rules.write_text(SUPPRESSED)
@@ -46,6 +48,7 @@ def run_networks(seed: int, seconds: float) -> int:
     """Compare random networks until the time is up; returns how many. Runs inside the child process."""
     import torch
     from programs import KINDS, random_pixels, random_program
+    from test_fused import check_random
     from test_native import MODES, assert_same, engine_torch, native, run
 
     torch.set_num_threads(1)
@@ -63,6 +66,7 @@ def run_networks(seed: int, seconds: float) -> int:
         pixels = random_pixels(program, choose.choice((1, 2, 3, 5, 8, 13, 37, 70)), seed=seed + tries)
         threads, target = choose.randint(1, 4), choose.choice(native.targets())
         try:
+            check_random(seed + tries, threads=threads)
             assert_same(
                 run(native, program, pixels, mode, target=target, threads=threads), run(engine_torch, program, pixels, mode)
             )

@@ -2,15 +2,18 @@
 
 Weights are normalized and rounded to additive powers of two (APoT; Li, Dong & Wang, ICLR 2020), or to a uniform grid; the first
 and the last layer use a uniform 8-bit grid; activations have 2^b − 1 steps below a learnable threshold. One pass over a tensor
-costs about as much as a ReLU on a CPU, so the number of passes matters: four forward and three backward for an activation.
+costs about as much as a ReLU on a CPU, so the number of passes matters: one forward and one backward for an activation in C++
+(`nbsnn.fused`, for float32 on a CPU), and four and four in torch.
 """
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nbsnn import fused
 from nbsnn.gradients import with_values
 from nbsnn.quant.levels import LEVEL_STARTS, NEAREST_LEVEL, WEIGHT_BITS, apot_levels, apot_numerators, nearest_level_on
 from nbsnn.sums import dot, in_storage_order, is_dense, moments, total
@@ -87,6 +90,11 @@ class QuantizedWeight(NamedTuple):
 @torch.no_grad()
 def apot_weight(weight: Tensor, weight_scale: Tensor, *, bits: int, own_scale: bool = False) -> QuantizedWeight:
     """The forward half of `quantize_weight`, without gradient."""
+    known = fused.weight(
+        weight, weight_scale, partial(nearest_level_on, bits, weight.dtype, weight.device), own_scale=own_scale
+    )
+    if known is not None:
+        return QuantizedWeight(*known)
     mean, deviation = _statistics(weight, own_scale=own_scale)
     level = _signed_levels(weight, mean, deviation, weight_scale, bits=bits)
     # deviation - deviation is 0, or NaN if a weight is not finite, so that the loss shows it.
@@ -129,6 +137,9 @@ class _QuantizeWeight(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, weight_scale, values, mean, deviation = ctx.saved_tensors
+        known = fused.weight_gradient(grad, weight, weight_scale, (values, mean, deviation), own_scale=ctx.own_scale)
+        if known is not None:
+            return *known, None, None, None, None
         unit = (weight - mean).div_(deviation * weight_scale)
         inside = torch.ops.aten.hardtanh_backward(grad, unit, -1, 1)
         # d/ds of s·Q(ŵ/s) is Q − ŵ/s inside the clip and ±1 outside, where Q is ±1.
@@ -242,10 +253,15 @@ class _QuantizeActivation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, threshold: Tensor, levels: int, tolerance: float) -> Tensor:
         # `scaled` is x·L/θ + ½, clipped: it carries the inside/outside mask to the backward pass.
         shift = 0.5 + tolerance
+        ctx.levels, ctx.shift = levels, shift
+        known = fused.activation(x, threshold, levels=levels, shift=shift)
+        if known is not None:
+            scaled, y = known
+            ctx.save_for_backward(scaled, threshold, y)
+            return y
         scaled = _plus_multiple(torch.full_like(threshold, shift), x, levels / threshold).clamp_(shift, levels + shift)
         y = scaled.floor().mul_(threshold / levels)
         ctx.save_for_backward(scaled, threshold, y)
-        ctx.levels, ctx.shift = levels, shift
         return y
 
     @staticmethod
@@ -253,6 +269,9 @@ class _QuantizeActivation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         scaled, threshold, y = ctx.saved_tensors
         shift, levels = ctx.shift, ctx.levels
+        known = fused.activation_gradient(grad, scaled, threshold, levels=levels, shift=shift)
+        if known is not None:
+            return *known, None, None
         # d/dθ is q/L − x/θ inside and 1 above, where q/L is 1 (PACT with the rounding residue).
         rounded = dot(grad, y) / threshold  # first: what is read last is in the cache for the layer below
         inside = torch.ops.aten.hardtanh_backward(grad, scaled, shift, levels + shift)
