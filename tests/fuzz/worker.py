@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from fuzz import files, lines, programs, recipes, runs
+from fuzz import files, lines, networks, recipes, runs
 from fuzz.corpus import Corpus
 from fuzz.oracle import Failure
 
@@ -28,7 +28,7 @@ TRIES: list[tuple[int, Try]] = [
     (3, files.other_archive),
     (8, recipes.random_recipe),
     (2, runs.damaged_run),
-    (4, programs.random_network),
+    (4, networks.random_network),
     (7, lines.random_line),
 ]
 
