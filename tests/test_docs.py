@@ -163,7 +163,7 @@ def test_the_section_on_ones_own_network_and_images_runs_line_by_line(tmp_path, 
         words = shlex.split(line, comments=True)
         short = ["--set", "phase.all.epochs=1"] if words[1] in ("train", "report") else []
         assert main([*words[1:], *short]) == 0, line
-    assert {shlex.split(line)[1] for line in lines} >= {"quantize", "convert", "lower", "report"}
+    assert {shlex.split(line)[1] for line in lines} >= {"check", "quantize", "convert", "lower", "report"}
     assert {"recipe.toml", "quantized.safetensors", "integer.safetensors", "report.json"} <= {p.name for p in project.iterdir()}
     figures = json.loads((project / "report.json").read_text())
     assert {row["off"] for phase in figures["phases"][1:] for row in phase["spiking"] if row["schedule"] != "fixed"} == {0}

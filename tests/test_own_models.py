@@ -98,6 +98,27 @@ def test_training_starts_from_a_state_dict_and_finds_its_phases_again(here, tmp_
     assert refusal(capsys, *words[:-1], str(tmp_path / "run"), "--init", BEST).endswith("give one of them")
 
 
+def test_a_network_as_people_write_it_goes_all_the_way(here, tmp_path, capsys):
+    own, words = ["--model", "model:Plain"], ["-r", "recipe.toml", "--out", str(tmp_path / "run"), "--set", "phase.32.epochs=1"]
+    found = printed(capsys, "check", *own, "--data", "recipe.toml")
+    assert found["refused"] == 0
+    assert {finding["status"] for finding in found["findings"]} >= {"changed", "handled"}
+    printed(capsys, "train", *words, *own, "--device", "cpu")
+    best = str(tmp_path / "run/3bit/best.safetensors")
+    (row,) = printed(capsys, "convert", best, *own, "--schedule", "settle")["results"]
+    assert row["off"] == 0
+    assert printed(capsys, "lower", best, *own, "--out", str(tmp_path / "i.safetensors"))["fidelity"]["off"] == 0
+    assert printed(capsys, "info", best)["model"]["name"] == "model:Plain"
+
+
+def test_what_cannot_be_converted_is_refused_before_training(here, tmp_path, capsys):
+    words = ["train", "-r", "recipe.toml", "--model", "model:Gated", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert "the network cannot be converted after training" in refusal(capsys, *words)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert main(["check", "--model", "model:Gated", "--data", "recipe.toml"]) == 1
+    assert "refused" in capsys.readouterr().out
+
+
 def test_arguments_on_file_are_used_unless_others_are_given(here, capsys):
     words = ["eval", BEST, "--model", "model:net"]
     assert printed(capsys, *words)["images"] == 9

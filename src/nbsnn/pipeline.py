@@ -26,6 +26,7 @@ from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import read_state_dict
 from nbsnn.training.checks import (
+    check_convertible,
     check_fit,
     check_later_phases,
     check_own_fit,
@@ -144,6 +145,7 @@ def train(
         check_fit(recipe.model, splits.train, recipe.data.name)
     else:
         check_own_fit(own, splits.train, recipe.data.name)
+        check_convertible(own, splits.train, recipe)
     recipe = with_classes(recipe, splits.train, [] if overwrite else folders.values())
     device = torch.device(options.device)
     test = evaluation_batches(splits.test.to(device), world=world())

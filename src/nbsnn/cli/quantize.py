@@ -1,7 +1,7 @@
 """`nbsnn quantize`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -88,6 +88,7 @@ def quantize(
     few = evenly_spaced(splits.train, images)
     with console.layer_progress(f"quantizing, with {len(few)} images") as tell:
         quantized = quantize_network(network, spec, images=few, method=method, progress=tell)  # type: ignore[arg-type]
+    summary: Any = quantized.summary
     test = splits.test.some(limit)
     top1 = {}
     with console.image_progress(2 * len(test), "testing") as tell:
@@ -97,9 +98,11 @@ def quantize(
     recipe = recipe_for(header, data)
     metrics = {"top1": top1["quantized"], "float_top1": top1["float"], "calibration_images": len(few)}
     save_checkpoint(out, quantized, recipe=recipe and with_classes(recipe, splits.train, []), metrics=metrics)
+    console.note(str(summary))
     console.note(f"wrote {out}")
     if json_:
-        console.show_json({"checkpoint": str(out), "weight_bits": weight_bits, "act_bits": act_bits, **metrics})
+        console.show_json({"checkpoint": str(out), "weight_bits": weight_bits, "act_bits": act_bits, **metrics,
+                           "summary": summary.to_dict()})  # fmt: skip
         return
     row = (str(weight_bits), str(act_bits), f"{top1['float']:.2f}", f"{top1['quantized']:.2f}")
     columns = ("weight bits", "act bits", "float top-1 %", "quantized top-1 %")

@@ -14,11 +14,13 @@ from nbsnn.data.files import printable
 from nbsnn.data.images import Batches, LabelledImages, Splits
 from nbsnn.data.photos import PhotoSet
 from nbsnn.distributed import max_over_ranks, wait_for_all, warn, world
+from nbsnn.dry_run import check
 from nbsnn.errors import CheckpointError, ConfigError, NbsnnError, shown
 from nbsnn.finite import check_network
 from nbsnn.inputs import in_one_line, to_network
 from nbsnn.models.plain import PLAIN_NETS
 from nbsnn.quant.layers import QuantReLU
+from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Phase, Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.surgery import evaluation_mode
@@ -172,6 +174,22 @@ def check_own_fit(network: nn.Module, images: LabelledImages, name: str) -> None
         raise ConfigError(
             f"the network tells {scores.shape[1]} classes apart, but {name} has {len(images.classes)}; give it as many outputs"
         )
+
+
+def check_convertible(network: nn.Module, images: LabelledImages, recipe: Recipe) -> None:
+    """Raise an error for an own network that could not be quantized, converted and lowered after its training.
+
+    Raises:
+        ConfigError: names the first place, its remedy, and how many more there are.
+    """
+    quantized = [int(bits) for bits in recipe.phase if int(bits) != FLOAT_BITS]
+    if not quantized or read_plan(network):
+        return
+    image = to_network(images.normalized(images.pixels(slice(0, 1))), network)
+    refused = [found for found in check(network, image, spec=recipe.spec(quantized[0])) if found.status == "refused"]
+    if refused:
+        more = f" (and {len(refused) - 1} more, which nbsnn.check lists)" if len(refused) > 1 else ""
+        raise ConfigError(f"the network cannot be converted after training: {refused[0]}{more}")
 
 
 def with_classes(recipe: Recipe, images: LabelledImages, folders: Iterable[Path]) -> Recipe:
