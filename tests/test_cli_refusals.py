@@ -51,7 +51,10 @@ CASES = {
         "train -r digits/resnet20 --out {out} --init {files}/integer.safetensors",
         "from the one that it was lowered from",
     ),
-    "a float network packed": ("pack {files}/float.safetensors --out {out}", "quantize it with nbsnn train --init first"),
+    "a float network packed": (
+        "pack {files}/float.safetensors --out {out}",
+        "quantize it first, nbsnn quantize",
+    ),
     "seed of a setting": (TRAIN + " --set seed=x", "error: seed=x: must be "),
     "own network": ("eval {files}/own.safetensors", "add --model MODULE:FUNCTION"),
     "convert a float network": ("convert {files}/float.safetensors", "holds a float network"),

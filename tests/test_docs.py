@@ -149,7 +149,8 @@ def shell_lines(path: Path) -> list[str]:
 def section_of(path: Path, heading: str) -> list[str]:
     """The nbsnn commands of the first sh block under a heading."""
     text = path.read_text(encoding="utf-8").split(f"## {heading}\n")[1]
-    return next(match[2] for match in _BLOCK.finditer(text) if match[1] == "sh").splitlines()
+    block = next(match[2] for match in _BLOCK.finditer(text) if match[1] == "sh")
+    return [line for line in block.splitlines() if not line.strip().startswith("#")]
 
 
 def test_the_section_on_ones_own_network_and_images_runs_line_by_line(tmp_path, monkeypatch, capsys):

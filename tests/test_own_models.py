@@ -166,6 +166,12 @@ def test_a_module_of_the_same_name_in_another_folder_is_another_one(tmp_path):
     assert [own_network("samename:net", folder=tmp_path / str(n)).out_features for n in (1, 2, 1)] == [1, 2, 1]
 
 
+def test_a_module_that_is_named_as_one_of_python_is_refused(tmp_path):
+    (tmp_path / "json.py").write_text("def net():\n    pass\n")
+    with pytest.raises(ConfigError, match=r"json:net: another module is called json and is loaded already .*; rename yours"):
+        own_network("json:net", folder=tmp_path)
+
+
 # ------------------------------------------------------------------------------------------------------- bad values
 
 

@@ -147,7 +147,9 @@ def only_quantized(model: nn.Module | IntegerNetwork, checkpoint: Path | None, v
         raise ConfigError(f"{checkpoint} holds an integer network; {verb} takes a quantized one: name what it was lowered from")
     form = form_of(model)
     if form != "quantized":
-        remedy = "quantize it with nbsnn train --init first" if form == "float" else "name the one that it was made from"
+        remedy = (
+            "quantize it first, nbsnn quantize or train --init" if form == "float" else "name the one that it was made from"
+        )
         raise ConfigError(f"{checkpoint} holds a {form} network; {verb} takes a quantized one: {remedy}")
     return model
 

@@ -37,7 +37,7 @@ def own_network(name: str, args: Mapping[str, Any] | None = None, *, folder: str
             or returns something else than an `nn.Module`.
     """
     with _importable(Path(folder).resolve()):
-        function = _function(name)
+        function = _function(name, folder)
         called = f"{name}({', '.join(f'{key}={value!r}' for key, value in (args or {}).items())})"
         try:
             network = function(**(args or {}))
@@ -52,7 +52,7 @@ def parameters_of(name: str, *, folder: str | Path = ".") -> tuple[str, ...]:
     """The names of the arguments that a function takes, which is imported as by `own_network`."""
     with _importable(Path(folder).resolve()):
         try:
-            return tuple(inspect.signature(_function(name)).parameters)
+            return tuple(inspect.signature(_function(name, folder)).parameters)
         except ValueError:  # no signature, as some built-in types
             return ()
 
@@ -69,11 +69,15 @@ def is_in(folder: Path, name: str) -> bool:
     return importlib.machinery.PathFinder.find_spec(top, [str(folder.resolve())]) is not None
 
 
-def _function(name: str) -> Any:
+def _function(name: str, folder: str | Path) -> Any:
     """The function of "package.module:function", imported."""
     check_own_name(name)
     place, _, attribute = name.partition(":")
-    function = _attribute(_import(place, name), attribute, name)
+    module = _import(place, name)
+    file = getattr(module, "__file__", None)
+    if is_in(Path(folder), name) and (file is None or Path(folder).resolve() not in Path(file).resolve().parents):
+        raise ConfigError(f"{name}: another module is called {place} and is loaded already ({file}); rename yours")
+    function = _attribute(module, attribute, name)
     if not callable(function):
         raise ConfigError(f"{name} is a {type(function).__name__}; name a function that returns a network")
     return function
