@@ -645,6 +645,15 @@ LOWER = {
             integers(end=lambda net, x: x.flatten(1)),
         ),
     ),
+    "a max pool of shuffled pixels": Row(
+        lambda: integers(
+            lambda net, x: net.one(net.module(F.pixel_shuffle(x, 2))), module=nn.MaxPool2d(2), one=nn.Conv2d(1, 4, 1)
+        ),
+        "pool before the currents are rearranged",
+        lambda: integers(
+            lambda net, x: net.one(F.pixel_shuffle(net.module(x), 2)), module=nn.MaxPool2d(2), one=nn.Conv2d(1, 4, 1)
+        ),
+    ),
     "one weight layer after another": Row(
         lambda: integers(lambda net, x: net.conv2(net.conv3(x)), **PADDED),
         "put an nn.ReLU between them, or merge them",

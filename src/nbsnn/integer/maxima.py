@@ -55,7 +55,7 @@ def _maxima(x: Affine, values: ValueTable, windows: PlaneMap, shape: tuple[int, 
     used = [(take >= 0) & (term.gain != 0) for take, term in zip(takes, x.terms, strict=False)]
     single = len(takes) == len(x.terms) and int(torch.stack(used).sum(0).max()) <= 1
     if not single or (x.is_shifted and x.shift.numel() != x.channels):
-        raise NoForm("a max pool of what is not the output of neurons", "put it next to the activation")
+        raise NoForm("a max pool of neurons of several channels or layers", "pool before the currents are rearranged")
     terms = []
     for term, take, there in zip(x.terms, takes, used, strict=True):
         for lowest in (False, True):
