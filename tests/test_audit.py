@@ -221,9 +221,11 @@ def test_what_the_audit_cannot_see_is_refused():
     assert refusal(quantized_probe(tail=lambda net, x: torch.zeros(len(x), 3))) == message
 
 
-def test_anything_but_one_tensor_of_logits_is_refused():
-    net = quantized_probe(tail=lambda net, x: (x, x))
-    assert refusal(net) == "the network returns a tuple; return the logits alone, as one tensor"
+def test_anything_but_tensors_is_refused_as_an_output():
+    message = "the network returns a {}; return tensors, in tuples, lists or dicts"
+    assert refusal(quantized_probe(tail=lambda net, x: {"logits": [x, len(x)]})) == message.format("int")
+    assert refusal(quantized_probe(tail=lambda net, x: (None, []))) == message.format("result without a tensor")
+    assert refusal(quantized_probe(tail=lambda net, x: {("a", 1): x})) == message.format("dict with keys such as ('a', 1)")
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 6, 6), (1, 2, 9, 9)])

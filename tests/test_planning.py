@@ -326,12 +326,10 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
-def test_several_outputs_are_refused_before_any_training(kind):
-    network = Net(OUTPUTS[kind])
-    assert said(nbsnn.quantize, network, SPEC, images=IMAGES) == (
-        f"the network returns a {kind}; return the logits alone, as one tensor"
-    )
-    nbsnn.quantize(network, nbsnn.QuantSpec(2, 32), images=IMAGES)  # weights alone: nothing is going to be converted
+def test_several_outputs_go_all_the_way(kind):
+    quantized = nbsnn.quantize(Net(OUTPUTS[kind]), SPEC, images=IMAGES).eval()
+    results = [nbsnn.to_spiking(quantized, IMAGES)(IMAGES), nbsnn.lower(quantized, IMAGES).run(IMAGES)]
+    assert [type(result).__name__ for result in results] == [kind, kind]
 
 
 def test_an_output_without_classes_is_refused():

@@ -283,10 +283,10 @@ AUDIT = {
         "call the layer",
         lambda: spikes(lambda net, x: net.conv2(x)),
     ),
-    "two outputs": Row(
-        lambda: spikes(tail=lambda net, x: (x, x)),
-        "return the logits alone, as one tensor",
-        lambda: spikes(tail=lambda net, x: x),
+    "an output that is no tensor": Row(
+        lambda: spikes(tail=lambda net, x: (x, "logits")),
+        "return tensors, in tuples, lists or dicts",
+        lambda: (spikes(tail=lambda net, x: (x, [x])), spikes(tail=lambda net, x: {"logits": x})),
     ),
     "no axis of classes": Row(
         lambda: spikes(head=nn.Linear(4, 1), tail=lambda net, x: x.squeeze(1)),

@@ -16,6 +16,9 @@ _SHAPES = {2: "[B, F]", 3: "[B, C, L]", 4: "[B, C, H, W]"}
 _PLANE_LAYERS = (
     nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d
 )  # fmt: skip
+_LINE_LAYERS = (
+    nn.Conv1d, nn.ConvTranspose1d, nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d
+)  # fmt: skip
 
 
 def as_images(
@@ -37,7 +40,7 @@ def as_images(
         name: of the argument, for the message.
         network: the network that takes the images.
         ranks: numbers of axes that are allowed; unless given, those that `network` takes: 4 where it has a layer for planes,
-            such as Conv2d, else 2, 3 or 4 ([B, F], [B, C, L], [B, C, H, W]).
+            such as Conv2d, 3 where it has one for lines, such as Conv1d, else 2, 3 or 4 ([B, F], [B, C, L], [B, C, H, W]).
         channels: size of axis 1.
         least: images.
         pixels: also accept 8-bit pixels (uint8), which are returned unchanged.
@@ -189,8 +192,9 @@ def as_batches(loader: object, name: str = "loader", *, network: nn.Module | Non
 
 
 def _ranks_of(network: nn.Module | None) -> Collection[int]:
-    flat = network is not None and not any(isinstance(module, _PLANE_LAYERS) for module in network.modules())
-    return _SHAPES if flat else (4,)
+    kinds = (_LINE_LAYERS, _PLANE_LAYERS)
+    found = [any(isinstance(m, kind) for m in network.modules()) for kind in kinds] if network is not None else [False, True]
+    return [rank for rank, there in zip((3, 4), found, strict=True) if there] or _SHAPES
 
 
 def _kind(value: object) -> str:

@@ -16,6 +16,7 @@ from nbsnn.inputs import as_batches, as_labels, in_one_line, require_type, to_ne
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
 from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.structure import pick_output
 from nbsnn.surgery import evaluation_mode
 from nbsnn.wrappers import unwrap
 
@@ -46,6 +47,7 @@ def evaluate(
     model: nn.Module | IntegerNetwork,
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
+    output: str | int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Top-1 and top-5 of a network over a loader, in evaluation mode and full float32; the mode is restored.
@@ -55,6 +57,7 @@ def evaluate(
     Args:
         model: float, quantized, spiking, or an integer network (`network.using(engine="spikes", ...)` sets its options).
         loader: batches (images [B, C, H, W], labels [B]).
+        output: key or index of the logits [B, classes] in a network's result of several tensors; the first one unless given.
         progress: called with the number of images of each batch.
     Raises:
         ConfigError: not batches of images and labels, a label without a class of the network, or values in the network that are
@@ -75,7 +78,7 @@ def evaluate(
         batches = as_batches(loader, network=None if isinstance(model, IntegerNetwork) else model)
         for number, (images, given) in enumerate(batches, start=1):
             try:
-                logits = _logits(model, images, f"of batch {number}")
+                logits = _logits(model, images, f"of batch {number}", output)
             except DataError as error:
                 fault = error
                 break
@@ -111,14 +114,18 @@ def evaluate(
     )
 
 
-def _logits(model: nn.Module | IntegerNetwork, images: Tensor, batch: str) -> Tensor:
+def _logits(model: nn.Module | IntegerNetwork, images: Tensor, batch: str, output: str | int | None) -> Tensor:
     """[B, classes]; `batch` is for the message if images or logits are not finite, a DataError."""
     module = None if isinstance(model, IntegerNetwork) else model
     if module is not None:  # an integer network takes images unchanged, also 8-bit pixels
         images = to_network(images, module)
     check_images(images, DataError, name=f"images {batch}")
     with in_one_line(images):
-        logits: Tensor = model(images)
+        logits = pick_output(model(images), output)
+    if logits.dim() != 2:
+        raise ConfigError(
+            f"the network returns {list(logits.shape)}; evaluate takes logits [B, classes], which output= chooses"
+        )
     check_logits(logits, DataError, name=f"logits {batch}", network=module, images=images)
     return logits
 

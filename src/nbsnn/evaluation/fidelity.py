@@ -17,7 +17,9 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.proxy import neurons_of
 from nbsnn.spiking.schedules import schedule_named
+from nbsnn.structure import pick_output
 from nbsnn.surgery import shared_copy, tap
+from nbsnn.tracing import tensors_in
 from nbsnn.wrappers import bare, unwrap
 
 _BATCH = 50  # images of CIFAR's size at a time: all activations are in memory
@@ -42,7 +44,9 @@ class LayerFidelity:
 class Fidelity:
     """Result of `measure_fidelity`, per layer and in total.
 
-    `agreement` is the share of images with the same arg-max, in percent; accuracies in percent, None without labels;
+    `agreement` is the share of images (and of places, if the output has places) with the same arg-max over axis 1 of the chosen
+    output, in percent; `output_difference` the largest difference of any number of any output; accuracies in percent, None
+    without labels;
     `steps` [images] are the steps of each image.
     """
 
@@ -52,6 +56,7 @@ class Fidelity:
     steps: Tensor
     quantized_top1: float | None = None
     spiking_top1: float | None = None
+    output_difference: float = 0.0
 
     @property
     def off(self) -> float:
@@ -70,6 +75,7 @@ class Fidelity:
             "images": self.images, "agreement": self.agreement, "off": self.off, "differing": self.differing,
             "steps_mean": float(self.steps.double().mean()), "steps_max": int(self.steps.max()),
             "quantized_top1": self.quantized_top1, "spiking_top1": self.spiking_top1,
+            "output_difference": self.output_difference,
         }  # fmt: skip
 
 
@@ -81,6 +87,7 @@ def measure_fidelity(
     images: Tensor,
     *,
     labels: Tensor | None = None,
+    output: str | int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Fidelity:
     """Compare every neuron's net count with its quantized activation.
@@ -92,6 +99,7 @@ def measure_fidelity(
         quantized: the network that `spiking` was made from.
         images: [N, C, H, W], normalised; they are converted to the network's type, so float64 networks are compared in float64.
         labels: [N], for the accuracies.
+        output: key or index of the logits in a network's result of several tensors; the first one unless given.
         progress: called with the number of images of each batch.
     Raises:
         ConfigError: images or labels do not fit the network, or the network or the images hold values that are not finite.
@@ -106,22 +114,22 @@ def measure_fidelity(
     reference = with_ties_of(quantized, spiking)
     acts = {name: m for name, m in reference.named_modules() if isinstance(m, QuantReLU)}
     tally = {name: [0, 0, 0] for name in acts}
-    expected, actual, steps = [], [], []
+    outputs, steps = _Outputs(output), []
     for chunk in torch.split(images, fewer_if_larger(_BATCH, *images.shape[2:])):
         batch = chunk.to(parameter)
         with tap(acts) as wanted:
-            expected.append(reference(batch))
+            expected = reference(batch)
         result = spiking.simulate(batch, keep_counts=True)
-        actual.append(result.logits)
         steps.append(result.steps)
         for name, act in acts.items():
             if not wanted[name]:
                 continue
             want = (wanted[name][0] * (act.levels / act.clip())).round()
             _note(name, tally[name], (want - result.counts[name]).abs())
+        outputs.add(expected, result.logits)
         if progress:
             progress(len(chunk))
-    return _fidelity(tally, expected, actual, torch.cat(steps), labels)
+    return outputs.fidelity(tally, torch.cat(steps), labels)
 
 
 @full_float32()
@@ -132,6 +140,7 @@ def measure_integer_fidelity(
     images: Tensor,
     *,
     labels: Tensor | None = None,
+    output: str | int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Fidelity:
     """Compare every count of the integer network with the activation of the quantized network, simulated in floating point.
@@ -146,18 +155,19 @@ def measure_integer_fidelity(
     reference = shared_copy(quantized).eval()
     acts = {name: m for name, m in reference.named_modules() if isinstance(m, QuantReLU)}
     tally = {unit.name: [0, 0, 0] for unit in network.program.units}
-    expected, actual = [], []
+    outputs = _Outputs(output)
     for chunk in torch.split(images, fewer_if_larger(_BATCH, *images.shape[2:])):
         with tap({name: acts[name] for name in tally}) as wanted:
-            expected.append(reference(chunk.to(parameter)).cpu())
+            expected = reference(chunk.to(parameter))
         result = network.simulate(chunk, keep_counts=True, **network.options)
-        actual.append(result.logits.cpu())
         for name, entry in tally.items():
             want = (wanted[name][0] * (acts[name].levels / acts[name].clip())).round()
-            _note(name, entry, (want.cpu() - result.counts[name].cpu()).abs())
+            count = result.counts[name].cpu()
+            _note(name, entry, (want.cpu().reshape(count.shape) - count).abs())
+        outputs.add(expected, result.logits)
         if progress:
             progress(len(chunk))
-    return _fidelity(tally, expected, actual, torch.full((len(images),), network.timesteps), labels)
+    return outputs.fidelity(tally, torch.full((len(images),), network.timesteps), labels)
 
 
 def _checked(images: Tensor, labels: Tensor | None, quantized: nn.Module) -> tuple[nn.Module, Tensor, Tensor | None]:
@@ -190,21 +200,39 @@ def _note(name: str, entry: list[int], difference: Tensor) -> None:
     entry[2] = max(entry[2], int(difference.max()))
 
 
-def _fidelity(
-    tally: dict[str, list[int]], expected: list[Tensor], actual: list[Tensor], steps: Tensor, labels: Tensor | None
-) -> Fidelity:
-    """The result from a tally per layer and the logits of both networks, batch by batch."""
-    for logits, network in ((expected, "quantized"), (actual, "spiking")):
-        check_logits(torch.cat(logits), DataError, name=f"logits of the {network} network")
-    first, second = torch.cat(expected).argmax(1), torch.cat(actual).argmax(1)
-    return Fidelity(
-        layers=tuple(LayerFidelity(name, *entry) for name, entry in tally.items()),
-        images=len(first),
-        agreement=_percent(first == second),
-        steps=steps,
-        quantized_top1=None if labels is None else _percent(first == labels.to(first.device)),
-        spiking_top1=None if labels is None else _percent(second == labels.to(first.device)),
-    )
+class _Outputs:
+    """What both networks return, batch by batch: the chosen logits, and the largest difference of all numbers."""
+
+    def __init__(self, output: str | int | None) -> None:
+        self.output, self.largest = output, 0.0
+        self.expected: list[Tensor] = []
+        self.actual: list[Tensor] = []
+
+    def add(self, expected: Any, actual: Any) -> None:
+        """Compare a batch."""
+        for name, result, kept in (("quantized", expected, self.expected), ("spiking", actual, self.actual)):
+            for tensor in tensors_in(result):
+                check_logits(tensor, DataError, name=f"logits of the {name} network")
+            kept.append(pick_output(result, self.output).cpu())
+        for first, second in zip(tensors_in(expected), tensors_in(actual), strict=True):
+            self.largest = max(self.largest, float((first.cpu().double() - second.cpu().double()).abs().max()))
+
+    def fidelity(self, tally: dict[str, list[int]], steps: Tensor, labels: Tensor | None) -> Fidelity:
+        """The result, from a tally per layer."""
+        first, second = torch.cat(self.expected).argmax(1), torch.cat(self.actual).argmax(1)
+        if labels is not None and first.dim() > 1:
+            raise ConfigError(
+                "labels are classes of images, and the output has places; leave them out, or choose another output"
+            )
+        return Fidelity(
+            layers=tuple(LayerFidelity(name, *entry) for name, entry in tally.items()),
+            images=len(first),
+            agreement=_percent(first == second),
+            steps=steps,
+            quantized_top1=None if labels is None else _percent(first == labels.to(first.device)),
+            spiking_top1=None if labels is None else _percent(second == labels.to(first.device)),
+            output_difference=self.largest,
+        )
 
 
 def _percent(hits: Tensor) -> float:

@@ -15,6 +15,7 @@ from nbsnn.shapes import per_channel, plane
 
 MOST_FRACTION_BITS = 28
 FEWEST_FRACTION_BITS = 12  # if 32 bits leave fewer, 64 are used
+FEW_BITS = 8  # of a multiplier: below 2^8 rounding changes such a gain by up to 0.2 %
 _IMAGE_SUMS = 62  # bits of a product with the image, in int64
 _IMAGE_MULTIPLIER = 31  # bits of its multiplier
 
@@ -30,6 +31,7 @@ class Setting:
         sizes: value → largest |value| in a step.
         constant: values that do not change in time.
         float_bits: 8 or 16, for weights that are not integers.
+        mapped: values with weights of a map of places, whose divisor makes multipliers small.
         notes: a line is appended for each of those.
     """
 
@@ -39,6 +41,7 @@ class Setting:
     sizes: dict[str, int]
     constant: frozenset[str]
     float_bits: int
+    mapped: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
 
 
@@ -59,6 +62,7 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
     """
     wholes = [_whole(term, firing.current, setting) for term in firing.current.terms]
     height = firing.threshold * setting.timesteps / firing.levels
+    mapped = any(whole.branch.after is not None or whole.branch.source in setting.mapped for whole in wholes)
     for limit, fewest in ((NARROW, FEWEST_FRACTION_BITS), (WIDE, 1)):
         for bits in range(MOST_FRACTION_BITS, fewest - 1, -1):
             scale = 2.0**bits / height  # from the activation's unit to the membrane's
@@ -68,6 +72,8 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
                 branches, [whole.load for whole in wholes], bias, bits,
                 timesteps=setting.timesteps, sizes=setting.sizes, constants=setting.constant,
             )  # fmt: skip
+            if bound < limit == NARROW and mapped and not all(_is_fine(branch.multiplier) for branch in branches):
+                break
             if bound < limit:
                 kind = torch.int64 if limit == WIDE else torch.int32
                 return Unit(
@@ -79,6 +85,11 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
         f"the currents of {firing.name} overflow {WIDE.bit_length() - 1} bits relative to its threshold of "
         f"{firing.threshold:.3g}; give it a larger threshold, or train on"
     )
+
+
+def _is_fine(multiplier: Tensor) -> bool:
+    """Whether rounding changes no gain of a branch by more than 0.2 %."""
+    return bool(((multiplier == 0) | (multiplier.abs() >= 2**FEW_BITS)).all())
 
 
 def integer_head(output: Affine, setting: Setting) -> Head:

@@ -12,9 +12,9 @@ from nbsnn.inputs import as_images, to_network
 from nbsnn.integer.affine import Affine
 from nbsnn.integer.arrangement import arranged
 from nbsnn.integer.description import describe_units
-from nbsnn.integer.fixedpoint import Setting, integer_head, integer_unit
+from nbsnn.integer.fixedpoint import FEW_BITS, Setting, integer_head, integer_unit
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.integer.nodes import IMAGE, Head, Node
+from nbsnn.integer.nodes import IMAGE, Head, Node, Resample, Unit
 from nbsnn.integer.pixels import pixel_grid
 from nbsnn.integer.program import Program, constant_values, step_sizes
 from nbsnn.integer.readout import Output, Part, Readout
@@ -27,8 +27,6 @@ from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.wrappers import as_network, copied
 
 logger = logging.getLogger(__name__)
-
-FEW_BITS = 8  # warn of multipliers below 2^8: rounding changes such a gain by up to 0.2 %
 
 
 @full_float32()
@@ -75,7 +73,7 @@ def lower(
     setting = Setting(
         timesteps, pixels.fraction_bits, seen.values.shapes,
         sizes=dict.fromkeys((f.name for f in seen.firings), 1) | step_sizes(seen.values.nodes, pixels),
-        constant=constant_values(seen.values.nodes), float_bits=float_weight_bits,
+        constant=constant_values(seen.values.nodes), float_bits=float_weight_bits, mapped=_mapped(seen.values.nodes),
     )  # fmt: skip
     nodes: dict[str, Node] = {firing.name: integer_unit(firing, setting) for firing in seen.firings}
     nodes |= {node.name: node for node in seen.values.nodes}
@@ -111,6 +109,15 @@ def _heads(seen: Trace, setting: Setting) -> tuple[list[Head], Readout | None]:
         for form in whole
     ]
     return [integer_head(form, setting) for form in forms], Readout(tuple(outputs), seen.tree)
+
+
+def _mapped(nodes: Iterable[Node]) -> frozenset[str]:
+    """Values that are sums with different weights, or pooled or flattened of such."""
+    known: set[str] = set()
+    for node in nodes:
+        if not isinstance(node, Unit) and ((isinstance(node, Resample) and node.map.largest > 1) or node.source in known):
+            known.add(node.name)
+    return frozenset(known)
 
 
 def _in_order(wanted: Iterable[str], nodes: dict[str, Node]) -> tuple[Node, ...]:

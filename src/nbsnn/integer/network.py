@@ -19,6 +19,7 @@ from nbsnn.integer.products import with_pools
 from nbsnn.integer.program import Outcome, Program
 from nbsnn.integer.storage import load_program, save_program
 from nbsnn.spiking.schedules import check_pair, check_timesteps, exact_schedules, schedule_named
+from nbsnn.structure import map_outputs
 from nbsnn.threads import PerThread
 
 _IN_FLIGHT_BYTES = 2**28  # memory for images in flight; the rest of a batch waits
@@ -30,7 +31,7 @@ class Result:
     """Result of a run on B images.
 
     Attributes:
-        logits: [B, classes] float32.
+        logits: what the network returns, float32: [B, classes], or any tensors in tuples, lists and dicts.
         steps: [B] int64, as in `Outcome`.
         spikes: unit → [B] int64, as in `Outcome`.
         counts: unit → [B, *shape] int32, if requested.
@@ -39,7 +40,7 @@ class Result:
         backend: the backend that ran: "native", "torch" or a registered one.
     """
 
-    logits: Tensor
+    logits: Any
     steps: Tensor
     spikes: dict[str, Tensor]
     counts: dict[str, Tensor]
@@ -93,8 +94,8 @@ class IntegerNetwork:
         """The same network with other defaults for engine, neuron, schedule or backend, for `evaluate` and calls."""
         return IntegerNetwork(self.program, **self.options | options)
 
-    def run(self, images: Tensor, **options: Any) -> Tensor:
-        """Logits [B, classes] float32; arguments, errors and defaults as in `simulate`."""
+    def run(self, images: Tensor, **options: Any) -> Any:
+        """What the network returns in float32, such as logits [B, classes]; arguments, errors and defaults as in `simulate`."""
         result = self.simulate(images, **self.options | options)
         self.steps = result.steps
         return result.logits
@@ -216,9 +217,9 @@ class IntegerNetwork:
 
 def _joined(program: Program, outcomes: list[Outcome], backend: str) -> Result:
     first = outcomes[0]
-    accumulators = [torch.cat(parts) for parts in zip(*(outcome.accumulators for outcome in outcomes), strict=True)]
+    results = [program.result(outcome.accumulators) for outcome in outcomes]
     return Result(
-        program.result(accumulators),
+        map_outputs(lambda *parts: torch.cat(parts), *results),
         torch.cat([outcome.steps for outcome in outcomes]),
         {name: torch.cat([outcome.spikes[name] for outcome in outcomes]) for name in first.spikes},
         {name: torch.cat([outcome.counts[name] for outcome in outcomes]) for name in first.counts},

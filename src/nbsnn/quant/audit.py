@@ -29,6 +29,7 @@ from nbsnn.quant.operations import (
     refused_function,
 )
 from nbsnn.quant.populations import Populations
+from nbsnn.structure import odd_output
 from nbsnn.surgery import evaluation_mode
 from nbsnn.tracing import tensors_in
 
@@ -49,15 +50,18 @@ def audit(quantized: nn.Module, example: Tensor) -> Flow:
     _check_quantized(quantized)
     run = _Audit(quantized)
     output = run.run(example, ConversionError)
-    if not isinstance(output, Tensor):
-        raise ConversionError(f"the network returns a {type(output).__name__}; return the logits alone, as one tensor")
-    if output not in run.known:
+    outputs = list(tensors_in(output))
+    if (odd := odd_output(output)) is not None or not outputs:
+        raise ConversionError(
+            f"the network returns a {odd or 'result without a tensor'}; return tensors, in tuples, lists or dicts"
+        )
+    if any(tensor not in run.known for tensor in outputs):
         raise ConversionError(f"the network's output {_UNSEEN}")
-    run.check_overwritten([output])
+    run.check_overwritten(outputs)
     if run.depth == 0:
         raise ConversionError("no quantized activation lies between image and output; call one in forward: x = self.act(x)")
     run.check_loose()
-    if output.dim() < 2:
+    if any(tensor.dim() < 2 for tensor in outputs):
         raise ConversionError("the network returns one axis, that of the batch; return [B, 1], without a squeeze at the end")
     _check_images_stay_apart(quantized, example[:1])
     return run
@@ -84,12 +88,14 @@ def _check_images_stay_apart(quantized: nn.Module, image: Tensor) -> None:
     """
     with evaluation_mode(quantized):
         try:
-            first, second = (quantized(torch.cat([image, other])) for other in (-image, torch.zeros_like(image)))
+            results = (quantized(torch.cat([image, other])) for other in (-image, torch.zeros_like(image)))
+            first, second = (list(tensors_in(result)) for result in results)
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ConversionError(f"the network does not run on a batch of 2 images ({reason}); keep axis 0 free") from error
-        check_logits(first, ConversionError, network=quantized, images=torch.cat([image, -image]))
-    if not torch.allclose(first[0], second[0], rtol=1e-4, atol=1e-4):
+        for logits in first:
+            check_logits(logits, ConversionError, network=quantized, images=torch.cat([image, -image]))
+    if not all(torch.allclose(a[0], b[0], rtol=1e-4, atol=1e-4) for a, b in zip(first, second, strict=True)):
         raise ConversionError(
             "the result for an image depends on the other images of its batch; keep axis 0 first and untouched "
             "(no indexing, matrix product or permutation over it)"

@@ -19,6 +19,7 @@ from nbsnn.spiking.functional import fold, unfold
 from nbsnn.spiking.neuron import check_precision, refuse_half
 from nbsnn.spiking.proxy import neurons_of, proxy_activation, rates_of, run_on_means
 from nbsnn.spiking.schedules import Neuron, schedule_named
+from nbsnn.structure import map_outputs
 from nbsnn.threads import PerThread
 
 Gradient = Literal["proxy", "surrogate"]
@@ -29,19 +30,20 @@ class SpikingResult:
     """Result of a run on B images.
 
     Attributes:
-        logits: [B, classes], averaged over T.
+        logits: what the network returns, averaged over T: [B, classes], or any tensors in tuples, lists and dicts.
         steps: [B] int64, steps of each image: T ("fixed"), until its last neuron was silent ("settle"), or
             (depth + 1)·T ("barrier").
         counts: neuron layer → [B, ...] net spikes, if requested; integers in the network's floating-point type.
     """
 
-    logits: Tensor
+    logits: Any
     steps: Tensor
     counts: dict[str, Tensor]
 
 
 class SpikingNetwork(nn.Module):
-    """Result of `nbsnn.to_spiking`. Called on images [B, C, H, W], it returns logits [B, classes], averaged over T.
+    """Result of `nbsnn.to_spiking`. Called on images [B, C, H, W] or as the network takes them, it returns what the network
+        returns, such as logits [B, classes], averaged over T.
 
     Several threads may call one object at the same time, as nn.DataParallel does with its replicas: each call has its own
         state. Layers stay in evaluation mode also after `train()`: batch norm uses its running statistics. In evaluation mode
@@ -94,19 +96,19 @@ class SpikingNetwork(nn.Module):
         self.training = mode
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         images = self._checked(images)
         with self._full_precision():
             return self._logits(images)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor) -> Any:
         if not torch.is_grad_enabled() or self.gradient == "surrogate":
             return self._simulate(images).logits
         with torch.no_grad():
             result = self._simulate(images, keep_counts=True)
             rates = rates_of(self.network, result.counts)
         proxy = run_on_means(self.network, images, lambda name, n, x: with_values(proxy_activation(n, x), rates[name]))
-        return with_values(proxy, result.logits)
+        return map_outputs(with_values, proxy, result.logits)
 
     def simulate(self, images: Tensor, *, keep_counts: bool = False) -> SpikingResult:
         """Run, and return logits, steps and counts; with autograd enabled, gradients are surrogate gradients.
@@ -148,13 +150,13 @@ class SpikingNetwork(nn.Module):
         if keep_counts:
             found = {name: call.state_of(neuron).count for name, neuron in neurons_of(self.network).items()}
             counts = {name: count for name, count in found.items() if count is not None}
-        return SpikingResult(total / self.timesteps, steps, counts)
+        return SpikingResult(map_outputs(lambda x: x / self.timesteps, total), steps, counts)
 
-    def _go_on(self, images: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    def _go_on(self, images: Tensor, call: Call) -> tuple[Any, Tensor]:
         """Run the window with the image, then windows without image and bias, if needed until no neuron fires.
 
         Returns:
-            The head's summed current [B, classes], and the steps taken [B].
+            The summed currents of the outputs, and the steps taken [B].
         """
         T, schedule = self.timesteps, schedule_named(self.schedule)
         bias, total = self._rest(images, call), self._window(images, call, "drive")
@@ -162,7 +164,8 @@ class SpikingNetwork(nn.Module):
         done, longest = T, schedule.steps(T, self.depth)
         steps = torch.full((len(images),), T if schedule.windows is None else longest)
         while schedule.windows is None or done < longest:
-            total = total + self._window(nothing, call, "drain") - T * bias
+            window = self._window(nothing, call, "drain")
+            total = map_outputs(lambda sum_, current, rest: sum_ + current - T * rest, total, window, bias)
             done += T
             if schedule.windows is None:
                 activity = call.activity().cpu()
@@ -174,19 +177,17 @@ class SpikingNetwork(nn.Module):
                     raise ConversionError(f"still firing after {done} steps, where {longest + 1} suffice: run it in float64")
         return total, steps
 
-    def _rest(self, images: Tensor, call: Call) -> Tensor:
-        """The head's current in a step without image and spikes, [1, classes]; neurons store theirs."""
+    def _rest(self, images: Tensor, call: Call) -> Any:
+        """The outputs' currents in a step without image and spikes, [1, ...]; neurons store theirs."""
         with running(call.begin("rest")):
-            bias: Tensor = self.network(torch.zeros_like(images[:1]))
-        return bias
+            return self.network(torch.zeros_like(images[:1]))
 
-    def _window(self, images: Tensor, call: Call, stage: Stage) -> Tensor:
-        """The head's current, summed over a window."""
+    def _window(self, images: Tensor, call: Call, stage: Stage) -> Any:
+        """The outputs' currents, summed over a window."""
         folded = fold(images.unsqueeze(0).expand(self.timesteps, *images.shape))
         with running(call.begin(stage)):
-            current: Tensor = self.network(folded)
-        total: Tensor = unfold(current, self.timesteps).sum(0)
-        return total
+            currents = self.network(folded)
+        return map_outputs(lambda current: unfold(current, self.timesteps).sum(0), currents)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SpikingNetwork":
         # The type of a parameter after .half() or .to(dtype), before any is changed.

@@ -6,6 +6,7 @@ spikes, its backward pass the straight-through gradient of the quantized activat
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ def proxy_activation(neuron: IFNeuron, current: Tensor) -> Tensor:
     return quantize_activation(current, neuron.clip(), bits=neuron.bits, tolerance=tolerance)
 
 
-def run_on_means(network: nn.Module, images: Tensor, answer: Callable[[str, IFNeuron, Tensor], Tensor]) -> Tensor:
+def run_on_means(network: nn.Module, images: Tensor, answer: Callable[[str, IFNeuron, Tensor], Tensor]) -> Any:
     """Run a module tree with neurons on means over time, in one pass over the images.
 
     Args:
@@ -43,5 +44,4 @@ def run_on_means(network: nn.Module, images: Tensor, answer: Callable[[str, IFNe
     names = {neuron: name for name, neuron in neurons_of(network).items()}
     call = Call(1, stage="mean", answer=lambda neuron, current: answer(names[neuron], neuron, current))
     with running(call):
-        logits: Tensor = network(images)
-    return logits
+        return network(images)

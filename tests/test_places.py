@@ -1,0 +1,110 @@
+"""What maps places between activations: transposed convolutions, enlargements, uneven averages, borders, shuffles, constants.
+
+All are exact in spikes under settle and barrier, and in integers, in both backends.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import randomize_
+from torch import nn
+
+import nbsnn
+from nbsnn.integer.backends.native import why_not
+
+BACKENDS = ["torch", *(["native"] if why_not() is None else [])]
+OPTIONS = (
+    {"engine": "counts"}, {"engine": "spikes", "schedule": "settle"}, {"engine": "spikes", "schedule": "barrier"},
+    {"engine": "spikes", "schedule": "fixed"},
+)  # fmt: skip
+
+
+class Middle(nn.Module):
+    """A convolution to [B, 4, 6, 6], steps with an activation behind each, another convolution, a mean, and a head."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.layers = nn.ModuleList(layer for layer, _ in steps)
+        self.acts = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()) for _ in steps)
+        self.uses = [use for _, use in steps]
+        self.last, self.act, self.head = nn.Conv2d(4, 3, 3, padding=1), nn.ReLU(), nn.Linear(3, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer, use, act in zip(self.layers, self.uses, self.acts, strict=True):
+            x = act(use(layer, x))
+        return self.head(self.act(self.last(x)).mean((2, 3)))
+
+
+def conv(**options):
+    return nn.Conv2d(4, 4, **{"kernel_size": 3, "padding": 1} | options)
+
+
+def before(change, **options):
+    """A convolution of what `change` makes."""
+    return conv(**options), lambda layer, x: layer(change(x))
+
+
+def after(change, **options):
+    """What `change` makes of a convolution."""
+    return conv(**options), lambda layer, x: change(layer(x))
+
+
+def shuffled(x):
+    return x.view(len(x), 2, 2, *x.shape[2:]).transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+
+
+def plain(layer):
+    return layer, lambda layer, x: layer(x)
+
+
+ROW = torch.linspace(0, 1, 6, dtype=torch.float64)
+CHAINS = {
+    "transposed convolutions": [
+        plain(nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, output_padding=1)),
+        plain(nn.ConvTranspose2d(4, 4, (2, 3), stride=(1, 2), padding=(0, 3), dilation=(1, 2), groups=2)),
+    ],
+    "depthwise transposed": [plain(nn.ConvTranspose2d(4, 4, 4, stride=2, padding=1, groups=4, bias=False))],
+    "nearest": [before(lambda x: F.interpolate(x, scale_factor=2)), after(nn.UpsamplingNearest2d(size=(8, 7)))],
+    "bilinear": [
+        before(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")), after(nn.UpsamplingBilinear2d(size=(7, 9))),
+    ],
+    "bicubic": [after(lambda x: F.interpolate(x, size=(9, 12), mode="bicubic"))],
+    "uneven averages": [before(lambda x: F.adaptive_avg_pool2d(x, 4)), after(lambda x: F.adaptive_avg_pool2d(x, (3, 5)))],
+    "excluded padding": [before(lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False))],
+    "ceil mode": [before(lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True)), after(nn.AvgPool2d(3, 1, 1))],
+    "borders": [before(lambda x: F.pad(x, (0, 1, 2, -1)), padding=0), before(nn.ZeroPad2d((1, 0, 0, 1)), padding=0, stride=2)],
+    "other borders": [plain(conv(padding_mode="reflect")), plain(conv(kernel_size=2, padding="same"))],
+    "filled border": [before(lambda x: F.pad(x, (0, 1, 2, 1), value=0.7))],
+    "a shift before padding": [before(lambda x: x + 1), before(lambda x: F.avg_pool2d(x - 0.5, 3, 1, 1))],
+    "constants per place": [before(lambda x: x + ROW), after(lambda x: x - ROW[:, None])],
+    "rows and columns": [before(lambda x: torch.cat([x[:, :, 1:5], x[..., 1:3, :]], 2)), after(lambda x: x[..., 1::2])],
+    "a focus": [before(lambda x: torch.cat([x[:, :2, ::2, ::2], x[:, 1:3, 1::2, ::2]], 1))],
+    "shuffles": [before(shuffled, groups=2), after(lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2))],
+    "a stack": [(conv(), lambda layer, x: torch.stack([layer(x), x], 2).flatten(1, 2)[:, :4])],
+    "means that broadcast": [
+        before(lambda x: x + x.mean((2, 3), keepdim=True)),
+        (conv(), lambda layer, x: layer(x) + x.mean(3, keepdim=True) - x.view(len(x), 4, -1).mean(2)[:, :, None, None]),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("name", CHAINS)
+def test_places_are_mapped_exactly(name):
+    torch.manual_seed(1)
+    images = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    net = nbsnn.quantize(Middle(CHAINS[name]).double(), nbsnn.QuantSpec(4, 2), example=images[:1]).eval()
+    randomize_(net)
+    for schedule in ("settle", "barrier"):
+        assert nbsnn.measure_fidelity(net, nbsnn.to_spiking(net, images[:1], schedule=schedule), images).differing == 0
+    network = nbsnn.lower(net, images[:1])
+    fidelity = nbsnn.measure_integer_fidelity(net, network, images)
+    assert fidelity.differing == 0
+    assert fidelity.output_difference < 1e-5
+    for options in OPTIONS:
+        first, *others = (network.simulate(images, backend=backend, keep_counts=True, **options) for backend in BACKENDS)
+        for other in others:
+            assert torch.equal(first.logits, other.logits)
+            assert all(torch.equal(count, other.counts[key]) for key, count in first.counts.items())
