@@ -3,6 +3,8 @@
 All are exact in spikes under settle and barrier, and in integers, in both backends.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,8 @@ from torch import nn
 
 import nbsnn
 from nbsnn.integer.backends.native import why_not
+from nbsnn.integer.maps import AxisMap
+from nbsnn.integer.nodes import Resample
 
 BACKENDS = ["torch", *(["native"] if why_not() is None else [])]
 OPTIONS = (
@@ -108,3 +112,37 @@ def test_places_are_mapped_exactly(name):
         for other in others:
             assert torch.equal(first.logits, other.logits)
             assert all(torch.equal(count, other.counts[key]) for key, count in first.counts.items())
+
+
+def enlarging():
+    torch.manual_seed(1)
+    image = torch.randn(1, 2, 6, 6)
+    return nbsnn.lower(nbsnn.quantize(Middle(CHAINS["nearest"]), nbsnn.QuantSpec(4, 2), example=image).eval(), image)
+
+
+AXES = {
+    "leaves its source": lambda axis: {"index": axis.index + 3},
+    "weighs nothing": lambda axis: {"index": axis.index * 0 - 1},
+    "is of another size": lambda axis: {"size": axis.size + 1},
+    "weighs too much": lambda axis: {"weight": axis.weight * 2**15},
+    "has another type": lambda axis: {"weight": axis.weight.long()},
+}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_a_map_that_does_not_fit_is_refused(name):
+    program = enlarging().program
+    at, node = next((i, node) for i, node in enumerate(program.nodes) if isinstance(node, Resample))
+    rows = replace(node.map.rows, **AXES[name](node.map.rows))
+    nodes = (*program.nodes[:at], replace(node, map=replace(node.map, rows=rows)), *program.nodes[at + 1 :])
+    with pytest.raises(nbsnn.LoweringError, match="not a valid program"):
+        nbsnn.IntegerNetwork(replace(program, nodes=nodes))
+
+
+def test_maps_compose_as_matrices_do():
+    first = AxisMap.of_matrix(torch.tensor([[1, 3, 0], [0, 2, -1], [0, 0, 0], [1, 0, 0]]))
+    second = AxisMap.choosing(torch.tensor([-1, 3, 0]), 4)
+    assert torch.equal(second.after(first).matrix(), second.matrix() @ first.matrix())
+    x = torch.arange(6).reshape(1, 1, 3, 2)
+    assert torch.equal(first.apply(x, 2)[0, 0], first.matrix() @ x[0, 0])
+    assert (first.largest, first.reads, first.places, first.is_identity) == (4, 2, 4, False)

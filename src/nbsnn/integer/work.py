@@ -7,6 +7,9 @@ The limits are generous. For comparison: `imagenet/vgg16` has 10^10 products and
 from math import prod
 from typing import NamedTuple
 
+import torch
+
+from nbsnn.integer.maps import PlaneMap
 from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, MaxPool, Node, Resample, SumPool, Unit
 from nbsnn.integer.program import Program
 
@@ -16,6 +19,10 @@ MOST_POSITIONS = 2**24  # of a node: the kernel indexes those of all images in f
 MOST_READS = 2**25  # of all synapses: 8 bytes each while the kernel's tables are made
 MOST_COLUMNS = 2**28  # of one convolution, unrolled to a matrix: 8 bytes each in the torch backend
 MOST_CHAIN = 8  # pools and flattenings one after the other
+
+
+_DIGITS = 12  # of a factor of a map, in base 4 and each up to 3, in the kernel's tables (`integer.taps`)
+_LARGEST_UNIT = 256  # the largest multiple of an 8-bit weight that the kernel holds
 
 
 class Work(NamedTuple):
@@ -47,6 +54,7 @@ def work_of(program: Program) -> Work:
     """Estimate the work and memory of a program."""
     shapes = program.shapes
     windows = {IMAGE: 1}  # positions of the unit (or the image) that a position of a value sums over
+    sums = {IMAGE: 1}  # the same, with a position as often as its weight in maps; 16-bit weights leave no room for a factor
     places = {IMAGE: prod(shapes[IMAGE][1:])}  # positions of a value, before flattening
     chains = {IMAGE: 0}  # pools and flattenings since the unit
     products = values = reads = columns = 0
@@ -57,27 +65,40 @@ def work_of(program: Program) -> Work:
             for branch in node.branches:
                 products += _products(branch, node.shape)
                 columns = max(columns, _columns(branch, node.shape))
-                reads += _reads(branch, places[branch.source], node.shape) * windows[branch.source]
-            windows[node.name], places[node.name], chains[node.name] = 1, prod(node.shape[1:]), 0
+                narrow = branch.weight is None or branch.weight.dtype == torch.int8
+                times = (windows if narrow else sums)[branch.source]
+                reads += times * _reads(branch, places[branch.source], node, narrow=narrow)
+            windows[node.name] = sums[node.name] = 1
+            places[node.name], chains[node.name] = prod(node.shape[1:]), 0
             continue
         window = _window(node)
         windows[node.name] = windows[node.source] * window
+        sums[node.name] = sums[node.source] * (node.map.largest if isinstance(node, Resample) else window)
         places[node.name] = places[node.source] if isinstance(node, Flatten) else prod(node.shape[1:])
         chains[node.name] = chains[node.source] + 1
         products += prod(node.shape) * window
         reads += places[node.name] * windows[node.name]
         if isinstance(node, MaxPool):  # readers see its result, not its windows
-            windows[node.name] = 1
-    positions = max(prod(shape[1:]) for shape in (*shapes.values(), *(head.shape for head in program.heads)))
+            windows[node.name] = sums[node.name] = 1
+    branches = [branch for node in (*program.units, *program.heads) for branch in node.branches]
+    mapped = [prod(branch.after.size) for branch in branches if branch.after is not None]
+    positions = max(*mapped, *(prod(shape[1:]) for shape in (*shapes.values(), *(head.shape for head in program.heads))))
     values += sum(prod(output.shape) * len(output.parts) for output in program.readout.outputs) if program.readout else 0
     return Work(products, prod(shapes[IMAGE]) + values, positions, reads, columns, max(chains.values()))
 
 
 def _window(node: Node) -> int:
     """Places that a place of a node is summed or chosen from."""
-    if isinstance(node, (Resample, MaxPool)):
+    if isinstance(node, MaxPool):
         return node.map.reads
+    if isinstance(node, Resample):
+        return _times(node.map)
     return prod(node.kernel) if isinstance(node, SumPool) else 1
+
+
+def _times(change: PlaneMap) -> int:
+    """Places that a place of a map's result is summed from, each as often as the kernel's table may hold it."""
+    return change.reads if change.largest <= change.reads else max(_DIGITS * change.reads, change.largest // _LARGEST_UNIT)
 
 
 def _before(branch: Branch, shape: tuple[int, ...]) -> int:
@@ -99,11 +120,15 @@ def _columns(branch: Branch, shape: tuple[int, ...]) -> int:
     return branch.groups * prod(branch.weight.shape[1:]) * _before(branch, shape)
 
 
-def _reads(branch: Branch, places: int, shape: tuple[int, ...]) -> int:
+def _reads(branch: Branch, places: int, node: Unit | Head, *, narrow: bool) -> int:
     """Positions of the source in the kernel's table, or weights that the kernel makes."""
+    shape, after = node.shape, branch.after
     if branch.weight is None:
         unit_matrix = len(shape) == 1 and places > 1  # how a skip from a flattened value is read
         return prod(shape) ** 2 if unit_matrix else prod(shape[1:])
     if branch.weight.dim() == 2:
         return places
-    return prod(branch.weight.shape[2:]) * prod(shape[1:]) * (1 if branch.after is None else branch.after.reads)
+    kernel = prod(branch.weight.shape[2:])
+    if after is None or isinstance(node, Head):  # a head's map follows the kernel's sums
+        return kernel * _before(branch, shape)
+    return kernel * prod(shape[1:]) * (_times(after) if narrow else after.largest)

@@ -7,7 +7,8 @@ of torch tensors. All indices used in C++ are computed and checked here, and che
 import ctypes
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -137,23 +138,41 @@ def _run(
 ) -> Outcome:  # fmt: skip
     handle = _handle(program, target)
     _check_pixels(program, pixels)
-    batch, units, heads = len(pixels), program.units, program.heads
+    batch, units, heads = len(pixels), program.units, _kernel_heads(program)
     workers = torch.get_num_threads() if threads is None else threads
     if not 1 <= workers <= 1024:
         raise ConfigError(f"threads={workers}: give a number from 1 to 1024")
     counts = {u.name: torch.empty(batch, *u.shape, dtype=torch.int32) for u in units} if keep_counts else {}
-    sums = tuple(torch.empty(batch, *head.shape, dtype=torch.int64) for head in heads for _ in head.branches)
+    sums = [torch.empty(batch, *head.shape, dtype=torch.int64) for head in heads]
     steps = np.zeros(batch, np.int32)
     sending = program.sending
     spikes = torch.zeros(len(sending) + len(heads), batch, dtype=torch.int64)
     done = handle.library.nbsnn_run(
         handle.address, _address(pixels), batch, mode, workers, FLIGHT,
-        _addresses([*(counts.get(node.name) for node in sending), *(None for _ in heads)]), _addresses(list(sums)),
+        _addresses([*(counts.get(node.name) for node in sending), *(None for _ in heads)]), _addresses([*sums]),
         steps.ctypes.data, _address(spikes),
     )  # fmt: skip
     _check(handle.library, done)
     by_unit = {node.name: spikes[i] for i, node in enumerate(sending) if isinstance(node, Unit)}
-    return Outcome(sums, torch.from_numpy(steps).to(torch.int64), by_unit, counts)
+    return Outcome(_mapped(program, sums), torch.from_numpy(steps).to(torch.int64), by_unit, counts)
+
+
+def _kernel_heads(program: Program) -> list[Head]:
+    """A head of the kernel for each branch of each head, without the map of places behind it."""
+    return [
+        Head((*head.shape[:1], *branch.after.size) if branch.after else head.shape, (replace(branch, after=None),), head.bias)
+        for head in program.heads
+        for branch in head.branches
+    ]
+
+
+def _mapped(program: Program, sums: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The accumulators of all heads' branches, of those of the kernel's heads."""
+    branches = [(branch, head.shape) for head in program.heads for branch in head.branches]
+    return tuple(
+        branch.after.apply(total).reshape(-1, *shape) if branch.after else total
+        for (branch, shape), total in zip(branches, sums, strict=True)
+    )
 
 
 def _check_pixels(program: Program, pixels: Tensor) -> None:
@@ -188,7 +207,7 @@ def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
         _check(library, -1)
     handle = _Handle(address, library)
     index = {IMAGE: -1} | {node.name: i for i, node in enumerate(program.sending)}
-    nodes: tuple[Unit | MaxPool | Head, ...] = (*program.sending, *program.heads)
+    nodes: tuple[Unit | MaxPool | Head, ...] = (*program.sending, *_kernel_heads(program))
     for node in nodes:
         if isinstance(node, MaxPool):
             start, origin = windows_of(program, node)
