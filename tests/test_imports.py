@@ -16,7 +16,7 @@ LEVELS = [
     ["aliases", "naming", "settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
     ["quant.levels", "quant.functional", "quant.formats"],
     ["recipe", "surgery", "wrappers", "tracing", "inputs", "distributed", "spiking.functional"],
-    ["schema", "norms", "device", "quant.flow", "quant.operations"],
+    ["schema", "norms", "device", "structure", "quant.flow", "quant.operations"],
     ["tensorfile", "prepare"],
     ["outputs"],
     ["recipes", "models", "quant", "data"],
