@@ -141,7 +141,8 @@ def test_a_network_tied_to_one_batch_size_is_refused():
 
 
 NOT_QUANTIZED = (
-    "nn.{kind} is an activation that is not quantized at module; use nn.ReLU instead of nn.{kind}, and quantize that network"
+    "nn.{kind} is an activation that is not quantized at module; use nn.ReLU instead of nn.{kind}, and quantize that network, "
+    "or give images or an example, with which quantize rewrites leaky and clipped activations"
 )
 MODULES = {
     "nn.FractionalMaxPool2d": (

@@ -50,7 +50,7 @@ class Net(nn.Module):
 def quantized(*args, spec=SPEC, example=IMAGES, **options):
     """With an example, what cannot be converted is refused here; without, by `to_spiking`, in the same words."""
     torch.manual_seed(6)
-    return nbsnn.quantize(Net(*args, **options), spec, example=example).eval()
+    return nbsnn.quantize(Net(*args, **options), spec, example=example, prepare=False).eval()
 
 
 def spikes(*args, **options):

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from nbsnn.errors import NbsnnError
 from nbsnn.hooks import hooked
 
-_CONSTANTS = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
+CONSTANTS = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
 _METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "len", "format"}
 _READ_AS_DATA = {"data", "T", "mT", "H", "mH"}  # attributes that return a tensor with the same values
 
@@ -131,7 +131,7 @@ def function_name(func: Callable[..., Any]) -> str:
 def _is_bookkeeping(func: Callable[..., Any]) -> bool:
     """Whether the result does not depend on the tensor's values: a constant of its shape, the shape, or an attribute."""
     name = function_name(func)
-    return name in _CONSTANTS or name in _METADATA or (func.__name__ == "__get__" and name not in _READ_AS_DATA)
+    return name in CONSTANTS or name in _METADATA or (func.__name__ == "__get__" and name not in _READ_AS_DATA)
 
 
 def tensors_in(tree: Any) -> Iterable[Tensor]:

@@ -148,9 +148,23 @@ def replace_activations(rewriting: Rewriting) -> None:
             found = of_function(rewriting, node)
             if found is not None:
                 rectifier, x = found
-                path = rewriting.add(node.meta["scope"], "act", build(rectifier, rewriting, node))
+                path = _register(rewriting, node.meta["scope"], build(rectifier, rewriting, node), seen)
                 rewriting.replace(node, rewriting.call(path, x, at=node))
                 rewriting.changed(node, f"{function_of(node)}() became {rewriting.describe(path)}")
+
+
+def _register(rewriting: Rewriting, scope: str, new: nn.Module, seen: set[nn.Module]) -> str:
+    """Register the module of a call: in place of a subclass of ReLU whose forward makes the call, or under a new name."""
+    old = rewriting.net.get_submodule(scope)
+    if scope and isinstance(old, nn.ReLU) and old not in seen and not _is_called(rewriting, scope):
+        rewriting.put(scope, new)
+        seen.add(new)
+        return scope
+    return rewriting.add(scope, "act", new)
+
+
+def _is_called(rewriting: Rewriting, path: str) -> bool:
+    return any(n.op == "call_module" and n.target == path for n in rewriting.graph.nodes)
 
 
 def _replace_module(rewriting: Rewriting, node: fx.Node, seen: set[nn.Module]) -> None:

@@ -17,7 +17,7 @@ from nbsnn.errors import QuantizationError
 from nbsnn.prepare.findings import Finding
 from nbsnn.quant.flow import few
 from nbsnn.surgery import evaluation_mode
-from nbsnn.tracing import Tracer, function_name, tensors_in
+from nbsnn.tracing import CONSTANTS, Tracer, function_name, tensors_in
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parents[1])
@@ -152,7 +152,8 @@ class Recorder(Tracer):
 
     def _bind(self, node: fx.Node, result: Any) -> None:
         """From now on, `node` computes the tensors of `result`."""
-        data = any(argument.meta.get("data", False) for argument in node.all_input_nodes)
+        values = function_name(node.target) not in CONSTANTS if callable(node.target) else str(node.target) not in CONSTANTS
+        data = values and any(argument.meta.get("data", False) for argument in node.all_input_nodes)
         scope, place = (self.path[-1][0] if self.path else ""), _line_of_user()
         node.meta.update(data=data, scope=scope, place=place)
         if isinstance(result, Tensor):

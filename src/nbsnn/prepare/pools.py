@@ -43,6 +43,13 @@ def call_pools(rewriting: Rewriting) -> None:
             new.meta["shape"] = node.meta["shape"]
             rewriting.replace(node, new)
             rewriting.changed(new, f"{name}() became {rewriting.describe(path)}")
+        elif name == "amax" and (found := _global_maximum(node)) is not None:
+            x, kept = found
+            path = rewriting.add(node.meta["scope"], "pool", nn.AdaptiveMaxPool2d(1))
+            new = rewriting.call(path, x, at=node)
+            new.meta["shape"] = (*x.meta["shape"][:2], 1, 1)
+            rewriting.replace(node, new if kept else rewriting.function(torch.flatten, (new, 1), at=node))
+            rewriting.changed(new, f"{name}() became {rewriting.describe(path)}")
         elif node.op == "call_module" and isinstance(module := rewriting.module(node), MAX_POOLS):
             path = str(node.target)
             if rewriting.is_kept(path):
@@ -52,6 +59,16 @@ def call_pools(rewriting: Rewriting) -> None:
                 rewriting.retarget(node, made)
                 rewriting.changed(node, f"{path} is called in several places; here it became {made}")
             seen.add(rewriting.module(node))
+
+
+def _global_maximum(node: fx.Node) -> tuple[fx.Node, bool] | None:
+    """The input of a maximum over rows and columns, and whether it keeps their axes."""
+    given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | dict(node.kwargs)
+    x, axes = given.get("input", given.get("self")), given.get("dim")
+    if not isinstance(x, fx.Node) or len(x.meta.get("shape") or ()) != 4 or not isinstance(axes, (tuple, list)):
+        return None
+    spatial = sorted(axis % 4 for axis in axes if isinstance(axis, int)) == [2, 3]
+    return (x, bool(given.get("keepdim", False))) if spatial else None
 
 
 class PoolMover:

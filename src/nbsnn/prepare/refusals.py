@@ -72,6 +72,8 @@ def _of_function(node: fx.Node) -> Refusal | None:
     if name in DROPOUT:
         at_work = True in node.args[1:4] or node.kwargs.get("training", False)
         return Refusal("dropout is at work in evaluation too", "use nn.Dropout") if at_work else None
+    if name in ("max", "amax"):
+        return Refusal(f"{name}() is a maximum over an axis, not a pool", "use nn.MaxPool2d or nn.AdaptiveMaxPool2d")
     return None if name in AFFINE else refused_function(name)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from nbsnn.prepare.findings import Finding
 from nbsnn.prepare.graph import Recorder
+from nbsnn.quant.flow import WEIGHT_LAYERS
 from nbsnn.tracing import function_name
 
 
@@ -62,6 +63,9 @@ class Rewriting:
     def add(self, scope: str, stem: str, module: nn.Module) -> str:
         """Register a module under a new name, `stem` or stem_2 and so on, of the module `scope`; returns its path."""
         parent = self.net.get_submodule(scope)
+        while isinstance(parent, (*WEIGHT_LAYERS, nn.ReLU)) and scope:  # which quantization replaces
+            scope, _, leaf = scope.rpartition(".")
+            parent, stem = self.net.get_submodule(scope), f"{stem}_{leaf}" if leaf.isdigit() else f"{leaf}_{stem}"
         name = next(n for n in (stem, *(f"{stem}_{i}" for i in range(2, 1_000_000))) if not hasattr(parent, n))
         parent.add_module(name, module.train(self.net.training))
         return f"{scope}.{name}".lstrip(".")

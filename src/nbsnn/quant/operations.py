@@ -16,6 +16,7 @@ AFFINE = {
     "cat", "concat", "concatenate", "stack", "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze",
     "permute", "transpose", "movedim", "swapaxes", "contiguous", "clone", "detach", "to", "float", "double", "type",
     "mean", "sum", "pad", "getitem", "chunk", "split", "narrow", "index_select", "expand", "repeat_interleave",
+    "expand_as", "view_as", "reshape_as", "repeat", "tile", "flip", "unbind", "select", "tensor_split",
     "interpolate", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "data",
 }  # fmt: skip
 # Of those, the functions that choose, copy and arrange values, and compute none.
@@ -23,7 +24,8 @@ ARRANGING = {
     "cat", "concat", "concatenate", "stack", "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "permute",
     "transpose", "movedim", "swapaxes", "contiguous", "clone", "detach", "to", "float", "double", "type", "pad", "getitem",
     "chunk", "split", "narrow", "index_select", "expand", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
-    "channel_shuffle", "data",
+    "channel_shuffle", "data", "expand_as", "view_as", "reshape_as", "repeat", "tile", "flip", "unbind", "select",
+    "tensor_split",
 }  # fmt: skip
 DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"}
 PRODUCTS = {"mul", "rmul", "imul", "multiply", "matmul", "rmatmul", "bmm", "mm", "einsum"}
@@ -46,6 +48,9 @@ _OTHER_POOLS = {"max_pool", "max_pool3d", "adaptive_max_pool3d", "fractional_max
 }  # "max_pool": those of _MODULES below
 _GATES = {"glu", "multi_head_attention_forward", "scaled_dot_product_attention"}
 _RECURRENT = {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}
+
+_PREPARED = {"relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "threshold"}
+_BY_ITSELF = ", or give images or an example, with which quantize rewrites leaky and clipped activations"
 
 # torch's modules by their function; modules whose function is in AFFINE have no entry.
 _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
@@ -89,7 +94,7 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
     if name in _RELU | _CLIP and inside:
         return Refusal(
             f"nn.{inside} is an activation that is not quantized",
-            f"use nn.ReLU instead of nn.{inside}, and quantize that network",
+            f"use nn.ReLU instead of nn.{inside}, and quantize that network" + (_BY_ITSELF if name in _PREPARED else ""),
         )
     if name in _RELU | _CLIP:
         return Refusal(f"{name}() is applied to currents outside a module", "write self.act = nn.ReLU() and call it")

@@ -74,7 +74,8 @@ def choose_layers(model: nn.Module, spec: QuantSpec, flow: Flow | None = None) -
         if not any(isinstance(module, nn.ReLU) for module in model.modules()):
             raise QuantizationError(
                 "the network has no nn.ReLU that act_bits could apply to; write self.act = nn.ReLU() for each activation and "
-                f"call it, or quantize weights alone with act_bits={FLOAT_BITS}"
+                f"call it, give images or an example for activations that are functions, or quantize weights alone with "
+                f"act_bits={FLOAT_BITS}"
             )
     edges = {*weights[:1], *weights[-1:]} if flow is None else (flow.first | flow.last) & set(weights)
     if spec.edges is not None:

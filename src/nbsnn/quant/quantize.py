@@ -209,7 +209,8 @@ def quantize(
     sample = images if images is not None else example
     sample = None if sample is None else to_network(sample, net)
     if prepare and sample is not None:
-        net = rewrite(net, sample, keep=spec.skip, activations=spec.act_bits != FLOAT_BITS)
+        quantizes = any(bits.act_bits not in (None, FLOAT_BITS) for bits in (spec, *spec.layers.values()))
+        net = rewrite(net, sample, keep=spec.skip, activations=quantizes)
         for change in changes_of(net):
             logger.info("prepared: %s", change)
     keep = images is not None and spec.norms == "keep"
