@@ -117,8 +117,9 @@ AUDIT = {
     "clamp": Row(lambda: spikes(lambda net, x: net.conv2(x).clamp_min(0)), OUTSIDE, lambda: spikes()),
     "another activation": Row(
         lambda: quantized(act2=nn.LeakyReLU()),
-        "use nn.ReLU instead of nn.LeakyReLU, and quantize that network",
-        lambda: spikes(act2=nn.ReLU()),
+        "use nn.ReLU instead of nn.LeakyReLU, and quantize that network, or give images or an example, with which quantize "
+        "rewrites leaky and clipped activations",
+        lambda: (spikes(act2=nn.ReLU()), nbsnn.quantize(Net(act2=nn.LeakyReLU()), SPEC, example=IMAGES)),
     ),
     "a skipped ReLU": Row(
         lambda: spikes(spec=nbsnn.QuantSpec(2, 2, skip=("act2",))),
@@ -426,7 +427,8 @@ QUANTIZE = {
     ),
     "no activation": Row(
         lambda: nbsnn.quantize(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten()), SPEC),
-        "write self.act = nn.ReLU() for each activation and call it, or quantize weights alone with act_bits=32",
+        "write self.act = nn.ReLU() for each activation and call it, give images or an example for activations that are "
+        "functions, or quantize weights alone with act_bits=32",
         lambda: (
             nbsnn.to_spiking(nbsnn.quantize(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten()), SPEC), IMAGES),
             nbsnn.quantize(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten()), nbsnn.QuantSpec(2, 32)),

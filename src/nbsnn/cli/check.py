@@ -69,7 +69,7 @@ def check(
 def shape_of(text: str) -> tuple[int, ...]:
     """The shape in an option: "3,32,32"."""
     try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+        shape = tuple(int(part) for part in text.replace("x", " ").replace(",", " ").split())
     except ValueError:
         shape = ()
     if not 1 <= len(shape) <= 3 or min(shape, default=0) < 1 or torch.Size(shape).numel() > MOST_IMAGE:
