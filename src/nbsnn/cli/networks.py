@@ -9,7 +9,7 @@ from torch import nn
 from nbsnn import console
 from nbsnn.checkpoint import describe, form_of, rebuild, recipe_of
 from nbsnn.cli.own import Own
-from nbsnn.data import choices, data_set, load_data
+from nbsnn.data import choices, data_set, list_data_sets, load_data
 from nbsnn.data.images import LabelledImages, Splits
 from nbsnn.device import pick_device
 from nbsnn.errors import ConfigError, shown, unknown
@@ -87,7 +87,8 @@ def data_of(recipe: Recipe | None) -> DataSpec | None:
     """The data of a recipe; of image files with the size that they get."""
     if recipe is None:
         return None
-    if not data_set(recipe.data.name).takes_classes:
+    known = recipe.data.name in list_data_sets()  # else it came from a package that this machine may lack
+    if not known or not data_set(recipe.data.name).takes_classes:
         return recipe.data
     return replace(recipe.data, image_size=recipe.data.image_size or recipe.model.image_size)
 
