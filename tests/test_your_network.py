@@ -96,6 +96,7 @@ ROWS = {
     "average pools of any size": nn.Sequential(nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AdaptiveAvgPool2d(3)),
     "`MaxPool2d`, `AdaptiveMaxPool2d`": nn.MaxPool2d(3, 2, 1),
     "`Dropout`, `Identity`": nn.Sequential(nn.Dropout(0.5), nn.Identity()),
+    "several outputs, in a tuple or a dictionary": Heads(nn.Conv2d(8, 2, 1)),
     "`F.relu`, `x.relu_()`, `torch.clamp(x, min=0)`": Calls(F.relu, act=False),
     "`F.max_pool2d`": lambda x: F.max_pool2d(x, 2),
     "one activation module in several places": Twice(),
