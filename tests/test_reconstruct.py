@@ -179,3 +179,44 @@ def test_settings_that_do_not_go_together_are_refused(settings, spec, message):
     with pytest.raises(ConfigError) as caught:
         nbsnn.quantize(RandomNet(["chain"]), nbsnn.QuantSpec(4, 4, **spec), **given)
     assert str(caught.value).startswith(message)
+
+
+class Padded(nn.Conv2d):
+    """A convolution with a forward of its own, as networks from TensorFlow have."""
+
+    def forward(self, input):
+        return F.conv2d(F.pad(input, (0, 1, 0, 1)), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Bottleneck(nn.Module):
+    """A linear bottleneck with clipped activations, one of them used twice, and no nn.ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = Padded(2, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.norm2 = Padded(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.project, self.norm3 = nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.expand, self.act, self.head = nn.Conv2d(6, 12, 1), nn.ReLU6(), nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.stem(x)))
+        x = self.norm3(self.project(self.act(self.norm2(self.depthwise(x)))))
+        return self.head(F.relu6(self.expand(x)).mean((2, 3)))
+
+
+def test_a_network_that_has_to_be_prepared_is_reconstructed_and_named_by_its_own_names():
+    """Layers of the prepared network stand on the weights of the user's, whose names patterns take."""
+    torch.manual_seed(0)
+    net, images = Bottleneck(), torch.randn(96, 2, 12, 12)
+    randomize_(net)
+    net.eval()
+    spec = nbsnn.QuantSpec(8, 6, layers={"depthwise": {"weight_bits": 5}})
+    quantized = nbsnn.quantize(net, spec, images=images, method="reconstruct")
+    wanted = net(images).detach()
+    assert (quantized(images) - wanted).norm() < 0.3 * (wanted - wanted.mean(0)).norm()
+    layers = [m for m in quantized.modules() if isinstance(m, nbsnn.quant.layers.WeightQuantizer)]
+    assert sorted(layer.weight_bits for layer in layers) == [5, 8, 8, 8, 8]
+    program = nbsnn.lower(quantized.double(), images[:1].double())
+    counts = program.simulate(images[:4].double(), keep_counts=True).counts
+    stepped = program.simulate(images[:4].double(), engine="spikes", schedule="settle", keep_counts=True).counts
+    assert all(counts[name].equal(stepped[name]) for name in counts)

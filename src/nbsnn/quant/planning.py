@@ -58,8 +58,9 @@ def choose_layers(model: nn.Module, spec: QuantSpec, flow: Flow | None = None) -
         QuantizationError: a layer has no quantized form, or spikes cannot represent it; names the layer and the remedy.
     """
     skipped = _skipped(model, spec)
-    named = {name: module for name, module in model.named_modules() if module not in skipped}
-    weights = [name for name, module in model.named_modules() if isinstance(module, WEIGHTS)]
+    replaced = _replaced(model, flow)
+    named = {name: module for name, module in model.named_modules() if module not in skipped and name not in replaced}
+    weights = [name for name, module in model.named_modules() if isinstance(module, WEIGHTS) and name not in replaced]
     activations = [name for name, module in named.items() if isinstance(module, nn.ReLU)]
     _check_named(model, spec)
     if any(bits.weight_bits not in (None, FLOAT_BITS) for bits in (spec, *spec.layers.values())):
@@ -100,11 +101,29 @@ def is_to_be_converted(model: nn.Module, spec: QuantSpec) -> bool:
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
-    """All names of each module: one that is held in several places has several."""
+    """All names of each module: its own, more of them if it is held in several places, and those of layers with its weight.
+
+    A prepared network has new layers on the weights of others, which are meant by the others' names too.
+    """
     names: dict[nn.Module, tuple[str, ...]] = {}
+    owners: dict[Tensor, tuple[str, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names[module] = (*names.get(module, ()), name)
-    return names
+        if isinstance(module, WEIGHTS) and isinstance(module._parameters.get("weight"), Tensor):
+            owners[module.weight] = (*owners.get(module.weight, ()), name)
+    return {
+        module: tuple(dict.fromkeys((*found, *owners.get(module.weight, ())))) if isinstance(module, WEIGHTS) else found
+        for module, found in names.items()
+    }
+
+
+def _replaced(model: nn.Module, flow: Flow | None) -> set[str]:
+    """Layers that are never called because a prepared network calls others with the same weight."""
+    if flow is None:
+        return set()
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, WEIGHTS) and "weight" in m._parameters}
+    called = {id(m.weight) for name, m in layers.items() if name in flow.seen}
+    return {name for name, m in layers.items() if name not in flow.seen and id(m.weight) in called}
 
 
 def _check_named(model: nn.Module, spec: QuantSpec) -> None:
