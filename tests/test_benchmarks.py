@@ -3,8 +3,12 @@
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import ablations
+import coverage_models
+import coverage_page
+import coverage_stages
 import inference
 import pytest
 import random_nets
@@ -120,3 +124,39 @@ def test_departures_are_the_overrides_that_a_recipe_was_loaded_with():
     assert sorted(sections.departures(changed)) == sorted(given[:-1])
     assert load_recipe("cifar10/resnet20:fast", sections.departures(changed)).hash == changed.hash
     assert sections.departures(changed.until(32)) == [d for d in sections.departures(changed) if not d.startswith("phase.4")]
+
+
+class Gated(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        return self.fc(x.mean((2, 3))) * torch.sigmoid(x.mean((2, 3)))
+
+
+def plain(in_size=(32, 32)):
+    pooled = ((in_size[0] - 2) // 2) ** 2
+    conv, norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+    return torch.nn.Sequential(
+        conv, norm, torch.nn.LeakyReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(4 * pooled, 3)
+    )
+
+
+@pytest.mark.parametrize("model", [plain, Gated])
+def test_a_model_goes_through_every_stage_or_is_refused_with_its_reason(monkeypatch, model):
+    """benchmarks/coverage.py, on models of our own in place of pytorchcv's."""
+    monkeypatch.setattr(coverage_models, "provider", lambda: SimpleNamespace(_models={"net": model}))
+    monkeypatch.setattr(coverage_models, "SIZES", (2, 8))
+    row = {"family": "own"}
+    coverage_stages.measure(["net"], row, lambda row: None)
+    text = coverage_page.page({"package": "a package"}, [row])
+    if model is plain:
+        assert (row["outcome"], row["image"], row["inexact"]) == ("through", (3, 8, 8), [])
+        assert row["settle"]["differing"] == row["barrier"]["differing"] == row["integer_differing"] == 0 < row["neurons"]
+        assert "1 families: 1 through" in text
+    else:
+        assert (row["outcome"], row["stage"], row["inexact"]) == ("refused", "check", ["mul of two signals", "sigmoid"])
+        assert "sigmoid" in row["reason"]
+        assert "1 refused by check" in text
