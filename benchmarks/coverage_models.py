@@ -84,27 +84,34 @@ def smallest(names: list[str]) -> str:
 def image_shape(name: str) -> tuple[int, ...] | None:
     """[C, H, W] of the smallest square images that a model runs on; None if it runs on none."""
     for size in SIZES:
-        for device in ("meta", "cpu"):
+        for device in ("meta", "cpu"):  # shapes alone, unless the code needs values
             try:
-                with torch.device(device), torch.no_grad():
+                with torch.device(device):
                     net = build(name, size).eval()
-                    shape = (_channels(net), size, size)
-                    output = net(torch.zeros(2, *shape))
-            except NotImplementedError:
-                continue  # a constructor or a forward that needs values
-            except Exception:
+                return next(shape for c in _channels(net) if _runs(net, shape := (c, size, size), device))
+            except StopIteration:
                 break
-            if all(t.numel() for t in tensors(output)):
-                return shape
-            break
+            except Exception:
+                continue
     return None
 
 
-def _channels(net: nn.Module) -> int:
-    for module in net.modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            return module.in_channels
-    return 3
+def _channels(net: nn.Module) -> list[int]:
+    """Colors, or what the first layer takes."""
+    layers = (module.in_channels for module in net.modules() if isinstance(module, nn.modules.conv._ConvNd))
+    return list(dict.fromkeys((3, next(layers, 3))))
+
+
+@torch.no_grad()
+def _runs(net: nn.Module, shape: tuple[int, ...], device: str) -> bool:
+    try:
+        output = net(torch.zeros(2, *shape, device=device))
+    except NotImplementedError:
+        raise
+    except Exception:
+        return False
+    found = list(tensors(output))
+    return bool(found) and all(t.numel() for t in found)
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
