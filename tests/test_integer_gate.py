@@ -69,12 +69,14 @@ def pools(count: int, kernel: int, padding: int = 0):
 
 
 def wide_padding(padding: int):
-    """A convolution of 6×6 places that gives a thousand times as many, and a pool that sums them."""
+    """Convolutions of 6×6 places that give a thousand times as many, and a pool that sums them."""
 
     def edit(program):
         stem, node = program.units[:2]
         side = node.shape[1] + 2 * (padding - 1)
-        large = replace(node, branches=(replace(node.branches[0], padding=(padding, padding)),), shape=(8, side, side))
+        wide = [replace(node.branches[0], padding=(padding, padding), weight=node.branches[0].weight.clone(),
+                        multiplier=node.branches[0].multiplier.clone()) for _ in range(2)]  # fmt: skip
+        large = replace(node, branches=tuple(wide), shape=(8, side, side))
         pool = SumPool("all", node.name, (side, side), (1, 1), (0, 0), (8, 1, 1))
         weight = torch.ones(5, 8, 1, 1, dtype=torch.int8)
         last = Branch("all", torch.ones(5, dtype=torch.float64), weight)
@@ -99,11 +101,11 @@ LARGE = random_program(["conv"], timesteps=3, size=48)
 
 FORGERIES = {  # case 21, and others of its kind
     "fraction bits of 10^12": (unit(fraction_bits=10**12), "fraction_bits=1000000000000 must be an integer from 1 to 28"),
-    "7 pools of 3×3 in a row": (pools(7, 3, 1), "positions that synapses read, more than the limit of 33554432"),
+    "7 pools of 3×3 in a row": (pools(7, 3, 1), "positions that synapses read, more than the limit of 67108864"),
     "1,500 pools": (pools(1500, 1), "must be a list of 1 to 1024"),
     "900 pools in a row": (pools(900, 1), "902 pools in a row, more than the limit of 8"),
     "a padding of 4000": (branch(padding=(4000, 4000)), "padding.0=4000 must be an integer from 0 to 1024"),
-    "a padding of 1024": (wide_padding(1024), "positions that synapses read, more than the limit of 33554432"),
+    "a padding of 1024": (wide_padding(1024), "positions that synapses read, more than the limit of 67108864"),
     "levels of 2.5": (unit(levels=2.5), "levels=2.5 must be an integer"),
     "levels of True": (unit(levels=True), "levels=True must be an integer"),
     "strides in float": (branch(stride=(1.0, 1.0)), "stride.0=1.0 must be an integer"),
@@ -141,7 +143,7 @@ FORGERIES = {  # case 21, and others of its kind
     "a table of floats": (
         lambda p: replace(p, pixels=replace(p.pixels, table=torch.zeros(2, 256))), "the pixel table has a [2, 256] tensor of",
     ),
-    "a unit matrix": (lambda p: chained_skip(LARGE), "positions that synapses read, more than the limit of 33554432"),
+    "a unit matrix": (lambda p: chained_skip(LARGE), "positions that synapses read, more than the limit of 67108864"),
 }  # fmt: skip
 
 

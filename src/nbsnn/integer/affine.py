@@ -186,7 +186,10 @@ def selected(x: Affine, index: Tensor) -> Affine:
     if torch.equal(index, torch.arange(x.channels)):
         return x
     shift = torch.where(per_channel(present, x.shift.dim() - 1), x.shift[clipped], 0.0)
-    return Affine(tuple(choose(t) for t in x.terms), shift, (len(index), *x.shape[1:]))
+    chosen = [choose(term) for term in x.terms]
+    # Half of a concatenation may leave nothing of the other half.
+    used = [term for term in chosen if bool((present if term.take is None else term.take >= 0).any())]
+    return Affine(tuple(used or chosen[:1]), shift, (len(index), *x.shape[1:]))
 
 
 def concatenated(parts: Iterable[Affine]) -> Affine:
@@ -239,11 +242,19 @@ def _in_source_channels(synapse: Synapse, term: Term, channels: int) -> tuple[Sy
     gain = term.gain[used]
     common = float(gain[0]) if len(gain) and bool((gain == gain[0]).all()) else None
     in_place = torch.equal(term.take, torch.arange(channels))
-    if in_place and common is not None:
-        return synapse, common
+    if in_place:
+        return (synapse, common) if common is not None else (_weighted(synapse, gain), 1.0)
     dense = synapse.dense()
     weight = dense.weight[:, used]
     if common is None:  # then the weight is no longer integer
         weight = weight * per_channel(gain, weight.dim() - 2)
     out = dense.weight.new_zeros(len(weight), channels, *weight.shape[2:]).index_add_(1, term.take[used], weight)
     return replace(dense, weight=out, integral=dense.integral and common is not None), 1.0 if common is None else common
+
+
+def _weighted(synapse: Synapse, gain: Tensor) -> Synapse:
+    """A synapse that multiplies each input channel by a gain, with the same groups; its weight is no longer integer."""
+    rows, per_group = synapse.weight.shape[:2]
+    gains = gain.view(synapse.groups, 1, per_group).expand(-1, rows // synapse.groups, -1)
+    gains = gains.reshape(rows, per_group, *(1 for _ in synapse.weight.shape[2:]))
+    return replace(synapse, weight=synapse.weight * gains, integral=False)
