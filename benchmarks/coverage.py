@@ -48,17 +48,16 @@ class Job:
         try:
             while self.connection.poll():
                 self.row |= self.connection.recv()
+            if time.monotonic() < self.end and self.row["outcome"] is None:
+                return False
+            reason = f"takes longer than {seconds:g} s"
         except EOFError:
-            self.process.join()
-            if self.row["outcome"] is None:
-                self.row |= {"outcome": "stopped", "reason": f"the process died ({self.process.exitcode})"}
-            return True
-        if time.monotonic() > self.end:
-            self.process.kill()
-            self.process.join()
-            self.row |= {"outcome": "stopped", "reason": f"takes longer than {seconds:g} s"}
-            return True
-        return False
+            reason = "the process died"
+        if self.row["outcome"] is None:
+            self.row |= {"outcome": "stopped", "reason": reason}
+        self.process.kill()
+        self.process.join()
+        return True
 
 
 def _child(names: list[str], row: dict[str, Any], memory: float, connection: Connection) -> None:

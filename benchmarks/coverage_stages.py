@@ -15,7 +15,7 @@ from nbsnn.errors import NbsnnError
 
 STAGES = ("build", "check", "quantize", "fixed", "barrier", "lower", "integer", "settle")
 SPEC = nbsnn.QuantSpec(weight_bits=4, act_bits=2)
-CALIBRATION, COMPARED = 8, 2  # images
+CALIBRATION = 8  # images
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -80,6 +80,7 @@ def _stages(names: list[str], row: dict[str, Any], report: Report) -> None:
         net = build(row["model"], shape[-1] if shape else None).eval()
         row["parameters"] = sum(p.numel() for p in net.parameters())
         images = torch.randn(CALIBRATION, *(shape or (3, 224, 224)))
+        compared = images[: 2 if images.shape[-1] <= 64 else 1]
         if shape:
             calibrate_norms_(net, images)
             row["inexact"] = inexact(net, images[:2])
@@ -93,15 +94,15 @@ def _stages(names: list[str], row: dict[str, Any], report: Report) -> None:
         quantized = nbsnn.quantize(net, SPEC, images=images).eval()
     for schedule in ("fixed", "barrier"):
         with Stage(schedule, row, report):
-            _simulate(quantized, schedule, images[:COMPARED], row)
+            _simulate(quantized, schedule, compared, row)
     with Stage("lower", row, report):
         network = nbsnn.lower(quantized, images[:1])
     with Stage("integer", row, report):
-        row |= compare_engines(network, images[:COMPARED])
+        row |= compare_engines(network, compared)
         if row["integer_differing"]:
             raise NbsnnError(f"{row['integer_differing']} counts differ between engines or backends")
     with Stage("settle", row, report):
-        _simulate(quantized, "settle", images[:COMPARED], row)
+        _simulate(quantized, "settle", compared, row)
 
 
 @torch.no_grad()

@@ -148,7 +148,7 @@ def plain(in_size=(32, 32)):
 def test_a_model_goes_through_every_stage_or_is_refused_with_its_reason(monkeypatch, model):
     """benchmarks/coverage.py, on models of our own in place of pytorchcv's."""
     monkeypatch.setattr(coverage_models, "provider", lambda: SimpleNamespace(_models={"net": model}))
-    monkeypatch.setattr(coverage_models, "SIZES", (2, 8))
+    monkeypatch.setattr(coverage_models, "SIZES", (1, 8))
     row = {"family": "own"}
     coverage_stages.measure(["net"], row, lambda row: None)
     text = coverage_page.page({"package": "a package"}, [row])
