@@ -106,9 +106,9 @@ def _channels(net: nn.Module) -> list[int]:
 def _runs(net: nn.Module, shape: tuple[int, ...], device: str) -> bool:
     try:
         output = net(torch.zeros(2, *shape, device=device))
-    except NotImplementedError:
-        raise
-    except Exception:
+    except Exception as error:
+        if device == "meta" and "meta" in str(error):
+            raise  # the code needs values
         return False
     found = list(tensors(output))
     return bool(found) and all(t.numel() for t in found)
