@@ -205,9 +205,25 @@ class Normalizing(nn.Module):
         return self.head(self.masked(F.conv2d(x, self.kernel)).mean((2, 3)))
 
 
+class Joined(nn.Module):
+    """Means and sums over a stack, as in FractalNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.paths = nn.ModuleList(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(3))
+        self.conv, self.head = nn.Conv2d(4, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        stacked = torch.stack([path(x) for path in self.paths], dim=0)
+        assert stacked.size(0) == len(self.paths)
+        both = torch.stack([self.conv(stacked.mean(dim=0)), self.conv(stacked.sum(0))])
+        return self.head(F.relu(torch.mean(both, 0)).mean((2, 3)))
+
+
 NETWORKS = {
     "LeNet, functional": LeNet, "one ReLU for all": SharedReLU, "pre-activation": PreActivation, "MobileNetV2": mobile_net,
     "leaky": Leaky, "RepVGG": RepVGG, "DenseNet": Dense, "ShuffleNet": Shuffle, "U-Net": UNet, "normalizing": Normalizing,
+    "FractalNet": Joined,
 }  # fmt: skip
 
 
@@ -240,7 +256,7 @@ def test_a_network_as_people_write_it_goes_all_the_way(name):
     assert not any(type(m) in (nn.ReLU, nn.Conv2d, nn.Linear) for m in quantized.modules())
     spiking = nbsnn.to_spiking(quantized, images[:1], schedule="settle")
     assert nbsnn.measure_fidelity(quantized, spiking, images[:4]).off == 0
-    if name in ("LeNet, functional", "one ReLU for all", "pre-activation", "MobileNetV2", "RepVGG", "DenseNet"):
+    if name in ("LeNet, functional", "one ReLU for all", "pre-activation", "MobileNetV2", "RepVGG", "DenseNet", "FractalNet"):
         assert not [finding for finding in nbsnn.check(network, images[:1]) if finding.status == "refused"]
 
 

@@ -18,6 +18,7 @@ from nbsnn.prepare.program import Preparation, preparation_of, with_forward_
 from nbsnn.prepare.refusals import refuse_the_rest
 from nbsnn.prepare.rewriting import Rewriting
 from nbsnn.prepare.signals import Inserter
+from nbsnn.prepare.stacks import sum_stacks
 from nbsnn.prepare.training import call_dropout
 from nbsnn.prepare.verify import check_same, uses_what_was_overwritten
 from nbsnn.prepare.weights import call_layers
@@ -130,6 +131,7 @@ def passes(net: nn.Module, images: Tensor, *, keep: Collection[str] = (), activa
         return rewriting
     replace_activations(rewriting)
     call_pools(rewriting)
+    sum_stacks(rewriting)
     inserter = Inserter(rewriting)
     PoolMover(rewriting, inserter).run()
     inserter.run()
