@@ -116,8 +116,8 @@ def test_places_are_mapped_exactly(name):
 
 def enlarging():
     torch.manual_seed(1)
-    image = torch.randn(1, 2, 6, 6)
-    return nbsnn.lower(nbsnn.quantize(Middle(CHAINS["nearest"]), nbsnn.QuantSpec(4, 2), example=image).eval(), image)
+    image = torch.randn(1, 2, 6, 6, dtype=torch.float64)
+    return nbsnn.lower(nbsnn.quantize(Middle(CHAINS["nearest"]).double(), nbsnn.QuantSpec(4, 2), example=image).eval(), image)
 
 
 AXES = {

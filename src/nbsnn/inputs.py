@@ -40,7 +40,7 @@ def as_images(
         name: of the argument, for the message.
         network: the network that takes the images.
         ranks: numbers of axes that are allowed; unless given, those that `network` takes: 4 where it has a layer for planes,
-            such as Conv2d, 3 where it has one for lines, such as Conv1d, else 2, 3 or 4 ([B, F], [B, C, L], [B, C, H, W]).
+            such as Conv2d, 3 or 2 where it has one for lines, such as Conv1d, else 2, 3 or 4 ([B, F], [B, C, L], [B, C, H, W]).
         channels: size of axis 1.
         least: images.
         pixels: also accept 8-bit pixels (uint8), which are returned unchanged.
@@ -194,7 +194,8 @@ def as_batches(loader: object, name: str = "loader", *, network: nn.Module | Non
 def _ranks_of(network: nn.Module | None) -> Collection[int]:
     kinds = (_LINE_LAYERS, _PLANE_LAYERS)
     found = [any(isinstance(m, kind) for m in network.modules()) for kind in kinds] if network is not None else [False, True]
-    return [rank for rank, there in zip((3, 4), found, strict=True) if there] or _SHAPES
+    ranks = [rank for rank, there in zip((3, 4), found, strict=True) if there]
+    return [2, 3] if ranks == [3] else ranks or _SHAPES  # a network may make lines of rows
 
 
 def _kind(value: object) -> str:
