@@ -51,6 +51,18 @@ def test_a_float_weight_is_found_for_every_quantized_one(seed, fmt, shape, kind,
     assert_same_bits(fmt.quantize(*found), values)
 
 
+@pytest.mark.parametrize("bits", [4, 5])
+def test_a_float_weight_is_found_where_weights_of_one_code_must_differ(bits):
+    """All positive levels are below the clip, so that no shift and stretch of the levels has the deviation."""
+    for seed in range(3):
+        w = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(seed)).exp() - 1
+        fmt, scale = Apot(bits), torch.tensor(1.0)
+        values = fmt.quantize(w, scale)
+        found = fmt.float_weight(values, scale)
+        assert found is not None
+        assert_same_bits(fmt.quantize(*found), values)
+
+
 def test_the_step_of_an_edge_weight_is_found_wherever_it_rounds():
     for seed in range(300):
         w = torch.randn(5, 9, generator=torch.Generator().manual_seed(seed)) * (1 + seed / 7)

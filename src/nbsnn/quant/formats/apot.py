@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nbsnn.quant.formats.base import WeightFormat
 from nbsnn.quant.functional import apot_nearest, apot_unit, apot_weight, at_least, quantize_weight
-from nbsnn.quant.levels import WEIGHT_BITS, apot_levels, apot_numerators, normalised_codes
+from nbsnn.quant.levels import WEIGHT_BITS, apot_levels, apot_numerators, normalised_weights
 from nbsnn.sums import moments
 
 INITIAL_SCALE = 3.0  # in deviations of the weight (Li et al., ICLR 2020)
@@ -64,8 +64,8 @@ class Apot(WeightFormat):
         if self.own_scale:
             return _of_own_scale(values, unit)
         codes, scale = self.codes(values, unit), at_least(unit)
-        within = normalised_codes(codes, bits=self.bits, deviation=1 / float(scale))
-        return None if within is None else ((within[codes] * scale.double()).to(values), unit.clone())
+        within = normalised_weights(codes, bits=self.bits, deviation=1 / float(scale))
+        return None if within is None else ((within * scale.double()).to(values), unit.clone())
 
     def codes(self, values: Tensor, unit: Tensor) -> Tensor:
         numerators = torch.tensor(apot_numerators(self.bits), device=values.device)
