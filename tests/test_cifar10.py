@@ -182,6 +182,24 @@ def test_values_that_are_no_pixels_or_labels_are_refused_by_file_and_index(tmp_p
     assert said.endswith("; unpack or fetch the release again")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_release_whose_own_list_of_classes_is_another_is_refused(tmp_path, packed):
+    folder = release(tmp_path)
+
+    def load(names):
+        (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names, b"num_vis": 3072}, protocol=2))
+        return load_cifar10(archive(tmp_path / "cifar-10-python.tar.gz", folder) if packed else tmp_path, validation=20)
+
+    check(load([name.encode() for name in CLASSES]))
+    swapped = [b"automobile", b"airplane", *(name.encode() for name in CLASSES[2:])]
+    with pytest.raises(DataError, match=r"^batches\.meta: label 0 is automobile, and not as in CIFAR-10 .*data\.name"):
+        load(swapped)
+    with pytest.raises(DataError, match=r"^batches\.meta: 9 labels, and not as in CIFAR-10"):
+        load(list(CLASSES[:9]))
+    with pytest.raises(DataError, match=r"^batches\.meta: not the list of label names of CIFAR-10 .*; unpack or fetch"):
+        load(7)
+
+
 def test_a_release_that_is_not_whole_is_named(tmp_path, caplog):
     release(tmp_path)
     load_cifar10(tmp_path, validation=20)

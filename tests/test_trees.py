@@ -284,3 +284,19 @@ def test_dali_is_taken_for_trees_of_jpeg_files_alone(tree, monkeypatch, caplog):
         path.rename(path.with_suffix(".jpg"))
     assert load_tree(tree).train.loading.loader == "auto"
     assert torch.equal(load(tree).train.labels, load_tree(tree).train.labels)
+
+
+def test_a_val_folder_that_is_the_train_folder_is_named(tree, caplog):
+    (tree / "val").rename(tree / "unused")
+    (tree / "val").symlink_to("train")
+    assert len(load(tree).test) == 9
+    assert caplog.messages == [f"{tree}: train and val are the same folder: tested on training images"]
+
+
+def test_classes_of_one_image_cannot_be_divided(tmp_path):
+    for name in NAMES:
+        picture(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match=r"no class has two images to divide; add images, or leave data.split out"):
+        load(tmp_path, split=0.5)
+    picture(tmp_path / "cat" / "1.png")
+    assert load(tmp_path, split=0.5).test.labels.tolist() == [0]

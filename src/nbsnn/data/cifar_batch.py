@@ -7,14 +7,15 @@ allocate large memory, and every pixel and label is checked.
 import io
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nbsnn.errors import DataError
+from nbsnn.errors import DataError, shown
 
 _PIXELS = 3 * 32 * 32
 
@@ -29,16 +30,37 @@ def parse_batch(name: str, content: bytes, *, classes: int) -> tuple[Tensor, Ten
     Raises:
         DataError: not such a batch, or an invalid pixel or label, which the message names.
     """
-    try:
-        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        table = _with_names(batch)
+    with _read_as("a batch of the python release of CIFAR-10", name):
+        table = _with_names(_ArrayUnpickler(io.BytesIO(content), encoding="bytes").load())
+        if "labels" not in table and "fine_labels" in table:
+            raise DataError("holds fine_labels: a batch of CIFAR-100, where one of CIFAR-10 is needed")
+        _require_keys(table, "data", "labels")
         labels = _labels(table, classes)
         return _pixels(table, len(labels)), torch.tensor(labels)
+
+
+def parse_label_names(name: str, content: bytes) -> list[str]:
+    """The names of the classes in `batches.meta`, in the order of the labels.
+
+    Raises:
+        DataError: not such a file.
+    """
+    with _read_as("the list of label names of CIFAR-10", name):
+        table = _with_names(_ArrayUnpickler(io.BytesIO(content), encoding="bytes").load())
+        _require_keys(table, "label_names")
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in table["label_names"]]
+
+
+@contextmanager
+def _read_as(what: str, name: str) -> Iterator[None]:
+    """Turn any exception from reading a pickle into a DataError that names the file; unpickling garbage can raise anything."""
+    try:
+        yield
     except DataError as error:
         raise DataError(f"{name}: {error}; unpack or fetch the release again") from None
-    except Exception as error:  # unpickling garbage can raise any exception
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: not a batch of the python release of CIFAR-10 ({reason})") from None
+    except Exception as error:
+        reason = shown(" ".join(str(error).split())) if str(error) else type(error).__name__
+        raise DataError(f"{name}: not {what} ({reason}); unpack or fetch the release again") from None
 
 
 def _with_names(batch: Any) -> dict[str, Any]:
@@ -49,12 +71,13 @@ def _with_names(batch: Any) -> dict[str, Any]:
         if text in table:
             raise DataError(f"holds the key {text!r} twice")
         table[text] = value.array() if isinstance(value, _Array) else value
-    if "labels" not in table and "fine_labels" in table:
-        raise DataError("holds fine_labels: a batch of CIFAR-100, where one of CIFAR-10 is needed")
-    for key in ("data", "labels"):
-        if key not in table:
-            raise DataError(f"holds no {key!r}, but {', '.join(map(repr, table)) or 'nothing'}")
     return table
+
+
+def _require_keys(table: dict[str, Any], *keys: str) -> None:
+    for key in keys:
+        if key not in table:
+            raise DataError(f"holds no {key!r}, but {shown(', '.join(map(repr, table)) or 'nothing')}")
 
 
 def _labels(table: dict[str, Any], classes: int) -> list[int]:

@@ -86,6 +86,8 @@ def tree_parts(root: Path, split: float) -> tuple["_Part", "_Part"]:
             raise DataError(
                 f"{printable(val)}: no such folder; {_LAYOUT}, or set data.split=0.2 to test on a fifth of each class"
             )
+        if train.is_dir() and val.is_dir() and train.samefile(val):
+            logger.warning("%s: train and val are the same folder: tested on training images", printable(root))
         found = _look_into(val)
         return (_look_into(train) if train.is_dir() else found), found
     if val.is_dir():
@@ -168,12 +170,18 @@ class _Part:
             self.remarks.append(f"left out {len(paths):,} {kind}{many} {place}, such as {printable(paths[0])}")
 
     def divided(self, share: float) -> tuple["_Part", "_Part"]:
-        """Training and test images: of each class the share of files whose names hash lowest, at least one in either part."""
+        """Training and test images: of each class the share of files whose names hash lowest, at least one in either part.
+
+        Raises:
+            DataError: no class has two images.
+        """
         train, test = _Part(self.folder, remarks=self.remarks), _Part(self.folder)
         for name, files in self.classes.items():
             ranked = sorted(files, key=lambda file: hashlib.sha256(Path(file).name.encode("utf-8", "surrogateescape")).digest())
             count = min(max(round(share * len(files)), 1), len(files) - 1) if files else 0
             test.classes[name], train.classes[name] = sorted(ranked[:count]), sorted(ranked[count:])
+        if any(train.classes.values()) and not any(test.classes.values()):
+            raise DataError(f"{printable(self.folder)}: no class has two images to divide; add images, or leave data.split out")
         return train, test
 
     def photographs(self, names: Sequence[str], whose: str, size: int, loading: Loading, framing: Framing) -> PhotoSet:

@@ -4,18 +4,20 @@ import gzip
 import logging
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from nbsnn.data.cifar_batch import parse_batch
+from nbsnn.data.cifar_batch import parse_batch, parse_label_names
 from nbsnn.data.decode import square
 from nbsnn.data.download import DownloadProgress, fetch
 from nbsnn.data.files import printable, why_no_file
 from nbsnn.data.images import ImageSet, Splits, split_validation
 from nbsnn.data.registry import DataSet
-from nbsnn.errors import DataError
+from nbsnn.errors import DataError, shown
 from nbsnn.recipe import DataSpec
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as published w
 
 _TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
 _TEST = ["test_batch"]
+_NAMES = "batches.meta"  # not required, since it only says what is known
 _IMAGES = 50_000, 10_000
 _LARGEST = 2**28  # bytes of one batch, which has 31 million
 
@@ -44,9 +47,10 @@ def load_cifar10(
         download: download the archive into `root` if both are missing.
         progress: called with the downloaded bytes.
     Raises:
-        DataError: missing without `download`, damaged, or of another layout; an invalid pixel or label.
+        DataError: missing without `download`, damaged, or of another layout; an invalid pixel or label; other classes.
     """
     read = _reader(Path(root), download, progress)
+    _check_classes(read(_NAMES, optional=True))
     full, test = _image_set(read, _TRAIN), _image_set(read, _TEST)
     if (len(full), len(test)) != _IMAGES:
         logger.warning("CIFAR-10 has %d training and %d test images; %s holds %d and %d", *_IMAGES, root, len(full), len(test))
@@ -66,10 +70,16 @@ def photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: in
 DATA_SET = DataSet(_load, validation=5000, photographs=photographs)
 
 
-def _reader(root: Path, download: bool, progress: DownloadProgress | None) -> Callable[[str], bytes]:
+class _Reader(Protocol):
+    """Reads a file of the release by its name; empty if it is optional and missing."""
+
+    def __call__(self, name: str, *, optional: bool = False) -> bytes: ...
+
+
+def _reader(root: Path, download: bool, progress: DownloadProgress | None) -> _Reader:
     folder = root if root.name == FOLDER else root / FOLDER
     if folder.is_dir():
-        return lambda name: _read_file(folder / name)
+        return partial(_read_file, folder)
     archive = root if root.name.endswith(".tar.gz") else root / ARCHIVE
     reason = why_no_file(archive)
     if reason and archive.exists():
@@ -81,11 +91,13 @@ def _reader(root: Path, download: bool, progress: DownloadProgress | None) -> Ca
                 "holds it (root=FOLDER), or let it be downloaded (download=True)"
             )
         fetch(URL, archive, md5=MD5, progress=progress)
-    contents = _read_archive(archive)
-    return lambda name: contents[name] if name in contents else _missing(archive, name)
+    return partial(_read_member, archive, _read_archive(archive))
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(folder: Path, name: str, *, optional: bool = False) -> bytes:
+    path = folder / name
+    if optional and not path.exists():
+        return b""
     reason = why_no_file(path)
     try:
         if reason is None:
@@ -101,7 +113,7 @@ def _read_archive(archive: Path) -> dict[str, bytes]:
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = Path(member.name).name
-                if not member.isfile() or name not in (*_TRAIN, *_TEST):
+                if not member.isfile() or name not in (*_TRAIN, *_TEST, _NAMES):
                     continue
                 if name in contents or member.size > _LARGEST:
                     fault = "twice" if name in contents else f"with {member.size:,} bytes"
@@ -117,10 +129,24 @@ def _read_archive(archive: Path) -> dict[str, bytes]:
         raise DataError(f"{printable(archive)}: damaged archive ({reason}); fetch it again") from None
 
 
-def _missing(archive: Path, name: str) -> bytes:
-    raise DataError(f"{printable(archive)}: holds no {name}; is it the python release of CIFAR-10?")
+def _read_member(archive: Path, contents: Mapping[str, bytes], name: str, *, optional: bool = False) -> bytes:
+    if name not in contents and not optional:
+        raise DataError(f"{printable(archive)}: holds no {name}; is it the python release of CIFAR-10?")
+    return contents.get(name, b"")
 
 
-def _image_set(read: Callable[[str], bytes], names: list[str]) -> ImageSet:
+def _check_classes(content: bytes) -> None:
+    """Raise an error if the release's own list of classes is not the one that labels are named by here."""
+    names = parse_label_names(_NAMES, content) if content else list(CLASSES)
+    if names != list(CLASSES):
+        at = next((i for i, pair in enumerate(zip(names, CLASSES, strict=False)) if pair[0] != pair[1]), len(CLASSES))
+        found = f"label {at} is {shown(names[at])}" if at < len(names) else f"{len(names)} labels"
+        raise DataError(
+            f"{_NAMES}: {found}, and not as in CIFAR-10 ({', '.join(CLASSES)}); for images of your own, sort them into folders "
+            "by class and use the data set folder (data.name=folder)"
+        )
+
+
+def _image_set(read: _Reader, names: list[str]) -> ImageSet:
     pixels, labels = zip(*(parse_batch(name, read(name), classes=len(CLASSES)) for name in names), strict=True)
     return ImageSet(torch.cat(pixels), torch.cat(labels), MEAN, STD, CLASSES)
