@@ -13,6 +13,7 @@ from observers import StopAfter
 
 from nbsnn.checkpoint import describe
 from nbsnn.data.images import Splits
+from nbsnn.data.photos import PhotoSet
 from nbsnn.data.sets.digits import load_digits
 from nbsnn.errors import CheckpointError, Interrupted
 from nbsnn.recipe import Phase
@@ -287,6 +288,49 @@ def test_what_changes_rounding_alone_is_named_in_one_line(tmp_path, train, untou
     (line,) = caplog.messages
     assert line.startswith(f"{tmp_path / 'run'}: resumes with device a GPU (was cpu), threads 64 (was ")
     assert line.endswith("; the weights will not equal those of an uninterrupted run bit for bit")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "restore", "now"),
+    [
+        ("products", lambda: torch.set_float32_matmul_precision("medium"),
+         lambda: torch.set_float32_matmul_precision("highest"), "matmul=medium"),
+        ("oneDNN", lambda: setattr(torch.backends.mkldnn, "enabled", False),
+         lambda: setattr(torch.backends.mkldnn, "enabled", True), "off"),
+        ("denormals", lambda: torch.set_flush_denormal(True), lambda: torch.set_flush_denormal(False), "flushed to zero"),
+        ("algorithms", lambda: torch.use_deterministic_algorithms(True),
+         lambda: torch.use_deterministic_algorithms(False), "deterministic"),
+    ],
+)  # fmt: skip
+def test_every_setting_of_the_process_that_changes_sums_is_named(splits, name, change, restore, now, caplog):
+    def found():
+        return conditions.conditions_of(splits, Execution(), torch.device("cpu"))
+
+    then = found()
+    try:
+        change()
+        conditions.compare_conditions(then, found(), "run")
+    finally:
+        restore()
+    (line,) = caplog.messages
+    assert line.startswith(f"run: resumes with {name} {now}")
+    assert found() == then
+
+
+def test_a_run_is_not_resumed_with_files_of_other_sizes(tmp_path):
+    files = [tmp_path / f"{i}.jpg" for i in range(3)]
+    for file in files:
+        file.write_bytes(b"a photograph")
+    photos = PhotoSet([str(file) for file in files], torch.arange(3), (0.5,) * 3, (0.2,) * 3, ("a", "b", "c"))
+
+    def found():
+        return conditions.conditions_of(Splits(photos, photos, photos), Execution(), torch.device("cpu"))
+
+    then = found()
+    conditions.compare_conditions(then, found(), "run")
+    files[1].write_bytes(b"smaller")
+    with pytest.raises(CheckpointError, match=r"holds a run with image files .*; use the same files, choose another folder"):
+        conditions.compare_conditions(then, found(), "run")
 
 
 # --------------------------------------------------------------------------------------------------------- more epochs

@@ -48,6 +48,20 @@ def convolutions_in_tf32() -> bool:
     return bool(newer[0].fp32_precision == "tf32" if newer else torch.backends.cudnn.allow_tf32)
 
 
+def product_precision() -> str:
+    """How float32 matrix products may be rounded now: "full", or each setting that allows less."""
+    older = torch.get_float32_matmul_precision
+    with _quiet():
+        try:
+            lower = {"matmul": older()} if older() != "highest" else {}
+        except RuntimeError:  # set by the newer names alone
+            lower = {}
+        names = ("cudnn.conv", "cudnn.rnn", "cuda.matmul", "mkldnn.conv", "mkldnn.matmul")
+        newer = {name: item.fp32_precision for name, item in zip(names, _newer_settings(), strict=False)}
+    lower |= {name: value for name, value in newer.items() if value in ("tf32", "bf16") and not name.startswith("cudnn")}
+    return " ".join(f"{name}={value}" for name, value in lower.items()) or "full"
+
+
 def _switch_off() -> list[Callable[[], None]]:
     """Set full float32, and return a function that restores the previous settings.
 

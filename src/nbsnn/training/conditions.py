@@ -1,15 +1,15 @@
 """What affects the bits of a run's weights besides its recipe; stored in the training state, compared on resume.
 
 The recipe's hash does not cover how and where a run is executed. Precision and training images affect weights as much as a
-learning rate: a run is not resumed if they changed. Other conditions change the rounding of sums, or the shares of batches in
-    norm layers: one line names those that changed.
+learning rate: a run is not resumed if they changed. Other conditions change the rounding of sums, the decoding of files, or the
+shares of batches in norm layers: one line names those that changed.
 """
 
 import hashlib
 import logging
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -18,15 +18,19 @@ from torch import Tensor
 from nbsnn.data.images import LabelledImages, Splits
 from nbsnn.distributed import warn, world
 from nbsnn.errors import CheckpointError
-from nbsnn.training.execution import Execution
+from nbsnn.precision import product_precision
+from nbsnn.training.execution import Execution, cpu_model
 
 logger = logging.getLogger(__name__)
+
+_MEASURED_FILES = 1000  # of a set, about; on a network drive a look at each of a million takes minutes
 
 Conditions = dict[str, str]
 
 _REMEDIES = {  # of the conditions that must not change
     "precision": "use the same precision ({then})",
     "images": "use the same images",
+    "image files": "use the same files",
     "first epoch": "use the same first epoch (first_epoch={then})",
 }
 
@@ -36,17 +40,41 @@ def conditions_of(splits: Splits, execution: Execution, device: torch.device) ->
     return {
         "precision": "float32" if execution.autocast is None else "bf16",
         "convolutions": "TF32" if execution.tf32 else "as precision says",
+        "products": product_precision(),
         "algorithms": "deterministic" if torch.are_deterministic_algorithms_enabled() else "any",
         "images": f"{_fingerprint(splits.train)} {_fingerprint(splits.validation)}",
+        "image files": _file_sizes(splits),
         "decoder": str(getattr(splits.train, "loading", "none")).partition(",")[0],
+        "Pillow": _version("pillow") if hasattr(splits.train, "paths") else "none",
         "compiled": "yes" if execution.compiled else "no",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "none",
-        "threads": str(torch.get_num_threads()) if device.type == "cpu" else "any",
+        **(_of_gpu() if device.type == "cuda" else _of_cpu() if device.type == "cpu" else {}),
         "processes": str(world().size),
         "torch": torch.__version__,
         "nbsnn": metadata.version("nbsnn"),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _of_cpu() -> Conditions:
+    tiny = torch.tensor(2.0**-130)
+    return {
+        "processor": cpu_model()[:100],
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "oneDNN": "on" if torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled else "off",  # type: ignore[no-untyped-call]
+        "denormals": "kept" if bool(tiny * 1 > 0) else "flushed to zero",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _of_gpu() -> Conditions:
+    return {"instructions": "none", "threads": "any", "cuDNN": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
 
 
 def compare_conditions(then: Mapping[str, str], now: Mapping[str, str], where: Any) -> None:
@@ -85,6 +113,14 @@ def _fingerprint(images: LabelledImages) -> str:
     for path in paths:
         digest.update("/".join(PurePath(path).parts[-2:]).encode(errors="surrogateescape"))  # not the folder's location
     return digest.hexdigest()[:12]
+
+
+def _file_sizes(splits: Splits) -> str:
+    """12-digit hash of the sizes of some of the image files, which shows that a tree was resized; "none" without files."""
+    parts = [getattr(part, "paths", ()) for part in (splits.train, splits.validation)]
+    chosen = [path for paths in parts for path in paths[:: max(1, len(paths) // _MEASURED_FILES)]]
+    sizes = [Path(path).stat().st_size if Path(path).is_file() else -1 for path in chosen]
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:12] if chosen else "none"
 
 
 def _bytes(tensor: Tensor) -> memoryview:

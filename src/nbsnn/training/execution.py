@@ -112,8 +112,18 @@ def has_compiler(device: torch.device) -> bool:
 
 def cpu_flags() -> frozenset[str]:
     """Instruction-set flags in Linux's names; empty if unknown."""
+    return frozenset(_cpu_entry("flags", "Features").split())
+
+
+def cpu_model() -> str:
+    """Name of the processor; its architecture if unknown."""
+    return _cpu_entry("model name").strip() or platform.processor() or platform.machine()
+
+
+def _cpu_entry(*names: str) -> str:
+    """The first entry of one of these names in Linux's description of the processor; empty if there is none."""
     path = Path("/proc/cpuinfo")
     if platform.system() != "Linux" or not path.is_file():
-        return frozenset()
+        return ""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split())
+    return next((line.partition(":")[2] for line in lines if line.startswith(names)), "")
