@@ -149,5 +149,5 @@ def _between(codes: Tensor, counts: Tensor, cells: tuple[Tensor, Tensor], deviat
     a, b, c = float(far @ far), float(near @ far), float(near @ near) - deviation**2 * (codes.numel() - 1)
     if a == 0 or c > 0 or a + 2 * b + c < 0:
         return None
-    t = ((b * b - a * c) ** 0.5 - b) / a
+    t: float = ((b * b - a * c) ** 0.5 - b) / a
     return (near + t * far).view(codes.shape)
