@@ -15,8 +15,10 @@ from nbsnn.errors import CheckpointError, LoweringError
 from nbsnn.integer.backends import native
 from nbsnn.integer.backends import torch as engine_torch
 from nbsnn.integer.checking import check_numbers, check_structure
-from nbsnn.integer.nodes import Branch, Flatten, SumPool, Unit
+from nbsnn.integer.maps import AxisMap, PlaneMap
+from nbsnn.integer.nodes import Branch, Flatten, Resample, SumPool, Unit
 from nbsnn.integer.program import Program
+from nbsnn.integer.readout import Output, Part, Readout
 from nbsnn.integer.storage import described, save_program
 from nbsnn.integer.work import LIMITS, work_of
 
@@ -97,6 +99,33 @@ def chained_skip(program):
     return replace(program, nodes=(stem, flat, skip), head=result)
 
 
+def output(gain=None, shift=None):
+    """The head's numbers, times a gain, plus a constant."""
+
+    def edit(program):
+        numbers = {"gain": gain, "shift": shift}
+        gain_, shift_ = (None if n is None else torch.full((5,), n, dtype=torch.float64) for n in numbers.values())
+        made = Output((5,), (Part(0, torch.arange(5, dtype=torch.int32), gain_),), shift_)
+        return replace(program, readout=Readout((made,), 0))
+
+    return edit
+
+
+def resampled(weight: int):
+    """The places of the pool's source, each times a weight."""
+
+    def edit(program):
+        pool = program.nodes[POOL_AT]
+        shape = program.shapes[pool.source]
+        axes = [AxisMap(torch.arange(n)[None].int(), torch.full((1, n), w, dtype=torch.int32), n)
+                for n, w in zip(shape[1:], (weight, 1), strict=True)]  # fmt: skip
+        nodes = list(program.nodes)
+        nodes[POOL_AT : POOL_AT + 1] = [Resample("map", pool.source, PlaneMap(*axes), shape), replace(pool, source="map")]
+        return replace(program, nodes=tuple(nodes))
+
+    return edit
+
+
 LARGE = random_program(["conv"], timesteps=3, size=48)
 
 FORGERIES = {  # case 21, and others of its kind
@@ -118,6 +147,10 @@ FORGERIES = {  # case 21, and others of its kind
     "a head's shift of 1": (head_branch(shift=1), "the head has a shift"),
     "a head of infinity": (head_branch(multiplier=torch.full((5,), torch.inf, dtype=torch.float64)), "that is not finite"),
     "a head in single precision": (head_branch(multiplier=torch.ones(5)), "where [5] of torch.float64 is wanted"),
+    "a gain that is not a number": (output(gain=float("nan")), "an output has a gain or constant that is not finite"),
+    "an infinite constant": (output(shift=float("inf")), "an output has a gain or constant that is not finite"),
+    "a map with a weight of 2^15": (resampled(2**15), "map has a map with too large weights"),
+    "a map with the one weight that abs() leaves negative": (resampled(-(2**31)), "map has a map with too large weights"),
     "a bound of 0": (unit(bound=0), "bound=0 must be an integer from 1"),
     "a bound of 1": (unit(bound=1), "has bound=1, but its numbers make"),
     "another retraction": (unit(retract=-6), "has retract=-6, but its height makes -5"),

@@ -80,6 +80,9 @@ def check_numbers(program: Program) -> None:
         for part in output.parts:
             low, high = (int(x) for x in torch.aminmax(thawed(part.index)))
             _require(low >= -1 and high < prod(program.heads[part.head].shape), "an output reads beyond its head")
+        numbers = [output.shift, *(part.gain for part in output.parts)]
+        finite = all(bool(thawed(number).isfinite().all()) for number in numbers if number is not None)
+        _require(finite, "an output has a gain or constant that is not finite")
     for head in program.heads:
         finite = all(bool(n.isfinite().all()) for n in (head.bias, *(branch.multiplier for branch in head.branches)))
         _require(finite, "the head has a multiplier or bias that is not finite")
@@ -163,7 +166,8 @@ def _check_axis(axis: AxisMap, size: int, name: str) -> None:
     index, weight = thawed(axis.index), thawed(axis.weight)
     inside = bool(((index >= -1) & (index < size) & ((index >= 0) | (weight == 0))).all())
     _require(inside, f"{name} has a map that leaves its source")
-    _require(int(weight.abs().max()) <= MOST_WEIGHT, f"{name} has a map with too large weights")
+    low, high = (int(x) for x in torch.aminmax(weight))
+    _require(low >= -MOST_WEIGHT and high <= MOST_WEIGHT, f"{name} has a map with too large weights")
 
 
 def _check_tensor(tensor: Tensor, shape: tuple[int, ...], kind: torch.dtype, name: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from nbsnn.integer.frozen import freeze_fields, thawed
 from nbsnn.shapes import plane
 
-Index = NDArray[np.int64]
+Index, Index32 = NDArray[np.int64], NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +169,14 @@ class PlaneMap:
 
     def table(self) -> tuple[Index, Index]:
         """Places of the source and their weights for each place of the result, both [H'·W', reads]; −1 and 0 for nothing."""
-        (y, wy), (x, wx) = ((thawed(a.index).numpy().astype(np.int64).T, thawed(a.weight).numpy().astype(np.int64).T)
-                            for a in (self.rows, self.columns))  # fmt: skip
-        there = (y[:, None, :, None] >= 0) & (x[None, :, None, :] >= 0)
-        index = np.where(there, y[:, None, :, None] * self.columns.size + x[None, :, None, :], -1)
-        weight = np.where(there, wy[:, None, :, None] * wx[None, :, None, :], 0)
-        return index.reshape(-1, self.reads), weight.reshape(-1, self.reads)
+        index = self.windows().astype(np.int64)
+        wy, wx = (thawed(axis.weight).numpy().astype(np.int64).T for axis in (self.rows, self.columns))
+        weight = (wy[:, None, :, None] * wx[None, :, None, :]).reshape(index.shape)
+        return index, np.where(index >= 0, weight, 0)
+
+    def windows(self) -> Index32:
+        """Places of the source for each place of the result, [H'·W', reads]; −1 for nothing."""
+        y, x = (thawed(axis.index).numpy().T for axis in (self.rows, self.columns))
+        index: Index32 = y[:, None, :, None] * np.int32(self.columns.size) + x[None, :, None, :]
+        index[np.broadcast_to((y[:, None, :, None] < 0) | (x[None, :, None, :] < 0), index.shape)] = -1
+        return index.reshape(-1, self.reads)

@@ -131,8 +131,9 @@ def windows_of(program: Program, node: MaxPool) -> "tuple[NDArray[np.uint32], ND
 
     A window without any has the value 0: it has nothing but 0 of a padding to choose from, or it is a minimum that meets one.
     """
-    (_, reads), (windows, _) = _reads(program, node.source), node.map.table()
-    chosen = np.where(windows >= 0, reads.position[windows, 0], -1)  # a source that chooses reads one place, or nothing
+    (_, reads), windows = _reads(program, node.source), node.map.windows()
+    places = reads.position[:, 0].astype(np.int32)  # a source that chooses reads one place, or nothing
+    chosen = np.where(windows >= 0, places[windows], np.int32(-1))
     padded = ((windows >= 0) & (chosen < 0)).any(1, keepdims=True)
     there = (chosen >= 0) & ~(padded & node.lowest)
     start = np.concatenate([[0], np.cumsum(there.sum(1))]).astype(np.uint32)

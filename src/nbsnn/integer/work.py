@@ -17,6 +17,7 @@ MOST_PRODUCTS = 2**38  # per image in a run of counts: ten times those of ResNet
 MOST_VALUES = 2**26  # per image: 24 bytes each in the torch backend
 MOST_POSITIONS = 2**24  # of a node: the kernel indexes those of all images in flight with 32 bits
 MOST_READS = 2**26  # of all synapses: 8 bytes each while the kernel's tables are made; RevNet-38 at 224×224 has 4·10^7
+_WEIGHTED = 4  # times the memory of a table with weights
 MOST_COLUMNS = 2**28  # of one convolution, unrolled to a matrix: 8 bytes each in the torch backend
 MOST_CHAIN = 8  # pools and flattenings one after the other
 
@@ -77,7 +78,7 @@ def work_of(program: Program) -> Work:
         places[node.name] = places[node.source] if isinstance(node, Flatten) else prod(node.shape[1:])
         chains[node.name] = chains[node.source] + 1
         products += prod(node.shape) * window
-        reads += places[node.name] * windows[node.name]
+        reads += places[node.name] * windows[node.name] * (_WEIGHTED if isinstance(node, Resample) else 1)
         if isinstance(node, MaxPool):  # readers see its result, not its windows
             windows[node.name] = sums[node.name] = 1
     branches = [branch for node in (*program.units, *program.heads) for branch in node.branches]
