@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -190,9 +191,32 @@ def test_a_lost_best_network_is_replaced_with_a_warning(tmp_path, train, caplog)
     flip(tmp_path / "run" / "best.safetensors")
     flip(tmp_path / "run" / "last.safetensors")
     result = train()
-    said = f"{result.best}: damaged or missing, and the network of epoch 1, the best so far, is lost; that of the next epoch"
-    assert said in caplog.text
+    said = f"{result.best}: damaged, missing or of another run, and the network of epoch 1, the best so far, is lost"
+    assert f"{said}; that of the next epoch" in caplog.text
     assert result.best_epoch.epoch == 2 == read_tensors(result.best)[0]["metrics"]["epoch"]
+
+
+def test_a_best_network_of_another_run_is_never_taken(tmp_path, train, untouched, caplog):
+    """Its recipe or its accuracy in the log tells: the next phase, or a report, would rest on another network."""
+    other = train(name="other", recipe=replace(RECIPE, seed=1))
+    train(6)
+    shutil.copy(other.best, tmp_path / "run" / "best.safetensors")
+    result = train()
+    assert same(result, untouched)  # `last` held the best network too
+    assert finished_phase(RECIPE, 4, tmp_path / "run") is not None
+
+    shutil.copy(other.best, result.best)
+    assert finished_phase(RECIPE, 4, tmp_path / "run") is None  # the last state is there, to restore it from
+    assert f"{result.best}: holds a network of another run; restore it from a copy; resuming from" in caplog.text
+    (tmp_path / "run" / FINISHED).unlink()
+    with pytest.raises(CheckpointError, match=r"best.safetensors: holds a network of another run; .*; or delete .* to train"):
+        finished_phase(RECIPE, 4, tmp_path / "run")
+
+    header, tensors = read_tensors(result.last)
+    header["metrics"]["validation_top1"] = 99.5
+    write_tensors(result.best, tensors, header)
+    with pytest.raises(CheckpointError, match="holds a network of another run"):
+        finished_phase(RECIPE, 4, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors"])

@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,10 @@ def finished_phase(recipe: Recipe, bits: int, out: Path, start: str | None = Non
         header, _ = read_tensors(last)
         if not _is_of(header, recipe, bits, start):
             return None
-        read_tensors(best)
-        return result_of(best, last, _rows_of(out, recipe.phase[str(bits)].epochs))
+        rows, kept = _rows_of(out, recipe.phase[str(bits)].epochs), read_tensors(best)[0]
+        if not is_of_run(kept, recipe, bits, rows) or kept["metrics"].get("epoch") not in [row["epoch"] for row in rows]:
+            raise CheckpointError(f"{best}: holds a network of another run; restore it from a copy")
+        return result_of(best, last, rows)
     except CheckpointError as error:
         if (out / FINISHED_FILE).is_file():
             logger.warning("%s; resuming from %s, which restores it", error, out / FINISHED_FILE)
@@ -85,6 +87,18 @@ def _is_of(header: Header, recipe: Recipe, bits: int, start: str | None) -> bool
     if metrics.get("epoch") != recipe.phase[str(bits)].epochs:
         return False
     return start is None or metrics.get("start", "") == start
+
+
+def is_of_run(header: Header, recipe: Recipe, bits: int, rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a checkpoint can be the best of a phase: its recipe, of any number of epochs, and its accuracy in the log."""
+    its, metrics, name = recipe_of(header) if "metrics" in header else None, header.get("metrics", {}), str(bits)
+    if its is None or name not in its.phase:
+        return False
+    as_long = replace(recipe.phase[name], epochs=its.phase[name].epochs)  # it may have been given more epochs since
+    if its.until(bits).hash != replace(recipe, phase=recipe.phase | {name: as_long}).until(bits).hash:
+        return False
+    found = [row["top1"] for row in rows if row["epoch"] == metrics.get("epoch")]
+    return not found or metrics.get("validation_top1", found[0]) in found
 
 
 def _rows_of(out: Path, epochs: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from nbsnn.recipe import Phase, Recipe
 from nbsnn.tensorfile import read_header, read_tensors, write_tensors
 from nbsnn.training.conditions import Conditions, compare_conditions
 from nbsnn.training.folder import FINISHED_FILE, PREVIOUS_FILE, STATE_FILE
-from nbsnn.training.history import foreign_logs, write_history
+from nbsnn.training.history import foreign_logs, is_of_run, write_history
 from nbsnn.training.observer import Epoch
 from nbsnn.training.state import Expected, Learner, Saved, TrainingState, give_back_, newest_state, read_state, save_state
 
@@ -148,8 +148,7 @@ class Records:
         header = read_header(path) or {}
         done = header.get("epoch", 0) if "fingerprint" in header else 0
         before = replace(self.phase, epochs=max(done, 1))
-        same = [bits for bits, phase in self.recipe.phase.items() if phase == self.phase][-1:]
-        recipe = replace(self.recipe, phase=self.recipe.phase | dict.fromkeys(same, before))
+        recipe = replace(self.recipe, phase=self.recipe.phase | dict.fromkeys(self._names, before))
         fingerprint = self._fingerprint(recipe, before)
         if header.get("fingerprint") != fingerprint or not 0 < done <= self.phase.epochs:
             raise CheckpointError(
@@ -175,14 +174,17 @@ class Records:
         between = state.step == 0
         if between and _epoch_in(self.last) != state.epoch:
             self._write_network(self.last, history[-1])
-        if _epoch_in(self.best) is not None:
+        if self._has_best():
             return
         best = max(history, key=lambda row: (row["top1"], row["epoch"]))
         rows = {row["epoch"]: row for row in history}
         found = rows.get(_epoch_in(self.last) or 0)
         if found is not best:  # if there is none, `last` is damaged too: both are written at the end of this epoch
             heir = f"epoch {found['epoch']}" if found else "the next epoch"
-            lost = "%s: damaged or missing, and the network of epoch %d, the best so far, is lost; that of %s takes its place"
+            lost = (
+                "%s: damaged, missing or of another run, and the network of epoch %d, the best so far, is lost; that of %s "
+                "takes its place"
+            )
             warn(logger, lost, self.best, best["epoch"], heir)
         if found is None:
             state.best = -1.0
@@ -190,6 +192,20 @@ class Records:
         header, tensors = read_tensors(self.last)
         write_tensors(self.best, tensors, header)
         state.best = found["top1"]
+
+    @property
+    def _names(self) -> list[str]:
+        """The bits of the phase as in the recipe; none for a phase that is not of the recipe."""
+        return [bits for bits, phase in self.recipe.phase.items() if phase == self.phase][-1:]
+
+    def _has_best(self) -> bool:
+        """Whether the checkpoint of the best epoch is there, undamaged, and of this run."""
+        try:
+            header, _ = read_tensors(self.best)
+        except CheckpointError:
+            return False
+        ours = all(is_of_run(header, self.recipe, int(bits), self.state.history) for bits in self._names)
+        return ours and isinstance(header.get("metrics", {}).get("epoch"), int)
 
 
 def _epoch_in(path: Path) -> int | None:
