@@ -239,7 +239,7 @@ def test_an_error_of_the_system_is_one_line(capsys):
         raise PermissionError(13, "Permission denied", "/some/file")
 
     assert console.exit_code(fails) == 2
-    assert capsys.readouterr().err == "error: Permission denied: /some/file\n"
+    assert capsys.readouterr().err == "error: Permission denied: /some/file; choose another folder\n"
 
     def eats():
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried ...")

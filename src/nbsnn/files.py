@@ -16,8 +16,11 @@ _KINDS = (
 )  # fmt: skip
 _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)", errno.ENFILE: "close other programs",
     errno.EACCES: "choose another folder", errno.EPERM: "choose another folder", errno.EROFS: "choose another folder",
     errno.ENOTDIR: "a file has the name of its folder, choose another folder",
+    errno.EISDIR: "a folder has the name of a file, rename that folder",
+    errno.ENOTEMPTY: "a folder has the name of a file, rename that folder",
     errno.EEXIST: "a file has the name of its folder, choose another folder",
 }  # fmt: skip
 _LONGEST_STEM = 180  # bytes of a name that its temporary name repeats; a name has 255 at most
@@ -135,4 +138,9 @@ def _reason(error: Exception) -> str:
 
 
 def _remedy(error: Exception) -> str:
-    return _REMEDIES.get(getattr(error, "errno", None) or 0, "free some space or choose another folder")
+    return known_remedy(error) or "free some space or choose another folder"
+
+
+def known_remedy(error: Exception) -> str | None:
+    """What to do about an error of the file system; None if that depends on what was done."""
+    return _REMEDIES.get(getattr(error, "errno", None) or 0)

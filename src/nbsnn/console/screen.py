@@ -17,6 +17,7 @@ from nbsnn.console.flags import Flag, in_flags
 from nbsnn.console.streams import OutputClosed, guarded
 from nbsnn.distributed import World, rank_in_environment
 from nbsnn.errors import Interrupted, NbsnnError
+from nbsnn.files import known_remedy
 
 _ENDLESS = 100_000  # columns if it is not a terminal: nothing is wrapped or cut
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
@@ -130,7 +131,8 @@ def exit_code(run: Callable[[], Any], *, flags: Mapping[str, Flag] | None = None
         except OSError as error:
             if error.strerror is None:
                 raise
-            fail(error.strerror + (f": {error.filename}" if error.filename else ""))
+            where, remedy = f": {error.filename}" if error.filename else "", known_remedy(error)
+            fail(error.strerror + where + (f"; {remedy}" if remedy else ""))
             return 2
         except (MemoryError, RuntimeError) as error:
             if not _is_lack_of_memory(error):
