@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
+from nets import small_quantized
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -277,3 +279,48 @@ def test_a_pattern_given_as_text_is_one_pattern(forms):
     assert network[2].bits == 3
     with pytest.raises(QuantizationError, match=r"^only: unknown layer 'stage\*'"):
         nbsnn.set_bits_(network, act_bits=4, only="stage*")
+
+
+WRONG_TYPES = {
+    "a network as a path": (lambda q: nbsnn.load_checkpoint(q), r"^path is a \w+; give a text or a path$"),
+    "a number as a path": (lambda q: nbsnn.save_checkpoint(3, q), "^path is an int; give a text or a path$"),
+    "an array as a schedule": (
+        lambda q: nbsnn.to_spiking(q, torch.zeros(1, 2, 6, 6), schedule=np.zeros(2)),
+        "^schedule is a numpy array of float64; give a text$",
+    ),
+    "a list as a name": (lambda q: nbsnn.build_model(["cifar10/resnet20"]), "^name is a list of 1 strs; give a text$"),
+    "a class as a number": (
+        lambda q: nbsnn.build_model("res20", num_classes=int),
+        "is the class int; give an integer",
+    ),
+    "a bool as a number": (lambda q: nbsnn.build_model("res20", num_classes=True), "^num_classes is a bool; give an integer"),
+    "no classes": (lambda q: nbsnn.build_model("res20", num_classes=0), "^num_classes=0: must be an integer"),
+    "a text as a recipe": (
+        lambda q: nbsnn.save_checkpoint("a.safetensors", q, recipe="r"),
+        "is a str; give a Recipe or None$",
+    ),
+    "a list as metrics": (lambda q: nbsnn.save_checkpoint("a.safetensors", q, metrics=[1]), "; give a dictionary or None$"),
+    "a number to call": (lambda q: nbsnn.evaluate(q, [], progress=3), "^progress is an int; give a function or None$"),
+    "a path to pack": (
+        lambda q: nbsnn.save_packed("a.safetensors", "q"),
+        "is a str; give the result of nbsnn",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TYPES)
+def test_an_argument_of_another_type_is_one_line(name):
+    call, said = WRONG_TYPES[name]
+    with pytest.raises(ConfigError, match=said):
+        call(small_quantized())
+
+
+def test_numbers_of_numpy_and_paths_of_any_kind_are_taken(tmp_path):
+    class Entry:
+        def __fspath__(self):
+            return str(tmp_path / "a.safetensors")
+
+    nbsnn.save_checkpoint(Entry(), nbsnn.build_model("res20", num_classes=np.int64(3)))
+    assert nbsnn.load_checkpoint(Entry()).model_spec.num_classes == 3
+    with pytest.raises(TypeError, match=r"build_model\(\) got an unexpected keyword argument 'classes'"):
+        nbsnn.build_model("res20", classes=3)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.distributed import world
 from nbsnn.errors import CheckpointError, ConfigError, ConversionError, QuantizationError, shown
 from nbsnn.finite import check_network
@@ -75,6 +76,7 @@ def recipe_of(header: Header) -> Recipe | None:
     return recipe_from_dict(header["recipe"]) if header["recipe"] else None
 
 
+@checked_arguments
 def save_checkpoint(
     path: str | Path,
     model: nn.Module,
@@ -106,6 +108,7 @@ def _inside(model: nn.Module) -> tuple[SpikingNetwork | None, nn.Module]:
     return (bare, bare.network) if isinstance(bare, SpikingNetwork) else (None, model)
 
 
+@checked_arguments
 def load_checkpoint(path: str | Path, *, model: nn.Module | None = None, trainable: bool = False) -> nn.Module:
     """The network that `save_checkpoint` or `save_packed` saved, in the same form, in evaluation mode.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.checkpoint import load_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.download import DownloadProgress
@@ -102,6 +103,7 @@ def calibration_images(train: LabelledImages) -> Tensor:
     return train.normalized(train.pixels(torch.arange(0, len(train), step)[:count]))
 
 
+@checked_arguments
 def train(
     recipe: Recipe,
     out: Path,

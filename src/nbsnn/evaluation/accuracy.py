@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.distributed import max_over_ranks, sum_over_ranks
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_images, check_logits, check_network
@@ -41,6 +42,7 @@ class Report:
         return asdict(self) | {"images_per_second": self.images_per_second}
 
 
+@checked_arguments
 @full_float32()
 @torch.inference_mode()
 def evaluate(

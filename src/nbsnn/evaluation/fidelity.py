@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.data.images import fewer_if_larger
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_logits, check_network
@@ -79,6 +80,7 @@ class Fidelity:
         }  # fmt: skip
 
 
+@checked_arguments
 @full_float32()
 @torch.inference_mode()
 def measure_fidelity(
@@ -132,6 +134,7 @@ def measure_fidelity(
     return outputs.fidelity(tally, torch.cat(steps), labels)
 
 
+@checked_arguments
 @full_float32()
 @torch.inference_mode()
 def measure_integer_fidelity(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.inputs import as_images, require_type
 from nbsnn.integer.description import fan_outs, unit_of
 from nbsnn.integer.network import IntegerNetwork
@@ -63,6 +64,7 @@ class Synops:
         }  # fmt: skip
 
 
+@checked_arguments
 def count_synops(network: IntegerNetwork, images: Tensor, *, progress: Callable[[int], None] | None = None) -> Synops:
     """Count every spike at every synapse that it reaches: the spikes of each neuron times the fan-out of its position.
 

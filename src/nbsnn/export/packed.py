@@ -7,8 +7,10 @@ from typing import Any
 from torch import nn
 
 from nbsnn import outputs
+from nbsnn.arguments import checked_arguments
 from nbsnn.checkpoint import describe
 from nbsnn.export.registry import Exporter, export, register
+from nbsnn.inputs import require_type
 from nbsnn.quant.packing import CODES, pack_state
 from nbsnn.recipe import recipe_from_dict
 from nbsnn.tensorfile import Header, write_tensors
@@ -17,6 +19,7 @@ from nbsnn.wrappers import bare
 _PROVENANCE = ("recipe", "recipe_hash", "seed", "metrics", "versions")
 
 
+@checked_arguments
 def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None = None) -> int:
     """Write a quantized network in packed form; `load_checkpoint` reads it, and its logits are equal bit for bit.
 
@@ -30,12 +33,13 @@ def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None
         ConfigError: not a quantized network, or a name that is not `.safetensors`.
         QuantizationError: it cannot be packed, or holds values that are not finite.
     """
+    require_type(quantized, nn.Module, "quantized", "the result of nbsnn.quantize")
     return export(path, quantized, EXPORTER.name, origin=origin)
 
 
 def _write(path: Path, quantized: nn.Module, origin: Mapping[str, Any] | None) -> None:
     state = pack_state(bare(quantized))
-    header = describe(quantized) | {key: origin[key] for key in _PROVENANCE if origin}
+    header = describe(quantized) | {key: origin[key] for key in _PROVENANCE if origin and key in origin}
     if header["recipe"]:
         header["recipe"] = recipe_from_dict(header["recipe"]).to_dict(places=False)
     for name, layer in header["plan"].items():

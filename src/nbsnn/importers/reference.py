@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.checkpoint import form_of, load_checkpoint
 from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.finite import check_network
@@ -42,6 +43,7 @@ _LEAVES = (
 )
 
 
+@checked_arguments
 def load_reference_checkpoint(path: str | Path, model: str, *, weight_bits: int, act_bits: int) -> nn.Module:
     """Load a `.pth.tar` file written by the authors' code, as a network in evaluation mode.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.errors import ConfigError, LoweringError
 from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
@@ -29,6 +30,7 @@ from nbsnn.wrappers import as_network, copied
 logger = logging.getLogger(__name__)
 
 
+@checked_arguments
 @full_float32()
 @torch.inference_mode(mode=False)  # its tensors have no version counter
 def lower(

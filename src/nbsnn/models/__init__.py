@@ -4,6 +4,7 @@ import re
 
 from torch import nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.models.plain import PLAIN_NETS, build_plain
 from nbsnn.models.resnet import RESIDUAL_NETS, build_resnet
@@ -28,6 +29,7 @@ def canonical_name(name: str, *, data: str = "cifar10") -> str:
     return name
 
 
+@checked_arguments
 def build_model(name: str, *, num_classes: int | None = None, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
     """A float network with random weights.
 
@@ -41,7 +43,8 @@ def build_model(name: str, *, num_classes: int | None = None, in_channels: int =
     """
     name = canonical_name(name)
     group = name.partition("/")[0]
-    spec = ModelSpec(name, num_classes or _DEFAULT_CLASSES[group], in_channels, image_size or _DEFAULT_SIZE[group])
+    classes = _DEFAULT_CLASSES[group] if num_classes is None else num_classes
+    spec = ModelSpec(name, classes, in_channels, _DEFAULT_SIZE[group] if image_size is None else image_size)
     build = build_plain if name in PLAIN_NETS else build_resnet
     net = build(name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size)
     net.model_spec = spec  # type: ignore[assignment]  # a checkpoint rebuilds the net from it

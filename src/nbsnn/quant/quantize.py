@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.errors import ConfigError, QuantizationError, unknown
 from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, gathered, require_type, to_network
@@ -145,6 +146,7 @@ def _read_act_format(entry: Mapping[str, Any]) -> ActFormat:
     return read
 
 
+@checked_arguments
 @full_float32()
 @torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
 def quantize(
@@ -256,6 +258,7 @@ def _nothing(spec: QuantSpec) -> str:
     return f"nothing to quantize with {bits}, skip={spec.skip}: no convolution, nn.Linear or nn.ReLU is left; skip fewer layers"
 
 
+@checked_arguments
 def set_bits_(
     quantized: nn.Module, *, weight_bits: int | None = None, act_bits: int | None = None, only: str | Iterable[str] = "*"
 ) -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nbsnn.aliases import current_key, current_names
+from nbsnn.arguments import checked_arguments
 from nbsnn.errors import ConfigError, shown, unknown
 from nbsnn.recipe import Recipe, recipe_from_dict
 from nbsnn.settings import merge, override_
@@ -25,6 +26,7 @@ def list_recipes() -> list[str]:
     return names
 
 
+@checked_arguments
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """A bundled recipe such as "cifar10/resnet20" or "cifar10/resnet20:fast", or a TOML file, with key=value overrides.
 

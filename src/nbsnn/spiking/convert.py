@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.errors import ConversionError
 from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
@@ -18,6 +19,7 @@ from nbsnn.surgery import replace_modules_
 from nbsnn.wrappers import as_network, copied
 
 
+@checked_arguments
 @full_float32()
 @torch.inference_mode(mode=False)  # within inference mode, parameters of the result could never be trained
 def to_spiking(

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.data.images import Batches, LabelledImages, require_set
 from nbsnn.errors import ConfigError, DivergedError
 from nbsnn.evaluation.accuracy import evaluate
@@ -51,6 +52,7 @@ class FinetuneResult:
         return values | {"changes": [asdict(change) for change in self.changes]}
 
 
+@checked_arguments
 def finetune(
     quantized: nn.Module,
     train: LabelledImages,
