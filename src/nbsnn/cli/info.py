@@ -25,7 +25,7 @@ from nbsnn.zoo import locate
 @app.command()
 def info(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A file written by nbsnn, or zoo:NAME.", metavar="[CHECKPOINT]")
+        Path | None, typer.Argument(help="A file written by nbsnn, or zoo:NAME.", metavar="CHECKPOINT")
     ] = None,
     model: OwnOption = None,
     model_args: OwnArgsOption = None,

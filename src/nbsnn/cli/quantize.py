@@ -38,7 +38,7 @@ from nbsnn.training.checks import with_classes
 @app.command()
 def quantize(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A float checkpoint written by nbsnn.", metavar="[CHECKPOINT]")
+        Path | None, typer.Argument(help="A float checkpoint written by nbsnn.", metavar="CHECKPOINT")
     ] = None,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Write the quantized checkpoint here.")],
