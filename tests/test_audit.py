@@ -13,11 +13,16 @@ from nbsnn.spiking.convert import to_spiking
 
 OWN = "the network's own forward"
 OUTSIDE = "() is applied to currents outside a module at {place}; write self.act = nn.ReLU() and call it"
+TWO = (
+    "() compares two currents at {place}; write self.act = nn.ReLU(), and b + self.act(a - b) for the maximum or "
+    "a - self.act(a - b) for the minimum"
+)
 MAX_POOL = (
     "() is a max pool outside a module at {place}; write self.pool = nn.MaxPool2d(...) or nn.AdaptiveMaxPool2d(...), and call "
     "it on the output of an activation; nbsnn.prepare does it"
 )
 SMOOTH = "() is smooth, and spike counts are not at {place}; use nn.ReLU"
+SIGMOID = "sigmoid" + SMOOTH + " between layers, and leave it out at the end: return the logits, and apply it to the result"
 UNKNOWN = (
     "() is applied to currents and is not known to be affine at {place}; between neurons write only sums, products with "
     "constants, convolutions, linear layers, average pools, reshapes"
@@ -32,10 +37,10 @@ FUNCTIONS = {
     "torch.relu": (lambda net, x: torch.relu(x), "relu" + OUTSIDE),
     "torch.clamp": (lambda net, x: torch.clamp(x, 0, 1), "clamp" + OUTSIDE),
     "clamp_min": (lambda net, x: x.clamp_min(0), "clamp_min" + OUTSIDE),
-    "maximum": (lambda net, x: torch.maximum(x, x * 2), "maximum" + OUTSIDE),
+    "maximum": (lambda net, x: torch.maximum(x, x * 2), "maximum" + TWO),
     "F.max_pool2d": (lambda net, x: F.max_pool2d(x, 2), "max_pool2d" + MAX_POOL),
     "amax": (lambda net, x: x.amax(1, keepdim=True), "amax" + MAX_POOL),
-    "sigmoid": (lambda net, x: x.sigmoid(), "sigmoid" + SMOOTH),
+    "sigmoid": (lambda net, x: x.sigmoid(), SIGMOID),
     "F.gelu": (lambda net, x: F.gelu(x), "gelu" + SMOOTH),
     "F.silu": (lambda net, x: F.silu(x), "silu" + SMOOTH),
     "tanh": (lambda net, x: torch.tanh(x), "tanh" + SMOOTH),
@@ -149,7 +154,7 @@ MODULES = {
         lambda: nn.FractionalMaxPool2d(2, 2),
         "this kind of max pooling has no spiking form at {place}; use nn.MaxPool1d, nn.MaxPool2d, or their adaptive forms",
     ),
-    "nn.Sigmoid": (nn.Sigmoid, "sigmoid" + SMOOTH),
+    "nn.Sigmoid": (nn.Sigmoid, SIGMOID),
     "nn.GELU": (nn.GELU, "gelu" + SMOOTH),
     "nn.SiLU": (nn.SiLU, "silu" + SMOOTH),
     "nn.Softmax": (lambda: nn.Softmax(1), FUNCTIONS["softmax"][1]),
@@ -177,7 +182,7 @@ def test_a_module_that_is_not_affine_is_refused(name):
 def test_a_module_inside_modules_is_named_in_full():
     module = nn.Sequential(nn.Identity(), nn.Sequential(nn.Sigmoid()))
     net = quantized_probe(module=module, spec=QuantSpec(2, 2, skip=("module.1.0",)))
-    assert refusal(net) == "sigmoid" + SMOOTH.format(place="module.1.0")
+    assert refusal(net) == SIGMOID.format(place="module.1.0")
 
 
 def test_a_network_in_training_mode_converts_as_in_evaluation():

@@ -162,7 +162,16 @@ AUDIT = {
         "use less padding or dilation",
         lambda: spikes(**module(nn.MaxPool2d(2, padding=1))),
     ),
-    "sigmoid": Row(lambda: quantized(act2=nn.Sigmoid()), "use nn.ReLU", lambda: spikes(act2=nn.ReLU())),
+    "sigmoid": Row(
+        lambda: quantized(act2=nn.Sigmoid()),
+        "use nn.ReLU between layers, and leave it out at the end: return the logits, and apply it to the result",
+        lambda: spikes(act2=nn.ReLU())(IMAGES).sigmoid(),
+    ),
+    "the maximum of two": Row(
+        lambda: spikes(between=lambda net, x: net.conv2(torch.maximum(x, 1 - x))),
+        "write self.act = nn.ReLU(), and b + self.act(a - b) for the maximum or a - self.act(a - b) for the minimum",
+        lambda: spikes(between=lambda net, x: net.conv2(x - 1 + net.module(2 - 2 * x)), module=nn.ReLU()),
+    ),
     "softmax": Row(
         lambda: spikes(tail=lambda net, x: x.softmax(1)),
         "leave it out: return the logits, and apply it to the result",

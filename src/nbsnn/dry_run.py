@@ -5,12 +5,13 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.errors import ConversionError, LoweringError, NbsnnError, QuantizationError
 from nbsnn.inputs import as_images, to_network
 from nbsnn.integer.lower import lower
 from nbsnn.pooling import MAX_POOLS
 from nbsnn.precision import full_float32
-from nbsnn.prepare import Finding, inspect_network
+from nbsnn.prepare import Finding, check_not_quantized, inspect_network
 from nbsnn.quant.flow import WEIGHT_LAYERS
 from nbsnn.quant.planning import check_float
 from nbsnn.quant.quantize import quantize
@@ -26,6 +27,7 @@ _KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
 )
 
 
+@checked_arguments
 @full_float32()
 @torch.inference_mode(mode=False)
 def check(net: nn.Module, example: Tensor, *, spec: QuantSpec | None = None) -> list[Finding]:
@@ -45,6 +47,7 @@ def check(net: nn.Module, example: Tensor, *, spec: QuantSpec | None = None) -> 
     try:
         net = as_network(net, QuantizationError)
         example = as_images(example, "example", network=net, finite=True, error=QuantizationError)
+        check_not_quantized(net)
         check_float(net)
         copy = copied(net)
         for name in fold_computed_weights_(copy):

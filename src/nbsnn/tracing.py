@@ -75,7 +75,7 @@ class Tracer(TorchFunctionMode):
         except NbsnnError:
             raise
         except Exception as caught:
-            reason = (str(caught) or type(caught).__name__).splitlines()[0]
+            reason = (str(caught) or type(caught).__name__).splitlines()[0].replace(";", ",")  # what follows ours is the remedy
             raise error(
                 f"the example of shape {list(image.shape[1:])} does not run at {self.place}: {reason}; "
                 "give images on which the network runs"

@@ -6,6 +6,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from nbsnn.arguments import checked_arguments
 from nbsnn.errors import QuantizationError
 from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
@@ -31,6 +32,7 @@ __all__ = [
     "Preparation",
     "SignedActivation",
     "changes_of",
+    "check_not_quantized",
     "inspect_network",
     "preparation_of",
     "prepare",
@@ -40,6 +42,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
+@checked_arguments
 @full_float32()
 @torch.inference_mode(mode=False)
 def prepare(net: nn.Module, example: Tensor) -> nn.Module:
@@ -56,12 +59,19 @@ def prepare(net: nn.Module, example: Tensor) -> nn.Module:
     """
     net = as_network(net, QuantizationError)
     example = as_images(example, "example", network=net, finite=True, error=QuantizationError)
+    check_not_quantized(net)
     copy = copied(net)
     fold_computed_weights_(copy)
     prepared = rewrite(copy, to_network(example, copy))
     for change in changes_of(prepared):
         logger.info("prepared: %s", change)
     return prepared
+
+
+def check_not_quantized(net: nn.Module) -> None:
+    """Raise an error for a quantized or a spiking network: it was prepared before it was quantized."""
+    if any("threshold" in module._parameters or hasattr(module, "quantized_weight") for module in net.modules()):
+        raise QuantizationError("the network is quantized already; give the float network that it was made from")
 
 
 def changes_of(net: nn.Module) -> tuple[Finding, ...]:

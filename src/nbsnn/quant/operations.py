@@ -41,6 +41,7 @@ _SMOOTH = {
     "sigmoid", "tanh", "gelu", "silu", "mish", "softplus", "softsign", "hardsigmoid", "hardswish", "logsigmoid", "exp",
     "tanhshrink", "softshrink", "hardshrink",
 }  # fmt: skip
+_AT_THE_END = " between layers, and leave it out at the end: return the logits, and apply it to the result"
 _SOFTMAX = {"softmax", "log_softmax", "softmin"}
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "local_response_norm", "rms_norm", "normalize"}
 _OTHER_POOLS = {"max_pool", "max_pool3d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d"} | {
@@ -96,6 +97,11 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
             f"nn.{inside} is an activation that is not quantized",
             f"use nn.ReLU instead of nn.{inside}, and quantize that network" + (_BY_ITSELF if name in _PREPARED else ""),
         )
+    if name in ("maximum", "minimum"):
+        return Refusal(
+            f"{name}() compares two currents",
+            "write self.act = nn.ReLU(), and b + self.act(a - b) for the maximum or a - self.act(a - b) for the minimum",
+        )
     if name in _RELU | _CLIP:
         return Refusal(f"{name}() is applied to currents outside a module", "write self.act = nn.ReLU() and call it")
     if name in _OTHER_POOLS:
@@ -109,7 +115,10 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
             "nbsnn.prepare does it",
         )
     if name in _SMOOTH:
-        return Refusal(f"{name}() is smooth, and spike counts are not", "use nn.ReLU")
+        return Refusal(
+            f"{name}() is smooth, and spike counts are not",
+            "use nn.ReLU" + (_AT_THE_END if name in ("sigmoid", "logsigmoid") else ""),
+        )
     if name in _SOFTMAX:
         return Refusal(f"{name}() is applied to currents", "leave it out: return the logits, and apply it to the result")
     if name in _NORMS:
