@@ -341,6 +341,17 @@ def test_every_setting_of_the_process_that_changes_sums_is_named(splits, name, c
     assert found() == then
 
 
+def test_a_run_without_the_extension_for_quantizers_is_named(splits, caplog, monkeypatch):
+    def found():
+        return conditions.conditions_of(splits, Execution(), torch.device("cpu"))
+
+    monkeypatch.setattr("nbsnn.fused.obstacle", lambda: None)
+    then = found()
+    monkeypatch.setattr("nbsnn.fused.obstacle", lambda: "switched off")
+    conditions.compare_conditions(then, found(), "run")
+    assert caplog.messages[0].startswith("run: resumes with quantizers torch (was C++); the weights will not equal")
+
+
 def test_a_run_is_not_resumed_with_files_of_other_sizes(tmp_path):
     files = [tmp_path / f"{i}.jpg" for i in range(3)]
     for file in files:

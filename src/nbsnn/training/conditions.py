@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbsnn import fused
 from nbsnn.data.images import LabelledImages, Splits
 from nbsnn.distributed import warn, world
 from nbsnn.errors import CheckpointError
@@ -68,6 +69,7 @@ def _of_cpu() -> Conditions:
         "processor": cpu_model()[:100],
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "oneDNN": "on" if torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled else "off",  # type: ignore[no-untyped-call]
+        "quantizers": "torch" if fused.obstacle() else "C++",
         "denormals": "kept" if bool(tiny * 1 > 0) else "flushed to zero",
         "threads": str(torch.get_num_threads()),
     }
