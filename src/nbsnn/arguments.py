@@ -15,7 +15,8 @@ import numpy as np
 
 from nbsnn.errors import ConfigError
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Accepted for an annotation, and the words for it.
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -26,7 +27,7 @@ _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
     Path: ((Path, os.PathLike), "a path"),
     type(None): ((type(None),), "None"),
 }
-_GENERIC: dict[Any, tuple[tuple[type, ...], str]] = {
+_GENERIC: dict[Any, tuple[tuple[Any, ...], str]] = {
     Mapping: ((Mapping,), "a dictionary"), dict: ((Mapping,), "a dictionary"), Callable: ((Callable,), "a function"),
 }  # fmt: skip
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from nbsnn.integer.frozen import freeze_fields, thawed
 from nbsnn.shapes import plane
 
-Index, Index32 = NDArray[np.int64], NDArray[np.int32]
+Index = NDArray[np.int64]
+Index32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
