@@ -14,7 +14,7 @@ ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
     ["errors", "fused", "gradients", "hooks", "pooling", "progress", "shapes"],
     ["aliases", "naming", "settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
-    ["quant.levels", "quant.functional", "quant.formats"],
+    ["arguments", "quant.levels", "quant.functional", "quant.formats"],
     ["recipe", "surgery", "wrappers", "tracing", "inputs", "distributed", "spiking.functional"],
     ["schema", "norms", "device", "structure", "quant.flow", "quant.operations"],
     ["tensorfile", "prepare"],

@@ -212,7 +212,7 @@ def test_finetune_classify_and_train_take_image_sets(forms, wrong, tmp_path):
     with pytest.raises(ConfigError, match=line % "photographs"):
         classify(forms["integer"], wrong)
     if wrong is not None:
-        with pytest.raises(ConfigError, match=r"^splits is a \w+; give nbsnn.Splits\(train, validation, test\)$"):
+        with pytest.raises(ConfigError, match=r"^splits is a \w+[\w ]*; give nbsnn.Splits\(train, validation, test\)$"):
             next(nbsnn.train(nbsnn.load_recipe("digits/resnet20"), tmp_path / "run", splits=wrong))
 
 
@@ -297,10 +297,10 @@ WRONG_TYPES = {
     "no classes": (lambda q: nbsnn.build_model("res20", num_classes=0), "^num_classes=0: must be an integer"),
     "a text as a recipe": (
         lambda q: nbsnn.save_checkpoint("a.safetensors", q, recipe="r"),
-        "is a str; give a Recipe or None$",
+        r"is a str; give nbsnn.Recipe\(model, phase\)$",
     ),
-    "a list as metrics": (lambda q: nbsnn.save_checkpoint("a.safetensors", q, metrics=[1]), "; give a dictionary or None$"),
-    "a number to call": (lambda q: nbsnn.evaluate(q, [], progress=3), "^progress is an int; give a function or None$"),
+    "a list as metrics": (lambda q: nbsnn.save_checkpoint("a.safetensors", q, metrics=[1]), "; give a dictionary$"),
+    "a number to call": (lambda q: nbsnn.evaluate(q, [], progress=3), "^progress is an int; give a function$"),
     "a path to pack": (
         lambda q: nbsnn.save_packed("a.safetensors", "q"),
         "is a str; give the result of nbsnn",

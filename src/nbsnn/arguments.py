@@ -6,7 +6,7 @@ import os
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
@@ -60,7 +60,7 @@ def checked_arguments(function: Callable[P, R]) -> Callable[P, R]:
                 continue
             value = given.arguments[name]
             if not _fits(value, kinds):
-                raise ConfigError(f"{name} is {described(value)}; give {words}")
+                raise ConfigError(f"{name} is {described_kind(value)}; give {words}")
             if isinstance(value, np.generic):  # a number that no header of a file could hold
                 given.arguments[name] = value.item()
         return function(*given.args, **given.kwargs)
@@ -68,7 +68,7 @@ def checked_arguments(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def described(value: object) -> str:
+def described_kind(value: object) -> str:
     """A description of a value with an article: "a list of 3 Tensors"."""
     name = value.__name__ if isinstance(value, type) else type(value).__name__
     if isinstance(value, type):
@@ -89,14 +89,15 @@ def _kinds(hint: Any) -> tuple[tuple[type, ...], str] | None:
         if None in parts:
             return None
         known = [part for part in parts if part is not None]
-        return tuple(kind for kinds, _ in known for kind in kinds), " or ".join(words for _, words in known)
+        return tuple(kind for kinds, _ in known for kind in kinds), " or ".join(words for _, words in known if words != "None")
     if origin is Literal:
         values = typing.get_args(hint)
         return tuple({type(value) for value in values}), "one of " + ", ".join(map(str, values))
     if origin in _GENERIC:
         return _GENERIC[origin]
     if isinstance(hint, type) and is_dataclass(hint) and hint.__module__.startswith("nbsnn."):
-        return (hint,), f"a {hint.__name__}"
+        needed = ", ".join(f.name for f in fields(hint) if f.default is MISSING and f.default_factory is MISSING)
+        return (hint,), f"nbsnn.{hint.__name__}({needed})"
     return _PLAIN.get(hint) if isinstance(hint, type) else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsnn.arguments import described
+from nbsnn.arguments import described_kind
 from nbsnn.errors import ConfigError, NbsnnError
 from nbsnn.finite import check_images
 
@@ -53,7 +53,7 @@ def as_images(
     allowed = (4,) if ranks is None and network is None else ranks or _ranks_of(network)
     shapes = " or ".join(_SHAPES[rank] for rank in sorted(allowed, reverse=True))
     if not isinstance(value, Tensor):
-        raise error(f"{name} is {described(value)}; give a tensor {shapes}{_remedy(value, name)}")
+        raise error(f"{name} is {described_kind(value)}; give a tensor {shapes}{_remedy(value, name)}")
     if value.layout is not torch.strided:
         raise error(f"{name} is a tensor of layout {value.layout}; give a dense one: {name}.to_dense()")
     if value.dtype == torch.uint8 and not pixels:
@@ -153,7 +153,7 @@ def as_labels(
 ) -> Tensor:
     """Check labels: [count] integers from 0, below `classes` if given."""
     if not isinstance(value, Tensor):
-        raise error(f"{name} is {described(value)}; give a tensor [{count}] of class numbers: torch.as_tensor({name})")
+        raise error(f"{name} is {described_kind(value)}; give a tensor [{count}] of class numbers: torch.as_tensor({name})")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         one_hot = f": {name}.argmax(1) if they are one-hot" if value.dim() == 2 else ""
         raise error(f"{name} has type {value.dtype}; give class numbers, torch.int64{one_hot}")
@@ -171,7 +171,7 @@ def as_labels(
 def require_type(value: object, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
     """Raise an error for an argument of another type, saying what was given and what is expected."""
     if not isinstance(value, kind):
-        raise ConfigError(f"{name} is {described(value)}; give {wanted}")
+        raise ConfigError(f"{name} is {described_kind(value)}; give {wanted}")
 
 
 def as_batches(loader: object, name: str = "loader", *, network: nn.Module | None = None) -> Iterator[tuple[Tensor, object]]:
@@ -182,12 +182,12 @@ def as_batches(loader: object, name: str = "loader", *, network: nn.Module | Non
     """
     wanted = f"give batches (images, labels): a DataLoader, a list of pairs, or nbsnn.Batches({name}, 100) of an image set"
     if isinstance(loader, (Tensor, Mapping, str)) or not isinstance(loader, Iterable):
-        raise ConfigError(f"{name} is {described(loader)}; {wanted}")
+        raise ConfigError(f"{name} is {described_kind(loader)}; {wanted}")
     for batch in loader:
         if isinstance(loader, tuple) and isinstance(batch, Tensor):
             raise ConfigError(f"{name} is one batch, a tuple of tensors; give a list of batches: [{name}]")
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise ConfigError(f"a batch of {name} is {described(batch)}; {wanted}")
+            raise ConfigError(f"a batch of {name} is {described_kind(batch)}; {wanted}")
         pixels = network is None
         yield as_images(batch[0], "images", network=network, ranks=_SHAPES if pixels else None, pixels=pixels), batch[1]
 
