@@ -17,7 +17,7 @@ MOST_PRODUCTS = 2**38  # per image in a run of counts: ten times those of ResNet
 MOST_VALUES = 2**26  # per image: 24 bytes each in the torch backend
 MOST_POSITIONS = 2**24  # of a node: the kernel indexes those of all images in flight with 32 bits
 MOST_READS = 2**26  # of all synapses: 8 bytes each while the kernel's tables are made; RevNet-38 at 224×224 has 4·10^7
-_WEIGHTED = 4  # times the memory of a table with weights
+_WEIGHTED = 4  # times as much for each place of a map, in the table of places and weights that it is made from
 MOST_COLUMNS = 2**28  # of one convolution, unrolled to a matrix: 8 bytes each in the torch backend
 MOST_CHAIN = 8  # pools and flattenings one after the other
 
@@ -78,10 +78,12 @@ def work_of(program: Program) -> Work:
         places[node.name] = places[node.source] if isinstance(node, Flatten) else prod(node.shape[1:])
         chains[node.name] = chains[node.source] + 1
         products += prod(node.shape) * window
-        reads += places[node.name] * windows[node.name] * (_WEIGHTED if isinstance(node, Resample) else 1)
+        table = max(window, _WEIGHTED * node.map.reads) if isinstance(node, Resample) else window
+        reads += places[node.name] * windows[node.source] * table
         if isinstance(node, MaxPool):  # readers see its result, not its windows
             windows[node.name] = sums[node.name] = 1
-    branches = [branch for node in (*program.units, *program.heads) for branch in node.branches]
+    weighing: tuple[Unit | Head, ...] = (*program.units, *program.heads)
+    branches = [branch for node in weighing for branch in node.branches]
     mapped = [prod(branch.after.size) for branch in branches if branch.after is not None]
     positions = max(*mapped, *(prod(shape[1:]) for shape in (*shapes.values(), *(head.shape for head in program.heads))))
     values += sum(prod(output.shape) * len(output.parts) for output in program.readout.outputs) if program.readout else 0
