@@ -107,14 +107,14 @@ def module_names(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
     """
     names: dict[nn.Module, tuple[str, ...]] = {}
     owners: dict[Tensor, tuple[str, ...]] = {}
+    weights = {module: module._parameters.get("weight") for module in model.modules() if isinstance(module, WEIGHTS)}
     for name, module in model.named_modules(remove_duplicate=False):
         names[module] = (*names.get(module, ()), name)
-        if isinstance(module, WEIGHTS) and isinstance(module._parameters.get("weight"), Tensor):
-            owners[module.weight] = (*owners.get(module.weight, ()), name)
-    return {
-        module: tuple(dict.fromkeys((*found, *owners.get(module.weight, ())))) if isinstance(module, WEIGHTS) else found
-        for module, found in names.items()
-    }
+        weight = weights.get(module)
+        if weight is not None:
+            owners[weight] = (*owners.get(weight, ()), name)
+    shared = {module: owners[weight] for module, weight in weights.items() if weight is not None}
+    return {module: tuple(dict.fromkeys((*found, *shared.get(module, ())))) for module, found in names.items()}
 
 
 def _replaced(model: nn.Module, flow: Flow | None) -> set[str]:
