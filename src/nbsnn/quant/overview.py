@@ -51,8 +51,7 @@ def overview_of(quantized: nn.Module, spec: QuantSpec) -> Overview:
     in_float = []
     for name, module in quantized.named_modules():
         if isinstance(module, WeightQuantizer):
-            edge = "edge weights" if module.format.edge else "weights"
-            counts[f"{edge} ({module.format.label})", module.weight_bits] += 1
+            counts[f"weights ({module.format.label})", module.weight_bits] += 1
         elif isinstance(module, QuantReLU):
             counts["activations", module.bits] += 1
         elif isinstance(module, WEIGHT_LAYERS):
