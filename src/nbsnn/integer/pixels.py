@@ -63,10 +63,11 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
         looked_up: Tensor = table[channel, images.to(torch.int64)]
         return looked_up.contiguous()  # the images may be channels last
     whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()
-    if not bool(((whole >= pixels.low) & (whole <= pixels.high)).all()):
+    # One step more: normalized by other operations, such as (x/255 - mean)/std, black and white differ in the last place.
+    if not bool(((whole >= pixels.low - 1) & (whole <= pixels.high + 1)).all()):
         as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)
         low, high = (edge / 2**pixels.fraction_bits for edge in (pixels.low, pixels.high))
         known = "normalize them with the mean and std of nbsnn.lower"
         remedy = "give nbsnn.lower their mean and std" if pixels.table is None else known
         raise LoweringError(f"images reach beyond [{low:.3g}, {high:.3g}]; {remedy}")
-    return whole.to(torch.int32).contiguous()
+    return whole.clamp(pixels.low, pixels.high).to(torch.int32).contiguous()
