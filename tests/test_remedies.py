@@ -390,7 +390,26 @@ def skipping(*names):
 
 KERNEL = {"kernel": nn.Parameter(torch.randn(4, 4, 1, 1))}
 BY_KERNEL = {"between": lambda net, x: F.conv2d(x, net.kernel)}
+
+
+def fitted(spec=SPEC, **how):
+    """Quantized without training."""
+    return nbsnn.quantize(Net(), spec, **how)
+
+
 QUANTIZE = {
+    "an unknown method": Row(
+        lambda: fitted(images=IMAGES, method="recalibrate"), "did you mean calibrate?",
+        lambda: fitted(images=IMAGES, method="calibrate"),
+    ),
+    "a method without images": Row(
+        lambda: fitted(method="reconstruct"), "give a few hundred, without labels",
+        lambda: fitted(images=IMAGES, method="reconstruct"),
+    ),
+    "a method with other norms": Row(
+        lambda: fitted(nbsnn.QuantSpec(2, 2, norms="recalibrate"), images=IMAGES, method="reconstruct"), "leave norms='keep'",
+        lambda: fitted(nbsnn.QuantSpec(2, 2, norms="keep"), images=IMAGES, method="reconstruct"),
+    ),
     "no module": Row(lambda: nbsnn.quantize(Net, SPEC), "give an nn.Module", lambda: nbsnn.quantize(Net(), SPEC)),
     "TorchScript": Row(
         lambda: nbsnn.quantize(scripted(), SPEC),

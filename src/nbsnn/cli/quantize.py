@@ -75,8 +75,8 @@ def quantize(
     \b
     Examples:
       nbsnn quantize runs/r20/32bit/best.safetensors -o q.safetensors
-      nbsnn quantize runs/r20/32bit/best.safetensors --weight-format uniform --method reconstruct -o q.safetensors
-      nbsnn quantize --model model:net --state float.pt --data recipe.toml -o q.safetensors
+      nbsnn quantize float.safetensors --method reconstruct -o q.safetensors
+      nbsnn quantize --model model:net --data recipe.toml -o q.safetensors
     """
     check_output(out, network_kind("quantized"), inputs=[path for path in (checkpoint, state) if path], overwrite=overwrite)
     wanted = {"weight_bits": weight_bits, "act_bits": act_bits, "skip": skip, "weight_format": weight_format, "scale": scale}
