@@ -135,7 +135,7 @@ def test_modes_that_no_file_has_are_read_too(mode):
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixels_without_a_known_white_are_refused_by_name(mode, tmp_path):
     Image.fromarray(RAMP.astype(np.int32 if mode == "I" else np.float32)).save(tmp_path / "x.tiff")
-    with pytest.raises(DataError, match=rf"x\.tiff: not an image that can be read \(pixels of mode {mode}, of which no value"):
+    with pytest.raises(DataError, match=rf"x\.tiff: not an image that can be read \(pixels of mode {mode} have no defined"):
         square(tmp_path / "x.tiff", size=4)
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nbsnn.arguments import checked_arguments
 from nbsnn.data.download import DownloadProgress
 from nbsnn.data.images import ImageSet, Splits
 from nbsnn.data.registry import DataSet, choices, data_set, list_data_sets, register
@@ -21,7 +20,6 @@ _OF_FILES = ("image_size", "channels", "center", "crop_area", "normalization", "
 _PLAIN = DataSpec()
 
 
-@checked_arguments
 def load_data(
     data: DataSpec | str, *, size: int | None = None, progress: DownloadProgress | None = None, **settings: Any
 ) -> Splits:
