@@ -436,3 +436,22 @@ def test_subclasses_of_layers_become_plain_ones_with_the_users_parameters():
     assert quantized.prelu.weight.shape == (6,)
     restored = pickle.loads(pickle.dumps(quantized.preparation))
     assert restored == quantized.preparation
+
+
+class _Parts(nn.Conv2d):
+    """One weight whose parts are the weights of two convolutions, as in octave convolutions."""
+
+    def forward(self, x):
+        low = F.conv2d(F.avg_pool2d(x, 2), self.weight[4:], None, padding=1)
+        return F.conv2d(x, self.weight[:4], None, padding=1) + F.interpolate(low, scale_factor=2)
+
+
+def test_parts_of_one_weight_become_layers_of_their_own():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), _Parts(8, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)
+    )
+    images = torch.randn(2, 3, 8, 8)
+    prepared = nbsnn.prepare(net.eval(), images)
+    assert sum(isinstance(module, nn.Conv2d) for module in prepared.modules()) == 3
+    torch.testing.assert_close(prepared(images), net(images), rtol=1e-5, atol=1e-5)

@@ -121,12 +121,26 @@ def _place(rewriting: Rewriting, node: fx.Node, layer: nn.Module, given: Mapping
     if path and owners == {path}:
         old = rewriting.net.get_submodule(path)
         held = {key for key, p in old._parameters.items() if p is not None} | {*old._modules}
-        if held <= {"weight", *(["bias"] if layer.bias is not None else [])} and _is_first(rewriting, path):
+        whole = given["weight"].op == "get_attr" or _readers(rewriting, path) == {node}  # another call may take another part
+        if held <= {"weight", *(["bias"] if layer.bias is not None else [])} and whole and _is_first(rewriting, path):
             rewriting.put(path, layer)
             return path
         if not isinstance(old, (nn.ParameterList, nn.ParameterDict)):
             return rewriting.add_beside(path, layer)
     return rewriting.add(node.meta["scope"], stem, layer)
+
+
+def _readers(rewriting: Rewriting, path: str) -> set[fx.Node]:
+    """The calls on data that use the parameters of a module, or what is computed from them."""
+    reading = [n for n in rewriting.graph.nodes if n.op == "get_attr" and str(n.target).rpartition(".")[0] == path]
+    found: set[fx.Node] = set()
+    while reading:
+        for user in reading.pop().users:
+            if user.meta.get("data"):
+                found.add(user)
+            else:
+                reading.append(user)
+    return found
 
 
 def _is_first(rewriting: Rewriting, path: str) -> bool:
