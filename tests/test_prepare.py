@@ -216,8 +216,8 @@ class Joined(nn.Module):
     def forward(self, x):
         stacked = torch.stack([path(x) for path in self.paths], dim=0)
         assert stacked.size(0) == len(self.paths)
-        both = torch.stack([self.conv(stacked.mean(dim=0)), self.conv(stacked.sum(0))])
-        return self.head(F.relu(torch.mean(both, 0)).mean((2, 3)))
+        both = torch.stack([self.conv(stacked.mean(dim=0)), self.conv(stacked.sum(0))], dim=-1)
+        return self.head(F.relu(torch.mean(both, 4)).mean((2, 3)))
 
 
 NETWORKS = {

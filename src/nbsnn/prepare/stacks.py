@@ -1,4 +1,4 @@
-"""Sums over stacked signals: stack([x, y], 0).mean(0) is (x + y) / 2, which keeps the batch axis first."""
+"""Sums over stacked signals: stack([x, y], 1).mean(1) is (x + y) / 2, without an axis that layers do not know."""
 
 import operator
 from functools import reduce
@@ -10,16 +10,16 @@ from nbsnn.prepare.rewriting import Rewriting, function_of
 
 
 def sum_stacks(rewriting: Rewriting) -> None:
-    """Turn a stack along axis 0 of which only sums or means over that axis are used into a sum of its parts."""
+    """Turn a stack of which only sums or means over its new axis are used into a sum of its parts."""
     rewriting.graph.eliminate_dead_code(writes)  # sizes that only assertions read
     for node in list(rewriting.graph.nodes):
         parts = node.args[0] if node.args else node.kwargs.get("tensors")
-        if function_of(node) != "stack" or _axis(node) != 0 or not isinstance(parts, (list, tuple)):
+        if function_of(node) != "stack" or not isinstance(parts, (list, tuple)):
             continue
-        if not node.users or not all(_reduces_first_axis(user) for user in node.users):
+        if not node.users or not all(_reduces_the_axis_of(node, user) for user in node.users):
             continue
         for user in list(node.users):
-            user.meta.setdefault("shape", node.meta["shape"][1:])
+            user.meta.setdefault("shape", parts[0].meta["shape"])
             total = reduce(lambda x, y: rewriting.function(operator.add, (x, y), at=user), parts)
             if function_of(user) == "mean":
                 total = rewriting.function(operator.truediv, (total, len(parts)), at=user)
@@ -35,6 +35,10 @@ def _axis(node: fx.Node) -> object:
     return axis[0] if isinstance(axis, (list, tuple)) and len(axis) == 1 else axis
 
 
-def _reduces_first_axis(node: fx.Node) -> bool:
+def _reduces_the_axis_of(stack: fx.Node, node: fx.Node) -> bool:
+    """Whether a call is a sum or a mean over the axis of a stack."""
     keeps = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-    return function_of(node) in ("mean", "sum") and _axis(node) == 0 and keeps is False and "dtype" not in node.kwargs
+    if function_of(node) not in ("mean", "sum") or keeps is not False or "dtype" in node.kwargs:
+        return False
+    rank, axis, made = len(stack.meta["shape"]), _axis(node), _axis(stack)
+    return isinstance(axis, int) and isinstance(made, int) and axis % rank == made % rank
