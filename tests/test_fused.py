@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import nbsnn
 from nbsnn import fused
 from nbsnn.quant.functional import apot_weight, quantize_activation, quantize_weight
 from nbsnn.sums import dot, moments
@@ -214,3 +216,11 @@ def test_without_the_extension_there_is_a_reason(monkeypatch):
         assert fused.sum_of_products(torch.ones(3), torch.ones(3)) is None
     finally:
         fused._loaded.cache_clear()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_compiled_network_stays_one_graph(layout):
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    quantized = nbsnn.quantize(net, nbsnn.QuantSpec(3, 3)).train().to(memory_format=layout)
+    found = torch._dynamo.explain(quantized)(torch.randn(2, 2, 8, 8).contiguous(memory_format=layout))
+    assert (found.graph_count, found.graph_break_count) == (1, 0)

@@ -107,7 +107,7 @@ def _is_channels_last(t: Tensor) -> bool:
 
 def _alike(grad: Tensor, other: Tensor) -> Tensor:
     """The gradient in the storage order of the tensor that it belongs to."""
-    if grad.stride() == other.stride() or not _plain(grad):
+    if torch.compiler.is_compiling() or grad.stride() == other.stride() or not _plain(grad):
         return grad
     return torch.empty_like(other).copy_(grad)
 
