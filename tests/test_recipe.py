@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nbsnn.errors import ConfigError
+from nbsnn.errors import ConfigError, unknown
 from nbsnn.models import list_models
 from nbsnn.pipeline import train
 from nbsnn.recipe import OptimSpec, Phase, QuantSpec, recipe_from_dict
@@ -201,6 +201,10 @@ def test_phase_all_without_any_phase_is_an_error_of_one_line(tmp_path):
 )
 def test_what_cannot_be_is_refused_with_the_remedy(override, message):
     assert refusal(override).startswith(message)
+
+
+def test_names_from_a_file_are_printable_in_messages():
+    assert "\n" not in unknown("key", "phase.a\nb.None", ["phase.a\nb.lr", "phase.a\nb.epochs"])
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,9 @@ def unknown(kind: str, name: Any, known: Iterable[str], *, first: Iterable[str] 
         known: valid names.
         first: names to suggest before all others.
     """
-    text, names = shown(name), sorted(known)
+    text, names = shown(name), sorted(map(shown, known))  # known names may be from a file too
     longer = [other for other in names if text and other.casefold().startswith(text.casefold())]
-    close = list(dict.fromkeys([*first, *longer, *difflib.get_close_matches(text, names, n=3, cutoff=0.5)]))[:3]
+    close = list(dict.fromkeys([*map(shown, first), *longer, *difflib.get_close_matches(text, names, n=3, cutoff=0.5)]))[:3]
     some = ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
     remedy = f"did you mean {', '.join(close)}?" if close else f"known: {some}"
     return f"unknown {kind} {text!r}; {remedy}"
