@@ -29,10 +29,16 @@ def torchrun(out, mode, *options):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     places = [str(TESTS), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, places))}
-    done = subprocess.run(
-        [*command, str(TESTS / "gloo_worker.py"), str(out), mode],
-        env=environment, capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, str(TESTS / "gloo_worker.py"), str(out), mode],
+            env=environment, capture_output=True, text=True, check=False, timeout=200,
+        )  # fmt: skip
+        # Threads of gloo may abort a process that is ending (pytorch/pytorch#179291): rarely, so that a second run ends well.
+        if "terminate called without an active exception" not in done.stderr:
+            break
+        shutil.rmtree(out)
+        out.mkdir()
     assert done.returncode == 0, done.stderr
     return done.stderr
 
