@@ -227,10 +227,12 @@ def test_demo_prints_every_neuron_and_schedule(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_the_bundled_networks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_ends_with_the_bundled_networks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = list_zoo()[::2]
+    monkeypatch.setattr(demo, "list_zoo", lambda: names)
     demo._show_zoo()
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "zoo:" in line]
-    assert [line[0] for line in lines] == [PREFIX + name for name in list_zoo()]
+    assert [line[0] for line in lines] == [PREFIX + name for name in names]
     assert all(float(top1) > 75 for line in lines for top1 in line[1:3])
 
 

@@ -35,11 +35,11 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_process_killed_at_three_random_moments_ends_with_the_same_bits(tmp_path, reference):
+def test_a_process_killed_at_two_random_moments_ends_with_the_same_bits(tmp_path, reference):
     recipe, untouched = reference
     moments = random.Random(0)
-    killed = sum(kill_resume.run_and_kill(recipe, tmp_path, moments.randint(1, 6)).killed for _ in range(3))
-    assert killed == 3
+    killed = sum(kill_resume.run_and_kill(recipe, tmp_path, moments.randint(1, 6)).killed for _ in range(2))
+    assert killed == 2
     kill_resume.run_whole(recipe, tmp_path)
     assert kill_resume.differences(untouched, tmp_path) == []
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
