@@ -12,7 +12,8 @@ import nbsnn
 
 ROOT = Path(nbsnn.__file__).parent
 LEVELS = [
-    ["errors", "fused", "gradients", "hooks", "pooling", "progress", "shapes"],
+    ["errors", "extension", "gradients", "hooks", "pooling", "progress", "shapes"],
+    ["fused"],
     ["aliases", "naming", "settings", "threads", "zoo", "finite", "precision", "files", "torchfile", "statedict", "sums"],
     ["arguments", "quant.levels", "quant.functional", "quant.formats"],
     ["recipe", "surgery", "wrappers", "tracing", "inputs", "distributed", "spiking.functional"],

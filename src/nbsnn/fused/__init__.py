@@ -11,12 +11,13 @@ import ctypes
 import os
 from collections.abc import Callable
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from nbsnn.extension import load_extension
 
 _INTERFACE = 1  # version of the C interface, whose functions are:
 _int, _int64, _pointer, _double = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
@@ -41,15 +42,9 @@ def _loaded() -> ctypes.CDLL | str:
     """The extension, or the reason why there is none."""
     if os.environ.get("NBSNN_NATIVE") == "0":
         return "switched off by NBSNN_NATIVE=0"
-    files = [path for suffix in EXTENSION_SUFFIXES for path in Path(__file__).parent.glob(f"_native{suffix}")]
-    if not files:
-        return "the extension was not built; install nbsnn where a C++17 compiler is found"
-    try:
-        library = ctypes.CDLL(str(files[0]))
-    except OSError as error:
-        return f"the extension does not load: {error}"
-    if not hasattr(library, "nbsnn_fused_version") or library.nbsnn_fused_version() != _INTERFACE:
-        return "the extension is of another version of nbsnn; install nbsnn again (in a checkout: make)"
+    library = load_extension(Path(__file__).parent, "nbsnn_fused_version", _INTERFACE)
+    if isinstance(library, str):
+        return library
     for name, arguments in _SIGNATURES.items():
         getattr(library, f"nbsnn_fused_{name}").argtypes = arguments
     library.nbsnn_fused_pool(_pool_of_torch())

@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, Literal
 from weakref import finalize
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nbsnn.errors import ConfigError, unknown
+from nbsnn.extension import load_extension
 from nbsnn.integer.backends.base import Backend, Request, register
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.nodes import IMAGE, Head, MaxPool, Unit
@@ -56,15 +56,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 @cache
 def _library() -> ctypes.CDLL | str:
     """The extension, or the reason why there is none."""
-    files = [path for suffix in EXTENSION_SUFFIXES for path in Path(__file__).parents[1].glob(f"_native{suffix}")]
-    if not files:
-        return "the extension was not built; install nbsnn where a C++17 compiler is found"
-    try:
-        library = ctypes.CDLL(str(files[0]))
-    except OSError as error:
-        return f"the extension does not load: {error}"
-    if not hasattr(library, "nbsnn_version") or library.nbsnn_version() != _INTERFACE:
-        return "the extension is of another version of nbsnn; install nbsnn again (in a checkout: make)"
+    library = load_extension(Path(__file__).parents[1], "nbsnn_version", _INTERFACE)
+    if isinstance(library, str):
+        return library
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

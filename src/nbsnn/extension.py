@@ -1,0 +1,25 @@
+"""Load the package's C++ libraries, which are optional."""
+
+import ctypes
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+
+def load_extension(folder: Path, version: str, interface: int) -> ctypes.CDLL | str:
+    """The library `_native` of a folder, or the reason why there is none, for messages.
+
+    Args:
+        folder: where it is built.
+        version: name of the function that returns the version of its C interface.
+        interface: the version that the caller knows.
+    """
+    files = [path for suffix in EXTENSION_SUFFIXES for path in folder.glob(f"_native{suffix}")]
+    if not files:
+        return "the extension was not built; install nbsnn where a C++17 compiler is found"
+    try:
+        library = ctypes.CDLL(str(files[0]))
+    except OSError as error:
+        return f"the extension does not load: {error}"
+    if not hasattr(library, version) or getattr(library, version)() != interface:
+        return "the extension is of another version of nbsnn; install nbsnn again (in a checkout: make)"
+    return library
