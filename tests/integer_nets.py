@@ -100,9 +100,14 @@ class Assembled(nn.Module):
 
 
 def assembled(seed, kinds, act_bits, *, weight_bits=4, mean=False):
-    """A random quantized network in float64, with statistics as after training."""
+    """A random quantized network of these kinds; see `quantized_at_random`."""
     torch.manual_seed(seed)
-    net = quantize(Assembled(kinds, mean=mean), QuantSpec(weight_bits, act_bits[0])).double().eval()
+    return quantized_at_random(Assembled(kinds, mean=mean), act_bits, weight_bits=weight_bits)
+
+
+def quantized_at_random(net, act_bits, *, weight_bits=4):
+    """The quantized form in float64, with statistics as after training; its activations take turns at these bits."""
+    net = quantize(net, QuantSpec(weight_bits, act_bits[0])).double().eval()
     acts = [name for name, module in net.named_modules() if isinstance(module, QuantReLU)]
     for index, name in enumerate(acts):
         set_bits_(net, act_bits=act_bits[index % len(act_bits)], only=[name])

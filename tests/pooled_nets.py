@@ -1,13 +1,10 @@
 """Random networks with a max or min pool at every kind of place."""
 
 import torch
-from nets import randomize_
+from integer_nets import quantized_at_random
 from torch import nn
 
 from nbsnn.pooling import AdaptiveMinPool2d, MinPool2d
-from nbsnn.quant.layers import QuantReLU
-from nbsnn.quant.quantize import quantize, set_bits_
-from nbsnn.recipe import QuantSpec
 
 POOLS = {
     "halves": lambda: nn.MaxPool2d(2),
@@ -60,14 +57,9 @@ class PooledNet(nn.Module):
 
 
 def pooled_net(seed, pool, place, *act_bits):
-    """A random quantized network in float64, with statistics as after training."""
+    """A random quantized network with a pool at a place; see `quantized_at_random`."""
     torch.manual_seed(seed)
-    net = quantize(PooledNet(pool, place), QuantSpec(4, act_bits[0])).double().eval()
-    acts = [name for name, module in net.named_modules() if isinstance(module, QuantReLU)]
-    for index, name in enumerate(acts):
-        set_bits_(net, act_bits=act_bits[index % len(act_bits)], only=[name])
-    randomize_(net)
-    return net
+    return quantized_at_random(PooledNet(pool, place), act_bits)
 
 
 def pooled_images(seed, count=7):

@@ -1,30 +1,16 @@
 """`nbsnn init`: its recipe runs as it is, for drawn or own images, and replaces nothing."""
 
-import json
 import tomllib
 
 import pytest
+from command_line import printed, refusal
 from own_project import CLASSES, draw, make_project
 
-from nbsnn.cli import main
 from nbsnn.project.drawing import EXAMPLES
 from nbsnn.project.survey import survey
 from nbsnn.recipes import load_recipe
 
 SHORT = ["--set", "phase.all.epochs=1", "--set", "data.workers=0"]
-
-
-def printed(capsys, *words):
-    capsys.readouterr()
-    assert main([*words, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refusal(capsys, *words):
-    capsys.readouterr()
-    assert main([*words]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    return line
 
 
 def test_a_project_from_nothing_runs_as_it_is(tmp_path, monkeypatch, capsys):

@@ -1,12 +1,12 @@
 """Own networks on the command line: by the function that makes them, with state dicts of any program; files run no code."""
 
-import json
 import shutil
 import sys
 
 import pytest
 import safetensors.torch
 import torch
+from command_line import printed, refusal
 from own_project import CLASSES, draw, make_project
 
 import nbsnn
@@ -34,19 +34,6 @@ def trained(tmp_path_factory):
 def here(trained, monkeypatch):
     monkeypatch.chdir(trained)
     return trained
-
-
-def printed(capsys, *words):
-    capsys.readouterr()
-    assert main([*words, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refusal(capsys, *words):
-    capsys.readouterr()
-    assert main([*words]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    return line
 
 
 # ------------------------------------------------------------------------------------------------------- every verb
