@@ -47,22 +47,45 @@ def check_output(path: Path, kind: str, *, inputs: Iterable[str | Path | None] =
             is a file that nbsnn did not write, a bundled network, or not a regular file.
         CheckpointError: nothing can be written there.
     """
+    if not _is_there(path, inputs, overwrite):
+        return
+    found = kind_of(path)
+    if found is None:
+        raise ConfigError(f"{path}: is not a file that nbsnn wrote, or is damaged; name another file, or delete it first")
+    if found != kind and not overwrite:
+        raise ConfigError(f"{path}: holds {found}, and would be replaced by {kind}; name another file, or set overwrite=True")
+
+
+def check_replaceable(path: Path, *, inputs: Iterable[str | Path | None] = (), overwrite: bool = False) -> None:
+    """The same for a file in a format that others write too: an existing one is only replaced on request.
+
+    Raises:
+        ConfigError: the file exists, and `overwrite` is not given; or, also with `overwrite`, it is a network of nbsnn's own, a
+            bundled one included, or not a regular file.
+        CheckpointError: nothing can be written there.
+    """
+    if not _is_there(path, inputs, overwrite):
+        return
+    if found := kind_of(path):
+        raise ConfigError(f"{path}: holds {found}, which would be lost; name another file, or delete it first")
+    if not overwrite:
+        raise ConfigError(f"{path}: exists; name another file, or set overwrite=True")
+
+
+def _is_there(path: Path, inputs: Iterable[str | Path | None], overwrite: bool) -> bool:
+    """Whether an output would replace a file; raises an error for one that no kind of output may replace."""
     if str(path).startswith(PREFIX):
         raise ConfigError(f"{path}: {PREFIX} is for reading bundled networks; name a file")
     if special := special_kind(path):
         raise ConfigError(f"{path}: is {special}; name a file{' in it' if path.is_dir() else ''}")
     check_writable(path)
     if not path.exists():
-        return
+        return False
     if any(is_same(path, locate(PREFIX + name)) for name in list_zoo()):
         raise ConfigError(f"{path}: is a bundled network; name another file")
     if any(is_same(path, given) for given in inputs) and not overwrite:
         raise ConfigError(f"{path}: is read by this command, and would be replaced; name another file, or set overwrite=True")
-    found = kind_of(path)
-    if found is None:
-        raise ConfigError(f"{path}: is not a file that nbsnn wrote, or is damaged; name another file, or delete it first")
-    if found != kind and not overwrite:
-        raise ConfigError(f"{path}: holds {found}, and would be replaced by {kind}; name another file, or set overwrite=True")
+    return True
 
 
 def is_same(path: Path, other: str | Path | None) -> bool:

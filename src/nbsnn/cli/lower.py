@@ -26,7 +26,6 @@ from nbsnn.evaluation.fidelity import measure_integer_fidelity
 from nbsnn.export import export
 from nbsnn.export.integer import EXPORTER
 from nbsnn.outputs import check_output
-from nbsnn.tensorfile import Header
 
 
 @app.command()
@@ -64,7 +63,7 @@ def lower(
     images = images_for(header, split, fidelity_images or 1, data=data, root=root, download=download, network=quantized)
     with console.doing("lowering to an integer network"):
         program = pipeline.integer_form(quantized, images, float_weight_bits=float_weight_bits)
-    export(out, program, EXPORTER.name, origin=origin_of(header, str(checkpoint)))
+    export(out, program, EXPORTER.name, origin={**header, "source": Path(str(checkpoint)).name})
     console.note(f"wrote {out}")
     fidelity = None
     if fidelity_images:
@@ -83,8 +82,3 @@ def lower(
             f"counts that differ from the simulated quantized network: {fidelity.off:.4f} % on {fidelity.images} images; "
             f"same class for {fidelity.agreement:.1f} %"
         )
-
-
-def origin_of(header: Header, checkpoint: str) -> dict[str, object]:
-    """The source of an integer network, for its file."""
-    return {"model": header["model"], "recipe": header["recipe"], "metrics": header["metrics"], "source": Path(checkpoint).name}

@@ -1,10 +1,13 @@
 """Load a checkpoint's network in the form that a verb takes, and its images."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nbsnn import console
 from nbsnn.checkpoint import describe, form_of, rebuild, recipe_of
@@ -129,6 +132,26 @@ def images_for(
     spec = chosen_data(header, data=data, root=root, download=download)
     images: LabelledImages = getattr(load_splits(header, spec, network), split)
     return images.some(limit)
+
+
+class Example(NamedTuple):
+    """What an integer network is made with: an image, and the normalization of 8-bit pixels."""
+
+    image: Tensor
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def example_for(
+    header: Header, network: nn.Module | IntegerNetwork, *, data: str | None, root: Path | None, download: bool
+) -> Example:
+    """The first image of the data set in the options, or else in the checkpoint; zeros if these say enough without the data."""
+    spec, model = chosen_data(header, data=data, root=root, download=download), spec_of(header)
+    known = (spec.mean, spec.std) if spec.mean else data_set(spec.name).normalization
+    if known and model and not model.is_own and len(known[0]) == model.in_channels:
+        return Example(torch.zeros(1, model.in_channels, model.image_size, model.image_size), *known)
+    images = images_for(header, "test", 1, data=data, root=root, download=download, network=network)
+    return Example(images.normalized(images.pixels(slice(0, 1))), images.mean, images.std)
 
 
 def load_start(checkpoint: Path, model: nn.Module | None) -> nn.Module:

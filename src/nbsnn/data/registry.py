@@ -38,6 +38,7 @@ class DataSet:
         trains: whether it has training images; otherwise every split holds the same test images.
         photographs: loads image files in its format, for `nbsnn classify`; None if it does not consist of photographs.
         takes_classes: whether its classes are read from folders and can be given in `DataSpec.classes`.
+        normalization: mean and std of each channel, if they are the same whatever the files hold.
     """
 
     load: Loader
@@ -45,6 +46,7 @@ class DataSet:
     trains: bool = True
     photographs: PhotographReader | None = None
     takes_classes: bool = False
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 _registered: dict[str, DataSet] = {}

@@ -1,6 +1,28 @@
 """Export networks to formats by name: those of this folder, and registered ones."""
 
 from nbsnn.export import integer, packed  # noqa: F401  (each registers its exporter)
-from nbsnn.export.registry import EXPORTERS, Exporter, export, register
+from nbsnn.export.registry import (
+    EXPORTERS,
+    Export,
+    Exporter,
+    ExportOptions,
+    check_files,
+    check_profile,
+    export,
+    exporter_named,
+    planned,
+    register,
+)
 
-__all__ = ["EXPORTERS", "Exporter", "export", "register"]
+__all__ = [
+    "EXPORTERS",
+    "Export",
+    "ExportOptions",
+    "Exporter",
+    "check_files",
+    "check_profile",
+    "export",
+    "exporter_named",
+    "planned",
+    "register",
+]

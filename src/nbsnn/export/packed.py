@@ -1,15 +1,13 @@
 """Packed networks: bit-packed integer weights, norms and thresholds in one small file, with provenance and a hash."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from nbsnn import outputs
 from nbsnn.arguments import checked_arguments
 from nbsnn.checkpoint import describe
-from nbsnn.export.registry import Exporter, export, register
+from nbsnn.export.registry import Exporter, ExportOptions, export, register
 from nbsnn.inputs import require_type
 from nbsnn.quant.packing import CODES, pack_state
 from nbsnn.recipe import recipe_from_dict
@@ -37,7 +35,8 @@ def save_packed(path: str | Path, quantized: nn.Module, *, origin: Header | None
     return export(path, quantized, EXPORTER.name, origin=origin)
 
 
-def _write(path: Path, quantized: nn.Module, origin: Mapping[str, Any] | None) -> None:
+def _write(path: Path, quantized: nn.Module, options: ExportOptions) -> None:
+    origin = options.origin
     state = pack_state(bare(quantized))
     header = describe(quantized) | {key: origin[key] for key in _PROVENANCE if origin and key in origin}
     if header["recipe"]:
@@ -48,4 +47,4 @@ def _write(path: Path, quantized: nn.Module, origin: Mapping[str, Any] | None) -
     write_tensors(path, state, header)
 
 
-EXPORTER = register(Exporter("packed", outputs.PACKED, "quantized", _write))
+EXPORTER = register(Exporter("packed", outputs.PACKED, ("quantized",), _write))

@@ -1,16 +1,59 @@
-"""Exporters by name: each writes a network to a file in one format."""
+"""Exporters by name: each writes a network to files in one format."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nbsnn.checkpoint import form_of
-from nbsnn.errors import ConfigError, unknown
+from nbsnn.errors import ConfigError, MissingDependencyError, unknown
+from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.naming import add_named
+from nbsnn.outputs import check_output, check_replaceable
+from nbsnn.spiking.convert import to_quantized, to_spiking
+from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.wrappers import unwrap
+
+_Form = Literal["float", "quantized", "spiking", "integer"]
+Network = nn.Module | IntegerNetwork
+
+_MADE_BY = {
+    "float": "nbsnn.build_model",
+    "quantized": "nbsnn.quantize",
+    "spiking": "nbsnn.to_spiking",
+    "integer": "nbsnn.lower",
+}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an export may need beside the network.
+
+    Attributes:
+        profile: one of `Exporter.profiles`; the first one if None.
+        example: [B, C, H, W] normalized images, to trace or to lower the network with; one of zeros is enough.
+        mean, std: [C] of the normalization, with which an integer network takes 8-bit pixels.
+        origin: header of the network's checkpoint, for formats that store its recipe and metrics.
+    """
+
+    profile: str | None = None
+    example: Tensor | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    origin: Mapping[str, Any] | None = None
+
+
+def _one_file(path: Path) -> tuple[Path, ...]:
+    return (path,)
+
+
+def _no_limits(network: Any, options: ExportOptions) -> Sequence[str]:
+    return ()
 
 
 @dataclass(frozen=True)
@@ -20,17 +63,53 @@ class Exporter:
     Attributes:
         name: as in `export`.
         kind: of the file, for messages: "a packed network".
-        form: of the networks that it takes; `nbsnn.lower` converts a quantized one to an integer one.
-        write: (path, network, origin) → None; writes the file atomically. `origin` is the header of the checkpoint of the
-            network, None if unknown.
+        forms: of the networks that `write` takes; another form is converted to the first of them that it can become.
+        write: (path, network, options) → None; writes each of `files(path)` atomically.
         suffix: of the file.
+        files: path → the files that `write` makes, the path first.
+        profiles: what the format can be written as, the default first; () if there is one way only.
+        limits: (network, options) → what the target cannot express, or does differently, a line each.
+        package, extra: an optional package that `write` imports, and the extra of nbsnn that installs it.
     """
 
     name: str
     kind: str
-    form: Literal["float", "quantized", "spiking", "integer"]
-    write: Callable[[Path, Any, Mapping[str, Any] | None], None]
+    forms: tuple[_Form, ...]
+    write: Callable[[Path, Any, ExportOptions], None]
     suffix: str = ".safetensors"
+    files: Callable[[Path], tuple[Path, ...]] = _one_file
+    profiles: tuple[str, ...] = ()
+    limits: Callable[[Any, ExportOptions], Sequence[str]] = _no_limits
+    package: str | None = None
+    extra: str = ""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export that passed all checks; nothing is written before `write`.
+
+    Attributes:
+        exporter: of the format.
+        network: in a form that the exporter takes.
+        path: the file.
+        options: with the profile chosen.
+        steps: what was done to get the form, such as "lowered to an integer network".
+    """
+
+    exporter: Exporter
+    network: Network
+    path: Path
+    options: ExportOptions
+    steps: tuple[str, ...] = field(default=())
+
+    def limits(self) -> tuple[str, ...]:
+        """What the target cannot express, or does differently, a line each."""
+        return tuple(self.exporter.limits(self.network, self.options))
+
+    def write(self) -> dict[Path, int]:
+        """Write all files; returns their sizes in bytes."""
+        self.exporter.write(self.path, self.network, self.options)
+        return {path: path.stat().st_size for path in self.exporter.files(self.path)}
 
 
 EXPORTERS: dict[str, Exporter] = {}
@@ -45,28 +124,125 @@ def register(exporter: Exporter) -> Exporter:
     return add_named(EXPORTERS, "exporter", exporter.name, exporter)
 
 
+def exporter_named(name: str) -> Exporter:
+    """The exporter of this name.
+
+    Raises:
+        ConfigError: unknown name.
+        MissingDependencyError: its package is not installed.
+    """
+    if name not in EXPORTERS:
+        raise ConfigError(unknown("format", name, EXPORTERS))
+    chosen = EXPORTERS[name]
+    if chosen.package and importlib.util.find_spec(chosen.package) is None:
+        raise MissingDependencyError(chosen.package, extra=chosen.extra, purpose=f"writing {chosen.kind}")
+    return chosen
+
+
+def check_files(path: Path, exporter: Exporter, *, inputs: Sequence[Path] = (), overwrite: bool = False) -> None:
+    """Raise an error if an export would replace a file that it must not replace; see `nbsnn.outputs`.
+
+    Raises:
+        ConfigError: another suffix, or such a file.
+        CheckpointError: nothing can be written there.
+    """
+    _check_suffix(path, exporter)
+    for file in exporter.files(path):
+        if exporter.suffix == ".safetensors":
+            check_output(file, exporter.kind, inputs=inputs, overwrite=overwrite)
+        else:
+            check_replaceable(file, inputs=inputs, overwrite=overwrite)
+
+
+def check_profile(exporter: Exporter, profile: str | None) -> str | None:
+    """The profile that an exporter writes.
+
+    Raises:
+        ConfigError: it has none of this name.
+    """
+    if profile is None or profile in exporter.profiles:
+        return profile or next(iter(exporter.profiles), None)
+    if not exporter.profiles:
+        raise ConfigError(f"profile={profile}: {exporter.kind} is written in one way only; leave the profile out")
+    raise ConfigError(unknown("profile", profile, exporter.profiles))
+
+
+def _check_suffix(path: Path, exporter: Exporter) -> None:
+    if path.suffix != exporter.suffix:
+        raise ConfigError(f"{path}: {exporter.kind} is a {exporter.suffix} file")
+
+
+def planned(path: str | Path, network: Network, exporter: Exporter, options: ExportOptions) -> Export:
+    """An export with the network in a form that the exporter takes; nothing is written yet.
+
+    Raises:
+        ConfigError: the network cannot become such a form.
+        ConversionError, LoweringError: it cannot be converted or lowered; the message names the layer and the remedy.
+    """
+    path = Path(path)
+    _check_suffix(path, exporter)
+    options = replace(options, profile=check_profile(exporter, options.profile))
+    network, steps = _in_form(network, exporter, options)
+    return Export(exporter, network, path, options, tuple(steps))
+
+
+def _in_form(network: Network, exporter: Exporter, options: ExportOptions) -> tuple[Network, list[str]]:
+    """A network in a form that an exporter takes, and what was done to get it."""
+    steps: list[str] = []
+    form, example = form_of(network), options.example
+    spiking = None if isinstance(network, IntegerNetwork) else unwrap(network)
+    if isinstance(spiking, SpikingNetwork) and form not in exporter.forms:
+        network, form = to_quantized(spiking), "quantized"
+        example = torch.zeros(1, *spiking.image_shape) if example is None else example
+        steps.append("took the quantized form of the spiking network")
+    if form == "quantized" and form not in exporter.forms:
+        if example is None:
+            needed = "integer" if "integer" in exporter.forms else "spiking"
+            raise ConfigError(
+                f"{exporter.kind} is written from the {needed} form: give example=, such as images[:1], to convert the "
+                f"quantized network, or the result of {_MADE_BY[needed]}"
+            )
+        if "integer" in exporter.forms:
+            network, form = lower(cast(nn.Module, network), example, mean=options.mean, std=options.std), "integer"
+            steps.append("lowered to an integer network")
+        elif "spiking" in exporter.forms:
+            network, form = to_spiking(cast(nn.Module, network), example), "spiking"
+            steps.append("converted to a spiking network")
+    if form not in exporter.forms:
+        wanted = exporter.forms[0]
+        remedy = (
+            "name the network that it was lowered from"
+            if form == "integer"
+            else f"see {_MADE_BY.get(wanted, 'nbsnn.build_model')}"
+        )
+        raise ConfigError(f"{exporter.kind} is written from the {wanted} form, and this network is {form}; {remedy}")
+    return network, steps
+
+
 def export(
-    path: str | Path, network: nn.Module | IntegerNetwork, exporter: str, *, origin: Mapping[str, Any] | None = None
+    path: str | Path,
+    network: Network,
+    exporter: str,
+    *,
+    profile: str | None = None,
+    example: Tensor | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write a network in the format of an exporter.
+    """Write a network in the format of an exporter; existing files are replaced.
 
     Args:
         path: the file, with the exporter's suffix.
-        network: of the form that the exporter takes.
+        network: of a form that the exporter takes, or that can be converted to one.
         exporter: one of `EXPORTERS`.
-        origin: header of the checkpoint of the network, for formats that store it.
+        profile, example, mean, std, origin: as in `ExportOptions`.
     Returns:
-        Bytes of the file.
+        Bytes of all files.
     Raises:
-        ConfigError: unknown exporter, a network of another form, or a file with another suffix.
+        ConfigError: unknown exporter or profile, a network of another form, or a file with another suffix.
+        MissingDependencyError: the exporter's package is not installed.
+        ConversionError, LoweringError: the network cannot be converted to the form.
     """
-    if exporter not in EXPORTERS:
-        raise ConfigError(unknown("exporter", exporter, EXPORTERS))
-    chosen, path = EXPORTERS[exporter], Path(path)
-    if path.suffix != chosen.suffix:
-        raise ConfigError(f"{path}: {chosen.kind} is a {chosen.suffix} file")
-    if (form := form_of(network)) != chosen.form:
-        remedy = {"integer": "nbsnn.lower", "spiking": "nbsnn.to_spiking"}.get(chosen.form, "nbsnn.quantize")
-        raise ConfigError(f"{chosen.kind} is written from the {chosen.form} form, and this network is {form}; see {remedy}")
-    chosen.write(path, network, origin)
-    return path.stat().st_size
+    options = ExportOptions(profile, example, mean, std, origin)
+    return sum(planned(path, network, exporter_named(exporter), options).write().values())

@@ -70,6 +70,17 @@ def to_spiking(
     return spiking.train(source.training)
 
 
+def to_quantized(spiking: SpikingNetwork) -> nn.Module:
+    """The quantized form of a spiking network, as a new object with copies of its parameters; the inverse of `to_spiking`."""
+    network = copied(spiking.network).eval()
+    before: dict[nn.Module, nn.Module] = {m: m.pool for m in network.modules() if isinstance(m, TemporalPool)}
+    before |= {m: QuantReLU(m.bits, m.threshold, limit=m.limit) for m in network.modules() if isinstance(m, IFNeuron)}
+    for neuron, act in before.items():
+        if isinstance(neuron, IFNeuron):
+            act.threshold = neuron.threshold  # in its type, on its device, and shared where it is shared
+    return replace_modules_(network, before).eval()
+
+
 def _timesteps(quantized: nn.Module, schedule: Schedule) -> int:
     levels = {name: m.levels for name, m in quantized.named_modules() if isinstance(m, QuantReLU)}
     timesteps = max(levels.values())

@@ -67,7 +67,7 @@ def photographs(spec: DataSpec, paths: Sequence[Path], *, size: int, classes: in
     return ImageSet(pixels, torch.zeros(len(paths), dtype=torch.int64), MEAN, STD, CLASSES)
 
 
-DATA_SET = DataSet(_load, validation=5000, photographs=photographs)
+DATA_SET = DataSet(_load, validation=5000, photographs=photographs, normalization=(MEAN, STD))
 
 
 class _Reader(Protocol):

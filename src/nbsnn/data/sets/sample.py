@@ -31,4 +31,4 @@ def _load(spec: DataSpec, *, size: int, progress: DownloadProgress | None) -> Sp
     return load_sample()
 
 
-DATA_SET = DataSet(_load, trains=False, photographs=photographs)
+DATA_SET = DataSet(_load, trains=False, photographs=photographs, normalization=(MEAN, STD))
