@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check fuzz sanitize clean
+.PHONY: demo test check docs fuzz sanitize clean
 
 demo: $(STAMP)  ## the whole path on bundled data: float → 4, 3, 2 bits → spikes
 	$(BIN)/nbsnn demo
@@ -16,6 +16,10 @@ check: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+
+docs: $(STAMP)  ## the documentation as a site in site/; fails on a broken link
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 SECONDS ?= 60
 fuzz: $(STAMP)  ## random files, recipes and command lines, for so many seconds
@@ -31,4 +35,4 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard src/nbsnn/integer/n
 	touch $(STAMP)
 
 clean:  ## forget the environment and the runs
-	rm -rf .venv runs build dist
+	rm -rf .venv runs build dist site

@@ -14,6 +14,7 @@ import torch
 import typer
 from own_project import make_project
 
+import nbsnn
 from nbsnn.cli import app, main
 from nbsnn.models.own import own_network
 from nbsnn.recipes import load_recipe
@@ -138,6 +139,24 @@ def test_code_blocks_run_in_order(page, tmp_path, monkeypatch):
     for line, source in python_blocks(page):
         # Blank lines before it, so that a traceback shows the line of the page.
         exec(compile("\n" * (line - 1) + source, str(page), "exec"), namespace)
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "clear the outputs before committing"
+    namespace = {"__name__": "__notebook__"}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"tour.ipynb, cell {number}", "exec"), namespace)
+    assert namespace["accuracy"](namespace["net"]) > 90
+
+
+def test_every_public_name_is_documented_on_one_page():
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    documented = [name for page in pages for name in re.findall(r"^::: nbsnn\.(\w+)$", page.read_text(), re.MULTILINE)]
+    assert sorted(documented) == sorted(set(nbsnn.__all__) - {"__version__"})
 
 
 def shell_lines(path: Path) -> list[str]:
