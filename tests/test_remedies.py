@@ -18,7 +18,7 @@ from torch import nn
 
 import nbsnn
 from nbsnn.errors import NbsnnError
-from nbsnn.integer.backends import Request, choose, native
+from nbsnn.integer.backends import Request, choose, library, native
 from nbsnn.quant import operations
 from nbsnn.quant.formats import EdgeUniform
 from nbsnn.quant.operations import Refusal
@@ -760,12 +760,9 @@ def mixed():
 
 def with_extension(instead, run):
     def call():
-        library = native._library
-        native._library = lambda: instead
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(library, "loaded", lambda: instead)
             return run()
-        finally:
-            native._library = library
 
     return call
 

@@ -1,7 +1,7 @@
 """Backends: the C++ kernel on a CPU, torch operations on any device, and registered ones. All give the same bits."""
 
 from nbsnn.errors import ConfigError, unknown
-from nbsnn.integer.backends import native, torch
+from nbsnn.integer.backends import library, native, torch
 from nbsnn.integer.backends.base import BACKENDS, Backend, Engine, Request, register
 
 __all__ = ["BACKENDS", "Backend", "Engine", "Request", "backend_facts", "choose", "register"]
@@ -28,7 +28,7 @@ def choose(name: str, request: Request) -> Backend:
 
 def backend_facts() -> dict[str, str]:
     """Which backend runs integer networks on this CPU, and why."""
-    obstacle = native.why_not()
+    obstacle = library.why_not()
     if obstacle is not None:
         return {"backend": "torch", "native": obstacle}
-    return {"backend": "native", "native": f"built; instruction sets here: {', '.join(native.targets())}"}
+    return {"backend": "native", "native": f"built; instruction sets here: {', '.join(library.targets())}"}

@@ -1,17 +1,12 @@
 """The native backend: the ctypes binding of the C++ kernel in `integer/native/`.
 
-The extension is optional. It is a plain C library, loaded with ctypes, so a call releases the GIL and needs only the addresses
-of torch tensors. All indices used in C++ are computed and checked here, and checked again in C++.
+All indices used in C++ are computed and checked here, and checked again in C++.
 """
 
 import ctypes
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
-from typing import Any, Literal
 from weakref import finalize
 
 import numpy as np
@@ -19,64 +14,17 @@ import torch
 from torch import Tensor
 
 from nbsnn.errors import ConfigError, unknown
-from nbsnn.extension import load_extension
+from nbsnn.integer.backends import library
 from nbsnn.integer.backends.base import Backend, Request, register
+from nbsnn.integer.backends.library import TARGETS, Target, check_result, targets, why_not
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.nodes import IMAGE, Head, MaxPool, Unit
 from nbsnn.integer.program import Outcome, Program
 from nbsnn.integer.taps import KernelBranch, base_of, digits_of, kernel_branch_of, windows_of
 from nbsnn.spiking.schedules import Neuron, schedule_named
 
-Target = Literal["baseline", "avx2", "avx512"]
-TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
 FLIGHT = 8  # images that a thread computes together, so that weights of linear layers are read once for all
 _COUNTS = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
-_INTERFACE = 4  # version of the C interface, whose functions are:
-_net, _int, _int64, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "nbsnn_version": (_int, []),
-    "nbsnn_error": (ctypes.c_char_p, []),
-    "nbsnn_has_target": (_int, [_int]),
-    "nbsnn_new": (_net, [_int, _int, _int, _int, _int64]),  # target, T, image channels, pixels, pixel bound
-    # head, wide, channels, positions, levels, fraction bits, retract, bias and its size
-    "nbsnn_add_node": (_int, [_net, _int, _int, _int, _int, _int, _int, _int64, _pointer, _int64]),
-    # source, inputs, groups, taps, shift, start, from and its size, multiplier, weight and its size
-    "nbsnn_add_branch": (
-        _int, [_net, _int, _int, _int, _int, _int, _pointer, _pointer, _int64, _pointer, _pointer, _int64]
-    ),
-    # source, minimum, positions, start, from and its size
-    "nbsnn_add_pool": (_int, [_net, _int, _int, _int, _pointer, _pointer, _int64]),
-    "nbsnn_finish": (_int, [_net]),
-    # images, batch, mode, threads, images in flight, counts, sums, steps, spikes
-    "nbsnn_run": (_int, [_net, _pointer, _int, _int, _int, _int, _pointer, _pointer, _pointer, _pointer]),
-    "nbsnn_free": (None, [_net]),
-}  # fmt: skip
-
-
-@cache
-def _library() -> ctypes.CDLL | str:
-    """The extension, or the reason why there is none."""
-    library = load_extension(Path(__file__).parents[1], "nbsnn_version", _INTERFACE)
-    if isinstance(library, str):
-        return library
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
-def why_not() -> str | None:
-    """None if the native backend can run, otherwise the reason, for messages."""
-    if os.environ.get("NBSNN_NATIVE") == "0":
-        return "switched off by NBSNN_NATIVE=0"
-    library = _library()
-    return library if isinstance(library, str) else None
-
-
-def targets() -> tuple[Target, ...]:
-    """Instruction sets that the extension can use on this processor, the best one last."""
-    library = _library()
-    return () if isinstance(library, str) else tuple(t for i, t in enumerate(TARGETS) if library.nbsnn_has_target(i))
 
 
 def run_counts(
@@ -121,10 +69,10 @@ class _Handle:
     """A network inside the extension, freed with this object."""
 
     address: int
-    library: ctypes.CDLL
+    lib: ctypes.CDLL
 
     def __post_init__(self) -> None:
-        finalize(self, self.library.nbsnn_free, self.address)
+        finalize(self, self.lib.nbsnn_free, self.address)
 
 
 def _run(
@@ -141,12 +89,12 @@ def _run(
     steps = np.zeros(batch, np.int32)
     sending = program.sending
     spikes = torch.zeros(len(sending) + len(heads), batch, dtype=torch.int64)
-    done = handle.library.nbsnn_run(
+    done = handle.lib.nbsnn_run(
         handle.address, _address(pixels), batch, mode, workers, FLIGHT,
         _addresses([*(counts.get(node.name) for node in sending), *(None for _ in heads)]), _addresses([*sums]),
-        steps.ctypes.data, _address(spikes),
+        steps.ctypes.data, _address(spikes), None,
     )  # fmt: skip
-    _check(handle.library, done)
+    check_result(done)
     by_unit = {node.name: spikes[i] for i, node in enumerate(sending) if isinstance(node, Unit)}
     return Outcome(_mapped(program, sums), torch.from_numpy(steps).to(torch.int64), by_unit, counts)
 
@@ -183,29 +131,29 @@ def _check_pixels(program: Program, pixels: Tensor) -> None:
 
 def _handle(program: Program, target: Target | None) -> _Handle:
     """The program in the extension, made once per instruction set."""
-    library = _library()
-    if isinstance(library, str):
-        raise ConfigError(f"no native backend: {library}; use backend='torch'")
+    lib = library.loaded()
+    if isinstance(lib, str):
+        raise ConfigError(f"no native backend: {lib}; use backend='torch'")
     known = targets()
     chosen = target or known[-1]
     if chosen not in known:
         raise ConfigError(unknown("target", chosen, known))
-    return program.prepared(("native", chosen), lambda: _build(library, program, TARGETS.index(chosen)))
+    return program.prepared(("native", chosen), lambda: _build(lib, program, TARGETS.index(chosen)))
 
 
-def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
+def _build(lib: ctypes.CDLL, program: Program, target: int) -> _Handle:
     channels, *sides = program.pixels.shape
     bound = max(-program.pixels.low, program.pixels.high)
-    address = library.nbsnn_new(target, program.timesteps, channels, math.prod(sides), bound)
+    address = lib.nbsnn_new(target, program.timesteps, channels, math.prod(sides), bound)
     if not address:
-        _check(library, -1)
-    handle = _Handle(address, library)
+        check_result(-1)
+    handle = _Handle(address, lib)
     index = {IMAGE: -1} | {node.name: i for i, node in enumerate(program.sending)}
     nodes: tuple[Unit | MaxPool | Head, ...] = (*program.sending, *_kernel_heads(program))
     for node in nodes:
         if isinstance(node, MaxPool):
             start, origin = windows_of(program, node)
-            _check(library, library.nbsnn_add_pool(
+            check_result(lib.nbsnn_add_pool(
                 address, index[base_of(program, node.source)], int(node.lowest), len(start) - 1, start.ctypes.data,
                 origin.ctypes.data, len(origin),
             ))  # fmt: skip
@@ -215,29 +163,24 @@ def _build(library: ctypes.CDLL, program: Program, target: int) -> _Handle:
         levels, bits, retract = (unit.levels, unit.fraction_bits, unit.retract) if unit else (1, 1, 0)
         wide = unit.wide if unit else True
         bias = thawed(node.bias).to(torch.int64).contiguous() if unit else torch.zeros(node.shape[0], dtype=torch.int64)
-        _check(library, library.nbsnn_add_node(
+        check_result(lib.nbsnn_add_node(
             address, int(unit is None), int(wide), node.shape[0], positions, levels, bits, retract, _address(bias), bias.numel()
         ))  # fmt: skip
         for branch in node.branches:
             source, read = index[base_of(program, branch.source)], kernel_branch_of(program, branch, node.shape)
             for part in digits_of(read) if unit and source >= 0 else [read]:
-                _add_branch(library, address, source, part)
-    _check(library, library.nbsnn_finish(address))
+                _add_branch(lib, address, source, part)
+    check_result(lib.nbsnn_finish(address))
     return handle
 
 
-def _add_branch(library: ctypes.CDLL, net: int, source: int, s: KernelBranch) -> None:
+def _add_branch(lib: ctypes.CDLL, net: int, source: int, s: KernelBranch) -> None:
     multiplier = s.multiplier.to(torch.int64).contiguous() if not s.multiplier.is_floating_point() else torch.zeros(
         len(s.multiplier), dtype=torch.int64)  # fmt: skip
-    _check(library, library.nbsnn_add_branch(
+    check_result(lib.nbsnn_add_branch(
         net, source, s.inputs, s.groups, s.taps, s.shift, s.start.ctypes.data, s.origin.ctypes.data, len(s.origin),
         _address(multiplier), s.weight.ctypes.data, s.weight.size,
     ))  # fmt: skip
-
-
-def _check(library: ctypes.CDLL, result: int) -> None:
-    if result < 0:
-        raise ConfigError(f"the native backend failed: {library.nbsnn_error().decode()}; use backend='torch'")
 
 
 def _address(tensor: Tensor) -> int:

@@ -118,6 +118,7 @@ struct Request {
   int64_t* const* sums;       // per branch of the heads, in order, [batch, channels, positions]
   int32_t* steps;             // [batch]
   int64_t* spikes;            // per node [batch]
+  int64_t* nanoseconds;       // per node, or null: what each took, added up over flights
 };
 
 // Images that one worker, or a team of workers, takes through the network together.

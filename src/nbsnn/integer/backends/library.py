@@ -1,0 +1,101 @@
+"""The C++ kernel in `integer/native/`, loaded with ctypes: its functions, instruction sets, and what they can do.
+
+The extension is optional. It is a plain C library, so a call releases the GIL and needs only the addresses of torch tensors.
+"""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from nbsnn.errors import ConfigError
+from nbsnn.extension import load_extension
+
+Target = Literal["baseline", "avx2", "avx512"]
+TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
+_INTERFACE = 5  # version of the C interface, whose functions are:
+_net, _int, _int64, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "nbsnn_version": (_int, []),
+    "nbsnn_error": (ctypes.c_char_p, []),
+    "nbsnn_has_target": (_int, [_int]),
+    "nbsnn_new": (_net, [_int, _int, _int, _int, _int64]),  # target, T, image channels, pixels, pixel bound
+    # head, wide, channels, positions, levels, fraction bits, retract, bias and its size
+    "nbsnn_add_node": (_int, [_net, _int, _int, _int, _int, _int, _int, _int64, _pointer, _int64]),
+    # source, inputs, groups, taps, shift, start, from and its size, multiplier, weight and its size
+    "nbsnn_add_branch": (
+        _int, [_net, _int, _int, _int, _int, _int, _pointer, _pointer, _int64, _pointer, _pointer, _int64]
+    ),
+    # source, minimum, positions, start, from and its size
+    "nbsnn_add_pool": (_int, [_net, _int, _int, _int, _pointer, _pointer, _int64]),
+    "nbsnn_finish": (_int, [_net]),
+    # images, batch, mode, threads, images in flight, counts, sums, steps, spikes, nanoseconds
+    "nbsnn_run": (_int, [_net, _pointer, _int, _int, _int, _int, _pointer, _pointer, _pointer, _pointer, _pointer]),
+    "nbsnn_free": (None, [_net]),
+    "nbsnn_rate_name": (ctypes.c_char_p, [_int]),  # kind of instruction
+    "nbsnn_rate": (ctypes.c_double, [_int]),
+}  # fmt: skip
+
+
+@cache
+def loaded() -> ctypes.CDLL | str:
+    """The extension, or the reason why there is none."""
+    found = load_extension(Path(__file__).parents[1], "nbsnn_version", _INTERFACE)
+    if isinstance(found, str):
+        return found
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
+    return found
+
+
+def why_not() -> str | None:
+    """None if the native backend can run, otherwise the reason, for messages."""
+    if os.environ.get("NBSNN_NATIVE") == "0":
+        return "switched off by NBSNN_NATIVE=0"
+    found = loaded()
+    return found if isinstance(found, str) else None
+
+
+def targets() -> tuple[Target, ...]:
+    """Instruction sets that the extension can use on this processor, the best one last."""
+    found = loaded()
+    return () if isinstance(found, str) else tuple(t for i, t in enumerate(TARGETS) if found.nbsnn_has_target(i))
+
+
+def check_result(result: int) -> None:
+    """Raise ConfigError with the extension's reason if a function returned a negative number."""
+    if result < 0:
+        found = loaded()
+        reason = found if isinstance(found, str) else found.nbsnn_error().decode()
+        raise ConfigError(f"the native backend failed: {reason}; use backend='torch'")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many synapses a second one core handles with one kind of instruction, with operands in the first cache.
+
+    Attributes:
+        kind: "look-up" (synapses with spikes), "dot" (products of 8-bit numbers) or "float" (single precision).
+        instruction: its name and the bits of a vector.
+        per_second: synapses.
+    """
+
+    kind: str
+    instruction: str
+    per_second: float
+
+
+def measured_rates() -> tuple[Rate, ...]:
+    """The limits of this processor, measured in a fraction of a second; none without the extension."""
+    found = loaded()
+    if isinstance(found, str):
+        return ()
+    rates, number = [], 0
+    while (name := found.nbsnn_rate_name(number)) is not None:
+        kind, _, instruction = name.decode().partition(" ")
+        rates.append(Rate(kind, instruction, found.nbsnn_rate(number)))
+        number += 1
+    return tuple(rate for rate in rates if rate.per_second)
