@@ -259,7 +259,7 @@ def test_a_network_as_people_write_it_goes_all_the_way(name):
     assert not [finding for finding in nbsnn.check(network, images[:1]) if finding.status == "refused"]
 
 
-def test_a_prepared_network_trains_copies_pickles_and_is_prepared_already():
+def test_a_prepared_network_trains_copies_pickles_and_is_prepared_already(tmp_path):
     network, images = made("leaky")
     prepared = nbsnn.prepare(network.train(), images[:1])
     assert prepared.training
@@ -268,8 +268,12 @@ def test_a_prepared_network_trains_copies_pickles_and_is_prepared_already():
     prepared.eval()
     again = nbsnn.prepare(prepared, images[:1])
     assert list(again.state_dict()) == list(prepared.state_dict())
-    for other in (again, copy.deepcopy(prepared)):
+    for other in (again, copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
         assert torch.equal(other(images), prepared(images))
+    quantized = nbsnn.quantize(network, SPEC, images=images).eval()
+    for form in (quantized, nbsnn.to_spiking(quantized, images[:1])):
+        torch.save(form, tmp_path / "whole.pt")
+        assert torch.equal(torch.load(tmp_path / "whole.pt", weights_only=False)(images), form(images))
 
 
 def test_dropout_that_is_a_function_still_works_in_training():

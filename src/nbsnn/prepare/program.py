@@ -2,6 +2,8 @@
 
 import linecache
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,10 +39,13 @@ class Forward:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source, "names": self.names}
+        modules = {key: value.__name__ for key, value in self.names.items() if isinstance(value, ModuleType)}
+        return {"source": self.source, "names": {k: v for k, v in self.names.items() if k not in modules}, "modules": modules}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.source = state["source"]
+        self.names = state["names"] | {key: import_module(name) for key, name in state["modules"].items()}
+        self._compile()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Collection
 from fnmatch import fnmatch
+from itertools import chain, count
 
 from torch import Tensor, fx, nn
 
@@ -66,7 +67,8 @@ class Rewriting:
         while isinstance(parent, (*WEIGHT_LAYERS, nn.ReLU)) and scope:  # which quantization replaces
             scope, _, leaf = scope.rpartition(".")
             parent, stem = self.net.get_submodule(scope), f"{stem}_{leaf}" if leaf.isdigit() else f"{leaf}_{stem}"
-        name = next(n for n in (stem, *(f"{stem}_{i}" for i in range(2, 1_000_000))) if not hasattr(parent, n))
+        names = chain((stem,), (f"{stem}_{number}" for number in count(2)))
+        name = next(name for name in names if not hasattr(parent, name))
         parent.add_module(name, module.train(self.net.training))
         return f"{scope}.{name}".lstrip(".")
 
