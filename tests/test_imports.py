@@ -30,7 +30,6 @@ LEVELS = [
     ["__init__"],
     ["console"],
     ["training_console"],
-    ["training_dashboard"],
     ["cli"],
     ["__main__"],
 ]

@@ -63,18 +63,20 @@ class Exporter:
     Attributes:
         name: as in `export`.
         kind: of the file, for messages: "a packed network".
-        forms: of the networks that `write` takes; another form is converted to the first of them that it can become.
+        forms: of the networks that `write` takes, or such forms by profile; another form is converted to the first of them that
+            it can become.
         write: (path, network, options) → None; writes each of `files(path)` atomically.
         suffix: of the file.
         files: path → the files that `write` makes, the path first.
-        profiles: what the format can be written as, the default first; () if there is one way only.
+        profiles: what the format can be written as, the default first; () if there is one way only. If the forms depend on it,
+            the default is the first one that takes the network as it is.
         limits: (network, options) → what the target cannot express, or does differently, a line each.
         package, extra: an optional package that `write` imports, and the extra of nbsnn that installs it.
     """
 
     name: str
     kind: str
-    forms: tuple[_Form, ...]
+    forms: tuple[_Form, ...] | Mapping[str, tuple[_Form, ...]]
     write: Callable[[Path, Any, ExportOptions], None]
     suffix: str = ".safetensors"
     files: Callable[[Path], tuple[Path, ...]] = _one_file
@@ -82,6 +84,15 @@ class Exporter:
     limits: Callable[[Any, ExportOptions], Sequence[str]] = _no_limits
     package: str | None = None
     extra: str = ""
+
+    def forms_of(self, profile: str | None) -> tuple[_Form, ...]:
+        """The forms that `write` takes for a profile."""
+        return self.forms[profile or ""] if isinstance(self.forms, Mapping) else self.forms
+
+    def profile_for(self, form: str) -> str | None:
+        """The default profile for a network of a form."""
+        fitting = (profile for profile in self.profiles if form in self.forms_of(profile))
+        return next(fitting, next(iter(self.profiles), None))
 
 
 @dataclass(frozen=True)
@@ -154,14 +165,14 @@ def check_files(path: Path, exporter: Exporter, *, inputs: Sequence[Path] = (), 
             check_replaceable(file, inputs=inputs, overwrite=overwrite)
 
 
-def check_profile(exporter: Exporter, profile: str | None) -> str | None:
-    """The profile that an exporter writes.
+def check_profile(exporter: Exporter, profile: str | None) -> None:
+    """Raise an error for a profile that an exporter does not have.
 
     Raises:
         ConfigError: it has none of this name.
     """
     if profile is None or profile in exporter.profiles:
-        return profile or next(iter(exporter.profiles), None)
+        return
     if not exporter.profiles:
         raise ConfigError(f"profile={profile}: {exporter.kind} is written in one way only; leave the profile out")
     raise ConfigError(unknown("profile", profile, exporter.profiles))
@@ -181,42 +192,43 @@ def planned(path: str | Path, network: Network, exporter: Exporter, options: Exp
     """
     path = Path(path)
     _check_suffix(path, exporter)
-    options = replace(options, profile=check_profile(exporter, options.profile))
-    network, steps = _in_form(network, exporter, options)
+    check_profile(exporter, options.profile)
+    options = replace(options, profile=options.profile or exporter.profile_for(form_of(network)))
+    network, options, steps = _in_form(network, exporter, options)
     return Export(exporter, network, path, options, tuple(steps))
 
 
-def _in_form(network: Network, exporter: Exporter, options: ExportOptions) -> tuple[Network, list[str]]:
-    """A network in a form that an exporter takes, and what was done to get it."""
+def _in_form(network: Network, exporter: Exporter, options: ExportOptions) -> tuple[Network, ExportOptions, list[str]]:
+    """A network in a form that an exporter takes, options with an example if it has one, and what was done to get it."""
     steps: list[str] = []
-    form, example = form_of(network), options.example
+    form, forms, example = form_of(network), exporter.forms_of(options.profile), options.example
     spiking = None if isinstance(network, IntegerNetwork) else unwrap(network)
-    if isinstance(spiking, SpikingNetwork) and form not in exporter.forms:
+    if isinstance(spiking, SpikingNetwork) and form not in forms:
         network, form = to_quantized(spiking), "quantized"
         example = torch.zeros(1, *spiking.image_shape) if example is None else example
         steps.append("took the quantized form of the spiking network")
-    if form == "quantized" and form not in exporter.forms:
+    if form == "quantized" and form not in forms:
         if example is None:
-            needed = "integer" if "integer" in exporter.forms else "spiking"
+            needed = "integer" if "integer" in forms else "spiking"
             raise ConfigError(
                 f"{exporter.kind} is written from the {needed} form: give example=, such as images[:1], to convert the "
                 f"quantized network, or the result of {_MADE_BY[needed]}"
             )
-        if "integer" in exporter.forms:
+        if "integer" in forms:
             network, form = lower(cast(nn.Module, network), example, mean=options.mean, std=options.std), "integer"
             steps.append("lowered to an integer network")
-        elif "spiking" in exporter.forms:
+        elif "spiking" in forms:
             network, form = to_spiking(cast(nn.Module, network), example), "spiking"
             steps.append("converted to a spiking network")
-    if form not in exporter.forms:
-        wanted = exporter.forms[0]
+    if form not in forms:
+        wanted = forms[0]
         remedy = (
             "name the network that it was lowered from"
             if form == "integer"
             else f"see {_MADE_BY.get(wanted, 'nbsnn.build_model')}"
         )
         raise ConfigError(f"{exporter.kind} is written from the {wanted} form, and this network is {form}; {remedy}")
-    return network, steps
+    return network, replace(options, example=example), steps
 
 
 def export(

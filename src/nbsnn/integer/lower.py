@@ -15,7 +15,7 @@ from nbsnn.integer.arrangement import arranged
 from nbsnn.integer.description import describe_units
 from nbsnn.integer.fixedpoint import FEW_BITS, Setting, integer_head, integer_unit
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.integer.nodes import IMAGE, Head, Node, Resample, Unit
+from nbsnn.integer.nodes import IMAGE, Node, Resample, Unit
 from nbsnn.integer.pixels import pixel_grid
 from nbsnn.integer.program import Program, constant_values, step_sizes
 from nbsnn.integer.readout import Output, Part, Readout
@@ -55,6 +55,39 @@ def lower(
     """
     if float_weight_bits not in (8, 16):
         raise ConfigError(f"float_weight_bits={float_weight_bits}: choose 8 or 16")
+    seen = traced(quantized, example)
+    timesteps = max(firing.levels for firing in seen.firings)
+    pixels = pixel_grid(seen.values.shapes[IMAGE], mean, std)
+    setting = Setting(
+        timesteps, pixels.fraction_bits, seen.values.shapes,
+        sizes=dict.fromkeys((f.name for f in seen.firings), 1) | step_sizes(seen.values.nodes, pixels),
+        constant=constant_values(seen.values.nodes), float_bits=float_weight_bits, mapped=_mapped(seen.values.nodes),
+    )  # fmt: skip
+    nodes: dict[str, Node] = {firing.name: integer_unit(firing, setting) for firing in seen.firings}
+    nodes |= {node.name: node for node in seen.values.nodes}
+    forms, readout = read_out(seen)
+    head, *more = (integer_head(form, setting) for form in forms)
+    sources = dict.fromkeys(source for each in (head, *more) for source in each.sources)
+    notes = tuple(dict.fromkeys(setting.notes))
+    program = Program(timesteps, pixels, _in_order(sources, nodes), head, notes, more=tuple(more), readout=readout)
+    for row in describe_units(program):
+        if row.smallest_multiplier is not None and row.smallest_multiplier < 2**FEW_BITS:
+            logger.warning(
+                "%s: smallest multiplier %d is below 2^%d; its gain is coarse", row.name, row.smallest_multiplier, FEW_BITS
+            )
+    return IntegerNetwork(program)
+
+
+@full_float32()
+@torch.inference_mode(mode=False)
+def traced(quantized: nn.Module, example: Tensor) -> Trace:
+    """The affine functions between the activations of a quantized network, which does not change.
+
+    Args:
+        quantized, example: as for `lower`.
+    Raises:
+        ConversionError, LoweringError: as by `lower`.
+    """
     network = as_network(quantized, LoweringError)
     if isinstance(network, SpikingNetwork):
         raise LoweringError("the network is spiking already; lower the quantized network that it was made from")
@@ -69,33 +102,14 @@ def lower(
     first = to_network(example[:1].detach(), network)
     with quantized_once(network):
         audit(network, first)
-    seen = trace(network.cpu(), first.cpu())  # the integers are the same on any device
-    timesteps = max(firing.levels for firing in seen.firings)
-    pixels = pixel_grid(tuple(first.shape[1:]), mean, std)
-    setting = Setting(
-        timesteps, pixels.fraction_bits, seen.values.shapes,
-        sizes=dict.fromkeys((f.name for f in seen.firings), 1) | step_sizes(seen.values.nodes, pixels),
-        constant=constant_values(seen.values.nodes), float_bits=float_weight_bits, mapped=_mapped(seen.values.nodes),
-    )  # fmt: skip
-    nodes: dict[str, Node] = {firing.name: integer_unit(firing, setting) for firing in seen.firings}
-    nodes |= {node.name: node for node in seen.values.nodes}
-    (head, *more), readout = _heads(seen, setting)
-    sources = dict.fromkeys(source for each in (head, *more) for source in each.sources)
-    notes = tuple(dict.fromkeys(setting.notes))
-    program = Program(timesteps, pixels, _in_order(sources, nodes), head, notes, more=tuple(more), readout=readout)
-    for row in describe_units(program):
-        if row.smallest_multiplier is not None and row.smallest_multiplier < 2**FEW_BITS:
-            logger.warning(
-                "%s: smallest multiplier %d is below 2^%d; its gain is coarse", row.name, row.smallest_multiplier, FEW_BITS
-            )
-    return IntegerNetwork(program)
+    return trace(network.cpu(), first.cpu())  # the numbers are the same on any device
 
 
-def _heads(seen: Trace, setting: Setting) -> tuple[list[Head], Readout | None]:
-    """The heads, and the readout unless the result is the only head's."""
+def read_out(seen: Trace) -> tuple[list[Affine], Readout | None]:
+    """The affine functions that are heads, and the readout unless the result is the only head's."""
     first = seen.outputs[0]
     if isinstance(first, Affine) and seen.tree == 0:
-        return [integer_head(first, setting)], None
+        return [first], None
     whole = [arranged(form) for form in seen.outputs]
     forms = list({id(piece.form): piece.form for form in whole for piece in form.pieces}.values())
     at = {id(form): number for number, form in enumerate(forms)}
@@ -110,7 +124,7 @@ def _heads(seen: Trace, setting: Setting) -> tuple[list[Head], Readout | None]:
         )
         for form in whole
     ]
-    return [integer_head(form, setting) for form in forms], Readout(tuple(outputs), seen.tree)
+    return forms, Readout(tuple(outputs), seen.tree)
 
 
 def _mapped(nodes: Iterable[Node]) -> frozenset[str]:
