@@ -30,6 +30,7 @@ LEVELS = [
     ["__init__"],
     ["console"],
     ["training_console"],
+    ["training_dashboard"],
     ["cli"],
     ["__main__"],
 ]

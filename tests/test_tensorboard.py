@@ -40,6 +40,8 @@ def test_a_run_leaves_scalars_and_thresholds_of_every_phase(tmp_path, capsys):
     assert len([tag for tag in values if tag.startswith("threshold/")]) == 19
     assert all(value > 0 for _, value in values["threshold/stem.act"])
     assert len(values["weight scale/stage1.0.first.conv"]) == 2
+    for tag in ("rate/stem.act", "clipped %/stem.act", "dead channels %/stem.act"):
+        assert [step for step, _ in values[tag]] == [2, 4]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -38,6 +38,7 @@ from nbsnn.training.observer import Observer, Observers
 from nbsnn.training.options import SAVE_EVERY, TrainOptions
 from nbsnn.training.tensorboard import TensorBoard
 from nbsnn.training_console import TrainingConsole
+from nbsnn.training_dashboard import Dashboard
 
 
 @app.command()
@@ -68,7 +69,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Fail if there is no run to resume.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train from the start, and replace results in --out.")] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write loss, accuracy and thresholds for TensorBoard, in the run's folder.")
+        bool, typer.Option("--tensorboard", help="Write loss, accuracy and activity for TensorBoard, in the run's folder.")
+    ] = False,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Show the course of the run and rates, clipped and dead neurons by layer.")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -109,7 +113,7 @@ def train(
         if pretrained:
             start, mapped = pipeline.pretrained_model(plan, pretrained, splits.train)
             console.show_mapping(mapped)
-        with TrainingConsole() as screen, closing(board):
+        with Dashboard() if dashboard else TrainingConsole() as screen, closing(board):
             how = TrainOptions(chosen, compile_, precision, save_every, overwrite=overwrite, resume=resume)
             observer = Observers(screen, board)
             results = list(pipeline.train(plan, folder, how, splits=splits, model=network, init=start, observer=observer))

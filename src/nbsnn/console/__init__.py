@@ -1,5 +1,6 @@
 """Console output. Results are printed to standard output, everything else to standard error."""
 
+from nbsnn.console.dashboard import below_the_bar, fitting_rows
 from nbsnn.console.flags import Flag
 from nbsnn.console.layout import show_table
 from nbsnn.console.progress import as_fit, doing, download_progress, figures_bar, image_progress, layer_progress
@@ -21,12 +22,14 @@ __all__ = [
     "COMPARISON_COLUMNS",
     "Flag",
     "as_fit",
+    "below_the_bar",
     "change_line",
     "comparison_rows",
     "doing",
     "download_progress",
     "exit_code",
     "figures_bar",
+    "fitting_rows",
     "image_progress",
     "layer_progress",
     "note",

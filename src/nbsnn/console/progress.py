@@ -1,9 +1,10 @@
 """Progress bars and spinners on standard error, if it is a terminal."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.console import RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -71,9 +72,20 @@ def doing(what: str) -> Iterator[None]:
         yield
 
 
-def figures_bar() -> Progress:
-    """A bar whose tasks have a field `figures`, printed after the bar."""
-    return _bar(TextColumn("{task.fields[figures]}"))
+def figures_bar(below: Callable[[], RenderableType] | None = None) -> Progress:
+    """A bar whose tasks have a field `figures`, printed after the bar; `below` makes what is shown in the lines under it."""
+    return _bar(TextColumn("{task.fields[figures]}"), below=below)
+
+
+class _BarAndMore(Progress):
+    """A progress bar with something below it."""
+
+    below: Callable[[], RenderableType] | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield self.below()
 
 
 def as_fit(title: str, figures: Sequence[str]) -> str:
@@ -83,13 +95,15 @@ def as_fit(title: str, figures: Sequence[str]) -> str:
     return text if len(text) <= room or len(figures) == 1 else as_fit(title, figures[:-1])
 
 
-def _bar(*columns: ProgressColumn | Any) -> Progress:
+def _bar(*columns: ProgressColumn | Any, below: Callable[[], RenderableType] | None = None) -> Progress:
     middle = [BarColumn()] if err.width >= _ROOM_FOR_A_BAR else []
     last = [TimeRemainingColumn(compact=True)] if err.width >= _ROOM_FOR_TIME else []
-    return Progress(
+    bar = _BarAndMore(
         _spinner(), TextColumn("{task.description}"), *middle, *columns, *last,
         console=err, transient=True, disable=not err.is_terminal,
     )  # fmt: skip
+    bar.below = below
+    return bar
 
 
 def _spinner() -> SpinnerColumn:

@@ -1,9 +1,11 @@
 """Callbacks of a training run, one of which can stop it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from nbsnn.training.activity import LayerActivity
 from nbsnn.training.execution import Execution
 
 
@@ -23,6 +25,8 @@ class Epoch:
 class Observer:
     """Callbacks of a training run; override any method."""
 
+    wants_activity = False  # True measures activations after each epoch, for on_activity
+
     def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
         """A phase begins: `steps` batches in each of its `epochs`, run with `execution`."""
 
@@ -34,6 +38,9 @@ class Observer:
 
     def on_network(self, epoch: int, network: nn.Module) -> None:
         """The network after `epoch` epochs, as in its checkpoint; do not change it."""
+
+    def on_activity(self, epoch: int, layers: Sequence[LayerActivity]) -> None:
+        """Activity of the quantized activations after `epoch` epochs, on some validation images."""
 
     def on_epoch(self, row: Epoch) -> None:
         """An epoch ended."""
@@ -51,6 +58,7 @@ class Observers(Observer):
 
     def __init__(self, *observers: Observer) -> None:
         self.observers = observers
+        self.wants_activity = any(observer.wants_activity for observer in observers)
 
     def on_phase(self, title: str, epochs: int, steps: int, execution: Execution) -> None:
         for observer in self.observers:
@@ -67,6 +75,10 @@ class Observers(Observer):
     def on_network(self, epoch: int, network: nn.Module) -> None:
         for observer in self.observers:
             observer.on_network(epoch, network)
+
+    def on_activity(self, epoch: int, layers: Sequence[LayerActivity]) -> None:
+        for observer in self.observers:
+            observer.on_activity(epoch, layers)
 
     def on_epoch(self, row: Epoch) -> None:
         for observer in self.observers:

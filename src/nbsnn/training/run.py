@@ -18,6 +18,7 @@ from nbsnn.files import remove_leftovers
 from nbsnn.finite import check_network
 from nbsnn.norms import freeze_norms_, recalibrate_norms_
 from nbsnn.recipe import Phase, Recipe
+from nbsnn.training.activity import IMAGES, measure_activity
 from nbsnn.training.checks import check_same_folder, training_batches
 from nbsnn.training.conditions import conditions_of
 from nbsnn.training.folder import STATE_FILE, has_unfinished
@@ -180,9 +181,16 @@ class Run:
             row = Epoch(state.epoch + 1, loss, train_top1, top1, self._learning_rate(self.steps - 1), seconds, speed)
             self.records.finish_epoch_(row)
             self.observer.on_network(row.epoch, self.model)
+            if self.observer.wants_activity:
+                self._measure_activity(row.epoch)
         self.save_()
         self.records.write_log()
         self.observer.on_epoch(row)
+
+    def _measure_activity(self, epoch: int) -> None:
+        images = next(iter(evaluation_batches(self.validation)))[0][:IMAGES]
+        if layers := measure_activity(self.model, images.to(self.options.device)):
+            self.observer.on_activity(epoch, layers)
 
     def _recalibrate_(self) -> None:
         """Recalibrate batch norm on some batches of an epoch that is not trained."""

@@ -1,11 +1,13 @@
-"""Write a training run for TensorBoard: loss, accuracy, learning rate, and each layer's threshold and weight scale."""
+"""Write a training run for TensorBoard: loss, accuracy, learning rate, and each layer's threshold, scale and activity."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from nbsnn.errors import MissingDependencyError
+from nbsnn.training.activity import LayerActivity
 from nbsnn.training.execution import Execution
 from nbsnn.training.observer import Epoch, Observer
 
@@ -21,6 +23,8 @@ class TensorBoard(Observer):
     Raises:
         MissingDependencyError: tensorboard is not installed.
     """
+
+    wants_activity = True
 
     def __init__(self, folder: Path, *, every: int = 50) -> None:
         try:
@@ -52,6 +56,12 @@ class TensorBoard(Observer):
             layer, _, kind = name.rpartition(".")
             if kind in _LEARNED and parameter.numel() == 1:
                 self._add(f"{_LEARNED[kind]}/{layer}", float(parameter.detach()), epoch * self._steps)
+
+    def on_activity(self, epoch: int, layers: Sequence[LayerActivity]) -> None:
+        for layer in layers:
+            figures = {"rate": layer.rate, "clipped %": 100 * layer.clipped, "dead channels %": 100 * layer.dead}
+            for name, value in figures.items():
+                self._add(f"{name}/{layer.name}", value, epoch * self._steps)
 
     def on_epoch(self, row: Epoch) -> None:
         figures = {
