@@ -40,17 +40,13 @@ def names(index: Path) -> str:
     """Every public name and the page that documents it.
 
     Raises:
-        SystemExit: a name is documented on no page, or on two.
+        SystemExit: a name is documented on no page.
     """
     found: dict[str, str] = {}
     for page in sorted(index.parent.glob("*.md")):
-        for name in re.findall(r"^::: nbsnn\.(\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
-            if name in found:
-                raise SystemExit(f"nbsnn.{name} is documented twice: {found[name]}, {page.name}")
-            found[name] = page.name
+        for path in re.findall(r"^::: (nbsnn\.[\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            found[path.rpartition(".")[2]] = f"{page.name}#{path}"
     missing = set(nbsnn.__all__) - set(found) - {"__version__"}
     if missing:
         raise SystemExit(f"no page in docs/reference documents {', '.join(sorted(missing))}")
-    return " · ".join(
-        f"[{name}]({page}#nbsnn.{name})" for name, page in sorted(found.items(), key=lambda item: item[0].lower())
-    )
+    return " · ".join(f"[{name}]({page})" for name, page in sorted(found.items(), key=lambda item: item[0].lower()))
