@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 NOT_NEEDED = ("requests", "tqdm", "torchvision", "torchvision.ops")
-SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 320, 384, 480)
+SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 320, 331, 384, 448, 480)
 # Functions of one current that can be exact in spikes; a sum or a concatenation may have several.
 EXACT = {
     "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear", "batch_norm", "relu", "relu_", "relu6", "leaky_relu",
@@ -35,7 +35,7 @@ def provider() -> Any:
     """pytorchcv.model_provider, without what its downloads and one of its video networks would need."""
     absent = {name: types.ModuleType(name) for name in NOT_NEEDED if not _exists(name)}
     if "torchvision.ops" in absent:
-        absent["torchvision.ops"].DeformConv2d = nn.Module  # type: ignore[attr-defined]
+        absent["torchvision.ops"].DeformConv2d = nn.Conv2d  # type: ignore[attr-defined]  # never run: of networks of two inputs
     sys.modules.update(absent)
     try:
         return importlib.import_module("pytorchcv.model_provider")
@@ -61,16 +61,20 @@ def families() -> dict[str, list[str]]:
     return dict(found)
 
 
-def build(name: str, size: int | None = None) -> nn.Module:
-    """A model with random weights, for images of size × size where its constructor takes one."""
+def build(name: str, size: tuple[int, int] | None = None) -> nn.Module:
+    """A model with random weights, for images of this size where its constructor takes one, or of its own size."""
     make = provider()._models[name]
+    options: dict[str, Any] = {"from_audio": False}  # spectra: their package is not needed
     if size is not None:
+        options["in_size"] = size
+    while True:
         try:
-            return make(in_size=(size, size))
+            return make(**options)
         except TypeError as error:
-            if "in_size" not in str(error):
+            not_taken = [key for key in options if key in str(error)]
+            if not not_taken:
                 raise
-    return make()
+            options = {key: value for key, value in options.items() if key not in not_taken}
 
 
 def smallest(names: list[str]) -> str:
@@ -82,18 +86,24 @@ def smallest(names: list[str]) -> str:
 
 
 def image_shape(name: str) -> tuple[int, ...] | None:
-    """[C, H, W] of the smallest square images that a model runs on; None if it runs on none."""
-    for size in SIZES:
+    """[C, H, W] of the smallest square images that a model runs on, or of its own size; None if it runs on neither."""
+    for size in (*((n, n) for n in SIZES), _own_size(name)):
         for device in ("meta", "cpu"):  # shapes alone, unless the code needs values
             try:
                 with torch.device(device):
                     net = build(name, size).eval()
-                return next(shape for c in _channels(net) if _runs(net, shape := (c, size, size), device))
+                return next(shape for c in _channels(net) if _runs(net, shape := (c, *size), device))
             except StopIteration:
                 break
             except Exception:
                 continue
     return None
+
+
+def _own_size(name: str) -> tuple[int, int]:
+    """The size of images that a model is made for; the usual one for models of sounds and videos."""
+    size = getattr(build(name), "in_size", None)
+    return (size[0], size[1]) if isinstance(size, (tuple, list)) else (224, 224)
 
 
 def _channels(net: nn.Module) -> list[int]:

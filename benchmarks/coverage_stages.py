@@ -16,6 +16,7 @@ from nbsnn.errors import NbsnnError
 STAGES = ("build", "check", "quantize", "fixed", "barrier", "lower", "integer", "settle")
 SPEC = nbsnn.QuantSpec(weight_bits=4, act_bits=2)
 CALIBRATION = 8  # images
+OUT_OF_MEMORY = "can't allocate memory"  # in torch's errors
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -45,11 +46,11 @@ def measure(names: list[str], row: dict[str, Any], report: Report) -> None:
     except Refused as error:
         row |= {"outcome": "refused", "reason": str(error)}
     except NbsnnError as error:
-        row |= {"outcome": "stopped", "reason": str(error)}
+        row |= {"outcome": "stopped", "reason": "out of memory" if OUT_OF_MEMORY in str(error) else str(error)}
     except Exception as error:  # a defect, or memory
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{type(error).__name__} at {last.filename.rpartition('/')[2]}:{last.lineno}: {str(error)[:300]}"
-        is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        is_memory = isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error)
         row |= {"outcome": "stopped", "reason": "out of memory" if is_memory else where}
 
 
@@ -77,7 +78,7 @@ def _stages(names: list[str], row: dict[str, Any], report: Report) -> None:
         row["model"] = row.get("model") or smallest(names)
         shape = row["image"] = row.get("image") or image_shape(row["model"])
         torch.manual_seed(0)
-        net = build(row["model"], shape[-1] if shape else None).eval()
+        net = build(row["model"], tuple(shape[1:]) if shape else None).eval()
         row["parameters"] = sum(p.numel() for p in net.parameters())
         images = torch.randn(CALIBRATION, *(shape or (3, 224, 224)))
         compared = images[: 2 if images.shape[-1] <= 64 else 1]
@@ -88,6 +89,8 @@ def _stages(names: list[str], row: dict[str, Any], report: Report) -> None:
         findings = nbsnn.check(net, images[:1])
         row["findings"] = {s: sum(f.status == s for f in findings) for s in sorted({f.status for f in findings})}
         refused = [f for f in findings if f.status == "refused"]
+        if any(OUT_OF_MEMORY in f.what for f in refused):
+            raise MemoryError
         if refused:
             raise Refused("; ".join(dict.fromkeys(f.what for f in refused)))
     with Stage("quantize", row, report):

@@ -56,11 +56,13 @@ def check(net: nn.Module, example: Tensor, *, spec: QuantSpec | None = None) -> 
         spec = spec or QuantSpec(4, 4)
         found, prepared = inspect_network(copy, to_network(example, copy)[:1], keep=spec.skip)
         findings += found
+        handled = _handled(prepared)
+        del copy, prepared  # of a large network, whose lowering takes gigabytes too
         if not any(finding.status == "refused" for finding in findings):
             findings += _converted(net, example[:1], spec)
     except NbsnnError as error:
         return [*findings, _refused(error, net)]
-    findings += _handled(prepared)
+    findings += handled
     order = ("refused", "approximated", "changed", "handled")
     return sorted(findings, key=lambda finding: order.index(finding.status))
 

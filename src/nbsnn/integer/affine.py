@@ -50,16 +50,31 @@ class Synapse:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """gain [C] times a synapse on a value, or, without synapse, times the value's channel `take[c]` (−1: nothing).
+    """gain [C] times the channel `take[c]` (−1: nothing) of a value, or of a synapse on it.
 
-    `after` maps the places of the synapse's result.
+    `after` maps the places of the synapse's result. Terms share their synapses: a choice of channels copies no weights.
     """
 
     value: str
     gain: Tensor
-    take: Tensor | None = None
+    take: Tensor
     synapse: Synapse | None = None
     after: PlaneMap | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all channels of the synapse's result are taken, in their order."""
+        assert self.synapse is not None
+        return torch.equal(self.take, torch.arange(len(self.synapse.weight)))
+
+    def chosen(self) -> Synapse:
+        """The synapse with the weights of the channels that are taken; zeros for nothing."""
+        assert self.synapse is not None
+        if self.is_whole:
+            return self.synapse
+        synapse = self.synapse.dense()
+        weight = synapse.weight[self.take.clamp_min(0)]
+        return replace(synapse, weight=weight * per_channel(self.take >= 0, weight.dim() - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,19 +191,14 @@ def selected(x: Affine, index: Tensor) -> Affine:
 
     def choose(term: Term) -> Term:
         gain = torch.where(present, term.gain[clipped], 0.0)
-        if term.take is not None:
-            return replace(term, gain=gain, take=torch.where(present, term.take[clipped], -1))
-        assert term.synapse is not None
-        synapse = term.synapse.dense()
-        weight = synapse.weight[clipped] * per_channel(present, synapse.weight.dim() - 1)
-        return replace(term, gain=gain, synapse=replace(synapse, weight=weight))
+        return replace(term, gain=gain, take=torch.where(present, term.take[clipped], -1))
 
     if torch.equal(index, torch.arange(x.channels)):
         return x
     shift = torch.where(per_channel(present, x.shift.dim() - 1), x.shift[clipped], 0.0)
     chosen = [choose(term) for term in x.terms]
     # Half of a concatenation may leave nothing of the other half.
-    used = [term for term in chosen if bool((present if term.take is None else term.take >= 0).any())]
+    used = [term for term in chosen if bool((term.take >= 0).any())]
     return Affine(tuple(used or chosen[:1]), shift, (len(index), *x.shape[1:]))
 
 
@@ -213,10 +223,10 @@ def convolved(x: Affine, synapse: Synapse, *, step: Tensor, shape: tuple[int, ..
     shift = _of_shift(x, synapse, step, shape)
     terms = []
     for term in x.terms:
-        if term.take is None:
+        if term.synapse is not None:
             raise NoForm("one weight layer follows another", "put an nn.ReLU between them, or merge them")
         moved, gain = _in_source_channels(synapse, term, values.shapes[term.value][0])
-        terms.append(Term(term.value, step * gain, synapse=moved))
+        terms.append(Term(term.value, step * gain, torch.arange(len(step)), moved))
     return Affine(tuple(terms), shift, shape)
 
 
@@ -237,7 +247,6 @@ def _of_shift(x: Affine, synapse: Synapse, step: Tensor, shape: tuple[int, ...])
 
 def _in_source_channels(synapse: Synapse, term: Term, channels: int) -> tuple[Synapse, float]:
     """The synapse with the source's channels as input, and the gain that all of them share."""
-    assert term.take is not None
     used = term.take >= 0
     gain = term.gain[used]
     common = float(gain[0]) if len(gain) and bool((gain == gain[0]).all()) else None

@@ -1,7 +1,7 @@
 """An affine function in integers: weights, multipliers and biases with the largest precision that 32 bits allow."""
 
 from dataclasses import dataclass, field, replace
-from math import ceil, log2
+from math import ceil, floor, isfinite, log2
 
 import torch
 from torch import Tensor
@@ -64,14 +64,8 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
     height = firing.threshold * setting.timesteps / firing.levels
     mapped = any(whole.branch.after is not None or whole.branch.source in setting.mapped for whole in wholes)
     for limit, fewest in ((NARROW, FEWEST_FRACTION_BITS), (WIDE, 1)):
-        for bits in range(MOST_FRACTION_BITS, fewest - 1, -1):
-            scale = 2.0**bits / height  # from the activation's unit to the membrane's
-            branches = [_rounded(whole, scale, setting) for whole in wholes]  # in float64 until the bound is checked
-            bias = (firing.current.bias * scale).round()
-            bound = largest_sum(
-                branches, [whole.load for whole in wholes], bias, bits,
-                timesteps=setting.timesteps, sizes=setting.sizes, constants=setting.constant,
-            )  # fmt: skip
+        for bits in range(_first_bits(wholes, firing, setting, height, limit), fewest - 1, -1):
+            branches, bias, bound = _at(bits, wholes, firing, setting, height)
             if bound < limit == NARROW and mapped and not all(_is_fine(branch.multiplier) for branch in branches):
                 break
             if bound < limit:
@@ -85,6 +79,25 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
         f"the currents of {firing.name} overflow {WIDE.bit_length() - 1} bits relative to its threshold of "
         f"{firing.threshold:.3g}; give it a larger threshold, or train on"
     )
+
+
+def _at(bits: int, wholes: list[_Whole], firing: Firing, setting: Setting, height: float) -> tuple[list[Branch], Tensor, float]:
+    """The branches and the bias of a unit with so many fraction bits, in float64, and the bound on its sums."""
+    scale = 2.0**bits / height  # from the activation's unit to the membrane's
+    branches = [_rounded(whole, scale, setting) for whole in wholes]
+    bias = (firing.current.bias * scale).round()
+    bound = largest_sum(
+        branches, [whole.load for whole in wholes], bias, bits,
+        timesteps=setting.timesteps, sizes=setting.sizes, constants=setting.constant,
+    )  # fmt: skip
+    return branches, bias, bound
+
+
+def _first_bits(wholes: list[_Whole], firing: Firing, setting: Setting, height: float, limit: int) -> int:
+    """From how many fraction bits to search downwards: the bound doubles with each bit, but for rounding."""
+    most = _at(MOST_FRACTION_BITS, wholes, firing, setting, height)[2]
+    beyond = log2(most / limit) if isfinite(most) else 0
+    return MOST_FRACTION_BITS - max(0, floor(beyond) - 2)
 
 
 def _is_fine(multiplier: Tensor) -> bool:
@@ -109,9 +122,9 @@ def integer_head(output: Affine, setting: Setting) -> Head:
 
 def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
     gain = term.gain * (2.0**-setting.pixel_bits if term.value in setting.constant else 1.0)
-    synapse = term.synapse
-    if synapse is None:
-        assert term.take is not None
+    if term.synapse is not None:
+        synapse = term.chosen()
+    else:
         channels = setting.shapes[term.value][0]
         if plane(setting.shapes[term.value]) == plane(affine.shape) and torch.equal(term.take, torch.arange(channels)):
             return _Whole(Branch(term.value, gain), gain, torch.ones_like(gain))
@@ -121,10 +134,11 @@ def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
     if weight.dim() == 2 and len(setting.shapes[term.value]) + len(affine.shape) > 2:
         weight = weight.view(*weight.shape, 1, 1)  # on planes of one place
     gain = gain * row_step
-    weight = weight * per_channel(torch.where(gain < 0, -1, 1), weight.dim() - 1)
-    load = weight.abs().flatten(1).sum(1)  # without a map behind it, which is added below
+    if bool((gain < 0).any()):
+        weight = weight * per_channel(torch.where(gain < 0, -1, 1), weight.dim() - 1)
+    load = torch.linalg.vector_norm(weight.flatten(1), 1, dim=1)  # without a map behind it, which is added below
     gain = torch.where(load > 0, gain.abs(), 0.0)  # a row of zeros has no bound on its multiplier, so it gets 0
-    kind = torch.int8 if int(weight.abs().max()) <= 127 else torch.int16
+    kind = torch.int8 if int(torch.linalg.vector_norm(weight, torch.inf)) <= 127 else torch.int16
     branch = Branch(
         term.value, gain, weight.to(kind).contiguous(), synapse.stride, synapse.padding, synapse.dilation, synapse.groups,
         after=None if term.after is None or term.after.is_identity else term.after,

@@ -51,7 +51,7 @@ def _windows(index: torch.Tensor, size: int) -> AxisMap:
 def _maxima(x: Affine, values: ValueTable, windows: PlaneMap, shape: tuple[int, ...]) -> Affine:
     """The maxima of x: each channel is the counts of one neuron layer times a gain, and the minima if this is negative."""
     counted = count_values(values.nodes, values.shapes.keys() - {IMAGE} - {node.name for node in values.nodes})
-    takes = [term.take for term in x.terms if term.take is not None and term.value in counted]
+    takes = [term.take for term in x.terms if term.synapse is None and term.value in counted]
     used = [(take >= 0) & (term.gain != 0) for take, term in zip(takes, x.terms, strict=False)]
     single = len(takes) == len(x.terms) and int(torch.stack(used).sum(0).max()) <= 1
     if not single or (x.is_shifted and x.shift.numel() != x.channels):

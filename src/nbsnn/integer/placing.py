@@ -79,7 +79,7 @@ def flattened(x: Affine, values: ValueTable) -> Affine:
 
     def flatten(term: Term) -> Term:
         gain = term.gain.repeat_interleave(places)
-        if term.take is None:
+        if term.synapse is not None:
             assert places == 1  # otherwise it is an `arrangement`
             return replace(term, gain=gain)
         inside = torch.arange(places).repeat(x.channels)

@@ -32,8 +32,9 @@ def integer_weight(layer: WeightQuantizer | None, weight: Tensor) -> tuple[Tenso
     values = layer.by_output(values)
     step = layer.format.step(layer.by_output(layer.weight), layer.weight_scale)
     ones = values.new_ones(len(values))
-    whole = (values / step).round()
-    if float((values / step - whole).abs().max()) > _WHOLE:
+    scaled = values / step
+    whole = scaled.round()
+    if float(scaled.sub_(whole).abs_().max()) > _WHOLE:  # in place: a large layer takes gigabytes
         return values, ones, False
     return whole, step.flatten() * ones, True
 

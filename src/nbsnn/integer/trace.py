@@ -5,7 +5,7 @@ activation, which detects an operation that was read wrongly.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nbsnn.errors import LoweringError
 from nbsnn.finite import check_finite
-from nbsnn.integer.affine import Affine, NoForm, ValueTable, of_value
+from nbsnn.integer.affine import Affine, NoForm, Synapse, ValueTable, of_value
 from nbsnn.integer.arrangement import Arrangement, Form, chosen, no_affine, simplest
 from nbsnn.integer.calls import Context
 from nbsnn.integer.nodes import IMAGE
@@ -71,7 +71,7 @@ class _Recorder(Tracer):
     def __init__(self, example: Tensor) -> None:
         super().__init__()
         self.values = ValueTable({IMAGE: tuple(example.shape[1:])})
-        self.numbers = {IMAGE: example.double().clone()}  # of values, for the comparison
+        self.numbers = Numbers({IMAGE: example.double().clone()})  # for the comparison
         self.firings: list[Firing] = []
 
     def left(self, name: str, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
@@ -87,7 +87,7 @@ class _Recorder(Tracer):
         threshold = float(module.clip())
         self.firings.append(Firing(name, module.levels, threshold, affine))
         self.values.shapes[name] = affine.shape
-        self.numbers[name] = (output.double() * (module.levels / threshold)).round().reshape(-1, *affine.shape)
+        self.numbers.values[name] = (output.double() * (module.levels / threshold)).round().reshape(-1, *affine.shape)
         value = of_value(name, affine.shape, threshold / module.levels)
         index = torch.arange(output[0].numel()).reshape(form.shape)
         self.known[output] = value if affine is form else simplest(chosen(value, index), self.values)
@@ -132,7 +132,30 @@ def _reshaped(form: Arrangement) -> Affine | None:
     return form.pieces[0].form if same else None
 
 
-def evaluate_form(form: Form, values: ValueTable, numbers: dict[str, Tensor]) -> Tensor:
+@dataclass(eq=False)
+class Numbers:
+    """Values [B, ...] float64 by name, and what synapses make of them: blocks that read the same currents share these."""
+
+    values: dict[str, Tensor]
+    _currents: dict[tuple[str, Synapse], Tensor] = field(default_factory=dict)
+
+    def of(self, value: str, synapse: Synapse | None) -> Tensor:
+        """A value, or the result [B, O, ...] of a synapse on it."""
+        x = self.values[value]
+        if synapse is None:
+            return x
+        if (value, synapse) not in self._currents:
+            s = synapse
+            if s.weight.dim() > 2:
+                planes = x.reshape(len(x), *plane(x.shape[1:]))
+                result = F.conv2d(planes, s.weight, None, s.stride, s.padding, s.dilation, s.groups)
+            else:
+                result = F.linear(x.flatten(1), s.weight)
+            self._currents[value, s] = result
+        return self._currents[value, synapse]
+
+
+def evaluate_form(form: Form, values: ValueTable, numbers: Numbers) -> Tensor:
     """As `evaluate_affine`, of any form."""
     if isinstance(form, Affine):
         return evaluate_affine(form, values, numbers)
@@ -143,24 +166,18 @@ def evaluate_form(form: Form, values: ValueTable, numbers: dict[str, Tensor]) ->
     return total
 
 
-def evaluate_affine(affine: Affine, values: ValueTable, numbers: dict[str, Tensor]) -> Tensor:
-    """[B, *shape] float64 of an affine function, given the values [B, ...] float64 by name; structural ones are added."""
+def evaluate_affine(affine: Affine, values: ValueTable, numbers: Numbers) -> Tensor:
+    """[B, *shape] float64 of an affine function of values; those of structural ones are added."""
     trailing = len(affine.shape) - 1
-    batch = len(next(iter(numbers.values())))
+    known = numbers.values
     for node in values.nodes:
-        if node.name not in numbers and node.source in numbers:
-            numbers[node.name] = node.apply(numbers[node.source])
+        if node.name not in known and node.source in known:
+            known[node.name] = node.apply(known[node.source])
+    batch = len(known[IMAGE])
     total = affine.shift.expand(batch, *affine.shape)
     for term in affine.terms:
-        x = numbers[term.value]
-        if term.take is not None:
-            part = x[:, term.take.clamp_min(0)] * per_channel(term.take >= 0, x.dim() - 2)
-        elif term.synapse is not None and term.synapse.weight.dim() > 2:
-            s = term.synapse
-            part = F.conv2d(x.reshape(len(x), *plane(x.shape[1:])), s.weight, None, s.stride, s.padding, s.dilation, s.groups)
-        else:
-            assert term.synapse is not None
-            part = F.linear(x.flatten(1), term.synapse.weight)
+        part = numbers.of(term.value, term.synapse)
+        part = part[:, term.take.clamp_min(0)] * per_channel(term.take >= 0, part.dim() - 2)
         if term.after is not None:
             part = term.after.apply(part)
         total = total + part.reshape(-1, *affine.shape) * per_channel(term.gain, trailing)

@@ -118,12 +118,16 @@ def module_names(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
 
 
 def _replaced(model: nn.Module, flow: Flow | None) -> set[str]:
-    """Layers that are never called because a prepared network calls others with the same weight."""
+    """Layers that are never called because a prepared network calls others, with the same weight or one computed from it."""
     if flow is None:
         return set()
     layers = {name: m for name, m in model.named_modules() if isinstance(m, WEIGHTS) and "weight" in m._parameters}
     called = {id(m.weight) for name, m in layers.items() if name in flow.seen}
-    return {name for name, m in layers.items() if name not in flow.seen and id(m.weight) in called}
+    return {name for name, m in layers.items() if name not in flow.seen and (id(m.weight) in called or _has_own_forward(m))}
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    return any(_oddity(module, base) is not None for base in WEIGHTS if isinstance(module, base))
 
 
 def _check_named(model: nn.Module, spec: QuantSpec) -> None:
