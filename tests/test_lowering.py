@@ -1,5 +1,6 @@
 """What cannot be lowered is refused by the layer's name with a remedy; what could overflow is widened or refused."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -91,6 +92,8 @@ def test_settings_are_checked():
     net = small_quantized()
     with pytest.raises(nbsnn.ConfigError, match=r"float_weight_bits=4: choose 8 or 16"):
         nbsnn.lower(net, IMAGE, float_weight_bits=4)
+    with pytest.raises(nbsnn.ConfigError, match=r"membrane_bits=16: choose 32 or 64"):
+        nbsnn.lower(net, IMAGE, membrane_bits=16)
     with pytest.raises(nbsnn.ConfigError, match=r"mean and std go together"):
         nbsnn.lower(net, IMAGE, mean=(0.5, 0.5))
     with pytest.raises(nbsnn.ConfigError, match=r"mean=\(0.5,\): give 2 numbers, one for each channel"):
@@ -232,6 +235,27 @@ def test_float_weights_are_rounded_and_said_so():
         off[bits] = nbsnn.measure_integer_fidelity(net, network.using(backend="torch"), images).off
         assert_equals_oracle(network, images[:2])
     assert off[16] < off[8] < 3
+
+
+@pytest.mark.parametrize(("std", "bits"), [(None, 26), ((0.5, 0.5), 26), ((0.01, 0.02), 23)])
+def test_membranes_of_64_bits_have_more_precise_gains_and_pixels(std, bits):
+    net, images = small_quantized(3), torch.rand(64, 2, 6, 6) - 0.5
+    options = {"mean": (0.5, 0.5), "std": std} if std else {}
+    images = images / torch.tensor(std or (0.5, 0.5)).view(2, 1, 1)
+    narrow, wide = (nbsnn.lower(net, images, membrane_bits=width, **options) for width in (32, 64))
+    assert wide.program.pixels.fraction_bits == bits
+    assert narrow.program.pixels.fraction_bits == 20
+    assert {(unit.wide, unit.fraction_bits) for unit in wide.program.units} == {(True, 28)}
+    assert not any(unit.wide for unit in narrow.program.units)
+    reference = copy.deepcopy(net).double()
+    assert nbsnn.measure_integer_fidelity(reference, wide, images.double()).off == 0
+    assert_equals_oracle(wide, images[:2])
+
+
+def test_many_pixels_in_a_sum_leave_fewer_bits_to_each():
+    net = nbsnn.quantize(nn.Sequential(nn.Linear(16000, 2), nn.ReLU(), nn.Linear(2, 2)), nbsnn.QuantSpec(32, 3, edge_bits=32))
+    network = nbsnn.lower(net.eval(), torch.rand(1, 16000), membrane_bits=64, float_weight_bits=16)
+    assert network.program.pixels.fraction_bits == 20
 
 
 # ---------------------------------------------------------------------------------------------------------------- ties

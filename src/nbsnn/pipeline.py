@@ -178,16 +178,20 @@ def train(
             teacher = best
 
 
-def integer_form(quantized: nn.Module, images: LabelledImages, *, float_weight_bits: int = 8) -> IntegerNetwork:
+def integer_form(
+    quantized: nn.Module, images: LabelledImages, *, float_weight_bits: int = 8, membrane_bits: int = 32
+) -> IntegerNetwork:
     """`lower` with the set's first image as the example and its normalization for 8-bit pixels.
 
     Args:
         quantized: result of `quantize`, on any device; the integer network is on the CPU.
         images: the set that the network was trained on.
-        float_weight_bits: as in `lower`.
+        float_weight_bits, membrane_bits: as in `lower`.
     """
     example = images.normalized(images.pixels(slice(0, 1)))
-    return lower(quantized, example, mean=images.mean, std=images.std, float_weight_bits=float_weight_bits)
+    return lower(
+        quantized, example, mean=images.mean, std=images.std, float_weight_bits=float_weight_bits, membrane_bits=membrane_bits
+    )
 
 
 def float_form(header: Mapping[str, Any]) -> nn.Module:

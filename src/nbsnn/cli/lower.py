@@ -36,6 +36,9 @@ def lower(
     float_weight_bits: Annotated[
         int, typer.Option("--float-weight-bits", help="8 or 16, for weights that are not quantized.")
     ] = 8,
+    membrane_bits: Annotated[
+        int, typer.Option("--membrane-bits", help="32 or 64; counts with 64 are those of the quantized network in float64.")
+    ] = 32,
     fidelity_images: Annotated[
         int, typer.Option("--fidelity-images", callback=between(0), help="Images whose counts are compared, 0 for none.")
     ] = 100,
@@ -62,7 +65,7 @@ def lower(
     quantized = only_quantized(network, checkpoint, "lower")
     images = images_for(header, split, fidelity_images or 1, data=data, root=root, download=download, network=quantized)
     with console.doing("lowering to an integer network"):
-        program = pipeline.integer_form(quantized, images, float_weight_bits=float_weight_bits)
+        program = pipeline.integer_form(quantized, images, float_weight_bits=float_weight_bits, membrane_bits=membrane_bits)
     export(out, program, EXPORTER.name, origin={**header, "source": Path(str(checkpoint)).name})
     console.note(f"wrote {out}")
     fidelity = None

@@ -1,4 +1,4 @@
-"""An affine function in integers: weights, multipliers and biases with the largest precision that 32 bits allow."""
+"""An affine function in integers: weights, multipliers and biases with the largest precision that 32 or 64 bits allow."""
 
 from dataclasses import dataclass, field, replace
 from math import ceil, floor, isfinite, log2
@@ -31,6 +31,7 @@ class Setting:
         sizes: value → largest |value| in a step.
         constant: values that do not change in time.
         float_bits: 8 or 16, for weights that are not integers.
+        membrane_bits: 32 or 64; units for which 32 are too few have 64 in either case.
         mapped: values with weights of a map of places, whose divisor makes multipliers small.
         notes: a line is appended for each of those.
     """
@@ -41,6 +42,7 @@ class Setting:
     sizes: dict[str, int]
     constant: frozenset[str]
     float_bits: int
+    membrane_bits: int = 32
     mapped: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
 
@@ -63,7 +65,8 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
     wholes = [_whole(term, firing.current, setting) for term in firing.current.terms]
     height = firing.threshold * setting.timesteps / firing.levels
     mapped = any(whole.branch.after is not None or whole.branch.source in setting.mapped for whole in wholes)
-    for limit, fewest in ((NARROW, FEWEST_FRACTION_BITS), (WIDE, 1)):
+    limits = ((NARROW, FEWEST_FRACTION_BITS), (WIDE, 1))
+    for limit, fewest in limits if setting.membrane_bits == 32 else limits[1:]:
         for bits in range(_first_bits(wholes, firing, setting, height, limit), fewest - 1, -1):
             branches, bias, bound = _at(bits, wholes, firing, setting, height)
             if bound < limit == NARROW and mapped and not all(_is_fine(branch.multiplier) for branch in branches):

@@ -12,11 +12,12 @@ from nbsnn.finite import check_network
 from nbsnn.inputs import as_images, to_network
 from nbsnn.integer.affine import Affine
 from nbsnn.integer.arrangement import arranged
+from nbsnn.integer.bounds import MOST_IMAGE_SUMS
 from nbsnn.integer.description import describe_units
 from nbsnn.integer.fixedpoint import FEW_BITS, Setting, integer_head, integer_unit
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.integer.nodes import IMAGE, Node, Resample, Unit
-from nbsnn.integer.pixels import pixel_grid
+from nbsnn.integer.nodes import IMAGE, Node, Pixels, Resample, Unit
+from nbsnn.integer.pixels import LARGEST_PIXEL, pixel_grid
 from nbsnn.integer.program import Program, constant_values, step_sizes
 from nbsnn.integer.readout import Output, Part, Readout
 from nbsnn.integer.trace import Trace, trace
@@ -40,6 +41,7 @@ def lower(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     float_weight_bits: int = 8,
+    membrane_bits: int = 32,
 ) -> IntegerNetwork:
     """The integer network of a quantized one, as a new object on the CPU; the source does not change.
 
@@ -48,6 +50,9 @@ def lower(
         example: [B, C, H, W] normalized images; the first one is traced through the network.
         mean, std: [C] of the normalization, in units of the full range: with them the network also takes 8-bit images.
         float_weight_bits: 8 or 16, for weights that the quantized network leaves in float; rounded per output channel.
+        membrane_bits: 32, or 64 for multipliers and images with more bits: the counts are then those of the quantized network
+            in float64, but for a few of many millions. With 32, and in float32, rounding changes some, and in a network of
+            many layers these change others.
     Raises:
         ConversionError: spikes cannot represent the network.
         LoweringError: an operation has no integer form, sums could overflow, or values are not finite; names the layer and the
@@ -55,17 +60,23 @@ def lower(
     """
     if float_weight_bits not in (8, 16):
         raise ConfigError(f"float_weight_bits={float_weight_bits}: choose 8 or 16")
+    if membrane_bits not in (32, 64):
+        raise ConfigError(f"membrane_bits={membrane_bits}: choose 32 or 64")
     seen = traced(quantized, example)
     timesteps = max(firing.levels for firing in seen.firings)
-    pixels = pixel_grid(seen.values.shapes[IMAGE], mean, std)
+    forms, readout = read_out(seen)
+    most = 0.0
+    if membrane_bits == 64:
+        most = min(LARGEST_PIXEL, MOST_IMAGE_SUMS / 2 / _image_load(seen, forms, float_weight_bits))
+    pixels = pixel_grid(seen.values.shapes[IMAGE], mean, std, most=most)
     setting = Setting(
         timesteps, pixels.fraction_bits, seen.values.shapes,
         sizes=dict.fromkeys((f.name for f in seen.firings), 1) | step_sizes(seen.values.nodes, pixels),
-        constant=constant_values(seen.values.nodes), float_bits=float_weight_bits, mapped=_mapped(seen.values.nodes),
+        constant=constant_values(seen.values.nodes), float_bits=float_weight_bits, membrane_bits=membrane_bits,
+        mapped=_mapped(seen.values.nodes),
     )  # fmt: skip
     nodes: dict[str, Node] = {firing.name: integer_unit(firing, setting) for firing in seen.firings}
     nodes |= {node.name: node for node in seen.values.nodes}
-    forms, readout = read_out(seen)
     head, *more = (integer_head(form, setting) for form in forms)
     sources = dict.fromkeys(source for each in (head, *more) for source in each.sources)
     notes = tuple(dict.fromkeys(setting.notes))
@@ -73,8 +84,9 @@ def lower(
     for row in describe_units(program):
         if row.smallest_multiplier is not None and row.smallest_multiplier < 2**FEW_BITS:
             logger.warning(
-                "%s: smallest multiplier %d is below 2^%d; its gain is coarse", row.name, row.smallest_multiplier, FEW_BITS
-            )
+                "%s: smallest multiplier %d is below 2^%d; its gain is coarse%s",
+                row.name, row.smallest_multiplier, FEW_BITS, "" if row.wide else ": membrane_bits=64 gives it more bits",
+            )  # fmt: skip
     return IntegerNetwork(program)
 
 
@@ -125,6 +137,19 @@ def read_out(seen: Trace) -> tuple[list[Affine], Readout | None]:
         for form in whole
     ]
     return forms, Readout(tuple(outputs), seen.tree)
+
+
+def _image_load(seen: Trace, heads: Iterable[Affine], float_bits: int) -> float:
+    """A bound on Σ|integer weight| of any sum over the image, at least 1."""
+    nodes = seen.values.nodes
+    sizes, constant = step_sizes(nodes, Pixels(seen.values.shapes[IMAGE], 0, -1, 1)), constant_values(nodes)
+    most = 1.0
+    for term in (term for form in (*(f.current for f in seen.firings), *heads) for term in form.terms):
+        if term.value in constant and term.synapse is not None:
+            rows = term.synapse.weight.abs().flatten(1)
+            load = float(rows.sum(1).max()) if term.synapse.integral else rows.shape[1] * 2.0 ** (float_bits - 1)
+            most = max(most, load * sizes[term.value] * (1 if term.after is None else term.after.largest))
+    return most
 
 
 def _mapped(nodes: Iterable[Node]) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Images as integers: the grid that a lowered network takes them on, and the conversion to it."""
 
 from collections.abc import Sequence
+from math import log2
 
 import torch
 from torch import Tensor
@@ -12,24 +13,34 @@ from nbsnn.integer.nodes import Pixels
 from nbsnn.shapes import per_channel
 
 PIXEL_BITS = 20  # fraction bits of a pixel: an early count changed by rounding changes later ones
+FINE_PIXEL_BITS = 26  # if membranes have 64 bits
+LARGEST_PIXEL = 2**29  # with more bits than PIXEL_BITS
 IMAGE_RANGE = 8.0  # largest |value| of a normalized image, unless mean and std give it exactly
 
 
-def pixel_grid(shape: tuple[int, ...], mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels:
+def pixel_grid(shape: tuple[int, ...], mean: Sequence[float] | None, std: Sequence[float] | None, *, most: float = 0) -> Pixels:
     """The grid for images of a shape; with the mean and std of their normalization, for 8-bit pixels too.
 
+    Args:
+        most: with the fraction bits up to FINE_PIXEL_BITS for which no pixel is larger; 0 for PIXEL_BITS, the fewest.
     Raises:
         ConfigError: one of `mean` and `std` without the other, or not one value per channel.
     """
-    scale = 2**PIXEL_BITS
     if mean is None or std is None:
         if mean is not None or std is not None:
             raise ConfigError("mean and std go together; give both, or neither for float images only")
-        extreme = int(IMAGE_RANGE * scale)
-        return Pixels(shape, PIXEL_BITS, -extreme, extreme)
+        bits = _fraction_bits(IMAGE_RANGE, most)
+        extreme = int(IMAGE_RANGE * 2**bits)
+        return Pixels(shape, bits, -extreme, extreme)
     check_normalization(mean, std, shape[0])
-    table = _pixel_table(mean, std, PIXEL_BITS)
-    return Pixels(shape, PIXEL_BITS, min(int(table.min()), 0), max(int(table.max()), 0), table)
+    bits = _fraction_bits(max(max(abs(m), abs(1 - m)) / s for m, s in zip(mean, std, strict=True)), most)
+    table = _pixel_table(mean, std, bits)
+    return Pixels(shape, bits, min(int(table.min()), 0), max(int(table.max()), 0), table)
+
+
+def _fraction_bits(largest: float, most: float) -> int:
+    """For pixels up to `largest`; see `pixel_grid`."""
+    return PIXEL_BITS if most < largest else max(PIXEL_BITS, min(FINE_PIXEL_BITS, int(log2(most / largest))))
 
 
 def _pixel_table(mean: Sequence[float], std: Sequence[float], fraction_bits: int) -> Tensor:
@@ -63,8 +74,9 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
         looked_up: Tensor = table[channel, images.to(torch.int64)]
         return looked_up.contiguous()  # the images may be channels last
     whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()
-    # One step more: normalized by other operations, such as (x/255 - mean)/std, black and white differ in the last place.
-    if not bool(((whole >= pixels.low - 1) & (whole <= pixels.high + 1)).all()):
+    # A little more: normalized by other operations, such as (x/255 - mean)/std, black and white differ in the last place.
+    slack = 2 ** max(pixels.fraction_bits - PIXEL_BITS, 0)
+    if not bool(((whole >= pixels.low - slack) & (whole <= pixels.high + slack)).all()):
         as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)
         low, high = (edge / 2**pixels.fraction_bits for edge in (pixels.low, pixels.high))
         known = "normalize them with the mean and std of nbsnn.lower"
