@@ -26,6 +26,7 @@ from nbsnn.errors import (
 from nbsnn.evaluation.accuracy import Report, evaluate
 from nbsnn.evaluation.fidelity import Fidelity, LayerFidelity, measure_fidelity, measure_integer_fidelity
 from nbsnn.evaluation.synops import LayerSynops, Synops, count_synops
+from nbsnn.export.nir import export_nir
 from nbsnn.export.onnx import export_onnx
 from nbsnn.export.packed import save_packed
 from nbsnn.importers.reference import load_reference_checkpoint
@@ -84,6 +85,7 @@ __all__ = [
     "check",
     "count_synops",
     "evaluate",
+    "export_nir",
     "export_onnx",
     "finetune",
     "full_float32",

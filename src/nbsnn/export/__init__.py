@@ -1,6 +1,6 @@
 """Export networks to formats by name: those of this folder, and registered ones."""
 
-from nbsnn.export import integer, onnx, packed  # noqa: F401  (each registers its exporter)
+from nbsnn.export import integer, nir, onnx, packed  # noqa: F401  (each registers its exporter)
 from nbsnn.export.registry import (
     EXPORTERS,
     Export,

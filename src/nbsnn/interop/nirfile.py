@@ -2,14 +2,13 @@
 
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from nbsnn.errors import MissingDependencyError
 from nbsnn.files import write_atomically
 
 
-def nir_package() -> ModuleType:
+def nir_package() -> Any:
     """The package nir.
 
     Raises:

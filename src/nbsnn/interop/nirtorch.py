@@ -20,6 +20,8 @@ from nbsnn.interop.nirfile import nir_package
 class _Integrator(nn.Module):
     """nir.I: the sum of its inputs so far, times r."""
 
+    r: Tensor
+
     def __init__(self, node: Any) -> None:
         super().__init__()
         self.register_buffer("r", _tensor(node.r))
@@ -32,6 +34,8 @@ class _Integrator(nn.Module):
 class _Threshold(nn.Module):
     """nir.Threshold: 1 above the threshold, otherwise 0."""
 
+    threshold: Tensor
+
     def __init__(self, node: Any) -> None:
         super().__init__()
         self.register_buffer("threshold", _tensor(node.threshold))
@@ -43,6 +47,8 @@ class _Threshold(nn.Module):
 class _Scale(nn.Module):
     """nir.Scale: element by element."""
 
+    scale: Tensor
+
     def __init__(self, node: Any) -> None:
         super().__init__()
         self.register_buffer("scale", _tensor(node.scale))
@@ -53,6 +59,10 @@ class _Scale(nn.Module):
 
 class _IntegrateAndFire(nn.Module):
     """nir.IF, as NIR defines it: fires above its threshold, and is then set to v_reset."""
+
+    r: Tensor
+    v_threshold: Tensor
+    v_reset: Tensor
 
     def __init__(self, node: Any) -> None:
         super().__init__()

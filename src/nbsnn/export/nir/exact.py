@@ -13,7 +13,7 @@ from torch import Tensor
 from nbsnn.export.nir.graph import Graph, Shape, by_channel
 from nbsnn.export.nir.maxima import max_pool
 from nbsnn.export.nir.neurons import neurons, rounding
-from nbsnn.export.nir.synapses import add_branch, add_flatten, add_map, add_sum_pool
+from nbsnn.export.nir.synapses import add_branch, add_flatten, add_map, add_sum, add_sum_pool
 from nbsnn.integer.bounds import row_sums
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, MaxPool, SumPool, Unit
@@ -63,10 +63,10 @@ def _add_unit(graph: Graph, program: Program, unit: Unit, values: dict[str, str]
             gain = thawed(branch.multiplier).double() / 2.0**unit.fraction_bits
             currents.append(add_branch(graph, name, branch, source, unit.shape, gain))
     one = 2.0**unit.fraction_bits
+    bias = by_channel(thawed(unit.bias).double().numpy() / one, unit.shape)
     inner = neurons(
-        unit.name, unit.shape, by_channel(thawed(unit.bias).double().numpy() / one, unit.shape), step=1 / one, levels=unit.levels,
-        retract=unit.retract / one, neuron=neuron, capped=schedule_named(schedule).rule is capped_rule,
-        timesteps=program.timesteps,
+        unit.name, unit.shape, bias, step=1 / one, levels=unit.levels, retract=unit.retract / one, neuron=neuron,
+        capped=schedule_named(schedule).rule is capped_rule, timesteps=program.timesteps,
     )  # fmt: skip
     return graph.add(unit.name, inner, *currents)
 
@@ -88,7 +88,7 @@ def _add_head(graph: Graph, program: Program, head: Head, values: dict[str, str]
         if not parts:
             parts.append(_add_bias(graph, head, total))
         parts.append(graph.scale(f"{head.name}.scaled{number}", head.shape, _by_channel(branch.multiplier, head.shape), total))
-    graph.output(head.shape, graph.scale(head.name, head.shape, 1.0, *parts))
+    graph.output(head.shape, add_sum(graph, head.name, head.shape, parts))
 
 
 def _add_bias(graph: Graph, head: Head, source: str) -> str:

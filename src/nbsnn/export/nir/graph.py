@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from nbsnn.interop.nirfile import nir_package, node_name
 
@@ -17,16 +18,21 @@ class Graph:
     Names begin with a number, so that their alphabetical order, in which files are read, is this order. nirtorch depends on
     it: it cuts a cycle where it first meets a node whose input is not known yet, which decides the edges that carry the step
     before, and it cannot put off a graph inside a graph.
+
+    Args:
+        plain: use nodes that all importers know, and no others.
     """
 
-    def __init__(self) -> None:
-        self.nir = nir_package()
+    def __init__(self, *, plain: bool = False) -> None:
+        self.nir, self.plain = nir_package(), plain
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
 
     def add(self, name: str, node: Any, *sources: str) -> str:
         """Add a node, whose input is the sum of its sources, and return its name in the graph."""
-        key = name if name in ("input", "output") else node_name(f"n{len(self.nodes):04}_{name}")
+        return self._put(node_name(f"n{len(self.nodes):04}_{name}"), node, *sources)
+
+    def _put(self, key: str, node: Any, *sources: str) -> str:
         self.nodes[key] = node
         self.connect(sources, key)
         return key
@@ -36,11 +42,11 @@ class Graph:
         self.edges += [(source, target) for source in sources]
 
     def input(self, shape: Shape) -> str:
-        return self.add("input", self.nir.Input({"input": np.array(shape)}))
+        return self._put("input", self.nir.Input({"input": np.array(shape)}))
 
     def output(self, shape: Shape, source: str) -> str:
         """The output; it has one source, since executors do not add up what comes to it."""
-        return self.add("output", self.nir.Output({"output": np.array(shape)}), source)
+        return self._put("output", self.nir.Output({"output": np.array(shape)}), source)
 
     def scale(self, name: str, shape: Shape, factor: ArrayLike, *sources: str) -> str:
         """Sources times a factor: one number, or one per element of the shape's last axes."""
@@ -53,6 +59,20 @@ class Graph:
     def integrator(self, name: str, shape: Shape, *sources: str, r: float = 1.0) -> str:
         """The sum over time of the sources, that of this step included."""
         return self.add(name, self.nir.I(_filled(shape, r)), *sources)
+
+    def linear(self, name: str, weight: Tensor, bias: NDArray[np.float64] | None, source: str) -> str:
+        """weight [O, I] times the source, plus a bias [O]."""
+        matrix = weight.contiguous().numpy()
+        if bias is None and not self.plain:
+            return self.add(name, self.nir.Linear(matrix), source)
+        return self.add(name, self.nir.Affine(matrix, np.zeros(len(matrix)) if bias is None else bias), source)
+
+    def fire(self, name: str, shape: Shape, *sources: str) -> str:
+        """Integrate-and-fire neurons with a threshold of 1, as NIR has them."""
+        one = _filled(shape, 1.0)
+        node = self.nir.IF(r=one, v_threshold=one.copy())  # v_reset is 0, or in files before 1.0.6 unknown
+        node.metadata["layer"] = name
+        return self.add(name, node, *sources)
 
     def one(self, shape: Shape, source: str) -> str:
         """1 in each step, made from any signal of this shape."""

@@ -1,4 +1,7 @@
-"""Branches, pools and maps of places as NIR nodes: exact in real numbers, whatever profile asks for them."""
+"""Branches, pools and maps of places as NIR nodes; exact in real numbers.
+
+A plain graph has only convolutions, Affine and Flatten: its scales and pools are dense convolutions.
+"""
 
 import numpy as np
 import torch
@@ -14,64 +17,78 @@ from nbsnn.integer.nodes import Branch, SumPool
 from nbsnn.shapes import per_channel, plane
 
 Source = tuple[str, Shape]  # a node, and the shape of what it returns
+Bias = NDArray[np.float64] | None  # [O]
+_POINT = Window((0,), 1, 0)
 
 
-def add_branch(graph: Graph, name: str, branch: Branch, source: Source, shape: Shape, gain: Tensor) -> str:
-    """A branch's accumulator times a gain per channel [O] float64; returns the node that has it, in this shape."""
+def add_branch(graph: Graph, name: str, branch: Branch, source: Source, shape: Shape, gain: Tensor, bias: Bias = None) -> str:
+    """A branch's accumulator times a gain per channel [O] float64, plus a bias; returns the node that has it, in this shape."""
+    after = None if branch.after is None or branch.after.is_identity else branch.after
+    made = _product(graph, name, branch, source, gain, bias if after is None else None)
+    if after is not None:
+        made = _mapped(graph, name, made, after, bias)
+    return _reshaped(graph, name, *made, shape)
+
+
+def _product(graph: Graph, name: str, branch: Branch, source: Source, gain: Tensor, bias: Bias) -> Source:
     key, have = source
+    if branch.weight is None and not graph.plain:
+        return graph.scale(name, have, by_channel(gain.numpy(), have), key), have
     if branch.weight is None:
-        scaled = graph.scale(name, have, by_channel(gain.numpy(), have), key)
-        return _reshaped(graph, name, *_mapped(graph, name, (scaled, have), branch.after), shape)
+        square = torch.diag(gain.expand(have[0])).reshape(have[0], have[0], 1, 1)
+        return add_convolution(graph, name, square, [_POINT, _POINT], source, plane(have)[1:], bias)
     weight = thawed(branch.weight).to(torch.float64)
     weight = weight * per_channel(gain, weight.dim() - 1)
     if weight.dim() == 2:
-        return graph.add(name, graph.nir.Linear(weight.numpy()), key)
+        return graph.linear(name, weight, bias, key), (len(weight),)
     weight = ungrouped(weight, branch.groups, name)
     windows = [
         Window(dilated(n, d), s, p)
         for n, s, p, d in zip(weight.shape[2:], branch.stride, branch.padding, branch.dilation, strict=True)
     ]
     places = tuple(window.places(n) for window, n in zip(windows, plane(have)[1:], strict=True))
-    made = add_convolution(graph, name, weight, windows, source, places)
-    return _reshaped(graph, name, *_mapped(graph, name, made, branch.after), shape)
+    return add_convolution(graph, name, weight, windows, source, places, bias)
 
 
-def add_convolution(graph: Graph, name: str, weight: Tensor, windows: list[Window], source: Source, places: Shape) -> Source:
+def add_convolution(
+    graph: Graph, name: str, weight: Tensor, windows: list[Window], source: Source, places: Shape, bias: Bias = None
+) -> Source:
     """A convolution of one group; its windows' taps are positions in the kernel [O, I, kh, kw].
 
     Raises:
         LoweringError: its kernel cannot be a square.
     """
     nir, (key, have) = graph.nir, source
-    bias = np.zeros(len(weight))
-    if len(have) == 1:  # one place
-        middle = [window.taps[window.padding] for window in windows]
-        if -1 in middle:
-            matrix = torch.zeros(weight.shape[:2], dtype=weight.dtype)
-        else:
-            matrix = weight[:, :, middle[0], middle[1]]
-        return graph.add(name, nir.Linear(matrix.contiguous().numpy()), key), (len(weight),)
+    added = np.zeros(len(weight)) if bias is None else bias
+    if len(have) == 1:  # one place, in the middle of the padding
+        row, column = (window.taps[window.padding] for window in windows)
+        matrix = weight[:, :, row, column] if min(row, column) >= 0 else torch.zeros_like(weight[:, :, 0, 0])
+        return graph.linear(name, matrix, bias, key), (len(weight),)
     if len(have) == 2:
-        columns = spread(weight[:, :, windows[0].taps[windows[0].padding]][:, :, None], [Window((0,), 1, 0), windows[1]])
-        node = nir.Conv1d(have[1], columns[:, :, 0].numpy(), windows[1].stride, windows[1].padding, 1, 1, bias)
+        rows, columns = windows
+        line = weight[:, :, rows.taps[rows.padding]][:, :, None]
+        node = nir.Conv1d(
+            have[1], spread(line, [_POINT, columns])[:, :, 0].numpy(), columns.stride, columns.padding, 1, 1, added
+        )
         return graph.add(name, node, key), (len(weight), places[1])
     fitted = fitted_together(windows, have[1:], places, -1)
     if fitted is None:
         sides = "×".join(str(len(window.taps)) for window in windows)
         raise LoweringError(
-            f"{name} has a kernel of {sides}, which NIR cannot express: its kernels are squares with equal padding on both sides; "
+            f"{name} has a kernel of {sides}, which NIR cannot express: its kernels are squares, equally padded on both sides; "
             "use a kernel whose sides are both odd or both even"
         )
     node = nir.Conv2d(
         have[1:], spread(weight, fitted).contiguous().numpy(), stride=tuple(w.stride for w in fitted),
-        padding=tuple(w.padding for w in fitted), dilation=(1, 1), groups=1, bias=bias,
+        padding=tuple(w.padding for w in fitted), dilation=(1, 1), groups=1, bias=added,
     )  # fmt: skip
     return graph.add(name, node, key), (len(weight), *places)
 
 
 def add_map(graph: Graph, name: str, source: Source, plane_map: PlaneMap, shape: Shape) -> str:
     """A map of places, as a sum over windows where its weights are 1, else as a convolution of each channel."""
-    return _reshaped(graph, name, *_mapped(graph, name, source, plane_map), shape)
+    made = source if plane_map.is_identity else _mapped(graph, name, source, plane_map)
+    return _reshaped(graph, name, *made, shape)
 
 
 def add_sum_pool(graph: Graph, name: str, source: Source, pool: SumPool) -> str:
@@ -86,16 +103,14 @@ def add_windows(graph: Graph, name: str, source: Source, plane_map: PlaneMap) ->
     return _mapped(graph, name, source, plane_map.reach())
 
 
-def _mapped(graph: Graph, name: str, source: Source, plane_map: PlaneMap | None) -> Source:
-    if plane_map is None or plane_map.is_identity:
-        return source
-    return _windowed(graph, name, source, list(windows_of(plane_map, name)), plane_map.places)
+def _mapped(graph: Graph, name: str, source: Source, plane_map: PlaneMap, bias: Bias = None) -> Source:
+    return _windowed(graph, name, source, list(windows_of(plane_map, name)), plane_map.places, bias)
 
 
-def _windowed(graph: Graph, name: str, source: Source, windows: list[Window], places: Shape) -> Source:
+def _windowed(graph: Graph, name: str, source: Source, windows: list[Window], places: Shape, bias: Bias = None) -> Source:
     key, have = source
     simple = all(set(w.taps) == {1} and w.places(n) == p for w, n, p in zip(windows, plane(have)[1:], places, strict=True))
-    if simple and len(have) == 3:
+    if simple and len(have) == 3 and bias is None and not graph.plain:
         sides: list[NDArray[np.int64]] = [
             np.array(side) for side in zip(*((len(w.taps), w.stride, w.padding) for w in windows), strict=True)
         ]
@@ -103,7 +118,7 @@ def _windowed(graph: Graph, name: str, source: Source, windows: list[Window], pl
     weight = torch.einsum("i,j->ij", *(torch.tensor(w.taps, dtype=torch.float64) for w in windows))
     weight = ungrouped(weight.expand(have[0], 1, *weight.shape), have[0], name)
     positions = [Window(tuple(range(len(w.taps))), w.stride, w.padding) for w in windows]
-    return add_convolution(graph, name, weight, positions, source, places)
+    return add_convolution(graph, name, weight, positions, source, places, bias)
 
 
 def _reshaped(graph: Graph, name: str, key: str, have: Shape, shape: Shape) -> str:
@@ -112,10 +127,26 @@ def _reshaped(graph: Graph, name: str, key: str, have: Shape, shape: Shape) -> s
         return key
     if len(shape) == 1:
         return add_flatten(graph, name, (key, have))
-    raise LoweringError(f"{name} turns values of shape {have} into {shape}, and NIR can only flatten; reshape before the network")
+    raise LoweringError(
+        f"{name} turns values of shape {have} into {shape}, and NIR can only flatten; reshape before the network"
+    )
 
 
 def add_flatten(graph: Graph, name: str, source: Source) -> str:
-    """Values of a sample in a row, channel first."""
+    """Values of a sample in a row, channel first.
+
+    The first axis is counted from the end: importers disagree on whether the batch is one.
+    """
     key, have = source
-    return graph.add(name, graph.nir.Flatten({"input": np.array(have)}, 0, -1), key)
+    return graph.add(name, graph.nir.Flatten({"input": np.array(have)}, -len(have), -1), key)
+
+
+def add_sum(graph: Graph, name: str, shape: Shape, sources: list[str]) -> str:
+    """The sum of several nodes, in one that does nothing else."""
+    if not graph.plain:
+        return graph.scale(name, shape, 1.0, *sources)
+    channels = torch.eye(shape[0], dtype=torch.float64).reshape(shape[0], shape[0], 1, 1)
+    first, *others = sources
+    key, _ = add_convolution(graph, name, channels, [_POINT, _POINT], (first, shape), plane(shape)[1:])
+    graph.connect(others, key)
+    return key

@@ -15,6 +15,7 @@ from nbsnn.errors import LoweringError
 from nbsnn.integer.maps import AxisMap, PlaneMap
 
 MOST_WEIGHTS = 2**27  # of one convolution with its groups written out: 1 GiB
+MOST_TAPS = 64  # of a map of places along one axis
 Sides = tuple[int, ...]
 
 
@@ -66,14 +67,19 @@ def dilated(length: int, dilation: int) -> tuple[int, ...]:
 
 
 def window_of(axis: AxisMap) -> Window | None:
-    """A map of one axis as a window that moves along it; None if its sums differ from place to place."""
+    """A map of one axis as a window that moves along it; None if that would be a long one.
+
+    Any map has one: with a stride as large as the source, each place of the result has taps of its own.
+    """
     matrix = axis.matrix().numpy()
-    used = [np.flatnonzero(row) for row in matrix]
+    used: list[list[int]] = [np.flatnonzero(row).tolist() for row in matrix]
     for stride in range(1, max(axis.size, 1) + 1) if len(matrix) > 1 else (1,):
         offsets = [index - stride * i for i, indices in enumerate(used) for index in indices]
         if not offsets:
             return Window((0,), stride, 0)
         low, high = min(min(offsets), 0), max(offsets)
+        if high - low >= MOST_TAPS:
+            continue
         taps: list[int | None] = [None] * (max(high, low) - low + 1)
         if all(_agrees(row, stride * i + low, taps) for i, row in enumerate(matrix)):
             return Window(tuple(int(tap or 0) for tap in taps), stride, -low)
@@ -98,13 +104,13 @@ def windows_of(plane: PlaneMap, name: str) -> tuple[Window, Window]:
     """Rows and columns of a map of places as windows.
 
     Raises:
-        LoweringError: its weights differ from place to place, as those of an interpolation do.
+        LoweringError: its weights differ from place to place over a large plane.
     """
     rows, columns = window_of(plane.rows), window_of(plane.columns)
     if rows is None or columns is None:
         raise LoweringError(
-            f"{name} gives each place other weights, and NIR has no node for that; "
-            "use a pool or a convolution with a stride in its place"
+            f"{name} gives each of many places other weights, and NIR has no node for that; "
+            "use a pool or a convolution with a stride instead"
         )
     return rows, columns
 
@@ -120,8 +126,8 @@ def ungrouped(weight: Tensor, groups: int, name: str) -> Tensor:
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     if weight.numel() * groups > MOST_WEIGHTS:
         raise LoweringError(
-            f"{name} has {groups} groups, which NIR cannot express; written out as one it would have {weight.numel() * groups:,} "
-            f"weights, more than {MOST_WEIGHTS:,}; use fewer channels or groups"
+            f"{name} has {groups} groups, which NIR cannot express; written out as one it would have "
+            f"{weight.numel() * groups:,} weights, more than {MOST_WEIGHTS:,}; use fewer channels or groups"
         )
     dense = weight.new_zeros(weight.shape[0], inputs * groups, *weight.shape[2:])
     for group in range(groups):
