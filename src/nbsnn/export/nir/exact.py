@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbsnn.export.nir.graph import Graph, Shape, by_channel
-from nbsnn.export.nir.maxima import max_pool
+from nbsnn.export.nir.graph import NirBuilder, NodeShape, by_channel
+from nbsnn.export.nir.maxima import max_pool_graph
 from nbsnn.export.nir.neurons import neurons, rounding
 from nbsnn.export.nir.synapses import add_branch, add_flatten, add_map, add_sum, add_sum_pool
 from nbsnn.integer.bounds import row_sums
@@ -28,7 +28,7 @@ def exact_graph(program: Program, *, neuron: Neuron, schedule: str) -> Any:
     Raises:
         LoweringError: NIR cannot express a layer.
     """
-    graph, values = Graph(), dict[str, str]()
+    graph, values = NirBuilder(), dict[str, str]()
     values[IMAGE] = graph.input(program.pixels.shape)
     for node in program.nodes:
         if isinstance(node, Unit):
@@ -40,7 +40,7 @@ def exact_graph(program: Program, *, neuron: Neuron, schedule: str) -> Any:
         elif isinstance(node, SumPool):
             values[node.name] = add_sum_pool(graph, node.name, source, node)
         elif isinstance(node, MaxPool):
-            inner = max_pool(node, source[1], most=program.timesteps)
+            inner = max_pool_graph(node, source[1], most=program.timesteps)
             values[node.name] = graph.add(node.name, inner, source[0])
         else:
             values[node.name] = add_map(graph, node.name, source, node.map, node.shape)
@@ -48,7 +48,7 @@ def exact_graph(program: Program, *, neuron: Neuron, schedule: str) -> Any:
     return graph.build()
 
 
-def _add_unit(graph: Graph, program: Program, unit: Unit, values: dict[str, str], *, neuron: Neuron, schedule: str) -> str:
+def _add_unit(graph: NirBuilder, program: Program, unit: Unit, values: dict[str, str], *, neuron: Neuron, schedule: str) -> str:
     currents = []
     for number, branch in enumerate(unit.branches):
         source = values[branch.source], program.shapes[branch.source]
@@ -77,7 +77,7 @@ def _largest(branch: Branch, program: Program, channels: int) -> float:
     return float((loads * thawed(branch.multiplier).double()).max()) / 2.0**branch.shift
 
 
-def _add_head(graph: Graph, program: Program, head: Head, values: dict[str, str]) -> None:
+def _add_head(graph: NirBuilder, program: Program, head: Head, values: dict[str, str]) -> None:
     """Sums of all steps as integers, then the gains, as in the integer network."""
     parts: list[str] = []
     for number, branch in enumerate(head.branches):
@@ -91,9 +91,9 @@ def _add_head(graph: Graph, program: Program, head: Head, values: dict[str, str]
     graph.output(head.shape, add_sum(graph, head.name, head.shape, parts))
 
 
-def _add_bias(graph: Graph, head: Head, source: str) -> str:
+def _add_bias(graph: NirBuilder, head: Head, source: str) -> str:
     return graph.scale(f"{head.name}.bias", head.shape, _by_channel(head.bias, head.shape), graph.one(head.shape, source))
 
 
-def _by_channel(numbers: Tensor, shape: Shape) -> Any:
+def _by_channel(numbers: Tensor, shape: NodeShape) -> Any:
     return by_channel(thawed(numbers).double().numpy(), shape)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from nbsnn.interop.nirfile import nir_package, node_name
 
-Shape = tuple[int, ...]
+NodeShape = tuple[int, ...]
 
 
-class Graph:
+class NirBuilder:
     """Nodes and edges of a `nir.NIRGraph`; sources are added before what reads them.
 
     Names begin with a number, so that their alphabetical order, in which files are read, is this order. nirtorch depends on
@@ -41,22 +41,22 @@ class Graph:
         """Add edges into a node, such as those that close a cycle."""
         self.edges += [(source, target) for source in sources]
 
-    def input(self, shape: Shape) -> str:
+    def input(self, shape: NodeShape) -> str:
         return self._put("input", self.nir.Input({"input": np.array(shape)}))
 
-    def output(self, shape: Shape, source: str) -> str:
+    def output(self, shape: NodeShape, source: str) -> str:
         """The output; it has one source, since executors do not add up what comes to it."""
         return self._put("output", self.nir.Output({"output": np.array(shape)}), source)
 
-    def scale(self, name: str, shape: Shape, factor: ArrayLike, *sources: str) -> str:
+    def scale(self, name: str, shape: NodeShape, factor: ArrayLike, *sources: str) -> str:
         """Sources times a factor: one number, or one per element of the shape's last axes."""
         return self.add(name, self.nir.Scale(_filled(shape, factor)), *sources)
 
-    def threshold(self, name: str, shape: Shape, level: ArrayLike, *sources: str) -> str:
+    def threshold(self, name: str, shape: NodeShape, level: ArrayLike, *sources: str) -> str:
         """1 where the sources' sum is above the level, otherwise 0."""
         return self.add(name, self.nir.Threshold(_filled(shape, level)), *sources)
 
-    def integrator(self, name: str, shape: Shape, *sources: str, r: float = 1.0) -> str:
+    def integrator(self, name: str, shape: NodeShape, *sources: str, r: float = 1.0) -> str:
         """The sum over time of the sources, that of this step included."""
         return self.add(name, self.nir.I(_filled(shape, r)), *sources)
 
@@ -67,14 +67,14 @@ class Graph:
             return self.add(name, self.nir.Linear(matrix), source)
         return self.add(name, self.nir.Affine(matrix, np.zeros(len(matrix)) if bias is None else bias), source)
 
-    def fire(self, name: str, shape: Shape, *sources: str) -> str:
+    def fire(self, name: str, shape: NodeShape, *sources: str) -> str:
         """Integrate-and-fire neurons with a threshold of 1, as NIR has them."""
         one = _filled(shape, 1.0)
         node = self.nir.IF(r=one, v_threshold=one.copy())  # v_reset is 0, or in files before 1.0.6 unknown
         node.metadata["layer"] = name
         return self.add(name, node, *sources)
 
-    def one(self, shape: Shape, source: str) -> str:
+    def one(self, shape: NodeShape, source: str) -> str:
         """1 in each step, made from any signal of this shape."""
         return self.threshold("one", shape, -0.5, self.scale("nothing", shape, 0.0, source))
 
@@ -83,11 +83,11 @@ class Graph:
         return self.nir.NIRGraph(self.nodes, self.edges, metadata)
 
 
-def _filled(shape: Shape, values: ArrayLike) -> NDArray[np.float64]:
+def _filled(shape: NodeShape, values: ArrayLike) -> NDArray[np.float64]:
     return np.ascontiguousarray(np.broadcast_to(np.asarray(values, dtype=np.float64), shape))
 
 
-def by_channel(values: NDArray[Any], shape: Shape) -> NDArray[np.float64]:
+def by_channel(values: NDArray[Any], shape: NodeShape) -> NDArray[np.float64]:
     """[C] or [*shape] → [*shape]."""
     values = np.asarray(values, dtype=np.float64)
     return _filled(shape, values if values.ndim == len(shape) else values.reshape(-1, *[1] * (len(shape) - 1)))

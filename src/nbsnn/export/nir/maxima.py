@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from nbsnn.export.nir.graph import Graph, Shape
+from nbsnn.export.nir.graph import NirBuilder, NodeShape
 from nbsnn.export.nir.synapses import add_windows
 from nbsnn.integer.nodes import MaxPool
 from nbsnn.shapes import plane
 
 
-def max_pool(pool: MaxPool, shape: Shape, *, most: int) -> Any:
+def max_pool_graph(pool: MaxPool, shape: NodeShape, *, most: int) -> Any:
     """A `nir.NIRGraph` from the spikes of neurons to −1, 0 or 1.
 
     Args:
@@ -23,7 +23,7 @@ def max_pool(pool: MaxPool, shape: Shape, *, most: int) -> Any:
         shape: of its source.
         most: the largest count of its source.
     """
-    graph = Graph()
+    graph = NirBuilder()
     count = graph.integrator("count", shape, graph.input(shape))
     enough = 0.5 if not pool.lowest else _places(pool, shape) - 0.5
     reached = []
@@ -38,7 +38,7 @@ def max_pool(pool: MaxPool, shape: Shape, *, most: int) -> Any:
     return graph.build(layer=pool.name)
 
 
-def _places(pool: MaxPool, shape: Shape) -> np.ndarray[Any, Any]:
+def _places(pool: MaxPool, shape: NodeShape) -> np.ndarray[Any, Any]:
     """Places in each window, fewer at borders."""
     ones = torch.ones(1, *plane(shape))
     return pool.map.reach().apply(ones).reshape(pool.shape).double().numpy()

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbsnn.export.nir.graph import Graph, Shape
+from nbsnn.export.nir.graph import NirBuilder, NodeShape
 from nbsnn.spiking.schedules import Neuron
 
 
 def neurons(
-    layer: str, shape: Shape, bias: NDArray[np.float64], *, step: float, levels: int, retract: float, neuron: Neuron,
+    layer: str, shape: NodeShape, bias: NDArray[np.float64], *, step: float, levels: int, retract: float, neuron: Neuron,
     capped: bool, timesteps: int,
 ) -> Any:  # fmt: skip
     """A `nir.NIRGraph` from the currents of a layer to its spikes.
@@ -32,7 +32,7 @@ def neurons(
         capped: the rule of the schedule "settle", which runs on after T steps; otherwise the published one.
         timesteps: T.
     """
-    graph = Graph()
+    graph = NirBuilder()
     current = graph.input(shape)
     sources = [current]
     if bias.any():
@@ -62,7 +62,7 @@ def neurons(
     return graph.build(layer=layer)
 
 
-def rounding(shape: Shape, *, largest: float, fraction_bits: int) -> Any:
+def rounding(shape: NodeShape, *, largest: float, fraction_bits: int) -> Any:
     """A `nir.NIRGraph` that rounds to multiples of 2^−F, half up: bit after bit, each a threshold, the largest first.
 
     Args:
@@ -70,7 +70,7 @@ def rounding(shape: Shape, *, largest: float, fraction_bits: int) -> Any:
         largest: their largest magnitude, in units of 2^−F.
         fraction_bits: F.
     """
-    graph, bits = Graph(), int(np.ceil(np.log2(largest + 2)))
+    graph, bits = NirBuilder(), int(np.ceil(np.log2(largest + 2)))
     offset = graph.one(shape, value := graph.input(shape))
     rest = [value, graph.scale("offset", shape, 2.0**bits + 0.5, offset)]
     digits = []

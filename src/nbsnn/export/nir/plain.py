@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nbsnn.errors import LoweringError
-from nbsnn.export.nir.graph import Graph
+from nbsnn.export.nir.graph import NirBuilder
 from nbsnn.export.nir.synapses import add_branch, add_flatten, add_map, add_sum, add_sum_pool
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.nodes import IMAGE, Flatten, Head, MaxPool, Node, SumPool, Unit
@@ -26,7 +26,7 @@ def plain_graph(program: Program, *, charged: bool) -> Any:
     Raises:
         LoweringError: plain neurons or NIR cannot express a layer.
     """
-    graph, values = Graph(plain=True), dict[str, str]()
+    graph, values = NirBuilder(plain=True), dict[str, str]()
     values[IMAGE] = graph.input(program.pixels.shape)
     for node in program.nodes:
         values[node.name] = _add(graph, program, node, values, charged=charged)
@@ -39,7 +39,7 @@ def plain_graph(program: Program, *, charged: bool) -> Any:
     return graph.build()
 
 
-def _add(graph: Graph, program: Program, node: Node, values: dict[str, str], *, charged: bool) -> str:
+def _add(graph: NirBuilder, program: Program, node: Node, values: dict[str, str], *, charged: bool) -> str:
     if isinstance(node, Unit):
         bias = thawed(node.bias).double() / 2.0**node.fraction_bits
         currents = _add_currents(
@@ -68,7 +68,7 @@ def _gains(program: Program, unit: Unit) -> list[Tensor]:
 
 
 def _add_currents(
-    graph: Graph, program: Program, node: Unit | Head, values: dict[str, str], gains: list[Tensor], bias: Tensor
+    graph: NirBuilder, program: Program, node: Unit | Head, values: dict[str, str], gains: list[Tensor], bias: Tensor
 ) -> list[str]:
     """The currents of a layer, one node per branch; the first has the bias."""
     if bias.dim() > 1:

@@ -9,19 +9,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbsnn.errors import LoweringError
-from nbsnn.export.nir.graph import Graph, Shape, by_channel
-from nbsnn.export.nir.windows import Window, dilated, fitted_together, spread, ungrouped, windows_of
+from nbsnn.export.nir.graph import NirBuilder, NodeShape, by_channel
+from nbsnn.export.nir.windows import Window, dilated, fitted_together, plane_windows, spread, ungrouped
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.maps import PlaneMap
 from nbsnn.integer.nodes import Branch, SumPool
 from nbsnn.shapes import per_channel, plane
 
-Source = tuple[str, Shape]  # a node, and the shape of what it returns
+Source = tuple[str, NodeShape]  # a node, and the shape of what it returns
 Bias = NDArray[np.float64] | None  # [O]
 _POINT = Window((0,), 1, 0)
 
 
-def add_branch(graph: Graph, name: str, branch: Branch, source: Source, shape: Shape, gain: Tensor, bias: Bias = None) -> str:
+def add_branch(
+    graph: NirBuilder, name: str, branch: Branch, source: Source, shape: NodeShape, gain: Tensor, bias: Bias = None
+) -> str:
     """A branch's accumulator times a gain per channel [O] float64, plus a bias; returns the node that has it, in this shape."""
     after = None if branch.after is None or branch.after.is_identity else branch.after
     made = _product(graph, name, branch, source, gain, bias if after is None else None)
@@ -30,7 +32,7 @@ def add_branch(graph: Graph, name: str, branch: Branch, source: Source, shape: S
     return _reshaped(graph, name, *made, shape)
 
 
-def _product(graph: Graph, name: str, branch: Branch, source: Source, gain: Tensor, bias: Bias) -> Source:
+def _product(graph: NirBuilder, name: str, branch: Branch, source: Source, gain: Tensor, bias: Bias) -> Source:
     key, have = source
     if branch.weight is None and not graph.plain:
         return graph.scale(name, have, by_channel(gain.numpy(), have), key), have
@@ -51,7 +53,7 @@ def _product(graph: Graph, name: str, branch: Branch, source: Source, gain: Tens
 
 
 def add_convolution(
-    graph: Graph, name: str, weight: Tensor, windows: list[Window], source: Source, places: Shape, bias: Bias = None
+    graph: NirBuilder, name: str, weight: Tensor, windows: list[Window], source: Source, places: NodeShape, bias: Bias = None
 ) -> Source:
     """A convolution of one group; its windows' taps are positions in the kernel [O, I, kh, kw].
 
@@ -85,29 +87,31 @@ def add_convolution(
     return graph.add(name, node, key), (len(weight), *places)
 
 
-def add_map(graph: Graph, name: str, source: Source, plane_map: PlaneMap, shape: Shape) -> str:
+def add_map(graph: NirBuilder, name: str, source: Source, plane_map: PlaneMap, shape: NodeShape) -> str:
     """A map of places, as a sum over windows where its weights are 1, else as a convolution of each channel."""
     made = source if plane_map.is_identity else _mapped(graph, name, source, plane_map)
     return _reshaped(graph, name, *made, shape)
 
 
-def add_sum_pool(graph: Graph, name: str, source: Source, pool: SumPool) -> str:
+def add_sum_pool(graph: NirBuilder, name: str, source: Source, pool: SumPool) -> str:
     """Sums over windows."""
     windows = [Window((1,) * k, s, p) for k, s, p in zip(pool.kernel, pool.stride, pool.padding, strict=True)]
     made = _windowed(graph, name, source, windows, plane(pool.shape)[1:])
     return _reshaped(graph, name, *made, pool.shape)
 
 
-def add_windows(graph: Graph, name: str, source: Source, plane_map: PlaneMap) -> Source:
+def add_windows(graph: NirBuilder, name: str, source: Source, plane_map: PlaneMap) -> Source:
     """The number of ones in each window of a map, whatever its weights."""
     return _mapped(graph, name, source, plane_map.reach())
 
 
-def _mapped(graph: Graph, name: str, source: Source, plane_map: PlaneMap, bias: Bias = None) -> Source:
-    return _windowed(graph, name, source, list(windows_of(plane_map, name)), plane_map.places, bias)
+def _mapped(graph: NirBuilder, name: str, source: Source, plane_map: PlaneMap, bias: Bias = None) -> Source:
+    return _windowed(graph, name, source, list(plane_windows(plane_map, name)), plane_map.places, bias)
 
 
-def _windowed(graph: Graph, name: str, source: Source, windows: list[Window], places: Shape, bias: Bias = None) -> Source:
+def _windowed(
+    graph: NirBuilder, name: str, source: Source, windows: list[Window], places: NodeShape, bias: Bias = None
+) -> Source:
     key, have = source
     simple = all(set(w.taps) == {1} and w.places(n) == p for w, n, p in zip(windows, plane(have)[1:], places, strict=True))
     if simple and len(have) == 3 and bias is None and not graph.plain:
@@ -121,7 +125,7 @@ def _windowed(graph: Graph, name: str, source: Source, windows: list[Window], pl
     return add_convolution(graph, name, weight, positions, source, places, bias)
 
 
-def _reshaped(graph: Graph, name: str, key: str, have: Shape, shape: Shape) -> str:
+def _reshaped(graph: NirBuilder, name: str, key: str, have: NodeShape, shape: NodeShape) -> str:
     """The same values in another shape: NIR can only flatten."""
     if have == shape:
         return key
@@ -132,7 +136,7 @@ def _reshaped(graph: Graph, name: str, key: str, have: Shape, shape: Shape) -> s
     )
 
 
-def add_flatten(graph: Graph, name: str, source: Source) -> str:
+def add_flatten(graph: NirBuilder, name: str, source: Source) -> str:
     """Values of a sample in a row, channel first.
 
     The first axis is counted from the end: importers disagree on whether the batch is one.
@@ -141,7 +145,7 @@ def add_flatten(graph: Graph, name: str, source: Source) -> str:
     return graph.add(name, graph.nir.Flatten({"input": np.array(have)}, -len(have), -1), key)
 
 
-def add_sum(graph: Graph, name: str, shape: Shape, sources: list[str]) -> str:
+def add_sum(graph: NirBuilder, name: str, shape: NodeShape, sources: list[str]) -> str:
     """The sum of several nodes, in one that does nothing else."""
     if not graph.plain:
         return graph.scale(name, shape, 1.0, *sources)

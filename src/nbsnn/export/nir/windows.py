@@ -100,7 +100,7 @@ def _agrees(row: NDArray[np.int64], start: int, taps: list[int | None]) -> bool:
     return True
 
 
-def windows_of(plane: PlaneMap, name: str) -> tuple[Window, Window]:
+def plane_windows(plane: PlaneMap, name: str) -> tuple[Window, Window]:
     """Rows and columns of a map of places as windows.
 
     Raises:
