@@ -23,7 +23,7 @@ LEVELS = [
     ["recipes", "models", "quant", "data"],
     ["spiking"],
     ["integer"],
-    ["checkpoint", "dry_run", "evaluation", "interop"],
+    ["checkpoint", "dry_run", "energy", "evaluation", "interop"],
     ["training", "importers", "export", "summary", "project"],
     ["pipeline"],
     ["figures"],

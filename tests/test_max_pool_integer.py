@@ -13,7 +13,7 @@ from test_synops import brute_force_reach
 import nbsnn
 from nbsnn.errors import LoweringError
 from nbsnn.integer.backends import native
-from nbsnn.integer.description import fan_outs, unit_of
+from nbsnn.integer.fanout import fan_outs, unit_of
 from nbsnn.integer.maps import AxisMap, PlaneMap
 from nbsnn.integer.nodes import MaxPool, SumPool
 from nbsnn.integer.pixels import to_integers

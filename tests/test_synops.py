@@ -15,7 +15,7 @@ import nbsnn
 from nbsnn.cli import main
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.bench import bench
-from nbsnn.integer.description import fan_outs
+from nbsnn.integer.fanout import fan_outs
 from nbsnn.integer.pixels import to_integers
 from nbsnn.quant.layers import QuantConv2d
 from nbsnn.quant.quantize import quantize

@@ -10,6 +10,9 @@ from nbsnn.checkpoint import load_checkpoint, save_checkpoint
 from nbsnn.data import load_data
 from nbsnn.data.images import Batches, ImageSet, LabelledImages, Splits
 from nbsnn.dry_run import check
+from nbsnn.energy.ledger import EnergyLedger, energy_ledger
+from nbsnn.energy.prices import EnergyModel, list_energy_models, load_energy_model
+from nbsnn.energy.pricing import Energy, price
 from nbsnn.errors import (
     CheckpointError,
     ConfigError,
@@ -43,6 +46,7 @@ from nbsnn.recipe import QuantSpec, Recipe
 from nbsnn.recipes import list_recipes, load_recipe
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork, SpikingResult
+from nbsnn.spiking.recording import Recording
 from nbsnn.surgery import tap
 from nbsnn.training.finetune import FinetuneResult, finetune
 from nbsnn.training.finetune_spec import FinetuneSpec
@@ -57,6 +61,9 @@ __all__ = [
     "ConversionError",
     "DataError",
     "DivergedError",
+    "Energy",
+    "EnergyLedger",
+    "EnergyModel",
     "Fidelity",
     "Finding",
     "FinetuneResult",
@@ -74,6 +81,7 @@ __all__ = [
     "QuantSpec",
     "QuantizationError",
     "Recipe",
+    "Recording",
     "Report",
     "SpikingNetwork",
     "SpikingResult",
@@ -84,21 +92,25 @@ __all__ = [
     "build_model",
     "check",
     "count_synops",
+    "energy_ledger",
     "evaluate",
     "export_nir",
     "export_onnx",
     "finetune",
     "full_float32",
+    "list_energy_models",
     "list_models",
     "list_recipes",
     "load_checkpoint",
     "load_data",
+    "load_energy_model",
     "load_recipe",
     "load_reference_checkpoint",
     "lower",
     "measure_fidelity",
     "measure_integer_fidelity",
     "prepare",
+    "price",
     "quantize",
     "quantized_once",
     "save_checkpoint",

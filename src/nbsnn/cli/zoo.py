@@ -13,7 +13,7 @@ from nbsnn.zoo import PREFIX, list_zoo, locate
 def zoo(json_: JsonOption = False) -> None:
     """List the bundled networks, which are packed.
 
-    eval, convert, lower, export, bench, classify, finetune and info take their names instead of a file.
+    eval, convert, lower, export, bench, energy, classify, finetune and info take their names instead of a file.
 
     \b
     Examples:

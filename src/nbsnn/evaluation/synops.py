@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nbsnn.arguments import checked_arguments
 from nbsnn.inputs import as_images, require_type
-from nbsnn.integer.description import fan_outs, unit_of
+from nbsnn.integer.fanout import fan_outs, unit_of
 from nbsnn.integer.network import IntegerNetwork
 
 _BYTES_AT_A_TIME = 2**28  # of spikes by neuron

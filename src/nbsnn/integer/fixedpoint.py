@@ -144,7 +144,7 @@ def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
     kind = torch.int8 if int(torch.linalg.vector_norm(weight, torch.inf)) <= 127 else torch.int16
     branch = Branch(
         term.value, gain, weight.to(kind).contiguous(), synapse.stride, synapse.padding, synapse.dilation, synapse.groups,
-        after=None if term.after is None or term.after.is_identity else term.after,
+        after=None if term.after is None or term.after.is_identity else term.after, layer=synapse.layer,
     )  # fmt: skip
     return _Whole(branch, gain, load * (1 if branch.after is None else branch.after.largest))
 

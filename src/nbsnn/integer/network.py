@@ -1,6 +1,6 @@
 """The user interface of integer networks: images in, logits out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,14 +11,19 @@ from torch import Tensor
 from nbsnn.errors import ConfigError, LoweringError, unknown
 from nbsnn.inputs import as_images
 from nbsnn.integer.backends import Backend, Engine, Request, choose
+from nbsnn.integer.backends.torch import TORCH, Watch
 from nbsnn.integer.checking import check_structure
 from nbsnn.integer.description import UnitRow, describe_units
+from nbsnn.integer.layers import LayerTable, layers_of
+from nbsnn.integer.nodes import Unit
 from nbsnn.integer.pixels import to_integers
 from nbsnn.integer.plain import moved
 from nbsnn.integer.products import with_pools
 from nbsnn.integer.program import Outcome, Program
+from nbsnn.integer.recording import record_program
 from nbsnn.integer.storage import load_program, save_program
-from nbsnn.spiking.schedules import check_pair, check_timesteps, exact_schedules, schedule_named
+from nbsnn.spiking.recording import Positions, Recording, joined_recordings
+from nbsnn.spiking.schedules import Neuron, check_pair, check_timesteps, exact_schedules, schedule_named
 from nbsnn.structure import map_outputs
 from nbsnn.threads import PerThread
 
@@ -149,7 +154,7 @@ class IntegerNetwork:
         chosen_neuron, chosen_schedule = check_pair(neuron, schedule)
         if engine == "spikes" and not schedule_named(schedule).exact:
             self._check_levels()
-        images = as_images(images, ranks=(len(self.program.pixels.shape) + 1,), pixels=True, error=LoweringError)
+        images = self._checked(images)
         fired_is_count = engine == "counts" or chosen_neuron == "unsigned"  # no negative spikes
         request = Request(self.device, engine, chosen_neuron, chosen_schedule, keep_fired and not fired_is_count)
         chosen = choose(backend, request)
@@ -164,6 +169,83 @@ class IntegerNetwork:
         if keep_fired and fired_is_count:
             result = replace(result, fired=with_pools(self.program, result.counts))
         return result if keep_counts else replace(result, counts={})
+
+    def record(
+        self,
+        images: Tensor,
+        *,
+        layers: str | Sequence[str] | None = None,
+        positions: Positions | None = None,
+        neuron: str | None = None,
+        schedule: str | None = None,
+    ) -> Recording:
+        """Run in time, and return the spikes and membranes of neurons in every step.
+
+        The torch backend computes it, also on a network whose backend is "native": both give the same spikes. All of a large
+        layer's steps are kept in memory: name the layers and positions to look at, or give few images.
+
+        Args:
+            images: as in `simulate`.
+            layers: names of units or max pools, such as "stem.act", or patterns such as "stage1.*"; all units unless given.
+            positions: neurons to record, each an index into the layer's shape, such as (channel, row, column): the same ones
+                of every layer, or a dictionary from layers to theirs. All neurons unless given.
+            neuron, schedule: as in `nbsnn.to_spiking`; those of the options unless given.
+        Raises:
+            LoweringError, ConfigError, ConversionError: as in `simulate`; or the network lacks a layer or position.
+        """
+        pair = self._pair(neuron, schedule)
+        with torch.no_grad():
+            parts = [
+                record_program(self.program, pixels, neuron=pair[0], schedule=pair[1], layers=layers, positions=positions)
+                for pixels in self._chunks(self._checked(images), TORCH)
+            ]
+        return joined_recordings(parts)
+
+    def watch(
+        self,
+        images: Tensor,
+        watch: Watch,
+        *,
+        neuron: str | None = None,
+        schedule: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Tensor, tuple[Neuron, str]]:
+        """Run in time by the torch backend, which calls `watch` for each layer in each step (`integer.backends.torch.Watch`).
+
+        Arguments and errors as in `record`; `progress` is called with the number of images of each chunk.
+
+        Returns:
+            [B] int64, the steps of each image; neuron and schedule.
+        """
+        pair, steps = self._pair(neuron, schedule), []
+        with torch.no_grad():
+            for pixels in self._chunks(self._checked(images), TORCH):
+                steps.append(TORCH.run_spikes(self.program, pixels, neuron=pair[0], schedule=pair[1], watch=watch).steps.cpu())
+                if progress:
+                    progress(len(pixels))
+        return torch.cat(steps), pair
+
+    def _pair(self, neuron: str | None, schedule: str | None) -> tuple[Neuron, str]:
+        """Neuron and schedule of the arguments, or else of the options, which fit the network."""
+        if schedule is None:
+            neuron, schedule = neuron or self.options.get("neuron"), str(self.options.get("schedule", "fixed"))
+        pair = check_pair(neuron, schedule)
+        if not schedule_named(schedule).exact:
+            self._check_levels()
+        return pair
+
+    def _checked(self, images: Tensor) -> Tensor:
+        return as_images(images, ranks=(len(self.program.pixels.shape) + 1,), pixels=True, error=LoweringError)
+
+    @property
+    def layers(self) -> LayerTable:
+        """The weight layers by name, such as `network.layers["stem.conv"].weight`: integer weights, multipliers, thresholds."""
+        return layers_of(self.program)
+
+    @property
+    def neurons(self) -> dict[str, Unit]:
+        """The layers of neurons by name, such as `network.neurons["stem.act"].threshold`: shape, bias, levels and height."""
+        return {unit.name: unit for unit in self.program.units}
 
     def report(self) -> list[UnitRow]:
         """A row for each unit and the head: shapes, weights, fraction bits, smallest multiplier, bound."""

@@ -30,6 +30,8 @@ class Branch:
             [O, I] on a source [I]; None for the identity, acc = source.
         shift: bits that the product with a constant source is rounded off by, half up; 0 for all other branches.
         after: a map of the places of the convolution's result, which gives acc; None for none.
+        layer: name of the weight layer that it comes from, such as "stage1.0.first.conv"; empty for skips, and in files of
+            earlier versions.
     """
 
     source: str
@@ -41,6 +43,7 @@ class Branch:
     groups: int = 1
     shift: int = 0
     after: PlaneMap | None = None
+    layer: str = ""
 
     def __post_init__(self) -> None:
         freeze_fields(self)
@@ -80,6 +83,11 @@ class Unit:
     @property
     def sources(self) -> tuple[str, ...]:
         return tuple(branch.source for branch in self.branches)
+
+    @property
+    def threshold(self) -> int:
+        """2^F: a neuron fires when its membrane reaches it, and a spike subtracts it."""
+        return 1 << self.fraction_bits
 
 
 @dataclass(frozen=True, eq=False)

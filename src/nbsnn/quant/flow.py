@@ -35,6 +35,7 @@ class Flow(Tracer):
         seen: names of all modules that were called.
         loose: parameter → function that multiplies currents by it outside a weight layer, as in `F.conv2d(x, self.kernel)`.
         depth: activations on the longest path from image to output.
+        depths: activation → activations on the longest path from image to its output, itself included.
     """
 
     def __init__(self, network: nn.Module, *, activations: type[nn.Module] = nn.ReLU) -> None:
@@ -44,6 +45,7 @@ class Flow(Tracer):
         self.seen: set[str] = set()
         self.loose: dict[str, str] = {}
         self.depth = 0
+        self.depths: dict[str, int] = {}
         self._network, self._activations = network, activations
         # Names of parameters, and of the parameters that other constants are computed from.
         self._names: WeakTensorKeyDictionary = WeakTensorKeyDictionary({p: name for name, p in network.named_parameters()})
@@ -106,6 +108,7 @@ class Flow(Tracer):
                 self.known[tensor] = Origin(depth, frozenset([name]))
             else:
                 self.known[tensor] = Origin(depth + 1, layers)
+                self.depths[name] = depth + 1
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs)

@@ -52,6 +52,7 @@ _BRANCH = _object("Branch", {
     "stride": list_of(whole(1, MOST_SIDE), 2, 2), "padding": list_of(whole(0, MOST_PADDING), 2, 2),
     "dilation": list_of(whole(1, MOST_SIDE), 2, 2), "groups": whole(1, 2**20), "shift": whole(0, 62),
     "after": later(nullable(_MAP)),  # without: none
+    "layer": later(_NAME),  # without: unknown
 })  # fmt: skip
 _BRANCHES = list_of(_BRANCH, 1, MOST_BRANCHES)
 _UNIT = _object("Unit", {

@@ -42,6 +42,8 @@ class Call:
         states: states of the layers that were called.
         visits: calls in this window, of the layers that may be called several times.
         fired: [T, B] bool per layer, of this window.
+        watch: called by each neuron layer in each window with itself, its membranes [B, ...] at the start, its currents and its
+            spikes, both [T, B, ...].
     """
 
     timesteps: int
@@ -51,6 +53,7 @@ class Call:
     states: dict[Hashable, State] = field(default_factory=dict)
     visits: dict[nn.Module, int] = field(default_factory=dict)
     fired: list[Tensor] = field(default_factory=list)
+    watch: Callable[[nn.Module, Tensor, Tensor, Tensor], None] | None = None
 
     def begin(self, stage: Stage) -> "Call":
         """Start a window, and return the call."""

@@ -57,15 +57,15 @@ def to_spiking(
     check_precision(schedule_named(name), source, example.device)
     network = copied(source).eval()
     with quantized_once(network):
-        depth = audit(network, example).depth
+        flow = audit(network, example)
     steps = _timesteps(network, schedule_named(name))
     check_timesteps(timesteps, steps)
     acts = [m for m in network.modules() if isinstance(m, QuantReLU)]
     neurons: dict[nn.Module, nn.Module] = {act: IFNeuron(act, timesteps=steps, neuron=chosen, schedule=name) for act in acts}
     pools: dict[nn.Module, nn.Module] = {m: TemporalPool(m) for m in network.modules() if isinstance(m, MAX_POOLS)}
     spiking = SpikingNetwork(
-        replace_modules_(network, neurons | pools), timesteps=steps, neuron=chosen, schedule=name, depth=depth,
-        image_shape=tuple(example.shape[1:]), gradient=gradient,
+        replace_modules_(network, neurons | pools), timesteps=steps, neuron=chosen, schedule=name, depth=flow.depth,
+        depths=flow.depths, image_shape=tuple(example.shape[1:]), gradient=gradient,
     )  # fmt: skip
     return spiking.train(source.training)
 

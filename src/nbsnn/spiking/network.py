@@ -1,6 +1,7 @@
 """A spiking network: the quantized module tree with neurons as activations, and the simulation of time."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,7 +19,9 @@ from nbsnn.spiking.call import Call, Stage, running
 from nbsnn.spiking.functional import fold, unfold
 from nbsnn.spiking.neuron import check_precision, refuse_half
 from nbsnn.spiking.proxy import neurons_of, proxy_activation, rates_of, run_on_means
+from nbsnn.spiking.recording import Positions, Recording, check_positions, chosen_layers
 from nbsnn.spiking.schedules import Neuron, schedule_named
+from nbsnn.spiking.watching import Windows
 from nbsnn.structure import map_outputs
 from nbsnn.threads import PerThread
 
@@ -58,6 +61,7 @@ class SpikingNetwork(nn.Module):
         timesteps: T = 2^b − 1, the steps in which the image is shown.
         image_shape: (C, H, W) of the example in the audit.
         depth: neurons on the longest path from image to head.
+        depths: neuron layer → neurons on the longest path from the image to it, itself included.
         steps: [B] int64, the steps of this thread's last call; `simulate` returns them with the logits.
     """
 
@@ -71,12 +75,14 @@ class SpikingNetwork(nn.Module):
         neuron: Neuron,
         schedule: str,
         depth: int,
+        depths: Mapping[str, int],
         image_shape: tuple[int, ...],
         gradient: str = "proxy",
     ) -> None:
         super().__init__()
         self.network = network
         self.timesteps, self.neuron, self.schedule, self.depth = timesteps, neuron, schedule, depth
+        self.depths = dict(depths)
         self.image_shape = image_shape
         self.gradient = gradient
         self.train(network.training)
@@ -124,6 +130,32 @@ class SpikingNetwork(nn.Module):
         with self._full_precision():
             return self._simulate(images, keep_counts=keep_counts)
 
+    def record(
+        self, images: Tensor, *, layers: str | Sequence[str] | None = None, positions: Positions | None = None
+    ) -> Recording:
+        """Run, and return the spikes and membranes of neurons in every step.
+
+        All of a large layer's steps are kept in memory: name the layers and positions to look at, or give few images.
+
+        Args:
+            images: as in `simulate`.
+            layers: names of neuron layers, such as "stem.act", or patterns such as "stage1.*"; all unless given.
+            positions: neurons to record, each an index into the layer's shape, such as (channel, row, column): the same ones
+                of every layer, or a dictionary from layers to theirs. All neurons unless given.
+        Raises:
+            ConfigError: the images do not fit the network, or a layer or position that it does not have.
+            ConversionError: an exact schedule in half precision.
+        """
+        images = self._checked(images)
+        neurons = neurons_of(self.network)
+        names = chosen_layers(layers, tuple(neurons), tuple(neurons))
+        check_positions(positions, names)
+        windows = Windows({name: neurons[name] for name in names}, self.depths, positions)
+        with torch.no_grad(), self._full_precision():
+            steps = self._simulate(images, watch=windows).steps
+        longest = schedule_named(self.schedule).steps(self.timesteps, self.depth)
+        return windows.recording(steps, timesteps=self.timesteps, longest=longest, neuron=self.neuron, schedule=self.schedule)
+
     @property
     def _evaluated(self) -> bool:
         return not self.training and not torch.compiler.is_compiling()
@@ -136,8 +168,8 @@ class SpikingNetwork(nn.Module):
         images = as_images(images, ranks=(len(self.image_shape) + 1,), channels=self.image_shape[0], finite=self._evaluated)
         return to_network(images, self.network)
 
-    def _simulate(self, images: Tensor, *, keep_counts: bool = False) -> SpikingResult:
-        schedule, call = schedule_named(self.schedule), Call(self.timesteps, keep_counts=keep_counts)
+    def _simulate(self, images: Tensor, *, keep_counts: bool = False, watch: Windows | None = None) -> SpikingResult:
+        schedule, call = schedule_named(self.schedule), Call(self.timesteps, keep_counts=keep_counts, watch=watch)
         check_precision(schedule, self.network, images.device)
         with nullcontext() if torch.compiler.is_compiling() else quantized_once(self.network):
             if schedule.windows == 1:

@@ -87,6 +87,8 @@ class IFNeuron(nn.Module):
             spikes = integrate_and_fire(
                 sequence, height, signed=signed, cap=self.levels, membrane=start, count=state.count, rule=rule
             )
+        if call.watch is not None:
+            call.watch(self, start, sequence, spikes)
         if schedule.windows != 1 or call.keep_counts:
             fired = spikes.sum(0)
             state.count = fired if state.count is None else state.count + fired

@@ -1,5 +1,7 @@
 """The backend of torch operations: any device, no compiler needed."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,10 @@ from nbsnn.integer.products import NamedTensors, Products
 from nbsnn.integer.program import Outcome, Program
 from nbsnn.spiking.functional import Limits
 from nbsnn.spiking.schedules import Neuron, Schedule, schedule_named
+
+# Called for each unit and max pool in each step in which it may change: its name, the step from 1 on, indices of the images
+# that still run, their spikes (None: silent) and their membranes after these (None: a max pool has none), [b, *shape].
+Watch = Callable[[str, int, Tensor, Tensor | None, Tensor | None], None]
 
 
 def bytes_per_image(program: Program) -> int:
@@ -43,14 +49,15 @@ def run_spikes(
     schedule: str,
     keep_counts: bool = False,
     keep_fired: bool = False,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Spikes of −1, 0 and 1 from layer to layer, step by step. See `Outcome`."""
     found = schedule_named(schedule)
     if found.order == "in turn":
-        return _run_in_turn(program, pixels, found, keep_counts=keep_counts)
+        return _run_in_turn(program, pixels, found, keep_counts=keep_counts, watch=watch)
     kept = {"count": keep_counts, "fired": keep_fired}
     keep = tuple(name for name, wanted in kept.items() if wanted)
-    return _Stepping(program, pixels, found, signed=neuron == "signed", keep=keep).run()
+    return _Stepping(program, pixels, found, signed=neuron == "signed", keep=keep, watch=watch).run()
 
 
 def _count(membrane: Tensor, unit: Unit) -> Tensor:
@@ -91,7 +98,7 @@ def even_spikes(count: Tensor, step: int, timesteps: int) -> Tensor:
     return (until(step) - until(step - 1)).to(torch.int8)
 
 
-def _run_in_turn(program: Program, pixels: Tensor, schedule: Schedule, *, keep_counts: bool) -> Outcome:
+def _run_in_turn(program: Program, pixels: Tensor, schedule: Schedule, *, keep_counts: bool, watch: Watch | None) -> Outcome:
     """Unit after unit: T steps of integration without firing, then T steps in which the count is emitted."""
     T, products = program.timesteps, Products.of(program, pixels.device)
     fixed = _constants(program, products, pixels)
@@ -119,14 +126,28 @@ def _run_in_turn(program: Program, pixels: Tensor, schedule: Schedule, *, keep_c
             given[name] = count
         return count
 
+    images = torch.arange(len(pixels), device=pixels.device)
     for unit in program.units:
         constant = products.constant_current(unit, fixed)
         membrane = (constant * 0 + 2 ** (unit.fraction_bits - 1)).expand(len(pixels), *unit.shape)
         for step in range(1, T + 1):
             sources = {source: value(source, step) for source in unit.sources}
             membrane = membrane + constant + products.current(unit, sources, 1)
+            if watch:
+                watch(unit.name, (program.depths[unit.name] - 1) * T + step, images, None, membrane)
         given[unit.name] = _count(membrane, unit)
+        for step in range(1, T + 1):
+            if watch is None:
+                break
+            emitted = even_spikes(given[unit.name], step, T)
+            membrane = membrane - (emitted.to(membrane.dtype) << unit.fraction_bits)
+            watch(unit.name, program.depths[unit.name] * T + step, images, emitted, membrane)
         _record(unit, given[unit.name], spikes, counts if keep_counts else None)
+    for node in program.sending:
+        for step in range(1, T + 1):
+            if watch is None or not isinstance(node, MaxPool):
+                break
+            watch(node.name, program.depths[node.name] * T + step, images, value(node.name, step), None)
     branches = [branch for head in program.heads for branch in head.branches]
     total = [torch.zeros((), dtype=torch.int64, device=pixels.device) for _ in branches]
     for step in range(1, T + 1):
@@ -157,8 +178,11 @@ class _Stepping:
         neuron: "count", "fired".
     """
 
-    def __init__(self, program: Program, pixels: Tensor, schedule: Schedule, *, signed: bool, keep: tuple[str, ...]) -> None:
+    def __init__(
+        self, program: Program, pixels: Tensor, schedule: Schedule, *, signed: bool, keep: tuple[str, ...], watch: Watch | None
+    ) -> None:
         self.program, self.schedule, self.signed, self.keep = program, schedule, signed, keep
+        self.watch, self.number = watch, 0  # of the step
         self.length = None if schedule.windows is None else schedule.windows * program.timesteps  # in steps
         self.products = Products.of(program, pixels.device)
         self.batch, self.device = len(pixels), pixels.device
@@ -214,6 +238,7 @@ class _Stepping:
         state, program = self.state, self.program
         values: NamedTensors = {}
         fired = torch.zeros(len(state["image"]), dtype=torch.bool, device=self.device)
+        self.number += 1
         for index, node in enumerate(program.nodes):
             if isinstance(node, Unit):
                 values[node.name] = self._fire(node, values, driven=driven)
@@ -227,6 +252,9 @@ class _Stepping:
                 values[node.name] = self.products.structural(node.name, values[node.source], 1)
             if "fired" in self.keep and isinstance(node, (Unit, MaxPool)):
                 state[f"fired {node.name}"] = state[f"fired {node.name}"] + values[node.name].abs()
+            if self.watch and isinstance(node, (Unit, MaxPool)):
+                membrane = state.get(f"membrane {node.name}")
+                self.watch(node.name, self.number, state["image"], values[node.name], membrane)
             _forget(program, values, index)
         for i, (branch, shape) in enumerate(self.outputs):
             if branch.source not in program.constants:
