@@ -220,7 +220,19 @@ def test_help_and_readme_promise_the_zoo_to_the_verbs_that_take_it():
     promised = {
         name for name, verb in verbs().items() if any("zoo:NAME" in (getattr(p, "help", "") or "") for p in verb.params)
     }
-    assert promised == {"eval", "convert", "lower", "export", "bench", "energy", "finetune", "classify", "info"}
+    assert promised == {
+        "report",
+        "eval",
+        "convert",
+        "compare",
+        "lower",
+        "export",
+        "bench",
+        "energy",
+        "finetune",
+        "classify",
+        "info",
+    }
     told = verbs()["zoo"].help.replace(" and", ",").split(" take ")[0]
     assert promised == set(re.findall(r"\w+", told.split(".")[1]))
     assert "bundled networks are packed already" in " ".join(p.help or "" for p in verbs()["pack"].params)

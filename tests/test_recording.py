@@ -6,6 +6,7 @@ import torch
 from integer_nets import PAIRS, assembled, images_for
 from integer_oracle import Oracle
 from pooled_nets import pooled_net
+from test_places import BACKENDS
 
 import nbsnn
 from nbsnn.errors import ConfigError
@@ -56,7 +57,7 @@ def test_spikes_of_an_integer_network_are_those_of_the_interpreter_in_every_step
 
 def check_totals(network, images, seen, neuron, schedule):
     """Both backends fire the spikes that were recorded, and no membrane has gained or lost charge."""
-    for backend in ("native", "torch"):
+    for backend in BACKENDS:
         result = network.simulate(images, engine="spikes", neuron=neuron, schedule=schedule, backend=backend, keep_counts=True)
         assert torch.equal(result.steps, seen.steps)
         for name, count in result.counts.items():

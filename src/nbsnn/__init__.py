@@ -44,6 +44,9 @@ from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.quant.unpacking import unpack
 from nbsnn.recipe import QuantSpec, Recipe
 from nbsnn.recipes import list_recipes, load_recipe
+from nbsnn.report.comparing import ReportComparison, compare_reports
+from nbsnn.report.measure import ReportLimits
+from nbsnn.report.page import write_report
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork, SpikingResult
 from nbsnn.spiking.recording import Recording
@@ -83,6 +86,8 @@ __all__ = [
     "Recipe",
     "Recording",
     "Report",
+    "ReportComparison",
+    "ReportLimits",
     "SpikingNetwork",
     "SpikingResult",
     "Splits",
@@ -91,6 +96,7 @@ __all__ = [
     "__version__",
     "build_model",
     "check",
+    "compare_reports",
     "count_synops",
     "energy_ledger",
     "evaluate",
@@ -120,4 +126,5 @@ __all__ = [
     "to_spiking",
     "train",
     "unpack",
+    "write_report",
 ]

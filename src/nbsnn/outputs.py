@@ -13,7 +13,9 @@ from nbsnn.files import check_writable, special_kind
 from nbsnn.tensorfile import read_header
 from nbsnn.zoo import PREFIX, list_zoo, locate
 
-FIGURES, INTEGER, PACKED, STATE = "figures", "an integer network", "a packed network", "a training state"
+FIGURES, REPORT, STATE = "figures", "a report", "a training state"
+INTEGER, PACKED = "an integer network", "a packed network"
+_PAGE = "<!DOCTYPE html>", "nbsnn report</title>"  # how a report begins, and what it holds
 _MOST_BYTES = 2**26  # of a file of figures
 
 
@@ -26,7 +28,7 @@ def kind_of(path: Path) -> str | None:
     """The kind of a file written by nbsnn; None for other and for damaged files."""
     header = read_header(path)
     if header is None:
-        return FIGURES if _holds_figures(path) else None
+        return _kind_of_text(path)
     if "fingerprint" in header:
         return STATE
     if header["form"] == "integer":
@@ -95,12 +97,19 @@ def is_same(path: Path, other: str | Path | None) -> bool:
     return False
 
 
-def _holds_figures(path: Path) -> bool:
-    """Whether a file was written by `nbsnn report --out`."""
+def _kind_of_text(path: Path) -> str | None:
+    """The kind of a file written by `nbsnn report` or `nbsnn compare`."""
     try:
         if path.stat().st_size > _MOST_BYTES:
-            return False
-        figures = json.loads(path.read_text(encoding="utf-8"))
+            return None
+        text = path.read_text(encoding="utf-8")
+        if text.startswith(_PAGE[0]):
+            return REPORT if _PAGE[1] in text else None
+        figures = json.loads(text)
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(figures, dict) and {"recipe_hash", "phases"} <= figures.keys()
+        return None
+    if not isinstance(figures, dict):
+        return None
+    if figures.get("kind") in ("report", "comparison"):
+        return REPORT
+    return FIGURES if {"recipe_hash", "phases"} <= figures.keys() else None

@@ -13,7 +13,8 @@ from nbsnn.zoo import PREFIX, list_zoo, locate
 def zoo(json_: JsonOption = False) -> None:
     """List the bundled networks, which are packed.
 
-    eval, convert, lower, export, bench, energy, classify, finetune and info take their names instead of a file.
+    report, eval, convert, compare, lower, export, bench, energy, classify, finetune and info take their names instead of
+    a file.
 
     \b
     Examples:

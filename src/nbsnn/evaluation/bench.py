@@ -1,7 +1,7 @@
 """Time each form of a network, and count its synaptic operations: one run, interleaved repeats, medians."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
@@ -112,17 +112,8 @@ def bench(
     batches = list(torch.split(images, batch_size))
     ways = _ways(network, valid_pairs() if pairs is None else pairs)
     runs = _simulations(float_net, quantized) | {name: way.run for name, way in ways.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    with evaluation_mode(float_net, quantized), torch.inference_mode():
-        for repeat in range(repeats + 1):  # the first round warms up
-            for name, run in runs.items():
-                start = time.perf_counter()
-                for batch in batches:
-                    run(batch)
-                    if progress:
-                        progress(name, len(batch))
-                if repeat:
-                    times[name].append(time.perf_counter() - start)
+    with evaluation_mode(float_net, quantized):
+        times = timed_rounds(runs, batches, repeats=repeats, progress=progress)
     layers: dict[str, tuple[Activity, ...]] = {}
     speeds = []
     for name, seconds in times.items():
@@ -139,6 +130,28 @@ def bench(
                 speed = replace(speed, spikes=spikes, additions=additions, steps=float(cost.steps.double().mean()))
         speeds.append(speed)
     return Bench(len(images), batch_size, repeats, torch.get_num_threads(), network.timesteps, tuple(speeds), layers)
+
+
+def timed_rounds(
+    runs: Mapping[str, Callable[[Tensor], Any]],
+    batches: Sequence[Tensor],
+    *,
+    repeats: int,
+    progress: ImageProgress | None = None,
+) -> dict[str, list[float]]:
+    """Contender → seconds of each repeat over all batches; the contenders take turns, and a first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.inference_mode():
+        for repeat in range(repeats + 1):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                for batch in batches:
+                    run(batch)
+                    if progress:
+                        progress(name, len(batch))
+                if repeat:
+                    times[name].append(time.perf_counter() - start)
+    return times
 
 
 def _simulations(float_net: nn.Module, quantized: nn.Module) -> dict[str, Callable[[Tensor], Any]]:

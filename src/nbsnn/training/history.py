@@ -121,6 +121,11 @@ def read_history(out: Path, *, until: int) -> list[dict[str, Any]]:
     return []
 
 
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """The epochs of a phase so far, finished or not: those of the longer log; none if both are missing or damaged."""
+    return max((_rows(out / name, parse) for name, parse in _PARSERS), key=len)
+
+
 def foreign_logs(out: Path) -> list[Path]:
     """Files with the names of logs that were not written by `write_history`."""
     return [out / name for name, parse in _PARSERS if (out / name).exists() and not _rows(out / name, parse)]
