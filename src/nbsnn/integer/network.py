@@ -1,6 +1,6 @@
 """The user interface of integer networks: images in, logits out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +14,7 @@ from nbsnn.integer.backends import Backend, Engine, Request, choose
 from nbsnn.integer.backends.torch import TORCH, Watch
 from nbsnn.integer.checking import check_structure
 from nbsnn.integer.description import UnitRow, describe_units
+from nbsnn.integer.frozen import thawed
 from nbsnn.integer.layers import LayerTable, layers_of
 from nbsnn.integer.nodes import Unit
 from nbsnn.integer.pixels import to_integers
@@ -47,7 +48,7 @@ class Result:
 
     logits: Any
     steps: Tensor
-    spikes: dict[str, Tensor]
+    spikes: Mapping[str, Tensor]
     counts: dict[str, Tensor]
     fired: dict[str, Tensor]
     backend: str
@@ -86,7 +87,7 @@ class IntegerNetwork:
     @property
     def device(self) -> torch.device:
         """The network's device."""
-        return self.program.head.bias.device
+        return thawed(self.program.head.bias).device  # type: ignore[no-any-return]
 
     @property
     def backend(self) -> str:
@@ -168,7 +169,7 @@ class IntegerNetwork:
             result = _joined(self.program, outcomes, chosen.name)
         if keep_fired and fired_is_count:
             result = replace(result, fired=with_pools(self.program, result.counts))
-        return result if keep_counts else replace(result, counts={})
+        return result if keep_counts or not result.counts else replace(result, counts={})
 
     def record(
         self,
@@ -293,12 +294,15 @@ class IntegerNetwork:
     def _chunks(self, images: Tensor, backend: Backend) -> Iterator[Tensor]:
         """The images in flight, as integers on the network's device."""
         size = max(1, min(_MOST_IN_FLIGHT, _IN_FLIGHT_BYTES // backend.bytes_per_image(self.program)))
-        for chunk in torch.split(images, size):
+        for chunk in torch.split(images, size) if len(images) > size else (images,):
             yield to_integers(self.program.pixels, chunk.to(self.device))
 
 
 def _joined(program: Program, outcomes: list[Outcome], backend: str) -> Result:
     first = outcomes[0]
+    if len(outcomes) == 1:
+        logits = program.result(first.accumulators)
+        return Result(logits, first.steps, first.spikes, first.counts, first.fired, backend)
     results = [program.result(outcome.accumulators) for outcome in outcomes]
     return Result(
         map_outputs(lambda *parts: torch.cat(parts), *results),

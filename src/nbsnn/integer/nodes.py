@@ -198,11 +198,12 @@ class Head:
     def numbers(self, accumulators: "tuple[Tensor, ...] | list[Tensor]") -> Tensor:
         """[B, O, ...] float64 from one [B, O, ...] integer accumulator per branch."""
         trailing = len(self.shape) - 1
-        total: Tensor = placed(self.bias, self.shape).expand(self.shape)
+        total = placed(self.bias, self.shape)
         # Products and sums one after the other: a fused multiply-add would round differently.
         for branch, accumulator in zip(self.branches, accumulators, strict=True):
             total = total + accumulator.to(torch.float64) * per_channel(thawed(branch.multiplier), trailing)
-        return total.expand(len(accumulators[0]), *self.shape)
+        whole = (len(accumulators[0]), *self.shape)
+        return total if total.shape == whole else total.expand(whole)
 
 
 def placed(bias: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,7 @@
 """Images as integers: the grid that a lowered network takes them on, and the conversion to it."""
 
 from collections.abc import Sequence
+from functools import cache
 from math import log2
 
 import torch
@@ -69,17 +70,28 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         if pixels.table is None:
             raise LoweringError("8-bit images, but the network was lowered without mean and std; give them to nbsnn.lower")
-        table = thawed(pixels.table)
-        channel = per_channel(torch.arange(len(table), device=images.device), len(pixels.shape) - 1)
-        looked_up: Tensor = table[channel, images.to(torch.int64)]
-        return looked_up.contiguous()  # the images may be channels last
-    whole: Tensor = (images.double() * 2**pixels.fraction_bits).round()
+        index = images + _first_entries(pixels.shape[0], len(pixels.shape) - 1, images.device)
+        looked_up: Tensor = thawed(pixels.table).view(-1).index_select(0, index.flatten())
+        return looked_up.view(images.shape)  # contiguous, also where the images are channels last
     # A little more: normalized by other operations, such as (x/255 - mean)/std, black and white differ in the last place.
     slack = 2 ** max(pixels.fraction_bits - PIXEL_BITS, 0)
-    if not bool(((whole >= pixels.low - slack) & (whole <= pixels.high + slack)).all()):
+    low, high = pixels.low - slack, pixels.high + slack
+    # Single precision holds the integers up to 2^24, and a product with a power of two is exact.
+    exact = images.dtype != torch.float64 and max(-low, high) < 2**24
+    whole: Tensor = images.to(torch.float32 if exact else torch.float64) * 2**pixels.fraction_bits
+    least, most = (float(edge) for edge in torch.aminmax(whole.round_()))
+    if not (low <= least and most <= high):  # so is NaN
         as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)
-        low, high = (edge / 2**pixels.fraction_bits for edge in (pixels.low, pixels.high))
+        edges = (edge / 2**pixels.fraction_bits for edge in (pixels.low, pixels.high))
         known = "normalize them with the mean and std of nbsnn.lower"
         remedy = "give nbsnn.lower their mean and std" if pixels.table is None else known
-        raise LoweringError(f"images reach beyond [{low:.3g}, {high:.3g}]; {remedy}")
-    return whole.clamp(pixels.low, pixels.high).to(torch.int32).contiguous()
+        raise LoweringError(f"images reach beyond [{', '.join(map('{:.3g}'.format, edges))}]; {remedy}")
+    if least < pixels.low or most > pixels.high:
+        whole.clamp_(pixels.low, pixels.high)
+    return whole.to(torch.int32).contiguous()
+
+
+@cache
+def _first_entries(channels: int, trailing: int, device: torch.device) -> Tensor:
+    """[C, 1, ...] int32: where each channel's entries begin in a flattened table."""
+    return per_channel(256 * torch.arange(channels, dtype=torch.int32, device=device), trailing)

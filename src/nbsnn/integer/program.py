@@ -18,7 +18,7 @@ value, in the unit's shape. The membrane starts at 2^(F−1); a spike takes 2^F.
 """
 
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -197,6 +197,22 @@ class Program:
         return {source: index for index, node in readers for source in node.sources}
 
 
+class Rows(Mapping[str, Tensor]):
+    """Rows of one tensor by name; each becomes a tensor of its own when it is read, which most runs never do."""
+
+    def __init__(self, tensor: Tensor, index: Mapping[str, int]) -> None:
+        self._tensor, self._index = tensor, index
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensor[self._index[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """Result of a backend for a batch of B images.
@@ -213,6 +229,6 @@ class Outcome:
 
     accumulators: tuple[Tensor, ...]
     steps: Tensor
-    spikes: dict[str, Tensor]
+    spikes: Mapping[str, Tensor]
     counts: dict[str, Tensor] = field(default_factory=dict)
     fired: dict[str, Tensor] = field(default_factory=dict)

@@ -19,12 +19,12 @@ from nbsnn.integer.backends.base import Backend, Request, register
 from nbsnn.integer.backends.library import TARGETS, Target, check_result, targets, why_not
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.nodes import IMAGE, Head, MaxPool, Unit
-from nbsnn.integer.program import Outcome, Program
+from nbsnn.integer.program import Outcome, Program, Rows
 from nbsnn.integer.taps import KernelBranch, base_of, digits_of, kernel_branch_of, windows_of
 from nbsnn.spiking.schedules import Neuron, schedule_named
 
 FLIGHT = 8  # images that a thread computes together, so that weights of linear layers are read once for all
-_COUNTS = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
+COUNTS = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
 
 
 def run_counts(
@@ -36,7 +36,7 @@ def run_counts(
         target: instruction set; the best of this processor unless given.
         threads: workers; `torch.get_num_threads()` unless given.
     """
-    return _run(program, pixels, _COUNTS, keep_counts, target, threads)
+    return _run(program, pixels, COUNTS, keep_counts, target, threads)
 
 
 def run_spikes(
@@ -59,6 +59,25 @@ def run_spikes(
     return outcome
 
 
+def node_seconds(
+    program: Program, pixels: Tensor, mode: int, *, target: Target | None = None, threads: int = 1
+) -> dict[str, float]:
+    """Seconds that a run spends in each unit and max pool, and in the heads (together, under their name).
+
+    Args:
+        mode: COUNTS, or a schedule's, of `Schedule.native`.
+        threads: with several, of the thread that leads.
+    """
+    handle = _handle(program, target)
+    names = [*(node.name for node in program.sending), *(head.name for head in handle.heads)]
+    nanoseconds = torch.zeros(len(names), dtype=torch.int64)
+    _run(program, pixels, mode, False, target, threads, nanoseconds)
+    seconds = dict.fromkeys(names, 0.0)
+    for name, taken in zip(names, nanoseconds.tolist(), strict=True):
+        seconds[name] += taken / 1e9
+    return seconds
+
+
 def bytes_per_image(program: Program) -> int:
     """Bytes for the pixels, as doubles and integers, here and in the kernel; the kernel bounds its neurons in flight itself."""
     return 20 * torch.Size(program.pixels.shape).numel()
@@ -66,46 +85,61 @@ def bytes_per_image(program: Program) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Handle:
-    """A network inside the extension, freed with this object."""
+    """A network inside the extension, freed with this object, and what every run of it needs.
+
+    Attributes:
+        address, lib: of the network.
+        heads: the kernel's heads.
+        units: unit → its index among the kernel's nodes.
+        no_counts: a null pointer per node, for runs that do not return counts.
+    """
 
     address: int
     lib: ctypes.CDLL
+    heads: tuple[Head, ...]
+    units: dict[str, int]
+    no_counts: "ctypes.Array[ctypes.c_void_p]"
 
     def __post_init__(self) -> None:
         finalize(self, self.lib.nbsnn_free, self.address)
 
 
 def _run(
-    program: Program, pixels: Tensor, mode: int, keep_counts: bool, target: Target | None, threads: int | None
-) -> Outcome:  # fmt: skip
+    program: Program,
+    pixels: Tensor,
+    mode: int,
+    keep_counts: bool,
+    target: Target | None,
+    threads: int | None,
+    nanoseconds: Tensor | None = None,
+) -> Outcome:
+    """Run; with `nanoseconds` [nodes of the kernel] int64, add the time of each node to it."""
     handle = _handle(program, target)
     _check_pixels(program, pixels)
-    batch, units, heads = len(pixels), program.units, _kernel_heads(program)
+    batch, heads, sending = len(pixels), handle.heads, program.sending
     workers = torch.get_num_threads() if threads is None else threads
     if not 1 <= workers <= 1024:
         raise ConfigError(f"threads={workers}: give a number from 1 to 1024")
-    counts = {u.name: torch.empty(batch, *u.shape, dtype=torch.int32) for u in units} if keep_counts else {}
+    counts = {u.name: torch.empty(batch, *u.shape, dtype=torch.int32) for u in program.units} if keep_counts else {}
+    kept = _addresses([*(counts.get(n.name) for n in sending), *(None for _ in heads)]) if counts else handle.no_counts
     sums = [torch.empty(batch, *head.shape, dtype=torch.int64) for head in heads]
-    steps = np.zeros(batch, np.int32)
-    sending = program.sending
+    steps = torch.zeros(batch, dtype=torch.int32)
     spikes = torch.zeros(len(sending) + len(heads), batch, dtype=torch.int64)
     done = handle.lib.nbsnn_run(
-        handle.address, _address(pixels), batch, mode, workers, FLIGHT,
-        _addresses([*(counts.get(node.name) for node in sending), *(None for _ in heads)]), _addresses([*sums]),
-        steps.ctypes.data, _address(spikes), None,
+        handle.address, _address(pixels), batch, mode, workers, FLIGHT, kept, _addresses([*sums]), _address(steps),
+        _address(spikes), None if nanoseconds is None else _address(nanoseconds),
     )  # fmt: skip
     check_result(done)
-    by_unit = {node.name: spikes[i] for i, node in enumerate(sending) if isinstance(node, Unit)}
-    return Outcome(_mapped(program, sums), torch.from_numpy(steps).to(torch.int64), by_unit, counts)
+    return Outcome(_mapped(program, sums), steps.to(torch.int64), Rows(spikes, handle.units), counts)
 
 
-def _kernel_heads(program: Program) -> list[Head]:
+def _kernel_heads(program: Program) -> tuple[Head, ...]:
     """A head of the kernel for each branch of each head, without the map of places behind it."""
-    return [
+    return tuple(
         Head((*head.shape[:1], *branch.after.size) if branch.after else head.shape, (replace(branch, after=None),), head.bias)
         for head in program.heads
         for branch in head.branches
-    ]
+    )
 
 
 def _mapped(program: Program, sums: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -130,7 +164,7 @@ def _check_pixels(program: Program, pixels: Tensor) -> None:
 
 
 def _handle(program: Program, target: Target | None) -> _Handle:
-    """The program in the extension, made once per instruction set."""
+    """The program in the extension, made once per instruction set; the best one for None."""
     lib = library.loaded()
     if isinstance(lib, str):
         raise ConfigError(f"no native backend: {lib}; use backend='torch'")
@@ -147,9 +181,11 @@ def _build(lib: ctypes.CDLL, program: Program, target: int) -> _Handle:
     address = lib.nbsnn_new(target, program.timesteps, channels, math.prod(sides), bound)
     if not address:
         check_result(-1)
-    handle = _Handle(address, lib)
+    heads = _kernel_heads(program)
+    nodes: tuple[Unit | MaxPool | Head, ...] = (*program.sending, *heads)
+    units = {node.name: i for i, node in enumerate(program.sending) if isinstance(node, Unit)}
+    handle = _Handle(address, lib, heads, units, _addresses([None for _ in nodes]))
     index = {IMAGE: -1} | {node.name: i for i, node in enumerate(program.sending)}
-    nodes: tuple[Unit | MaxPool | Head, ...] = (*program.sending, *_kernel_heads(program))
     for node in nodes:
         if isinstance(node, MaxPool):
             start, origin = windows_of(program, node)
