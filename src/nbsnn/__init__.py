@@ -29,6 +29,7 @@ from nbsnn.errors import (
 from nbsnn.evaluation.accuracy import Report, evaluate
 from nbsnn.evaluation.fidelity import Fidelity, LayerFidelity, measure_fidelity, measure_integer_fidelity
 from nbsnn.evaluation.synops import LayerSynops, Synops, count_synops
+from nbsnn.export.c import export_c
 from nbsnn.export.nir import export_nir
 from nbsnn.export.onnx import export_onnx
 from nbsnn.export.packed import save_packed
@@ -100,6 +101,7 @@ __all__ = [
     "count_synops",
     "energy_ledger",
     "evaluate",
+    "export_c",
     "export_nir",
     "export_onnx",
     "finetune",

@@ -56,10 +56,13 @@ def export(
     for line in (*plan.steps, *limits):
         console.note(line)
     with console.doing(f"writing {out}"):
-        sizes = plan.write()
+        written = plan.write()
     if json_:
-        files = [{"file": str(path), "bytes": size} for path, size in sizes.items()]
-        console.show_json({"format": exporter.name, "profile": plan.options.profile, "files": files, "limits": list(limits)})
+        files = [{"file": str(path), "bytes": size} for path, size in written.files.items()]
+        console.show_json({"format": exporter.name, "profile": plan.options.profile, "files": files, "limits": list(limits),
+                           **written.facts})  # fmt: skip
         return
-    rows = [(str(path), f"{size:,}".replace(",", " ")) for path, size in sizes.items()]
+    rows = [(str(path), f"{size:,}".replace(",", " ")) for path, size in written.files.items()]
     console.show_table(exporter.kind.partition(" ")[2].capitalize(), ("file", "bytes"), rows)
+    for name, value in written.facts.items():
+        console.say(f"{name.replace('_', ' ')}: {value:,}".replace(",", " ") if isinstance(value, int) else f"{name}: {value}")

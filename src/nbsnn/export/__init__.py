@@ -1,11 +1,12 @@
 """Export networks to formats by name: those of this folder, and registered ones."""
 
-from nbsnn.export import integer, nir, onnx, packed  # noqa: F401  (each registers its exporter)
+from nbsnn.export import c, integer, nir, onnx, packed  # noqa: F401  (each registers its exporter)
 from nbsnn.export.registry import (
     EXPORTERS,
     Export,
     Exporter,
     ExportOptions,
+    Written,
     check_files,
     check_profile,
     export,
@@ -19,6 +20,7 @@ __all__ = [
     "Export",
     "ExportOptions",
     "Exporter",
+    "Written",
     "check_files",
     "check_profile",
     "export",

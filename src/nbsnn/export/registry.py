@@ -52,6 +52,10 @@ def _one_file(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
+def _never(path: Path) -> bool:
+    return False
+
+
 def _no_limits(network: Any, options: ExportOptions) -> Sequence[str]:
     return ()
 
@@ -65,9 +69,11 @@ class Exporter:
         kind: of the file, for messages: "a packed network".
         forms: of the networks that `write` takes, or such forms by profile; another form is converted to the first of them that
             it can become.
-        write: (path, network, options) → None; writes each of `files(path)` atomically.
+        write: (path, network, options) → what the user should know of the result, name → value, or None; writes each of
+            `files(path)` atomically.
         suffix: of the file.
         files: path → the files that `write` makes, the path first.
+        is_shared: whether an existing file is what `write` writes there for every network.
         profiles: what the format can be written as, the default first; () if there is one way only. If the forms depend on it,
             the default is the first one that takes the network as it is.
         limits: (network, options) → what the target cannot express, or does differently, a line each.
@@ -77,9 +83,10 @@ class Exporter:
     name: str
     kind: str
     forms: tuple[_Form, ...] | Mapping[str, tuple[_Form, ...]]
-    write: Callable[[Path, Any, ExportOptions], None]
+    write: Callable[[Path, Any, ExportOptions], Mapping[str, Any] | None]
     suffix: str = ".safetensors"
     files: Callable[[Path], tuple[Path, ...]] = _one_file
+    is_shared: Callable[[Path], bool] = _never
     profiles: tuple[str, ...] = ()
     limits: Callable[[Any, ExportOptions], Sequence[str]] = _no_limits
     package: str | None = None
@@ -93,6 +100,14 @@ class Exporter:
         """The default profile for a network of a form."""
         fitting = (profile for profile in self.profiles if form in self.forms_of(profile))
         return next(fitting, next(iter(self.profiles), None))
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished export: its files with their bytes, and the facts that the exporter returned."""
+
+    files: Mapping[Path, int]
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -117,10 +132,10 @@ class Export:
         """What the target cannot express, or does differently, a line each."""
         return tuple(self.exporter.limits(self.network, self.options))
 
-    def write(self) -> dict[Path, int]:
-        """Write all files; returns their sizes in bytes."""
-        self.exporter.write(self.path, self.network, self.options)
-        return {path: path.stat().st_size for path in self.exporter.files(self.path)}
+    def write(self) -> Written:
+        """Write all files."""
+        facts = self.exporter.write(self.path, self.network, self.options)
+        return Written({path: path.stat().st_size for path in self.exporter.files(self.path)}, facts or {})
 
 
 EXPORTERS: dict[str, Exporter] = {}
@@ -161,7 +176,7 @@ def check_files(path: Path, exporter: Exporter, *, inputs: Sequence[Path] = (), 
     for file in exporter.files(path):
         if exporter.suffix == ".safetensors":
             check_output(file, exporter.kind, inputs=inputs, overwrite=overwrite)
-        else:
+        elif not exporter.is_shared(file):
             check_replaceable(file, inputs=inputs, overwrite=overwrite)
 
 
@@ -257,4 +272,4 @@ def export(
         ConversionError, LoweringError: the network cannot be converted to the form.
     """
     options = ExportOptions(profile, example, mean, std, origin)
-    return sum(planned(path, network, exporter_named(exporter), options).write().values())
+    return sum(planned(path, network, exporter_named(exporter), options).write().files.values())
