@@ -27,7 +27,7 @@ def window_axis(places: int, kernel: int, stride: int, padding: int) -> Axis:
     return Axis(places, kernel, stride, -padding, 1)
 
 
-def axis_of(axis: AxisMap) -> Axis:
+def as_axis(axis: AxisMap) -> Axis:
     """A map's axis, as windows if it is sums over regular ones."""
     index, weight = thawed(axis.index).numpy(), thawed(axis.weight).numpy()
     reads, places = index.shape
@@ -48,10 +48,12 @@ def _windows(index: NDArray[np.int32], size: int) -> tuple[int, int, int, int] |
         return None
     first = sorted(sets[middle[0]])
     step = first[1] - first[0] if reads > 1 else 1
-    stride = 0
-    if len(middle) > 1:
-        stride = (min(sets[middle[1]]) - first[0]) // (middle[1] - middle[0])
-    start = first[0] - stride * middle[0]
+    whole, stride = middle[0], 0
+    if whole > 0:  # a border cuts the window before at its start, and the one behind at its end
+        stride = first[-1] - max(sets[whole - 1], default=0)
+    elif places > 1:
+        stride = min(sets[whole + 1], default=0) - first[0]
+    start = first[0] - stride * whole
     regular = [
         frozenset(p for p in (i * stride + start + k * step for k in range(reads)) if 0 <= p < size) for i in range(places)
     ]

@@ -14,7 +14,7 @@ _BYTE, _INT = 255, 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Value:
+class Placed:
     """A value in memory, of the same fields as `nbsnn_value` of the runtime; `shape` is (channels, rows, columns)."""
 
     offset: int
@@ -24,15 +24,15 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
     """Values by name, the nodes that compute something, and the bytes of the block."""
 
-    values: Mapping[str, Value]
+    values: Mapping[str, Placed]
     nodes: tuple[Node, ...]
     bytes: int
 
 
-def plan_memory(program: Program) -> Plan:
+def plan_memory(program: Program) -> Layout:
     """Place the values of a program.
 
     A value that is flattened from one place is the same memory under another name. A unit writes over a value that only its
@@ -56,11 +56,11 @@ def plan_memory(program: Program) -> Plan:
     sizes = {name: -(-prod(program.shapes[name]) * KINDS[kinds[name]] // _ALIGNMENT) * _ALIGNMENT for name in lives}
     offsets = min((_placed(lives, sizes, order) for order in _ORDERS), key=lambda placed: _extent(placed, sizes))
     values = {
-        name: Value(offsets[block[stored]], _plane(shape), kinds[stored], name in program.constants)
+        name: Placed(offsets[block[stored]], _plane(shape), kinds[stored], name in program.constants)
         for name, shape in program.shapes.items()
         for stored in [renamed.get(name, name)]
     }
-    return Plan(values, nodes, _extent(offsets, sizes))
+    return Layout(values, nodes, _extent(offsets, sizes))
 
 
 def _renamed(program: Program) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Weights as bytes: a row for each output channel, in the fewest bits that tell its values apart."""
+"""Weights as bytes: a row for each output channel, in the fewest bytes that tell its values apart."""
 
 from dataclasses import dataclass
 
@@ -37,10 +37,11 @@ def pack_rows(weight: Tensor) -> Packed:
     codes, bits = codes.reshape(rows.shape), max(2, int(len(values) - 1).bit_length())
     if len(values) <= 3:
         return Packed(_base_three(codes), values, TERNARY, rows.shape[1])
-    if bits <= _MOST_CODED:
-        return Packed(_bit_stream(codes, bits), values, bits, rows.shape[1])
     few = weight.dtype == torch.int8
     data = np.ascontiguousarray(rows.astype("<i1" if few else "<i2")).view(np.uint8)
+    coded = _bit_stream(codes, bits)
+    if bits <= _MOST_CODED and coded.nbytes + values.nbytes < data.nbytes:
+        return Packed(coded, values, bits, rows.shape[1])
     return Packed(data, values[:0], 8 if few else 16, rows.shape[1])
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nbsnn.export.c.axes import Axis, axis_of, window_axis
-from nbsnn.export.c.memory import Plan, Value, plan_memory
+from nbsnn.export.c.axes import Axis, as_axis, window_axis
+from nbsnn.export.c.memory import Layout, Placed, plan_memory
 from nbsnn.export.c.packing import pack_rows
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.maps import PlaneMap
@@ -92,7 +92,7 @@ class _Writer:
 
     prefix: str
     program: Program
-    plan: Plan
+    plan: Layout
     lines: list[str] = field(default_factory=list)
     flash: int = 0
     row: int = 1  # weights of the output channel that is worked on, of all branches
@@ -175,7 +175,7 @@ class _Writer:
         self.lines.append(f"\n/* {at}: {'x'.join(map(str, head.shape))} */")
         bias = self.numbers(f"{at}_bias", thawed(head.bias), "f8")
         return _fields(
-            type="NBSNN_UNIT", result=_value(Value(0, _shape(head.shape), "I64", False)), head_bias=bias,
+            type="NBSNN_UNIT", result=_value(Placed(0, _shape(head.shape), "I64", False)), head_bias=bias,
             bias_per_element=int(head.bias.dim() > 1), **self.branches(head, at),
         )  # fmt: skip
 
@@ -250,7 +250,7 @@ class _Writer:
         return written, tuple(output.shape for output in readout.outputs)
 
 
-def _value(value: Value) -> str:
+def _value(value: Placed) -> str:
     channels, rows, columns = value.shape
     return _fields(
         offset=value.offset, channels=channels, rows=rows, columns=columns, kind=f"NBSNN_{value.kind}",
@@ -269,7 +269,7 @@ def _row(branch: Branch) -> int:
 
 
 def _both(change: PlaneMap) -> tuple[Axis, Axis]:
-    return axis_of(change.rows), axis_of(change.columns)
+    return as_axis(change.rows), as_axis(change.columns)
 
 
 def _axes_of(node: Node) -> tuple[Axis, Axis]:
@@ -300,7 +300,7 @@ static inline void {p}_run(const uint8_t *pixels, float *result)
     nbsnn_run(&{p}_network, pixels, NULL, {p}_memory, {p}_row, {p}_numbers, result);
 }}
 """
-_TEXT = """/* {name}: an integer network, written by nbsnn {version} ("nbsnn export --format c").
+_TEXT = """/* {name}: an integer network, written by nbsnn {version} in its format "c".
  *
  * {units} units, T = {timesteps}. The counts of its neurons, and its outputs bit for bit, are those of nbsnn's engine "counts".
  * Include this file in one C file. One call at a time: the buffers below are shared.
