@@ -44,7 +44,7 @@ class OptionalBuild(build_ext):
 
 setup(
     ext_modules=[
-        extension("nbsnn.integer._native", "src/nbsnn/integer/native", ["engine", "ways", "crew", "targets", "rates"]),
+        extension("nbsnn.integer._native", "src/nbsnn/integer/native", ["engine", "ways", "gathering", "tables", "crew", "targets", "rates"]),
         # Quantized numbers are the same bits as torch's: no multiplication and addition is contracted.
         extension("nbsnn.fused._native", "src/nbsnn/fused", ["fused", "targets"], "-ffp-contract=off"),
     ],

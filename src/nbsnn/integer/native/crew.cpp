@@ -62,18 +62,10 @@ void load_pixels(const Net& net, const Request& ask, Flight& flight) {
     for (int c = 0; c < channels; ++c)
       for (int p = 0; p < net.pixels; ++p)
         out[(static_cast<size_t>(i) * net.pixels + p) * channels + c] = in[(static_cast<size_t>(i) * channels + c) * net.pixels + p];
-  if (!flight.dense) return;
-  const Kernel& kernel = kernel_of(net.target);
-  const size_t all = static_cast<size_t>(net.pixels) * channels;
-  int32_t* lanes = reinterpret_cast<int32_t*>(flight.lanes.need(all * kernel.vector * sizeof(int32_t)));
-  for (int slot = 0; slot < kernel.vector; ++slot) {
-    const int image = kernel.image_of(slot);
-    for (size_t i = 0; i < all; ++i)  // what belongs to no image is zero
-      lanes[i * kernel.vector + slot] = image < flight.images ? out[static_cast<size_t>(image) * all + i] : 0;
-  }
 }
 
-int chunks_of(const Net& net, const Request& ask, const Flight& flight, const Node& node) {
+// Steps, or bits of a count, in which a node may send spikes; in settle in multiples of a chunk.
+int lanes_of(const Net& net, const Request& ask, const Flight& flight, const Node& node) {
   int lanes = net.timesteps;
   if (ask.mode == kCounts) lanes = 32 - __builtin_clz(static_cast<unsigned>(node.levels));
   if (ask.mode == kSettle) {
@@ -82,7 +74,40 @@ int chunks_of(const Net& net, const Request& ask, const Flight& flight, const No
         for (int last : flight.values[static_cast<size_t>(b.source)].last) lanes = last > lanes ? last : lanes;
     if (!node.pool) lanes += node.levels + 1;  // after its last input a neuron moves to its count by one spike a step
   }
-  return (lanes + kLanes - 1) / kLanes;
+  return ask.mode == kSettle ? static_cast<int>(round_up(lanes, kLanes)) : lanes;
+}
+
+// A value's planes, with room before and behind each row for what shifted vectors touch of its neighbors.
+void take_planes(const Node& node, const Flight& flight, Value& value, Pool& pool) {
+  const size_t places = static_cast<size_t>(flight.images) * static_cast<size_t>(node.positions);
+  const size_t margin = static_cast<size_t>(round_up(node.positions + kMaxVector, kMaxVector));
+  value.quads = (node.channels + 3) / 4;
+  value.used.assign(static_cast<size_t>(value.lanes * value.signs), 0);
+  value.front = margin;
+  // An odd number of cache lines, so that rows do not fall on the same sets.
+  value.stride = static_cast<size_t>(round_up(static_cast<int64_t>(places), kMaxVector)) | kMaxVector;
+  value.planes = pool.take(value.used.size() * static_cast<size_t>(value.quads) * value.stride + 2 * margin + kBlockLanes);
+}
+
+// How many places and channels a block of a node has: sums that fit the second cache, and enough blocks for all members.
+struct Shape {
+  int places, channels;
+};
+
+Shape block_of(const Node& node, const Flight& flight, const Value& value, int vector, int members) {
+  constexpr int64_t kRowsAtATime = 12, kSums = 384 << 10;
+  const int64_t steps = std::min(value.lanes, 8), all = round_up(static_cast<int64_t>(flight.images) * node.positions, vector);
+  int64_t branches = 0;
+  for (const Branch& b : node.branches) branches += b.source >= 0;
+  int64_t places = std::min<int64_t>({round_up(std::max<int64_t>(1, kRowsAtATime * kMaxVector / (steps * vector)) * vector, vector), kBlockLanes, all});
+  int64_t channels = std::min<int64_t>(round_up(node.channels, 4), kGroup);
+  const auto bytes = [&] { return branches * channels * places * steps * 2; };
+  while (bytes() > kSums && places > vector) places -= vector;
+  while (bytes() > kSums && channels > 32) channels = round_up(channels / 2, 16);
+  const auto blocks = [&] { return (all + places - 1) / places * ((node.channels + channels - 1) / channels); };
+  while (members > 1 && blocks() < 3 * members && places > vector) places = round_up(places / 2, vector);
+  while (members > 1 && blocks() < 2 * members && channels > 16) channels = round_up(channels / 2, 16);
+  return Shape{static_cast<int>(places), static_cast<int>(channels)};
 }
 
 // One team takes its flights through the network; a team of several shares each node's tiles. Its leader does not wait for
@@ -106,7 +131,7 @@ struct Team {
 
   void begin_flight(int first, int images) {
     flight.first = first, flight.images = images;
-    flight.dense = are_dense(net, kernel, images);
+    choose_ways(net, kernel, flight);
     flight.values.assign(net.nodes.size(), Value{});
     load_pixels(net, ask, flight);
     for (int i = 0; i < images; ++i) ask.steps[first + i] = net.timesteps;
@@ -119,18 +144,15 @@ struct Team {
     for (Scratch& s : scratch) s.last.assign(static_cast<size_t>(flight.images), 0), s.spikes.assign(static_cast<size_t>(flight.images), 0);
     if (node.head) return;
     const bool two = ask.mode == kFixedSigned || ask.mode == kSettle;
-    value.chunks = chunks_of(net, ask, flight, node);
+    value.lanes = lanes_of(net, ask, flight, node);
+    value.chunks = (value.lanes + kLanes - 1) / kLanes;
     value.last.assign(static_cast<size_t>(flight.images), 0);
-    if (!flight.dense || node.records_read) {
+    if (!flight.dense[index] || flight.records_read[index]) {
       value.record = node.record(two);
       value.records = pool.take(static_cast<size_t>(flight.images) * value.chunks * node.positions * node.groups() * value.record * 2);
     }
-    if (flight.dense && (node.planes || node.planes_read)) {
-      value.signs = two ? 2 : 1;
-      value.used.assign(static_cast<size_t>(value.chunks) * kLanes * value.signs, 0);
-      const size_t groups = (static_cast<size_t>(node.channels) + 3) / 4;
-      value.planes = pool.take(value.used.size() * node.positions * groups * kernel.vector);
-    }
+    value.signs = two ? 2 : 1;
+    if (flight.dense[index] || flight.planes_read[index]) take_planes(node, flight, value, pool);
   }
 
   void end_node(size_t index) {
@@ -181,33 +203,31 @@ struct Team {
     const Node& node = net.nodes[index];
     const int number = static_cast<int>(index), images = flight.images;
     Scratch& mine = scratch[static_cast<size_t>(rank)];
-    if (flight.dense && node.planes) {
-      const int groups = (node.channels + kernel.block - 1) / kernel.block;
-      share(next, members, node.positions, groups, kernel.span, number, [&](const Item& item) {
-        kernel.run_planes(net, ask, flight, mine, item);
-      });
-      if (node.records_read) {
+    if (flight.dense[index]) {
+      const Shape shape = block_of(node, flight, flight.values[index], kernel.vector, members);
+      share(next, static_cast<int>(round_up(images * node.positions, kernel.vector)), shape.places, number,
+            (node.channels + shape.channels - 1) / shape.channels, shape.channels,
+            [&](const Item& item) { kernel.run_planes(net, ask, flight, mine, item); });
+      if (flight.records_read[index]) {
         barrier.wait(members);
-        share(next_record, members, images * node.positions, 1, 1, number, [&](const Item& item) {
-          kernel.run_records(net, flight, item);
-        });
+        share(next_record, images * node.positions, 1, number, 1, 0, [&](const Item& item) { kernel.run_records(net, flight, item); });
       }
     } else {
-      share(next, members, images * node.positions, node.groups(), kTile, number, [&](const Item& item) {
-        kernel.run_tile(net, ask, flight, mine, item);
-      });
+      int tile = kTile;
+      while (members > 1 && tile > 1 && (images * node.positions + tile - 1) / tile * node.groups() < 2 * members) tile /= 2;
+      share(next, images * node.positions, tile, number, node.groups(), kGroup,
+            [&](const Item& item) { kernel.run_tile(net, ask, flight, mine, item); });
     }
     barrier.wait(members);
   }
 
-  // Calls `work` for each item that this member draws: `all` positions in tiles, times `groups`; small tiles if they are few.
+  // Calls `work` for each item that this member draws: `all` positions in tiles, times `groups` of `block` channels.
   template <class F>
-  void share(std::atomic<int>& from, int members, int all, int groups, int tile, int node, F&& work) {
-    while (members > 1 && tile > 1 && (all + tile - 1) / tile * groups < 2 * members) tile /= 2;
+  void share(std::atomic<int>& from, int all, int tile, int node, int groups, int block, F&& work) {
     const int items = (all + tile - 1) / tile * groups;
     for (int i = from.fetch_add(1); i < items; i = from.fetch_add(1)) {
       const int begin = i / groups * tile, end = begin + tile < all ? begin + tile : all;
-      guard([&] { work(Item{node, begin, end, i % groups}); });
+      guard([&] { work(Item{node, begin, end, i % groups, block}); });
     }
   }
 
@@ -259,20 +279,16 @@ void start(const std::shared_ptr<Crew>& crew, int n) {
 }  // namespace
 
 bool run(const Net& net, const Request& ask, int flight_images) try {
-  const Kernel& kernel = kernel_of(net.target);
-  const bool dense = are_dense(net, kernel, std::min(ask.batch, kernel.vector));
-  const bool apart = !dense && ask.batch >= 2 * ask.threads;  // enough images for each thread to go its own way
-  const int full = dense ? kernel.vector : 0;                 // full vectors first, then the rest
+  const bool apart = ask.batch >= 2 * ask.threads;  // enough images for each thread to go its own way
   int flights = (ask.batch + flight_images - 1) / flight_images;
   if (apart) flights = static_cast<int>(round_up(flights, ask.threads));
-  if (dense) flights = (ask.batch + full - 1) / full;
   std::vector<std::unique_ptr<Team>> teams;
   for (int i = 0; i < (apart ? ask.threads : 1); ++i) teams.push_back(std::make_unique<Team>(net, ask, apart ? 1 : ask.threads));
   std::atomic<int> next{0};
   auto lead = [&](Team& team) {
     for (int f = next.fetch_add(1); f < flights; f = next.fetch_add(1)) {
-      const int first = full ? f * full : static_cast<int>(static_cast<int64_t>(ask.batch) * f / flights);
-      const int end = full ? std::min(first + full, ask.batch) : static_cast<int>(static_cast<int64_t>(ask.batch) * (f + 1) / flights);
+      const int first = static_cast<int>(static_cast<int64_t>(ask.batch) * f / flights);
+      const int end = static_cast<int>(static_cast<int64_t>(ask.batch) * (f + 1) / flights);
       if (end > first) team.lead(first, end - first);
     }
   };

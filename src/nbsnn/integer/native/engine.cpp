@@ -96,7 +96,7 @@ NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int grou
   if (!node.wide) b.multiplier32.assign(b.multiplier.begin(), b.multiplier.end());
   b.weight.assign(weight, weight + weight_size);
   if (source >= 0) net->nodes[static_cast<size_t>(source)].last_use = index;
-  nbsnn::prepare_branch(nbsnn::kernel_of(net->target), node, b);
+  nbsnn::prepare_branch(nbsnn::kernel_of(net->target), *net, node, b);
   node.branches.push_back(std::move(b));
   return 0;
 } catch (const std::bad_alloc&) {

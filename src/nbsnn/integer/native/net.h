@@ -6,6 +6,7 @@
 //     [0..6] how many channels with the positive pattern 1..7, [7..13] negative pattern 1..7, [14] all negative, [15] all;
 //     then the channels, in this order, relative to the group's first.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -20,6 +21,9 @@ constexpr int kGroup = 512;   // channels of a record at most, so that one tap's
 constexpr int kHeader = 16;   // uint16 in front of a record's channels
 constexpr int kSlack = 16;    // uint16 behind them, which the vectorised writer may touch
 constexpr int kMaxRow = 256;  // the longest weight row in bytes, any instruction set
+constexpr int kMaxVector = 64;  // the longest vector in bytes
+constexpr int kMaxRun = 48;     // look-ups in a row at most: their indices fit the first cache
+constexpr int kBlockLanes = 256;  // places of a block of a node computed from planes, at most
 
 enum Mode : int32_t { kFixedUnsigned, kFixedSigned, kSettle, kBarrier, kCounts, kModes };
 
@@ -41,6 +45,21 @@ struct Buffer {
   }
 };
 
+// A copy of bytes of a plane, of one image: `count` of them, `step` apart in the source, to consecutive places.
+struct Segment {
+  int32_t to, from, count, step;
+};
+
+// How the look-up indices of a branch are gathered (gathering.h). A tap reads, at place p of an image, place p + shift of its phase.
+struct Gathering {
+  bool direct = false;                         // the only phase is the source itself
+  std::vector<std::vector<Segment>> phases;    // each a list of as many source positions as the node has, in rising order
+  std::vector<int> phase, shift;               // of each tap
+  std::vector<uint8_t> valid;                  // [tap][row]: 0xff at places that read something, for a vector from any place on
+  int row = 0;
+  int lowest = 0, highest = 0;                 // shift
+};
+
 struct Branch {
   int source;           // node, or -1: the image, constant in time
   int inputs;           // channels of the source
@@ -55,8 +74,10 @@ struct Branch {
   std::vector<int16_t> weight;        // [tap][input][output of the group]
   bool identity = false;              // acc is the source's own value
   std::vector<double> exact;          // constant: `weight` as doubles; empty if sums or products could grow too large for them
-  std::vector<int8_t> tables;         // see tables.inc; empty where planes do not serve
-  std::vector<int> runs;              // where the sums of look-ups must leave int8
+  std::vector<int8_t> tables;         // the different tables of 16 sums of four weights (tables.h); empty where planes do not serve
+  std::vector<uint32_t> codes;        // [output / 4][look-up][output % 4]: where a table begins
+  std::vector<int> runs;              // look-ups after which the sums must leave int8
+  Gathering gathering;
   std::vector<int8_t> blocks;         // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
 };
 
@@ -70,8 +91,7 @@ struct Node {
   int last_use = -1;
   int pool = 0;       // 1: the maximum of the counts of its only branch's source; -1: the minimum; 0: neurons, or a head
   int first_sum = 0;  // of a head: its place among the sums of all heads' branches
-  bool planes = false;                              // can be computed from bit planes
-  bool records_read = false, planes_read = false;  // what its readers take where planes are in use
+  bool planes = false;  // can be computed from bit planes
 
   int64_t bias_of(int channel, int position) const {
     const bool one = bias.size() == static_cast<size_t>(channels);
@@ -89,7 +109,10 @@ struct Value {
   Buffer *records = nullptr, *planes = nullptr;
   std::vector<uint8_t> used;      // planes with any spike
   int signs = 1;                  // planes per lane: 2 where there are negative spikes
+  int quads = 0;                  // bytes of a position in a plane: one for four channels
+  size_t front = 0, stride = 0;   // bytes before the first row of a plane, and from one row (quad) to the next
   int chunks = 0;
+  int lanes = 0;                  // of all chunks
   int64_t record = 0;             // uint16 per record
   std::vector<int> last;          // per image: the last step with a spike, from 1; 0 if silent
   int live_chunks(int mode) const {  // with anything in them
@@ -98,6 +121,8 @@ struct Value {
     for (int step : last) most = step > most ? step : most;
     return (most + kLanes - 1) / kLanes;
   }
+  int live_lanes(int mode) const { return std::min(lanes, live_chunks(mode) * kLanes); }
+  uint8_t* row(int plane, int quad) const { return planes->data.get() + front + (static_cast<size_t>(plane) * quads + quad) * stride; }
   uint16_t* at(const Node& node, int image, int chunk, int position, int group) const {
     const int64_t index = ((static_cast<int64_t>(image) * chunks + chunk) * node.positions + position) * node.groups() + group;
     return reinterpret_cast<uint16_t*>(records->data.get()) + index * record;
@@ -107,7 +132,7 @@ struct Value {
 struct Net {
   int target = 0, timesteps = 0, pixels = 0, image_channels = 0;
   int64_t pixel_bound = 0;  // largest |pixel|, which the caller checks
-  bool finished = false, planes = false;  // planes: some node can be computed from them
+  bool finished = false;
   std::vector<Node> nodes;  // the heads are last
 };
 
@@ -125,32 +150,28 @@ struct Request {
 struct Flight {
   int first = 0, images = 0;
   std::vector<Value> values;
-  bool dense = false;  // nodes that can be are computed from bit planes
-  Buffer pixels;       // int32 [image][pixel][channel]
-  Buffer lanes;        // int32 [pixel][channel][slot], see tables.inc
+  std::vector<uint8_t> dense, records_read, planes_read;  // of each node: computed from planes; what its readers take
+  Buffer pixels;  // int32 [image][pixel][channel]
 };
 
 struct Scratch {
-  Buffer bytes, words, current, membrane, count, constant, wide, code;
+  Buffer bytes, words, current, membrane, count, constant, wide, code, columns, stage;
   std::vector<int64_t> spikes;  // per image of the flight, of the node under work
   std::vector<int> last;        // likewise
 };
 
-// One output tile: positions [begin, end) of (image, position) flattened, channel group `group`.
+// One output tile: positions [begin, end) of (image, position) flattened, and block `group` of so many channels.
 struct Item {
-  int node, begin, end, group;
+  int node, begin, end, group, block;
 };
 
 // What a kernel compiled for an instruction set offers.
 struct Kernel {
-  int vector;  // bytes; without run_planes no flight is dense
-  int block, span;  // channels and positions of an item of run_planes
+  int vector;  // bytes; without run_planes no node is computed from planes
   void (*pack)(const Node&, Branch&);
   void (*run_tile)(const Net&, const Request&, Flight&, Scratch&, const Item&);
-  void (*make_tables)(const Node&, Branch&, const std::vector<int16_t>&);
   void (*run_planes)(const Net&, const Request&, Flight&, Scratch&, const Item&);
   void (*run_records)(const Net&, Flight&, const Item&);
-  int (*image_of)(int);
 };
 
 }  // namespace nbsnn

@@ -32,17 +32,20 @@ struct Octets {
 
 constexpr Octets kOctets;
 
+alignas(64) constexpr int8_t kPopcount[16] = {0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4};
+
 #if !defined(NBSNN_FAST_BUILD)  // baseline
 #define NBSNN_VB 16
 namespace baseline {
 #include "kernel.inc"
 #if defined(__x86_64__)  // SSE2 has no byte shuffle
-constexpr Kernel kKernel{kVec, 0, 0, pack, run_tile, nullptr, nullptr, nullptr, nullptr};
+constexpr Kernel kKernel{kVec, pack, run_tile, nullptr, nullptr};
 #else
-#include "tables.inc"
+#include "lookups.inc"
+#include "gather.inc"
 #include "constants.inc"
 #include "planes.inc"
-constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_planes, run_records, image_of};
+constexpr Kernel kKernel{kVec, pack, run_tile, run_planes, run_records};
 #endif
 }
 #undef NBSNN_VB
@@ -58,10 +61,11 @@ constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_p
 #endif
 namespace avx2 {
 #include "kernel.inc"
-#include "tables.inc"
+#include "lookups.inc"
+#include "gather.inc"
 #include "constants.inc"
 #include "planes.inc"
-constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_planes, run_records, image_of};
+constexpr Kernel kKernel{kVec, pack, run_tile, run_planes, run_records};
 }
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -80,10 +84,11 @@ constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_p
 #endif
 namespace avx512 {
 #include "kernel.inc"
-#include "tables.inc"
+#include "lookups.inc"
+#include "gather.inc"
 #include "constants.inc"
 #include "planes.inc"
-constexpr Kernel kKernel{kVec, kBlock, kSpan, pack, run_tile, make_tables, run_planes, run_records, image_of};
+constexpr Kernel kKernel{kVec, pack, run_tile, run_planes, run_records};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

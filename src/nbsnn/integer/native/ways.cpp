@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gathering.h"
+#include "tables.h"
+
 namespace nbsnn {
 namespace {
 
@@ -35,41 +38,35 @@ void set_constant(const Net& net, const Node& node, Branch& b) {
   if (fits) b.exact.assign(b.weight.begin(), b.weight.end());
 }
 
-// Which forms of each value are read where planes are in use.
-void set_readers(Net& net) {
-  for (const Node& node : net.nodes)
-    for (const Branch& b : node.branches) {
-      if (b.source < 0) continue;
-      Node& read = net.nodes[static_cast<size_t>(b.source)];
-      (node.planes ? read.planes_read : read.records_read) = true;
-    }
-}
-
 }  // namespace
 
-void prepare_branch(const Kernel& kernel, Node& node, Branch& b) {
+void prepare_branch(const Kernel& kernel, const Net& net, Node& node, Branch& b) {
   b.wmax = 1;
   for (int16_t w : b.weight) b.wmax = std::max(b.wmax, std::abs(static_cast<int>(w)));
-  const bool single = is_single(b), spatial = node.positions > 1 && !node.wide;
+  const bool possible = is_single(b) && node.positions > 1 && !node.wide && kernel.run_planes;
   b.rows = b.source >= 0 && b.groups == 1 && b.wmax <= 31;
   b.identity = is_identity(node, b);
-  if (b.rows && single && spatial && kernel.make_tables) kernel.make_tables(node, b, b.weight);
+  if (possible && b.rows) make_tables(node, b);
+  const bool planes = b.source < 0 ? node.positions > 1 && !node.wide && kernel.run_planes : possible && (b.identity || !b.tables.empty());
+  if (planes && b.source >= 0) b.gathering = make_gathering(node, b, net.nodes[static_cast<size_t>(b.source)].positions);
   if (b.rows) kernel.pack(node, b);
-  const bool planes = b.source < 0 || (single && b.identity) || !b.tables.empty();
-  node.planes = planes && (node.branches.empty() || node.planes) && spatial && kernel.run_planes;
+  node.planes = planes && (node.branches.empty() || node.planes);
 }
 
 void prepare_network(Net& net) {
-  set_readers(net);
-  for (Node& node : net.nodes) {
-    net.planes = net.planes || node.planes;
+  for (Node& node : net.nodes)
     for (Branch& b : node.branches)
       if (node.planes && b.source < 0) set_constant(net, node, b);
-  }
 }
 
-bool are_dense(const Net& net, const Kernel& kernel, int images) {
-  return net.planes && images <= kernel.vector && images * 8 >= kernel.vector * 3;
+void choose_ways(const Net& net, const Kernel& kernel, Flight& flight) {
+  flight.dense.assign(net.nodes.size(), 0), flight.records_read = flight.planes_read = flight.dense;
+  for (size_t i = 0; i < net.nodes.size(); ++i) {
+    const Node& node = net.nodes[i];
+    flight.dense[i] = node.planes && static_cast<int64_t>(flight.images) * node.positions * 4 >= kernel.vector;
+    for (const Branch& b : node.branches)
+      if (b.source >= 0) (flight.dense[i] ? flight.planes_read : flight.records_read)[static_cast<size_t>(b.source)] = 1;
+  }
 }
 
 }  // namespace nbsnn
