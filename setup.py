@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+KERNELS = ["kernel_baseline", "kernel_avx2", "kernel_avx512"]  # the integer networks' kernel for each instruction set
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"]
 
 
@@ -44,7 +45,11 @@ class OptionalBuild(build_ext):
 
 setup(
     ext_modules=[
-        extension("nbsnn.integer._native", "src/nbsnn/integer/native", ["engine", "ways", "gathering", "tables", "crew", "targets", "rates"]),
+        extension(
+            "nbsnn.integer._native",
+            "src/nbsnn/integer/native",
+            ["engine", "ways", "gathering", "tables", "crew", "targets", "rates", *KERNELS],
+        ),
         # Quantized numbers are the same bits as torch's: no multiplication and addition is contracted.
         extension("nbsnn.fused._native", "src/nbsnn/fused", ["fused", "targets"], "-ffp-contract=off"),
     ],

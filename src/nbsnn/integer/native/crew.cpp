@@ -1,6 +1,7 @@
 // Teams of threads that take images through a network, node by node.
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <functional>
 #include <thread>
 
@@ -34,25 +35,6 @@ class Barrier {
   std::atomic<int> waiting_{0}, turn_{0};
 };
 
-// Buffers that later nodes use again, so that memory is that of the values alive at a time.
-struct Pool {
-  std::vector<std::unique_ptr<Buffer>> all;
-  std::vector<Buffer*> idle;
-  Buffer* take(size_t bytes) {
-    Buffer* best = nullptr;
-    for (Buffer* b : idle)
-      if (!best || (b->bytes >= bytes && (best->bytes < bytes || b->bytes < best->bytes))) best = b;
-    if (!best) {
-      all.push_back(std::make_unique<Buffer>());
-      best = all.back().get();
-    } else {
-      idle.erase(std::find(idle.begin(), idle.end(), best));
-    }
-    best->need(bytes);
-    return best;
-  }
-};
-
 void load_pixels(const Net& net, const Request& ask, Flight& flight) {
   const int channels = net.image_channels;
   int32_t* out = reinterpret_cast<int32_t*>(
@@ -62,6 +44,13 @@ void load_pixels(const Net& net, const Request& ask, Flight& flight) {
     for (int c = 0; c < channels; ++c)
       for (int p = 0; p < net.pixels; ++p)
         out[(static_cast<size_t>(i) * net.pixels + p) * channels + c] = in[(static_cast<size_t>(i) * channels + c) * net.pixels + p];
+  flight.margin = static_cast<size_t>(net.pixels) + kMaxVector;
+  const size_t row = static_cast<size_t>(flight.images) * net.pixels + 2 * flight.margin;
+  int32_t* planar = reinterpret_cast<int32_t*>(flight.planar.need(row * channels * sizeof(int32_t)));
+  for (int c = 0; c < channels; ++c)
+    for (int i = 0; i < flight.images; ++i)
+      std::memcpy(planar + c * row + flight.margin + static_cast<size_t>(i) * net.pixels, in + (static_cast<size_t>(i) * channels + c) * net.pixels,
+                  static_cast<size_t>(net.pixels) * sizeof(int32_t));
 }
 
 // Steps, or bits of a count, in which a node may send spikes; in settle in multiples of a chunk.
@@ -83,6 +72,7 @@ void take_planes(const Node& node, const Flight& flight, Value& value, Pool& poo
   const size_t margin = static_cast<size_t>(round_up(node.positions + kMaxVector, kMaxVector));
   value.quads = (node.channels + 3) / 4;
   value.used.assign(static_cast<size_t>(value.lanes * value.signs), 0);
+  value.fired.assign(value.used.size(), 0);
   value.front = margin;
   // An odd number of cache lines, so that rows do not fall on the same sets.
   value.stride = static_cast<size_t>(round_up(static_cast<int64_t>(places), kMaxVector)) | kMaxVector;
@@ -117,17 +107,24 @@ struct Team {
   const Request& ask;
   const Kernel& kernel;
   const int size;
-  Flight flight;
-  Pool pool;
+  std::unique_ptr<Workspace> space;
+  Flight& flight;
+  Pool& pool;
+  std::vector<Scratch>& scratch;
   Barrier barrier;
   alignas(64) std::atomic<int> next{0}, next_record{0};
   alignas(64) std::atomic<uint64_t> call{0};  // nodes opened so far · 2^16 + members that work on the last one
   std::atomic<int> arrived{1};
   size_t open = 0;                // that node
   std::atomic<bool> failed{false};
-  std::vector<Scratch> scratch;
 
-  Team(const Net& n, const Request& a, int s) : net(n), ask(a), kernel(kernel_of(n.target)), size(s), scratch(static_cast<size_t>(s)) {}
+  Team(const Net& n, const Request& a, int s)
+      : net(n), ask(a), kernel(kernel_of(n.target)), size(s), space(n.workspaces.take()), flight(space->flight), pool(space->pool), scratch(space->scratch) {
+    if (scratch.size() < static_cast<size_t>(s)) scratch.resize(static_cast<size_t>(s));
+  }
+  ~Team() {
+    if (!failed.load()) net.workspaces.give(std::move(space));
+  }
 
   void begin_flight(int first, int images) {
     flight.first = first, flight.images = images;
@@ -277,6 +274,22 @@ void start(const std::shared_ptr<Crew>& crew, int n) {
 }
 
 }  // namespace
+
+Workspaces::Workspaces() = default;
+Workspaces::~Workspaces() = default;
+
+std::unique_ptr<Workspace> Workspaces::take() {
+  const std::lock_guard<std::mutex> guard(lock_);
+  if (idle_.empty()) return std::make_unique<Workspace>();
+  std::unique_ptr<Workspace> space = std::move(idle_.back());
+  idle_.pop_back();
+  return space;
+}
+
+void Workspaces::give(std::unique_ptr<Workspace> space) {
+  const std::lock_guard<std::mutex> guard(lock_);
+  idle_.push_back(std::move(space));
+}
 
 bool run(const Net& net, const Request& ask, int flight_images) try {
   const bool apart = ask.batch >= 2 * ask.threads;  // enough images for each thread to go its own way

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 namespace nbsnn {
@@ -58,6 +59,25 @@ struct Gathering {
   std::vector<uint8_t> valid;                  // [tap][row]: 0xff at places that read something, for a vector from any place on
   int row = 0;
   int lowest = 0, highest = 0;                 // shift
+};
+
+// Buffers that later nodes use again, so that memory is that of the values alive at a time.
+struct Pool {
+  std::vector<std::unique_ptr<Buffer>> all;
+  std::vector<Buffer*> idle;
+  Buffer* take(size_t bytes) {
+    Buffer* best = nullptr;
+    for (Buffer* b : idle)
+      if (!best || (b->bytes >= bytes && (best->bytes < bytes || b->bytes < best->bytes))) best = b;
+    if (!best) {
+      all.push_back(std::make_unique<Buffer>());
+      best = all.back().get();
+    } else {
+      idle.erase(std::find(idle.begin(), idle.end(), best));
+    }
+    best->need(bytes);
+    return best;
+  }
 };
 
 struct Branch {
@@ -108,6 +128,7 @@ struct Node {
 struct Value {
   Buffer *records = nullptr, *planes = nullptr;
   std::vector<uint8_t> used;      // planes with any spike
+  std::vector<int64_t> fired;     // spikes of each plane
   int signs = 1;                  // planes per lane: 2 where there are negative spikes
   int quads = 0;                  // bytes of a position in a plane: one for four channels
   size_t front = 0, stride = 0;   // bytes before the first row of a plane, and from one row (quad) to the next
@@ -129,11 +150,27 @@ struct Value {
   }
 };
 
+struct Workspace;
+
+// Workspaces of earlier runs, which later ones use again: fresh memory costs as much as some layers.
+class Workspaces {
+ public:
+  Workspaces();
+  ~Workspaces();
+  std::unique_ptr<Workspace> take();
+  void give(std::unique_ptr<Workspace> space);
+
+ private:
+  std::mutex lock_;
+  std::vector<std::unique_ptr<Workspace>> idle_;
+};
+
 struct Net {
   int target = 0, timesteps = 0, pixels = 0, image_channels = 0;
   int64_t pixel_bound = 0;  // largest |pixel|, which the caller checks
   bool finished = false;
   std::vector<Node> nodes;  // the heads are last
+  mutable Workspaces workspaces;
 };
 
 struct Request {
@@ -152,12 +189,25 @@ struct Flight {
   std::vector<Value> values;
   std::vector<uint8_t> dense, records_read, planes_read;  // of each node: computed from planes; what its readers take
   Buffer pixels;  // int32 [image][pixel][channel]
+  Buffer planar;  // int32 [channel][image][pixel], each channel with `margin` in front and behind
+  size_t margin = 0;
+  const int32_t* channel(const Net& net, int c) const {
+    const size_t row = static_cast<size_t>(images) * net.pixels + 2 * margin;
+    return reinterpret_cast<const int32_t*>(planar.data.get()) + static_cast<size_t>(c) * row + margin;
+  }
 };
 
 struct Scratch {
-  Buffer bytes, words, current, membrane, count, constant, wide, code, columns, stage;
+  Buffer bytes, words, current, membrane, count, constant, wide, code, columns, stage, spikes_seen;
   std::vector<int64_t> spikes;  // per image of the flight, of the node under work
   std::vector<int> last;        // likewise
+};
+
+// What a team of workers needs for a flight.
+struct Workspace {
+  Flight flight;
+  Pool pool;
+  std::vector<Scratch> scratch;  // of each member
 };
 
 // One output tile: positions [begin, end) of (image, position) flattened, and block `group` of so many channels.
