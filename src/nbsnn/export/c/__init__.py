@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nbsnn.arguments import checked_arguments
 from nbsnn.errors import ConfigError, LoweringError
-from nbsnn.export.c.source import Source, c_source
+from nbsnn.export.c.source import CSource, c_source
 from nbsnn.export.registry import Exporter, ExportOptions, planned, register
 from nbsnn.files import write_text
 from nbsnn.integer.checking import check_numbers
@@ -84,7 +84,7 @@ def _resource(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _main(network: IntegerNetwork, source: Source, stem: str) -> str:
+def _main(network: IntegerNetwork, source: CSource, stem: str) -> str:
     pixels = network.program.pixels
     table = pixels.table is not None
     shape = (1,) * (3 - len(pixels.shape)) + pixels.shape if len(pixels.shape) > 1 else (*pixels.shape, 1, 1)

@@ -33,7 +33,7 @@ _STRUCTURES = {
 
 
 @dataclass(frozen=True)
-class Source:
+class CSource:
     """The text of a header, and the memory that its network takes.
 
     Attributes:
@@ -51,7 +51,7 @@ class Source:
     outputs: tuple[tuple[int, ...], ...]
 
 
-def c_source(program: Program, name: str) -> Source:
+def c_source(program: Program, name: str) -> CSource:
     """The header of a program; `name` is that of the file."""
     prefix = _identifier(name)
     writer = _Writer(prefix, program, plan_memory(program))
@@ -97,7 +97,7 @@ class _Writer:
     flash: int = 0
     row: int = 1  # weights of the output channel that is worked on, of all branches
 
-    def source(self, name: str) -> Source:
+    def source(self, name: str) -> CSource:
         """Everything, in order."""
         program, p = self.program, self.prefix
         table = program.pixels.table
@@ -125,7 +125,7 @@ class _Writer:
             fraction=program.pixels.fraction_bits, shapes=" ".join("x".join(map(str, shape)) or "1" for shape in shapes),
             units=len(program.units), run=_PIXELS.format(p=p) if table is not None else "",
         )  # fmt: skip
-        return Source(text, p, self.flash, ram, shapes)
+        return CSource(text, p, self.flash, ram, shapes)
 
     # ------------------------------------------------------------------------------------------------------------ tables
 

@@ -84,7 +84,7 @@ def export_nir(
     plan = planned(path, network, EXPORTER, ExportOptions(profile, example, mean, std))
     for line in plan.limits():
         logger.warning(line)
-    return sum(plan.write().values())
+    return sum(plan.write().files.values())
 
 
 def nir_graph(network: IntegerNetwork | SpikingNetwork, profile: str = "exact") -> Any:
