@@ -57,13 +57,12 @@ def train(out: Path, phase: Phase = PHASE, **fate: int | None) -> dict[str, floa
     return {"loss": row.loss, "train_top1": row.train_top1, "top1": row.top1, "images": report.images, "again": report.top1}
 
 
-def main(out: Path, mode: str) -> None:
-    """`whole`: one epoch, then two epochs and a run that one process asks to stop; `killed`: a rank dies in its first life."""
+def main(out: Path) -> None:
+    """One epoch; two epochs; a run that one process asks to stop; a run in which a rank dies. The second life resumes that one."""
     torch.set_num_threads(1)
     with process_group() as group:
-        if mode == "killed":
-            first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-            train(out / "killed", kill_at=8 if first_life and group.rank == 1 else None)
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
+            train(out / "killed")
             return
         figures = train(out / "epoch", Phase(1, lr=PHASE.lr))
         train(out / "whole")
@@ -73,7 +72,8 @@ def main(out: Path, mode: str) -> None:
         except Interrupted as stop:
             figures["stopped"] = str(stop)
         (out / f"figures{group.rank}.json").write_text(json.dumps(figures))
+        train(out / "killed", kill_at=8 if group.rank == 1 else None)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]))

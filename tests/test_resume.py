@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import kill_resume
 import pytest
+import torch
+from digits_recipe import digits_recipe
 from nets import digits_net
 
 from nbsnn.cli import main
@@ -25,12 +27,21 @@ from nbsnn.training.observer import Observer
 RECIPE = load_recipe("digits/resnet20", ["data.batch_size=32"])
 
 
+def run_here(recipe, out, *options):
+    """The run to its end in this process, with one thread like those that are killed: a start of Python takes seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert main([*kill_resume.command(recipe, out)[3:], *options]) == 0
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """A run that nobody disturbed, and its recipe."""
     folder = tmp_path_factory.mktemp("reference")
-    recipe = kill_resume.write_recipe(folder)
-    kill_resume.run_whole(recipe, folder / "run")
+    recipe = folder / "short.toml"
+    recipe.write_text(digits_recipe(kill_resume.TABLES, validation=1357, batch_size=16))  # 5 steps in each of 3 epochs
+    run_here(recipe, folder / "run")
     return recipe, folder / "run"
 
 
@@ -38,9 +49,9 @@ def reference(tmp_path_factory):
 def test_a_process_killed_at_two_random_moments_ends_with_the_same_bits(tmp_path, reference):
     recipe, untouched = reference
     moments = random.Random(0)
-    killed = sum(kill_resume.run_and_kill(recipe, tmp_path, moments.randint(1, 6)).killed for _ in range(2))
+    killed = sum(kill_resume.run_and_kill(recipe, tmp_path, moments.randint(1, 5)).killed for _ in range(2))
     assert killed == 2
-    kill_resume.run_whole(recipe, tmp_path)
+    run_here(recipe, tmp_path)
     assert kill_resume.differences(untouched, tmp_path) == []
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     names = ("best.safetensors", "finished.safetensors", "last.safetensors", "log.csv", "log.jsonl")
@@ -53,7 +64,7 @@ def test_the_comparison_sees_a_difference(tmp_path, reference):
     recipe, untouched = reference
     other = tmp_path / "other.toml"
     other.write_text(recipe.read_text().replace("[optim]", "[optim]\nmomentum = 0.8"))
-    assert main(kill_resume.command(other, tmp_path / "run")[3:]) == 0
+    run_here(other, tmp_path / "run")
     assert len(kill_resume.differences(untouched, tmp_path / "run")) > 50
 
 
@@ -71,7 +82,7 @@ def test_a_signal_saves_and_leaves(tmp_path, reference):
     assert process.returncode == 130
     assert "; run the same command to resume" in said
     assert "Traceback" not in said
-    kill_resume.run_whole(recipe, tmp_path, "--resume")
+    run_here(recipe, tmp_path, "--resume")
     assert kill_resume.differences(untouched, tmp_path) == []
 
 
