@@ -107,6 +107,7 @@ def test_training_steps_are_timed_and_become_a_section(tmp_path, monkeypatch, ca
     monkeypatch.setattr(
         sys, "argv", ["training.py", "--nets", "cifar10/resnet20", "--batch", "4", "--repeats", "1", "--json", str(file)]
     )
+    monkeypatch.setattr(training, "WARM_UP", 1)
     for _ in range(2):
         training.main()
     figures = json.loads(file.read_text())

@@ -130,7 +130,9 @@ def test_eval_reports_each_form(run: Path, capsys: pytest.CaptureFixture[str], t
     assert report["form"] == "quantized"
     assert report["steps"] is None
     spiking = tmp_path / "s.safetensors"
-    output(capsys, "convert", str(run / "2bit" / "best.safetensors"), "--schedule", "settle", "--out", str(spiking), "--limit", "9")
+    output(
+        capsys, "convert", str(run / "2bit" / "best.safetensors"), "--schedule", "settle", "--out", str(spiking), "--limit", "9"
+    )
     words = ["--data", "digits", "-b", "20", "--limit", "40", "--device", "cpu", "--json"]
     report = json.loads(output(capsys, "eval", str(spiking), *words))
     assert report["form"] == "spiking"

@@ -22,7 +22,7 @@ from nbsnn.tensorfile import read_tensors
 from nbsnn.training.finetune import FinetuneResult
 from nbsnn.training.finetune_spec import START, Change, FinetuneSpec
 
-FEW = ["--limit-train", "40", "--held-out", "20", "--limit", "20"]
+FEW = ["--limit-train", "16", "--held-out", "8", "--limit", "6"]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_each_method_writes_a_spiking_network_and_says_what_it_did(
         capsys, checkpoint, "--method", method, *FEW, "--force", "--out", out, "--json", "--seed", 3, "--neuron", "signed"
     )
     figures = json.loads(text)
-    assert figures["train_images"] == 40
-    assert figures["held_out_images"] == figures["test"]["images"] == 20
+    assert figures["train_images"] == 16
+    assert (figures["held_out_images"], figures["test"]["images"]) == (8, 6)
     assert figures["settings"]["augment"] is False, "the digits' recipe says so"
     assert len(figures["held_out"]["changes"]) == {"layerwise": 18, "end-to-end": 1, "calibrate": 1}[method]
     header, tensors = read_tensors(out)
@@ -64,13 +64,13 @@ def test_each_method_writes_a_spiking_network_and_says_what_it_did(
     assert header["metrics"]["source"] == str(checkpoint)
     source = read_tensors(checkpoint)[1]
     assert any(not torch.equal(tensors[key], source[key]) for key in source)
-    assert main(["eval", str(out), "--limit", "20", "--json"]) == 0
+    assert main(["eval", str(out), "--limit", "6", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(figures["test"]["after_top1"], abs=1e-3)
 
 
 def test_the_table_shows_before_and_after(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = run(capsys, checkpoint, "--method", "end-to-end", "--calibrate-first", *FEW, "-n", 2, "--lr", 1e-3, "-b", 20)
-    for expected in ("quantized", "spiking before", "spiking after", "seconds", "held-out, 20 images", "test, 20 images"):
+    text = run(capsys, checkpoint, "--method", "end-to-end", "--calibrate-first", *FEW, "-n", 2, "--lr", 1e-3, "-b", 8)
+    for expected in ("quantized", "spiking before", "spiking after", "seconds", "held-out, 8 images", "test, 6 images"):
         assert expected in text
     assert "of 3" in text
 
@@ -153,7 +153,7 @@ def test_an_interrupted_run_leaves_what_was_kept(
     assert f"stage1.0.first.act: held-out spiking {metrics['held_out_top1']:.2f} %, kept" in capsys.readouterr().err
     assert metrics["method"] == "layerwise"
     assert metrics["top1"] is None, "the test images were not reached"
-    assert main(["eval", str(out), "--limit", "20", "--json"]) == 0
+    assert main(["eval", str(out), "--limit", "6", "--json"]) == 0
 
 
 def test_only_a_kept_change_is_written(

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ MODULES = {
 }
 
 
+@lru_cache(None)
+def syntax_of(path):
+    """A file as a syntax tree."""
+    return ast.parse(path.read_text())
+
+
 def level_of(module):
     """The level of "quant.layers"; the longest name in the table that fits."""
     parts = module.split(".")
@@ -52,7 +59,7 @@ def level_of(module):
 
 def imports_of(path):
     """Modules of the package that a file imports, wherever in it, such as "quant.layers"."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(syntax_of(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -101,7 +108,7 @@ def test_a_public_name_means_one_thing():
     """Verbs are named as what they call; the classes, functions and constants of all other files differ in name."""
     homes = {}
     for module, path in MODULES.items():
-        for node in ast.parse(path.read_text()).body if not module.startswith("cli") else ():
+        for node in syntax_of(path).body if not module.startswith("cli") else ():
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
                 names = [node.name]
             elif isinstance(node, ast.Assign):
@@ -116,9 +123,7 @@ def test_a_public_name_means_one_thing():
 
 def test_only_the_command_line_prints():
     for module, path in MODULES.items():
-        calls = [
-            n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-        ]
+        calls = [n.func.id for n in ast.walk(syntax_of(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
         assert "print" not in calls or module.startswith(("cli", "console")), module
 
 
@@ -145,7 +150,7 @@ def test_an_optional_package_is_imported_in_one_place(package, home):
 
 def packages_of(path):
     """Top-level packages that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(syntax_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -157,7 +162,7 @@ def test_the_library_names_no_options_of_a_command_line():
     for module, path in MODULES.items():
         if module.startswith(("cli", "console")):
             continue
-        tree = ast.parse(path.read_text())
+        tree = syntax_of(path)
         prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         texts = [
             n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in prose

@@ -24,8 +24,10 @@ def test_a_project_from_nothing_runs_as_it_is(tmp_path, monkeypatch, capsys):
     best, own = phases[-1]["checkpoint"], ["--model", "shapes.model:net"]
     results = printed(capsys, "convert", best, *own, "--schedule", "settle", "--limit", "4")["results"]
     assert results[0]["off"] == 0
-    assert printed(capsys, "lower", best, *own, "--out", "integer.safetensors")["fidelity"]["off"] == 0
-    assert len(printed(capsys, "report", *words, "--limit", "4")["phases"]) == 4
+    assert (
+        printed(capsys, "lower", best, *own, "--out", "integer.safetensors", "--fidelity-images", "8")["fidelity"]["off"] == 0
+    )
+    assert len(printed(capsys, "report", *words, "--limit", "2")["phases"]) == 4
     monkeypatch.chdir(tmp_path / "shapes")
     assert load_recipe("recipe.toml").hash == load_recipe("../shapes/recipe.toml").hash
     assert refusal(capsys, "init").endswith("recipe.toml exists, and is not replaced; remove it, or choose another folder")

@@ -75,9 +75,9 @@ def test_counts_equal_spikes_that_settle_or_wait_bit_for_bit(seed, kinds, act_bi
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("size", [1, 3])
 def test_results_do_not_depend_on_engine_batch_size_or_threads(size, threads, backend):
-    images = images_for(5, 7)
+    images = images_for(5, 4)
     network = nbsnn.lower(assembled(5, ["identity", "grouped", "padded pool"], [2]), images)
     before = torch.get_num_threads()
     try:
@@ -219,5 +219,5 @@ def test_every_model_equals_the_oracle(name):
     network = nbsnn.lower(quantized, images)
     assert_equals_oracle(network, images, pairs=BOTH.get(name, PAIRS[1:2]))
     for backend in BACKENDS[1:]:
-        for options in ({}, *({"engine": "spikes", "neuron": n, "schedule": s} for n, s in PAIRS)):
+        for options in ({}, *({"engine": "spikes", "neuron": n, "schedule": s} for n, s in PAIRS[1:3])):
             assert torch.equal(network.run(images, backend=backend, **options), network.run(images, backend="torch", **options))

@@ -10,7 +10,7 @@ from digits_recipe import digits_recipe
 from nbsnn.cli import main
 
 # Each bit-width costs seconds, so two of them stand for all; bundled recipes have three.
-RECIPE = digits_recipe("[phase.32]\nepochs = 1\n[phase.3]\nepochs = 1\n[phase.2]\nepochs = 1\n", validation=900)
+RECIPE = digits_recipe("[phase.32]\nepochs = 1\n[phase.3]\nepochs = 1\n[phase.2]\nepochs = 1\n", validation=1340, batch_size=40)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def figures(tmp_path_factory):
     out, recipe = run / "figures.json", run / "short.toml"
     recipe.write_text(RECIPE)
     assert main(["train", "--recipe", str(recipe), "--out", str(run)]) == 0
-    words = ["--run", str(run), "--out", str(out), "--limit", "20", "--spiking-limit", "12", "--label", "Digits (8×8)"]
+    words = ["--run", str(run), "--out", str(out), "--limit", "6", "--spiking-limit", "4", "--label", "Digits (8×8)"]
     words += ["--note", "Trained for the tests.", "--note", "Not for long."]
     assert main(["report", "--recipe", str(recipe), *words]) == 0
     return json.loads(out.read_text())
@@ -28,10 +28,10 @@ def figures(tmp_path_factory):
 @pytest.mark.slow
 def test_every_phase_and_every_schedule_is_measured(figures):
     assert figures["data"] == "Digits (8×8)"
-    assert figures["test_images"] == 20
+    assert figures["test_images"] == 6
     assert figures["machine"]["torch"]
     assert len(figures["recipe_hash"]) == 12
-    assert {phase["spiking_images"] for phase in figures["phases"][1:]} == {12}
+    assert {phase["spiking_images"] for phase in figures["phases"][1:]} == {4}
     assert [phase["bits"] for phase in figures["phases"]] == [32, 3, 2]
     assert "spiking" not in figures["phases"][0]
     for phase in figures["phases"][1:]:
@@ -48,9 +48,9 @@ def test_every_phase_and_every_schedule_is_measured(figures):
 @pytest.mark.slow
 def test_the_figures_become_a_section(figures):
     text = sections.accuracy_section(figures)
-    assert "Digits (8×8), 20 test images. Recipe " in text
+    assert "Digits (8×8), 6 test images. Recipe " in text
     assert text.count("| unsigned barrier |") == 2
-    assert "neurons compared on 20.\nTrained for the tests.\nNot for long.\n\n| bits |" in text
+    assert "neurons compared on 6.\nTrained for the tests.\nNot for long.\n\n| bits |" in text
     assert f"| 2 | 1 | {figures['phases'][2]['last_top1']:.2f} |" in text
 
 

@@ -19,14 +19,14 @@ SAMPLE = Path(__file__).parent / "data" / "cifar10_q75_200.npz"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `data/cifar-10-batches-py` in it: five training batches and a test batch of 24 images each."""
+    """A folder with `data/cifar-10-batches-py` in it: five training batches and a test batch of 10 images each."""
     place = tmp_path_factory.mktemp("published")
     folder = place / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     sample = np.load(SAMPLE)
     order = np.random.default_rng(0).permutation(len(sample["labels"]))
     for index, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        part = order[index * 24 : (index + 1) * 24]
+        part = order[index * 10 : (index + 1) * 10]
         batch = {"data": sample["images"][part].reshape(-1, 3072), "labels": sample["labels"][part].tolist()}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     return place
@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(place: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
     """Runs a script with the place's data and results; returns all that it printed."""
-    where = ["--data", str(place / "data"), "--result", str(place / "result"), "--validation", "24"]
+    where = ["--data", str(place / "data"), "--result", str(place / "result"), "--validation", "10"]
     with published.scripts("cifar10") as modules:
 
         def call(script: str, *words: str, code: int = 0) -> str:
@@ -57,12 +57,12 @@ def test_a_script_runs_by_itself(place: Path) -> None:
 @pytest.mark.slow
 def test_the_published_sequence_runs(place: Path, command: Callable[..., str]) -> None:
     float_best, low_best = (place / "result" / f"res20_{bit}bit" / "model_best.pth.tar" for bit in (32, 3))
-    command("main.py", "--arch", "res20", "--bit", "32", "--wd", "5e-4", "--epochs", "1", "-b", "32", "-p", "1")
+    command("main.py", "--arch", "res20", "--bit", "32", "--wd", "5e-4", "--epochs", "1", "-b", "20", "-p", "1")
     state = torch.load(float_best, weights_only=True)["state_dict"]
     assert "stem.conv.weight" in state
     command(
         "main.py", "-a", "res20", "--bit", "3", "--weight-decay", "1e-4", "--learning-rate", "4e-2", "--init",
-        str(float_best), "--epochs", "1", "-b", "32", "--momentum", "0.9", "-id", "cpu",
+        str(float_best), "--epochs", "1", "-b", "20", "--momentum", "0.9", "-id", "cpu",
     )  # fmt: skip
     assert "stem.act.threshold" in torch.load(low_best, weights_only=True)["state_dict"]
     printed = command("snn.py", "--arch", "res20", "--bit", "3", "-e", "-u", "--init", str(low_best))
@@ -83,7 +83,7 @@ def test_the_published_sequence_runs(place: Path, command: Callable[..., str]) -
         "--epochs",
         "2",
         "-b",
-        "32",
+        "20",
         "--lr",
         "1e-3",
     )
@@ -95,7 +95,7 @@ def test_the_published_sequence_runs(place: Path, command: Callable[..., str]) -
 def test_fine_tuning_writes_the_same_kind_of_files(place: Path, command: Callable[..., str]) -> None:
     reference = Path(__file__).parent / "golden" / "resnet20_2bit_reference.pth.tar"
     words = ["snn_ft.py", "--arch", "resnet20", "--bit", "2"]
-    printed = command(*words, "-n", "1", "--force", "--init", str(reference), "-b", "24", "--limit-train", "24")
+    printed = command(*words, "-n", "1", "--force", "--init", str(reference), "-b", "8", "--limit-train", "8")
     assert "18 of 18" in printed
     folder = place / "result" / "resnet20_2bit_ft"
     assert {p.name for p in folder.iterdir()} == {"model_best.pth.tar", "checkpoint.pth.tar", "log.csv", "log.jsonl"}
@@ -122,7 +122,7 @@ def test_init_takes_the_authors_checkpoints(command: Callable[..., str]) -> None
     reference = Path(__file__).parent / "golden" / "resnet20_2bit_reference.pth.tar"
     printed = command("snn.py", "--arch", "resnet20", "--bit", "2", "-e", "--init", str(reference))
     assert "signed fixed" in printed
-    command("main.py", "--arch", "resnet20", "--bit", "2", "--init", str(reference), "--epochs", "1", "-b", "32", "-ct")
+    command("main.py", "--arch", "resnet20", "--bit", "2", "--init", str(reference), "--epochs", "1", "-b", "20", "-ct")
 
 
 @pytest.mark.parametrize(
