@@ -58,7 +58,7 @@ def train(out: Path, phase: Phase = PHASE, **fate: int | None) -> dict[str, floa
 
 
 def main(out: Path) -> None:
-    """One epoch; two epochs; a run that one process asks to stop; a run in which a rank dies. The second life resumes that one."""
+    """One epoch; two; a run that one process asks to stop; a run in which a rank dies, which the second life resumes."""
     torch.set_num_threads(1)
     with process_group() as group:
         if os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
