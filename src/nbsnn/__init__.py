@@ -33,6 +33,7 @@ from nbsnn.export.c import export_c
 from nbsnn.export.nir import export_nir
 from nbsnn.export.onnx import export_onnx
 from nbsnn.export.packed import save_packed
+from nbsnn.importers.onnx import load_onnx
 from nbsnn.importers.reference import load_reference_checkpoint
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
@@ -112,6 +113,7 @@ __all__ = [
     "load_checkpoint",
     "load_data",
     "load_energy_model",
+    "load_onnx",
     "load_recipe",
     "load_reference_checkpoint",
     "lower",

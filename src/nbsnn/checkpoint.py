@@ -19,6 +19,7 @@ from nbsnn.finite import check_network
 from nbsnn.inputs import require_type, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
+from nbsnn.models.steps import step_network
 from nbsnn.prepare import preparation_of, rewrite
 from nbsnn.quant.packing import unpack_state
 from nbsnn.quant.quantize import ActFormat, Plan, apply_plan_, plan_from_header, read_plan
@@ -172,13 +173,15 @@ def _registered(header: Header, source: str) -> nn.Module:
             f"{source}: the network is not a registered one; pass its float form, load_checkpoint(path, model=...)"
         )
     spec = ModelSpec(**header["model"])
-    if spec.is_own:  # the file must not choose what code runs
+    if spec.needs_code:  # the file must not choose what code runs
         raise CheckpointError(
             f"{source}: its network is made by {shown(str(spec))}, and reading a file runs no code that it names; "
             "make the network yourself and pass it, load_checkpoint(path, model=...)"
         )
     try:
         with torch.device("meta"):
+            if spec.is_imported:
+                return step_network(spec.args.get("steps", ()), spec.args.get("outputs", ()))
             return build_model(
                 spec.name, num_classes=spec.num_classes, in_channels=spec.in_channels, image_size=spec.image_size
             )

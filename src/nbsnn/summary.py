@@ -40,7 +40,7 @@ def summarize(header: Header, tensors: Mapping[str, Tensor], *, source: str, mod
         CheckpointError: a packed network's codes do not fit it.
     """
     packed, plan = bool(header.get("packed")), header["plan"]
-    known = model is not None or (header["model"] is not None and not ModelSpec(**header["model"]).is_own)
+    known = model is not None or (header["model"] is not None and not ModelSpec(**header["model"]).needs_code)
     state = rebuild(header, tensors, source=source, model=model).state_dict() if packed and known else tensors
     rows, parameters = [], 0
     for key, tensor in state.items():

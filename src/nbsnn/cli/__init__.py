@@ -7,8 +7,8 @@ from nbsnn import console
 from nbsnn.cli.app import app, flags_of, run
 
 # isort: off
-from nbsnn.cli import demo, init, check, train, report, quantize, eval, convert, compare  # noqa: F401  (each registers its verb,
-from nbsnn.cli import finetune, classify, lower, export, bench, energy, info, pack, zoo, recipes  # noqa: F401  and help lists them in this order)
+from nbsnn.cli import demo, init, check, train, report, quantize, import_, eval, convert  # noqa: F401  (each registers its verb,
+from nbsnn.cli import compare, finetune, classify, lower, export, bench, energy, info, pack, zoo, recipes  # noqa: F401  and help lists them in this order)
 # isort: on
 
 __all__ = ["app", "main"]

@@ -58,7 +58,7 @@ def name_of(header: Header) -> str:
 def check_named(header: Header, checkpoint: Path, own: Own) -> ModelSpec | None:
     """The same; raises an error for an own network that --model does not name: a file must not choose what code runs."""
     spec = spec_of(header)
-    if own.name is None and (spec is None or spec.is_own):
+    if own.name is None and (spec is None or spec.needs_code):
         made = f"made by {shown(str(spec))}" if spec else "your own network, and the file does not say what makes it"
         name = shown(spec.name) if spec else "MODULE:FUNCTION"
         raise ConfigError(f"{checkpoint} is {made}; reading a file runs no code that it names: to run that, add --model {name}")

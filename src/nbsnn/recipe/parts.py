@@ -3,7 +3,7 @@
 import math
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from nbsnn.recipe.bits import FLOAT_BITS, layer_table
 from nbsnn.recipe.hashing import hashed
@@ -28,6 +28,8 @@ class ModelSpec:
     image_size: int = 32
     args: dict[str, Any] = field(default_factory=dict)
 
+    STEPS: ClassVar[str] = "nbsnn.models.steps:step_network"  # `args` describe an imported network completely
+
     def __post_init__(self) -> None:
         for kind, most in MODEL_LIMITS.items():
             value = getattr(self, kind)
@@ -40,11 +42,23 @@ class ModelSpec:
         """Whether a function of the user makes the network."""
         return ":" in self.name
 
+    @property
+    def needs_code(self) -> bool:
+        """Whether code that is not of this package makes the network, which a file must not run."""
+        return self.is_own and not self.is_imported
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether its arguments are the steps of an imported network, which describe it completely."""
+        return self.name == self.STEPS
+
     def header(self) -> dict[str, Any]:
         """Plain values for a file: sizes of a registered network, arguments of an own one."""
         return {"name": self.name, "args": self.args} if self.is_own else {k: v for k, v in asdict(self).items() if k != "args"}
 
     def __str__(self) -> str:
+        if self.is_imported:
+            return f"an imported network of {len(self.args.get('steps', ()))} steps"
         if self.is_own:
             return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.args.items())})"
         return f"{self.name} ({self.num_classes} classes, {self.in_channels}×{self.image_size}×{self.image_size})"

@@ -7,30 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbsnn.errors import ConfigError, MissingDependencyError
+from nbsnn.errors import ConfigError
 from nbsnn.files import write_atomically
+from nbsnn.onnx_package import onnx_package
 
-OPSET, IR_VERSION = 21, 10  # onnxruntime 1.18 and newer; int16 in DequantizeLinear needs 21
-MOST_BYTES = 2**31 - 1  # of a file: a limit of protobuf
+_OPSET, _IR_VERSION = 21, 10  # onnxruntime 1.18 and newer; int16 in DequantizeLinear needs 21
+_MOST_BYTES = 2**31 - 1  # of a file: a limit of protobuf
 
 Array = NDArray[Any]
-
-
-def onnx_package() -> Any:
-    """The package onnx.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        import onnx
-        import onnx.checker
-        import onnx.helper
-        import onnx.numpy_helper
-        import onnx.shape_inference
-    except ImportError:
-        raise MissingDependencyError("onnx", extra="onnx", purpose="reading and writing ONNX files") from None
-    return onnx
 
 
 class Graph:
@@ -88,11 +72,11 @@ class Graph:
         onnx = self.onnx
         graph = onnx.helper.make_graph(self.nodes, name, self.inputs, self.outputs, self._initializers)
         model = onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="nbsnn",
+            graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION, producer_name="nbsnn",
             producer_version=str(metadata["version"]), doc_string=doc,
         )  # fmt: skip
         onnx.helper.set_model_props(model, {f"nbsnn.{key}": str(value) for key, value in metadata.items()})
-        if model.ByteSize() > MOST_BYTES:
+        if model.ByteSize() > _MOST_BYTES:
             raise ConfigError(
                 f"{path}: the network has {model.ByteSize()} bytes, and an ONNX file at most 2 GiB; reduce the network"
             )

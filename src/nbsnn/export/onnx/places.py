@@ -71,8 +71,15 @@ def _chosen(graph: Graph, x: str, index: Array, axis: int, name: str) -> str:
 
 
 def _extreme(graph: Graph, node: MaxPool, x: str, dtype: Any) -> str:
-    """The maximum or minimum over windows: MaxPool for regular ones in a type that it takes, else the choices one by one."""
+    """The maximum or minimum over windows: MaxPool for regular ones, in a type that it takes, else choices one by one."""
     kind = "Min" if node.lowest else "Max"
+    windows = [_regular(axis) for axis in (node.map.rows, node.map.columns)]
+    if None not in windows and dtype in (np.uint8, np.float32):
+        kernel, stride, dilation, before, after = zip(*(w for w in windows if w), strict=True)
+        options = {"kernel_shape": kernel, "strides": stride, "dilations": dilation, "pads": (*before, *after)}
+        x = _turned(graph, x, dtype, f"{node.name}/turned") if node.lowest else x
+        x = graph.op("MaxPool", x, name=f"{node.name}/pool", **options)
+        return _turned(graph, x, dtype, f"{node.name}/back") if node.lowest else x
     for axis, number in ((node.map.rows, 2), (node.map.columns, 3)):
         if axis.is_identity:
             continue
@@ -81,6 +88,37 @@ def _extreme(graph: Graph, node: MaxPool, x: str, dtype: Any) -> str:
         parts = [_chosen(graph, x, row, number, f"{node.name}/{_AXES[number]}/{k}") for k, row in enumerate(index)]
         x = parts[0] if len(parts) == 1 else graph.op(kind, *parts, name=f"{node.name}/{_AXES[number]}")
     return x
+
+
+def _turned(graph: Graph, x: str, dtype: Any, name: str) -> str:
+    """255 − x of bytes, −x of floats: the order reversed."""
+    if dtype == np.float32:
+        return graph.op("Neg", x, name=name)
+    return graph.op("Sub", graph.constant(255, np.uint8, "most.255"), x, name=name)
+
+
+def _regular(axis: AxisMap) -> tuple[int, int, int, int, int] | None:
+    """Kernel, stride, dilation and padding before and after, of windows that a pool has; None for other windows."""
+    index = thawed(axis.index).numpy()
+    kernel, places = index.shape
+    inside = [(int(k), int(i)) for k, i in np.argwhere(index >= 0)]
+    # Two places of one row tell the stride, two of one window the dilation.
+    steps = [{int(d) for d in np.diff(line[line >= 0])} for lines in (index, index.T) for line in lines]
+    strides, dilations = set().union(*steps[:kernel]), set().union(*steps[kernel:])
+    if len(strides) > 1 or len(dilations) > 1 or not inside:
+        return None
+    stride, dilation = next(iter(strides), 1), next(iter(dilations), 1)
+    (k, i), reach = inside[0], dilation * (kernel - 1)
+    before = i * stride + k * dilation - int(index[k, i])
+    expected = np.arange(places) * stride - before + np.arange(kernel)[:, None] * dilation
+    expected = np.where((expected >= 0) & (expected < axis.size), expected, -1)
+    after = (places - 1) * stride - before + reach + 1 - axis.size
+    if not np.array_equal(expected, index) or stride < 1 or dilation < 1 or not 0 <= before < kernel or after >= kernel:
+        return None
+    for last in (before, max(after, 0)):  # the same on both sides if that makes as many windows
+        if (axis.size + before + last - reach - 1) // stride + 1 == places:
+            return kernel, stride, dilation, before, last
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------------- outputs
