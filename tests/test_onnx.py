@@ -1,6 +1,8 @@
 """ONNX files in onnxruntime: integer networks with the bits of the engine `counts`, quantized ones on their own grids."""
 
 import copy
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,3 +200,11 @@ def test_what_cannot_be_written_is_said_first(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown profile 'qdp'; did you mean qdq"):
         nbsnn.export_onnx(net, file, profile="qdp")
     assert not file.exists()
+
+
+def test_the_example_runs(tmp_path, capsys):
+    pytest.importorskip("PIL")
+    runpy.run_path(str(Path(__file__).parent.parent / "examples" / "onnx_files.py"))["main"](tmp_path)
+    printed = capsys.readouterr().out
+    assert "the same class for 20 of 20 images" in printed
+    assert "0 of 200 logits differ in any bit" in printed
