@@ -4,8 +4,8 @@
                                 [--rate 200] [--json benchmarks/results/export.json]
 
 `--root` holds CIFAR-10's python release (`nbsnn train --download` fetches it). Integer files are compared bit for bit with the
-engine `counts` on `--bits` test images; QDQ files with the quantized network in float32 on `--classes`, where an image counts as
-far if a logit differs by more than 1e-4: then a current lay so near to the middle of two levels that the order of a sum decided.
+engine `counts` on `--bits` test images; QDQ files with the quantized network in float32 on `--classes`. An image is far if a
+logit differs by more than 1e-4: then a current lay so near to the middle of two levels that the order of a sum decided.
 Rates are of one thread, in batches of 50, the fastest of three runs of `--rate` images taken in turns; 0 leaves them out.
 """
 
