@@ -28,16 +28,18 @@ def main(folder: Path) -> None:
     nbsnn.export_onnx(quantized, folder / "quantized.onnx")
     with torch.no_grad():
         same = run(folder / "quantized.onnx", images).argmax(1) == quantized(images).argmax(1)
-    print(f"quantized.onnx: the same class for {int(same.sum())} of {len(images)} images")
+    sys.stdout.write(f"quantized.onnx: the same class for {int(same.sum())} of {len(images)} images" + "\n")
 
     nbsnn.export_onnx(network, folder / "integer.onnx", profile="integer-pixels")
     differing = run(folder / "integer.onnx", pixels) != network.run(pixels)
-    print(f"integer.onnx: {int(differing.sum())} of {differing.numel()} logits differ in any bit")
+    sys.stdout.write(f"integer.onnx: {int(differing.sum())} of {differing.numel()} logits differ in any bit" + "\n")
 
     back = nbsnn.load_onnx(folder / "quantized.onnx")
     with torch.no_grad():
         error = (back(images) - quantized(images)).abs().max()
-    print(f"read back: logits differ by at most {float(error):.1e}; T = {nbsnn.to_spiking(back, images[:1]).timesteps}")
+    sys.stdout.write(
+        f"read back: logits differ by at most {float(error):.1e}; T = {nbsnn.to_spiking(back, images[:1]).timesteps}" + "\n"
+    )
 
 
 if __name__ == "__main__":

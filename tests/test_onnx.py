@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import printed
 from integer_nets import KINDS, assembled, images_for
 from nets import digits_net, randomize_
 from pooled_nets import pooled_images, pooled_net
@@ -152,6 +153,13 @@ def test_logits_of_a_quantized_network(first, tmp_path):
     assert_near(net, images, tmp_path / "net.onnx")
 
 
+def test_weights_that_the_network_leaves_in_float_are_float(tmp_path):
+    torch.manual_seed(7)
+    images = torch.rand(4, 1, 8, 8)
+    net = nbsnn.quantize(digits_net(quantized=False), nbsnn.QuantSpec(32, 3), images=images).eval()
+    assert_near(net, images, tmp_path / "net.onnx")
+
+
 def test_halves_round_up_as_in_the_neuron(tmp_path):
     net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
     net = nbsnn.quantize(net, nbsnn.QuantSpec(8, 2), example=torch.zeros(1, 1)).eval()
@@ -200,6 +208,16 @@ def test_what_cannot_be_written_is_said_first(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown profile 'qdp'; did you mean qdq"):
         nbsnn.export_onnx(net, file, profile="qdp")
     assert not file.exists()
+
+
+def test_the_verb_writes_each_profile_and_says_what_is_lost(tmp_path, capsys):
+    net = "zoo:cifar10/resnet20-w2a2"
+    for profile, form in (("qdq", "quantized"), ("integer-pixels", "integer")):
+        file = tmp_path / f"{profile}.onnx"
+        told = printed(capsys, "export", net, "--format", "onnx", "--profile", profile, "--out", str(file), "--data", "sample")
+        assert told["profile"] == profile
+        assert "time steps and spikes are not in the file" in told["limits"][0]
+        assert {entry.key: entry.value for entry in onnx.load(file).metadata_props}["nbsnn.form"] == form
 
 
 def test_the_example_runs(tmp_path, capsys):
