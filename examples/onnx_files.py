@@ -19,7 +19,7 @@ def run(path: Path, images: Tensor) -> Tensor:
 
 
 def main(folder: Path) -> None:
-    data = load_sample()
+    data = load_sample().test
     pixels = data.pixels(slice(0, 20))
     images = data.normalized(pixels)
     quantized = nbsnn.load_checkpoint("zoo:cifar10/resnet20-w2a2")

@@ -120,12 +120,11 @@ class _Writer:
         x, source = self.value(term.value), self.shapes[term.value]
         gain = term.gain / self.steps[term.value]
         if term.synapse is not None:
-            made = self._product(x, source, term.synapse, gain, bias, name)
+            made = self._product(x, source, term.chosen(), gain, bias, name)
             if term.after is not None:
                 made = apply_map(self.graph, term.after, made, np.float32, name=f"{name}/places")
             flat = len(source) == 1 and len(shape) == 1
             return made if flat or len(shape) == 3 else self.graph.reshape(made, shape, name=f"{name}/shape")
-        assert term.take is not None
         if not torch.equal(term.take, torch.arange(source[0])):
             x = self.graph.op("Gather", x, self.graph.constant(term.take.clamp_min(0).numpy(), np.int64, f"{name}.take"),
                               name=f"{name}/take", axis=1)  # fmt: skip

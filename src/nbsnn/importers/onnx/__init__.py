@@ -12,7 +12,7 @@ from nbsnn.arguments import checked_arguments
 from nbsnn.errors import CheckpointError, shown, unknown
 from nbsnn.finite import check_network
 from nbsnn.importers.onnx.reading import OPERATORS, Operand, Operation
-from nbsnn.importers.onnx.signals import Current, Numbers, Reading
+from nbsnn.importers.onnx.signals import Current, Constant, Reading
 from nbsnn.importers.onnx.wire import numbers_of, read_model
 from nbsnn.models.steps import INPUT, step_network
 from nbsnn.onnx_package import onnx_package
@@ -99,7 +99,7 @@ def _image_shape(given: Any, path: Path, image_shape: Sequence[int] | None) -> t
 def _fill_(network: nn.Module, reading: Reading) -> None:
     """Copy the numbers of a file into the network."""
 
-    def fill(tensor: Tensor, numbers: Numbers, name: str) -> None:
+    def fill(tensor: Tensor, numbers: Constant, name: str) -> None:
         if tuple(numbers.shape) != tuple(tensor.shape):
             raise CheckpointError(
                 f"{reading.source}: {shown(name)} has the shape {list(numbers.shape)} instead of {list(tensor.shape)}; "

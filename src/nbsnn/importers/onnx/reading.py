@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from nbsnn.errors import CheckpointError, shown
-from nbsnn.importers.onnx.signals import SAME, Current, Levels, Numbers, Reading, Whole
+from nbsnn.importers.onnx.signals import SAME, Current, Levels, Constant, Reading, Whole
 from nbsnn.importers.onnx.wire import numbers_of
 from nbsnn.onnx_package import onnx_package
 from nbsnn.quant.formats.uniform import Uniform
 
-Operand = Numbers | Whole | Levels | Current
+Operand = Constant | Whole | Levels | Current
 _MOST_CONSTANT = 2**16  # values of a constant that is computed from others, such as a shape
 
 
@@ -61,7 +61,7 @@ class Operation:
             self.refuse(f"does not read the image at input {index}", "only weights and shapes may be constants")
         return value
 
-    def constant(self, index: int) -> Numbers | None:
+    def constant(self, index: int) -> Constant | None:
         """An input that is a constant; None if it is left out."""
         value = self.inputs[index] if index < len(self.inputs) else None
         if isinstance(value, (Current, Levels)):
@@ -97,7 +97,7 @@ def _quantize(node: Operation) -> Operand:
     return np.clip(np.rint(numbers / scale.reshape(shape)) + offsets, low, high).astype(np.int64)
 
 
-def _along(numbers: Numbers, scale: Numbers, node: Operation) -> tuple[int, ...]:
+def _along(numbers: Constant, scale: Constant, node: Operation) -> tuple[int, ...]:
     """The shape in which a scale is broadcast to numbers."""
     axis = node.get("axis", 1)
     if scale.size == 1:
@@ -165,7 +165,7 @@ def _floor(node: Operation) -> Current:
 # ---------------------------------------------------------------------------------------------------------------- weights
 
 
-def _weighted(node: Operation, kind: str, weight: Operand | None, bias: Numbers | None, options: Mapping[str, Any], x: Current,
+def _weighted(node: Operation, kind: str, weight: Operand | None, bias: Constant | None, options: Mapping[str, Any], x: Current,
               turned: bool = False) -> Current:  # fmt: skip
     """A convolution or product with a weight [O, ...], or its transpose."""
     reading = node.reading
@@ -233,7 +233,7 @@ def _gemm(node: Operation) -> Current:
     return _linear(node, weight, node.constant(2), turned)
 
 
-def _linear(node: Operation, weight: Operand | None, bias: Numbers | None, turned: bool) -> Current:
+def _linear(node: Operation, weight: Operand | None, bias: Constant | None, turned: bool) -> Current:
     shape = (weight.integers if isinstance(weight, Whole) else np.asarray(node.constant(1))).shape
     if len(shape) != 2:
         node.refuse(f"has a weight of shape {list(shape)}", "a linear layer has two axes")
@@ -286,7 +286,7 @@ def _combined(node: Operation) -> Operand:
     return node.reading.per_channel(x, node.label, *vectors)
 
 
-def _channels(node: Operation, value: Numbers, shape: tuple[int, ...]) -> Numbers:
+def _channels(node: Operation, value: Constant, shape: tuple[int, ...]) -> Constant:
     """A constant per channel, [C] or a scalar, as it is broadcast to [1, *shape]."""
     if value.size == 1:
         return value.reshape(())
@@ -428,7 +428,7 @@ def _pad(node: Operation) -> Current:
 # -------------------------------------------------------------------------------------------------------------- constants
 
 
-def _computed(node: Operation) -> Numbers:
+def _computed(node: Operation) -> Constant:
     """A small constant of constants, such as a shape."""
     values = [node.constant(index) for index in range(len(node.inputs))]
     if any(value is None or value.size > _MOST_CONSTANT for value in values):
@@ -454,7 +454,7 @@ def _computed(node: Operation) -> Numbers:
     return result
 
 
-def _constant(node: Operation) -> Numbers:
+def _constant(node: Operation) -> Constant:
     found = [
         node.attributes[key]
         for key in ("value", "value_float", "value_floats", "value_int", "value_ints")

@@ -15,7 +15,7 @@ from nbsnn.models.steps import INPUT, MODULE_KINDS, GraphStep, StepNetwork, make
 from nbsnn.quant.formats import WeightFormat
 from nbsnn.quant.quantize import ActFormat
 
-Numbers = NDArray[Any]
+Constant = NDArray[Any]
 _ARRANGING = {"reshape", "flatten", "concatenate", "pad", "max pool 1d", "max pool 2d", "global max pool"}
 _READ: dict[str, Any] = {"limit": None, "pools": (), "floored": 0.0}
 SAME = 1e-3  # relative difference of scales that are meant to be equal
@@ -51,13 +51,13 @@ class Whole:
         name: of the tensor in the file.
     """
 
-    integers: Numbers
-    scale: Numbers
+    integers: Constant
+    scale: Constant
     axis: int
     name: str
 
     @property
-    def numbers(self) -> Numbers:
+    def numbers(self) -> Constant:
         """The real numbers, float64."""
         shape = [1] * self.integers.ndim
         if self.scale.size > 1:
@@ -101,9 +101,9 @@ class Reading:
     source: str
     image_shape: tuple[int, ...]
     steps: list[GraphStep] = field(default_factory=list)
-    state: dict[str, dict[str, Numbers]] = field(default_factory=dict)
+    state: dict[str, dict[str, Constant]] = field(default_factory=dict)
     plan: dict[str, WeightFormat | ActFormat] = field(default_factory=dict)
-    scales: dict[str, Numbers] = field(default_factory=dict)
+    scales: dict[str, Constant] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -180,7 +180,7 @@ class Reading:
             return signal
         return self.per_channel(signal, label, np.array(signal.gain), np.array(signal.shift))
 
-    def per_channel(self, signal: Current, label: str, gain: Numbers, shift: Numbers) -> Current:
+    def per_channel(self, signal: Current, label: str, gain: Constant, shift: Constant) -> Current:
         """gain · step + shift, each [C] or a scalar."""
         channels, trailing = self.shape(signal)[0], len(self.shape(signal)) - 1
         made = self.add(
