@@ -12,7 +12,7 @@ from nbsnn.arguments import checked_arguments
 from nbsnn.errors import CheckpointError, shown, unknown
 from nbsnn.finite import check_network
 from nbsnn.importers.onnx.reading import OPERATORS, Operand, Operation
-from nbsnn.importers.onnx.signals import Current, Constant, Reading
+from nbsnn.importers.onnx.signals import Constant, Current, Reading
 from nbsnn.importers.onnx.wire import numbers_of, read_model
 from nbsnn.models.steps import INPUT, step_network
 from nbsnn.onnx_package import onnx_package

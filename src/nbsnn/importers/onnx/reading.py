@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from nbsnn.errors import CheckpointError, shown
-from nbsnn.importers.onnx.signals import SAME, Current, Levels, Constant, Reading, Whole
+from nbsnn.importers.onnx.signals import SAME, Constant, Current, Levels, Reading, Whole
 from nbsnn.importers.onnx.wire import numbers_of
 from nbsnn.onnx_package import onnx_package
 from nbsnn.quant.formats.uniform import Uniform
