@@ -30,6 +30,7 @@ from nbsnn.evaluation.accuracy import Report, evaluate
 from nbsnn.evaluation.fidelity import Fidelity, LayerFidelity, measure_fidelity, measure_integer_fidelity
 from nbsnn.evaluation.synops import LayerSynops, Synops, count_synops
 from nbsnn.export.c import export_c
+from nbsnn.export.dump import export_json
 from nbsnn.export.nir import export_nir
 from nbsnn.export.onnx import export_onnx
 from nbsnn.export.packed import save_packed
@@ -103,6 +104,7 @@ __all__ = [
     "energy_ledger",
     "evaluate",
     "export_c",
+    "export_json",
     "export_nir",
     "export_onnx",
     "finetune",

@@ -1,6 +1,6 @@
 """Export networks to formats by name: those of this folder, and registered ones."""
 
-from nbsnn.export import c, integer, nir, onnx, packed  # noqa: F401  (each registers its exporter)
+from nbsnn.export import c, dump, integer, nir, onnx, packed  # noqa: F401  (each registers its exporter)
 from nbsnn.export.registry import (
     EXPORTERS,
     Export,
