@@ -162,4 +162,4 @@ if __name__ == "__main__":
     network = Network(sys.argv[1])
     for image in np.load(sys.argv[2]):
         outputs, _ = network.run(image)
-        print(*(f"{number:.9g}" for output in outputs for number in output.reshape(-1)))
+        sys.stdout.write(" ".join(f"{number:.9g}" for output in outputs for number in output.reshape(-1)) + "\n")

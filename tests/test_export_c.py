@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -83,12 +84,18 @@ NETWORKS = {
 }
 
 
+@cache
+def made(name):
+    """An integer network and images for it."""
+    return NETWORKS[name]()
+
+
 @needs_gcc
 def test_every_kind_of_network_gives_the_bits_of_the_engine(tmp_path):
     """Without a warning, and without undefined behaviour or a read outside of a table or buffer."""
-    made = {name: make() for name, make in NETWORKS.items()}
-    executable = build([network for network, _ in made.values()], tmp_path, "-fsanitize=undefined,address", "-O0")
-    for index, (name, (network, images)) in enumerate(made.items()):
+    executable = build([made(name)[0] for name in NETWORKS], tmp_path, "-fsanitize=undefined,address", "-O0")
+    for index, name in enumerate(NETWORKS):
+        network, images = made(name)
         wanted = flat(network.run(images))
         assert torch.equal(outputs_of(executable, index, network, images), wanted), name
         assert len(wanted.unique()) > 1, name
@@ -140,7 +147,7 @@ def test_the_runtime_is_small_and_allocates_nothing(resnet20):
 
 @pytest.mark.parametrize("name", ["every branch", "skips, concatenation", "several outputs", "lines"])
 def test_no_value_overwrites_one_that_is_read_later(name):
-    program = NETWORKS[name]()[0].program
+    program = made(name)[0].program
     plan = plan_memory(program)
     order = {node_name: index for index, node_name in enumerate((IMAGE, *(node.name for node in plan.nodes)))}
     last = {source: index for index, node in enumerate((*plan.nodes, *program.heads), start=1) for source in node.sources}
@@ -203,7 +210,7 @@ def test_what_cannot_be_written_is_refused_in_one_line(resnet20, tmp_path):
 
 @needs_gcc
 def test_any_name_makes_a_program_that_compiles(tmp_path):
-    network, _ = NETWORKS["vectors"]()
+    network, _ = made("vectors")
     network = IntegerNetwork(replace(network.program, nodes=tuple(
         replace(node, name="*/ é \\") for node in network.program.nodes), head=replace(network.program.head, branches=tuple(
             replace(branch, source="*/ é \\") for branch in network.program.head.branches))))  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from compiled import flat
-from test_export_c import NETWORKS
+from test_export_c import NETWORKS, made
 
 import nbsnn
 from nbsnn.cli import main
@@ -37,7 +37,7 @@ def check_schema(description):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_reader_in_numpy_gives_the_bits_and_counts_of_the_engine(name, reader, tmp_path):
-    network, images = NETWORKS[name]()
+    network, images = made(name)
     size = nbsnn.export_json(tmp_path / "net.json", network)
     assert size == sum(file.stat().st_size for file in tmp_path.iterdir())
     read = reader.Network(tmp_path / "net.json")
@@ -50,7 +50,7 @@ def test_a_reader_in_numpy_gives_the_bits_and_counts_of_the_engine(name, reader,
 
 
 def test_the_reader_refuses_other_numbers(reader, tmp_path):
-    nbsnn.export_json(tmp_path / "net.json", NETWORKS["vectors"]()[0])
+    nbsnn.export_json(tmp_path / "net.json", made("vectors")[0])
     data = bytearray((tmp_path / "net.bin").read_bytes())
     data[0] ^= 1
     (tmp_path / "net.bin").write_bytes(data)
@@ -78,7 +78,7 @@ def test_a_bundled_network_on_photographs(reader, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["every branch", "bilinear", "a max pool after a concatenation", "several outputs"])
 def test_the_files_follow_the_schema(name, tmp_path):
-    nbsnn.export_json(tmp_path / "net.json", NETWORKS[name]()[0])
+    nbsnn.export_json(tmp_path / "net.json", made(name)[0])
     description = json.loads((tmp_path / "net.json").read_text())
     check_schema(description)
     jsonschema = pytest.importorskip("jsonschema")

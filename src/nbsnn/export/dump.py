@@ -22,7 +22,7 @@ from nbsnn.integer.nodes import Branch, Flatten, Head, MaxPool, Node, Resample, 
 from nbsnn.integer.program import Program
 from nbsnn.integer.readout import Group, Output
 
-FORMAT, VERSION = "nbsnn network", 1
+_FORMAT, _VERSION = "nbsnn network", 1
 _ALIGNMENT = 8
 _MOST_LISTED = 32  # values of a weight
 _ORIGIN = ("model", "metrics", "recipe_hash", "source")
@@ -169,7 +169,7 @@ def _write(path: Path, network: IntegerNetwork, options: ExportOptions) -> None:
     _, binary = _files(path)
     origin: Mapping[str, Any] = options.origin or network.program.origin
     header = {
-        "format": FORMAT, "version": VERSION, "writer": f"nbsnn {metadata.version('nbsnn')}",
+        "format": _FORMAT, "version": _VERSION, "writer": f"nbsnn {metadata.version('nbsnn')}",
         "data": {"file": binary.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         "origin": {key: origin[key] for key in _ORIGIN if origin.get(key) is not None},
     }  # fmt: skip
