@@ -51,6 +51,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     add("-ct", "--continue", dest="continue_", action="store_true", help="resume the interrupted run in the result folder")
     add("--overwrite", action="store_true", help="allow results to replace files of another kind in the result folder")
     add("--schedule", default="fixed", help="schedule: fixed (published), settle or barrier (exact)")
+    add("--fidelity-images", type=int, default=50, help="images compared neuron by neuron")
     add("--data", type=Path, default=HERE / "data", help="folder of cifar-10-batches-py")
     add("--result", type=Path, default=HERE / "result", help="folder of the results")
     add("--download", action="store_true", help="download the data set if it is missing")

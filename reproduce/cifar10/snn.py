@@ -9,8 +9,8 @@ import sys
 
 import options
 
-from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table
-from nbsnn.evaluation.comparison import FIDELITY_IMAGES, compare
+from nbsnn.console import exit_code, image_progress, show_comparisons
+from nbsnn.evaluation.comparison import compare
 from nbsnn.importers.reference import load_quantized_start
 from nbsnn.spiking.schedules import check_pair
 
@@ -23,9 +23,10 @@ def run(args: argparse.Namespace) -> None:
     quantized = load_quantized_start(path, args.arch, bits=args.bit, trainer="main.py")
     device = options.device_of(args)
     test = options.data_of(recipe).test
-    with image_progress(len(test) + FIDELITY_IMAGES, "spiking") as tell:
-        results = list(compare(quantized.to(device), test, pairs=[pair], progress=tell))
-    show_table(f"{args.arch}, {path}, {len(test)} test images", COMPARISON_COLUMNS, comparison_rows(results, None))
+    compared = args.fidelity_images
+    with image_progress(len(test) + compared, "spiking") as tell:
+        results = list(compare(quantized.to(device), test, pairs=[pair], fidelity_images=compared, progress=tell))
+    show_comparisons(f"{args.arch}, {path}, {len(test)} test images", results)
 
 
 if __name__ == "__main__":

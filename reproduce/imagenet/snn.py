@@ -9,7 +9,7 @@ import sys
 
 import options
 
-from nbsnn.console import COMPARISON_COLUMNS, comparison_rows, exit_code, image_progress, show_table, speak_on_main_only
+from nbsnn.console import exit_code, image_progress, show_comparisons, speak_on_main_only
 from nbsnn.distributed import process_group
 from nbsnn.evaluation.comparison import compare
 from nbsnn.importers.reference import load_quantized_start
@@ -29,12 +29,11 @@ def run(args: argparse.Namespace) -> None:
         quantized = load_quantized_start(path, recipe.model.name, bits=args.bit, trainer="dali_main.py")
         test = options.data_of(recipe, path).test.some(args.limit).to(device)
         with image_progress(len(test) // group.size + _FIDELITY_IMAGES, "spiking") as tell:
-            found = compare(
+            found = list(compare(
                 quantized.to(device), test, pairs=[pair], fidelity_images=_FIDELITY_IMAGES,
                 at_a_time=args.batch_size * group.size, progress=tell,
-            )  # fmt: skip
-            rows = comparison_rows(found, None)
-    show_table(f"{args.arch}, {path}, {len(test)} validation images", COMPARISON_COLUMNS, rows)
+            ))  # fmt: skip
+    show_comparisons(f"{args.arch}, {path}, {len(test)} validation images", found)
 
 
 if __name__ == "__main__":

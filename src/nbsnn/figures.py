@@ -13,11 +13,12 @@ from nbsnn.data.images import LabelledImages, evaluation_batches
 from nbsnn.errors import CheckpointError
 from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.evaluation.comparison import FIDELITY_IMAGES, spiking_form
+from nbsnn.evaluation.engines import Measured, integer_or_reason, measured
 from nbsnn.evaluation.fidelity import measure_fidelity
-from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.pipeline import phase_folder
 from nbsnn.progress import ImageProgress
+from nbsnn.quant.layers import QuantReLU
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.summary import system_facts
@@ -109,41 +110,56 @@ def _phase(
     return result | ({} if bits == FLOAT_BITS else _spiking(best, looked, progress, f"{bits} bits"))
 
 
-def _top1(model: nn.Module | IntegerNetwork, images: LabelledImages, progress: ImageProgress, what: str) -> float:
+def _top1(model: nn.Module, images: LabelledImages, progress: ImageProgress, what: str) -> float:
     return evaluate(model, evaluation_batches(images), progress=partial(progress, what)).top1
 
 
 def _spiking(quantized: nn.Module, looked: Looked, progress: ImageProgress, what: str) -> dict[str, Any]:
-    test = looked.test
-    program = lower(quantized, test.normalized(test.pixels(slice(0, 2))), mean=test.mean, std=test.std)
-    counts = partial(_top1, program, progress=progress, what=f"{what}, counts")
-    counts_top1 = counts(test)
+    integer = integer_or_reason(quantized, looked.test)
+    same = len(looked.stepped) == len(looked.test)
+
+    def counts(images: LabelledImages) -> float:
+        """Accuracy of the integer network's counts, or of the quantized network where there is none."""
+        if isinstance(integer, str):
+            return _top1(quantized, images, progress, f"{what}, quantized")
+        way = Measured(integer, "integer, native")
+        return evaluate(integer, way.batches(images), progress=partial(progress, f"{what}, counts")).top1
+
+    counts_top1 = counts(looked.test)
     return {
-        "timesteps": program.timesteps,
+        "timesteps": max(m.levels for m in quantized.modules() if isinstance(m, QuantReLU)),
+        "counts_engine": f"float: {integer}" if isinstance(integer, str) else "integer, native",
         "counts_top1": counts_top1,
         "fidelity_images": len(looked.compared),
         "spiking_images": len(looked.stepped),
-        "spiking_counts_top1": counts_top1 if len(looked.stepped) == len(test) else counts(looked.stepped),
-        "spiking": list(_rows(quantized, program, looked, progress, what)),
+        "spiking_counts_top1": counts_top1 if same else counts(looked.stepped),
+        "spiking": list(_rows(quantized, integer, looked, progress, what)),
     }
 
 
 def _rows(
-    quantized: nn.Module, program: IntegerNetwork, looked: Looked, progress: ImageProgress, what: str
+    quantized: nn.Module, integer: IntegerNetwork | str, looked: Looked, progress: ImageProgress, what: str
 ) -> Iterator[dict[str, Any]]:
     double = copy.deepcopy(quantized).double()
     for neuron, schedule in valid_pairs():
         tell = partial(progress, f"{what}, {neuron} {schedule}")
-        engine = program.using(engine="spikes", neuron=neuron, schedule=schedule)
-        accuracy = evaluate(engine, evaluation_batches(looked.stepped), progress=tell)
+        plain = spiking_form(quantized, looked.stepped, neuron=neuron, schedule=schedule)
+        way = measured(plain, integer, neuron=neuron, schedule=schedule)
+        accuracy = evaluate(way.network, way.batches(looked.stepped), progress=tell)
         spiking = spiking_form(double, looked.compared, neuron=neuron, schedule=schedule)
         fidelity = measure_fidelity(double, spiking, looked.compared.normalized(), progress=tell)
         yield {
-            "neuron": neuron, "schedule": schedule, "top1": accuracy.top1, "steps": accuracy.steps,
+            "neuron": neuron, "schedule": schedule, "engine": way.engine, "top1": accuracy.top1, "steps": accuracy.steps,
             "max_steps": accuracy.max_steps, "seconds": round(accuracy.seconds, 1), "off": fidelity.off,
             "layers_off": sum(layer.differing > 0 for layer in fidelity.layers), "layers": len(fidelity.layers),
             "largest": max(layer.largest for layer in fidelity.layers), "agreement": fidelity.agreement,
         }  # fmt: skip
+
+
+def engines(figures: dict[str, Any]) -> list[str]:
+    """What computed the spiking accuracies, one line each; none in figures of earlier versions."""
+    rows = [row for phase in figures["phases"] for row in phase.get("spiking", ())]
+    return [f"spiking accuracy by {engine}" for engine in dict.fromkeys(row.get("engine") for row in rows) if engine]
 
 
 COLUMNS = ("bits", "epochs", "last epoch", "best", "integer", "T", "neuron, schedule", "spiking", "neurons off %", "steps, max")

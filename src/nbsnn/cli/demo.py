@@ -59,9 +59,7 @@ def demo(
     if json_:
         console.show_json({"float_top1": float_top1, "results": [r.to_dict() for r in results]})
         return
-    console.show_table(
-        f"Digits, {len(test)} test images, ResNet-20", console.COMPARISON_COLUMNS, console.comparison_rows(results, float_top1)
-    )
+    console.show_comparisons(f"Digits, {len(test)} test images, ResNet-20", results, float_top1)
     console.say(
         "quantized, spiking: top-1 in %.  off %: share of neurons whose spike count differs from the quantized activation.\n"
         "fixed stops after T steps, as published; settle and barrier are exact: each count equals the quantized activation.\n"

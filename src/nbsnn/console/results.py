@@ -1,6 +1,6 @@
 """Print results as tables and lines."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nbsnn.console.layout import show_table
@@ -8,7 +8,7 @@ from nbsnn.console.screen import err, say
 from nbsnn.evaluation.comparison import Comparison, Finetuned
 from nbsnn.evaluation.fidelity import Fidelity
 from nbsnn.figures import COLUMNS as FIGURE_COLUMNS
-from nbsnn.figures import table_rows
+from nbsnn.figures import engines, table_rows
 from nbsnn.importers.torchvision import MappedTensor
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.pipeline import PhaseResult
@@ -42,11 +42,23 @@ COMPARISON_COLUMNS = (
 )  # fmt: skip
 
 
+def show_comparisons(title: str, comparisons: Sequence[Comparison], float_top1: float | None = None) -> None:
+    """A table of comparisons, and which engine computed the accuracies."""
+    show_table(title, COMPARISON_COLUMNS, comparison_rows(comparisons, float_top1))
+    for engine in dict.fromkeys(c.engine for c in comparisons):
+        pairs = [f"{c.neuron} {c.schedule}" for c in comparisons if c.engine == engine]
+        say(
+            f"quantized and spiking accuracy by {engine}" + ("" if len(pairs) == len(comparisons) else f" ({', '.join(pairs)})")
+        )
+    if comparisons:
+        say(f"neurons off: simulated in floating point on {comparisons[0].fidelity.images} images")
+
+
 def show_figures(figures: dict[str, Any]) -> None:
     """The result of `nbsnn.figures.measure_run`."""
     title = f"{figures['model']} on {figures['data']}, {figures['test_images']} test images, top-1 in %"
     show_table(title, FIGURE_COLUMNS, table_rows(figures))
-    for remark in figures["notes"]:
+    for remark in [*figures["notes"], *engines(figures)]:
         say(remark)
 
 

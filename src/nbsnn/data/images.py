@@ -199,7 +199,8 @@ class Batches:
     """Batches (images [B, C, H, W] float32, labels [B] int64) of one pass over a set, or one process's share of each.
 
     For training, `seed` and `epoch` determine the order and every crop and flip, batch by batch, so a resumed run uses the same
-    images as an uninterrupted one. `batch_size` counts the images of all processes.
+    images as an uninterrupted one. `batch_size` counts the images of all processes. With `pixels`, images are the set's 8-bit
+    pixels, uint8, for integer networks.
     """
 
     data: LabelledImages
@@ -209,6 +210,7 @@ class Batches:
     seed: int = 0
     epoch: int = 0
     world: World = field(default_factory=World)
+    pixels: bool = False
 
     def __post_init__(self) -> None:
         require_set(self.data, "Batches: data")
@@ -234,16 +236,18 @@ class Batches:
         chosen = [order[index * self.batch_size : (index + 1) * self.batch_size] for index in numbers]
         seeds = [self._seed(index) for index in numbers] if self.augment else None
         for images, labels in self.data.stream(chosen, self.world, train=self.shuffle, seeds=seeds):
-            yield self.data.normalized(images), labels
+            yield images if self.pixels else self.data.normalized(images), labels
 
     def _seed(self, index: int) -> int:
         return ((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index + 1) % 2**63
 
 
-def evaluation_batches(data: LabelledImages, *, at_a_time: int = 500, world: World | None = None) -> Batches:
+def evaluation_batches(
+    data: LabelledImages, *, at_a_time: int = 500, world: World | None = None, pixels: bool = False
+) -> Batches:
     """Batches of a set in order, for evaluation: `at_a_time` images of CIFAR's size per process, fewer of larger ones."""
     group = world or World()
-    return Batches(data, fewer_if_larger(at_a_time, *data.shape[1:]) * group.size, world=group)
+    return Batches(data, fewer_if_larger(at_a_time, *data.shape[1:]) * group.size, world=group, pixels=pixels)
 
 
 def fewer_if_larger(count: int, *sides: int) -> int:

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -10,14 +11,15 @@ from torch import nn
 from nbsnn.data.images import LabelledImages, evaluation_batches
 from nbsnn.distributed import world
 from nbsnn.evaluation.accuracy import evaluate
+from nbsnn.evaluation.engines import SIMULATED_AT_A_TIME, integer_or_reason, measured
 from nbsnn.evaluation.fidelity import Fidelity, measure_fidelity, with_ties_of
+from nbsnn.integer.network import IntegerNetwork
 from nbsnn.progress import ImageProgress
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.schedules import schedule_named, valid_pairs
 
 FIDELITY_IMAGES = 200
-_SPIKING_BATCH = 100  # images; time multiplies them by T
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Comparison:
 
     Both round ties alike, as in `measure_fidelity`.
 
-    Accuracies are of all images, in the network's own type; `off` is the share of neurons whose count differs, in percent,
-    on `fidelity.images` images, in float64 for the exact schedules.
+    Accuracies are of all images, computed by `engine`: "integer, native", or "float simulation: " and why, in the network's own
+    type. `off` is the share of neurons whose count differs, in percent, on `fidelity.images` images, always simulated in
+    floating point: in float64 for the exact schedules.
     """
 
     bits: int
@@ -41,6 +44,7 @@ class Comparison:
     max_steps: int
     seconds: float
     images: int
+    engine: str
     fidelity: Fidelity
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,28 +71,29 @@ def compare(
         images: the images to look at.
         pairs: (neuron, schedule) pairs; all unless given.
         fidelity_images: number of images, from the first on, that are compared neuron by neuron.
-        at_a_time: batch size of the spiking network; depends on the image size unless given.
+        at_a_time: batch size of the simulation in floating point; depends on the image size unless given.
         progress: called with the pair's name and the number of images done.
     """
-    sample = images.some(fidelity_images)
+    sample, integer = images.some(fidelity_images), integer_or_reason(quantized, images)
+    counted: float | None = None  # the integer network's, the same for all pairs
     for neuron, schedule in valid_pairs() if pairs is None else pairs:
         spiking = spiking_form(quantized, images, neuron=neuron, schedule=schedule)
-        name = f"{neuron} {schedule}"
-
-        def tell(count: int, name: str = name) -> None:
-            if progress:
-                progress(name, count)
-
-        reference = evaluate(with_ties_of(quantized, spiking), evaluation_batches(images, world=world())).top1
-        loader = evaluation_batches(images, at_a_time=_SPIKING_BATCH, world=world())
-        report = evaluate(spiking, replace(loader, batch_size=at_a_time or loader.batch_size), progress=tell)
+        tell = partial(progress, f"{neuron} {schedule}") if progress else None
+        way = measured(spiking, integer, neuron=spiking.neuron, schedule=schedule)
+        if not isinstance(way.network, IntegerNetwork):
+            reference = evaluate(with_ties_of(quantized, spiking), evaluation_batches(images, world=world())).top1
+        else:
+            if counted is None:
+                counted = evaluate(way.network.using(engine="counts"), way.batches(images, world=world())).top1
+            reference = counted
+        report = evaluate(way.network, way.batches(images, at_a_time=at_a_time, world=world()), progress=tell)
         exact = schedule_named(schedule).exact
         first, second = (copy.deepcopy(quantized).double(), copy.deepcopy(spiking).double()) if exact else (quantized, spiking)
         fidelity = measure_fidelity(first, second, sample.normalized(), labels=sample.labels, progress=tell)
         yield Comparison(
             bits=(spiking.timesteps + 1).bit_length() - 1, timesteps=spiking.timesteps, neuron=neuron, schedule=schedule,
             quantized_top1=reference, spiking_top1=report.top1, off=fidelity.off, steps=report.steps or 0.0,
-            max_steps=report.max_steps or 0, seconds=report.seconds, images=report.images, fidelity=fidelity,
+            max_steps=report.max_steps or 0, seconds=report.seconds, images=report.images, engine=way.engine, fidelity=fidelity,
         )  # fmt: skip
 
 
@@ -130,5 +135,5 @@ def compare_finetuned(
             if progress:
                 progress(name, count)
 
-        top1[name] = evaluate(network, evaluation_batches(images, at_a_time=_SPIKING_BATCH), progress=tell).top1
+        top1[name] = evaluate(network, evaluation_batches(images, at_a_time=SIMULATED_AT_A_TIME), progress=tell).top1
     return Finetuned(len(images), spiking.timesteps, spiking.neuron, *top1.values())

@@ -35,7 +35,7 @@ def pixel_grid(shape: tuple[int, ...], mean: Sequence[float] | None, std: Sequen
         return Pixels(shape, bits, -extreme, extreme)
     check_normalization(mean, std, shape[0])
     bits = _fraction_bits(max(max(abs(m), abs(1 - m)) / s for m, s in zip(mean, std, strict=True)), most)
-    table = _pixel_table(mean, std, bits)
+    table = pixel_table(mean, std, bits)
     return Pixels(shape, bits, min(int(table.min()), 0), max(int(table.max()), 0), table)
 
 
@@ -44,7 +44,7 @@ def _fraction_bits(largest: float, most: float) -> int:
     return PIXEL_BITS if most < largest else max(PIXEL_BITS, min(FINE_PIXEL_BITS, int(log2(most / largest))))
 
 
-def _pixel_table(mean: Sequence[float], std: Sequence[float], fraction_bits: int) -> Tensor:
+def pixel_table(mean: Sequence[float], std: Sequence[float], fraction_bits: int) -> Tensor:
     """[C, 256] int32: 8-bit pixels after normalization, in fixed point.
 
     Normalized in single precision with the same operations as in image sets, so an image gives the same integers as bytes and

@@ -24,7 +24,7 @@ from nbsnn.integer.taps import KernelBranch, base_of, digits_of, kernel_branch_o
 from nbsnn.spiking.schedules import Neuron, schedule_named
 
 FLIGHT = 8  # images that a thread computes together, so that weights of linear layers are read once for all
-COUNTS = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
+COUNTS_MODE = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
 
 
 def run_counts(
@@ -36,7 +36,7 @@ def run_counts(
         target: instruction set; the best of this processor unless given.
         threads: workers; `torch.get_num_threads()` unless given.
     """
-    return _run(program, pixels, COUNTS, keep_counts, target, threads)
+    return _run(program, pixels, COUNTS_MODE, keep_counts, target, threads)
 
 
 def run_spikes(
@@ -65,7 +65,7 @@ def node_seconds(
     """Seconds that a run spends in each unit and max pool, and in the heads (together, under their name).
 
     Args:
-        mode: COUNTS, or a schedule's, of `Schedule.native`.
+        mode: COUNTS_MODE, or a schedule's, of `Schedule.native`.
         threads: with several, of the thread that leads.
     """
     handle = _handle(program, target)
