@@ -130,7 +130,7 @@ def test_what_is_measured_is_what_the_library_says(made, quantized, images):
         ledger = nbsnn.energy_ledger(network, images.normalized()[:4], neuron=pair[0], schedule=pair[1])
         found = next(way for way in figures["energy"] if way["name"] == name)
         assert found["per_image"]["additions"] == ledger.totals["additions"] / 4
-        assert found["energies"][-1]["ratio"] == nbsnn.price(ledger, "operations").ratio
+        assert found["energies"][0]["ratio"] == nbsnn.price(ledger, "operations").ratio
     for layer in figures["layers"]:
         assert sum(layer["counts"]) == pytest.approx(100)
         assert sum(layer["charges"]) == pytest.approx(100)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from nbsnn import console
 from nbsnn.cli.app import app
-from nbsnn.cli.networks import chosen_data, images_for
+from nbsnn.cli.networks import check_named, chosen_data, images_for
 from nbsnn.cli.options import (
     Checkpoint,
     ComparedOption,
@@ -102,7 +103,14 @@ def report(
             own = _own_of(recipe, with_data(settings, root, download), own)
         subject = subject_for(source, own)
         images, name, problem = _images(subject, data, root, split, limit, download=download)
-        figures = _figures(subject, images, label or name, problem, schedules, spiking_limit, html)
+        if problem:
+            subject.missing.append(f"images: {problem}")
+        command = _command(checkpoint, {
+            "recipe": recipe, "set": settings, "run": run, "model": model, "model-args": model_args, "state": state,
+            "data": data, "root": root, "split": split if split != "test" else None, "limit": limit or None,
+            "spiking-limit": stepped, "schedule": schedules, "label": label, "html": html,
+        })  # fmt: skip
+        figures = _figures(subject, images, label or name, schedules, stepped, command)
     if out:
         write_text(out, json.dumps(figures, indent=1) + "\n")
         console.note(f"wrote {out}")
@@ -148,6 +156,8 @@ def subject_for(source: Path | None, own: Own) -> Subject:
     if own.state:
         raise ConfigError(f"{source} and --state {own.state} both hold weights; give one of them")
     header = header_at(source)
+    if header is not None and header.get("form") in ("float", "quantized", "spiking"):
+        check_named(header, source, own)
     spec = header.get("model") if header else None
     known = spec.get("args") if spec else None
     network = own._replace(args=own.args or (json.dumps(known) if known else None)).network() if own.name else None
@@ -172,15 +182,20 @@ def _images(
 
 
 def _figures(
-    subject: Subject, images: LabelledImages | None, name: str | None, problem: str | None, schedules: list[str], stepped: int,
-    html: Path | None,
-) -> dict[str, Any]:  # fmt: skip
+    subject: Subject, images: LabelledImages | None, name: str | None, schedules: list[str], stepped: int | None, command: str
+) -> dict[str, Any]:
     for schedule in schedules:
         schedule_named(schedule)
     pairs = [pair for pair in valid_pairs() if pair[1] in (schedules or SCHEDULES)]
     limits = ReportLimits(stepped=stepped) if stepped else ReportLimits()
-    if problem:
-        subject.missing.append(f"images: {problem}")
-    command = shlex.join(["nbsnn", "report", subject.title, *(["--data", name] if name else []), "--html", str(html)])
-    with console.doing("measuring") as _:
-        return measure_report(subject, images, data=name, command=command if html else None, pairs=pairs, limits=limits)
+    with console.doing("measuring"):
+        return measure_report(subject, images, data=name, command=command, pairs=pairs, limits=limits)
+
+
+def _command(checkpoint: Path | None, options: Mapping[str, Any]) -> str:
+    """The command that repeats a report, from the options that were given."""
+    words = ["nbsnn", "report", *([str(checkpoint)] if checkpoint else [])]
+    for name, value in options.items():
+        for given in value if isinstance(value, list) else [] if value is None else [value]:
+            words += [f"--{name}", str(given)]
+    return shlex.join(words)

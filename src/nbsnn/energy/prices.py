@@ -50,8 +50,9 @@ class EnergyModel:
 
 
 def list_energy_models() -> list[str]:
-    """Names of the models in the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+    """Names of the models in the package: "operations", which has no prices, first."""
+    names = [path.stem for path in _FOLDER.glob("*.toml")]
+    return sorted(names, key=lambda name: (name != "operations", [part.zfill(20) for part in name.split("-")]))
 
 
 def load_energy_model(name: str | Path) -> EnergyModel:

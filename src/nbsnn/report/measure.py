@@ -15,13 +15,14 @@ from nbsnn.data.images import LabelledImages
 from nbsnn.energy.ledger import energy_ledger
 from nbsnn.energy.prices import list_energy_models
 from nbsnn.energy.pricing import price
-from nbsnn.errors import ConfigError, NbsnnError
+from nbsnn.errors import ConfigError, MissingDependencyError, NbsnnError
 from nbsnn.evaluation.bench import timed_rounds
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS
 from nbsnn.report.answers import Answers, Tell, confusion, disagreements, integer_answers, module_answers
+from nbsnn.report.charts import write_png
 from nbsnn.report.subjects import RunPhase, Subject, example_for, fresh_float
 from nbsnn.report.traces import LastSpikes, histogram_of_charges, raster, raster_positions, shares_of_counts
 from nbsnn.spiking.schedules import valid_pairs
@@ -45,10 +46,10 @@ class ReportLimits:
         timed: speed.
     """
 
-    stepped: int = 200
-    counted: int = 24
-    traced: int = 8
-    timed: int = 10
+    stepped: int = 500
+    counted: int = 50
+    traced: int = 12
+    timed: int = 24
 
 
 def measure_report(
@@ -220,12 +221,13 @@ def _accuracies(measured: dict[str, Answers] | None, test: LabelledImages | None
 
 def _picture(pixels: Tensor) -> str | None:
     """A small PNG as a data URI, of [C, H, W] uint8; None without a package that writes it."""
-    from nbsnn.report.charts import write_png
-
     step = max(1, max(pixels.shape[1:]) // 64)
     rgb = pixels[:, ::step, ::step] if len(pixels) == 3 else pixels[:1, ::step, ::step].expand(3, -1, -1)
     file = io.BytesIO()
-    write_png(file, rgb.movedim(0, -1).cpu().numpy())
+    try:
+        write_png(file, rgb.movedim(0, -1).cpu().numpy())
+    except MissingDependencyError:
+        return None
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
