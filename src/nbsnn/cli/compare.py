@@ -8,7 +8,7 @@ import typer
 
 from nbsnn import console
 from nbsnn.cli.app import app
-from nbsnn.cli.networks import images_for
+from nbsnn.cli.networks import chosen_data, images_for
 from nbsnn.cli.options import (
     DataOption,
     DownloadOption,
@@ -94,8 +94,9 @@ def _measured(
     subject = subject_for(source, own)
     network = subject.integer or subject.quantized or subject.float_net
     images = images_for(dict(subject.header), split, limit, data=data, root=root, download=download, network=network)
+    name = chosen_data(dict(subject.header), data=data, root=root, download=download).name
     with console.doing(f"measuring {source}"):
-        return measure_report(subject, images, data=data, limits=ReportLimits(stepped=stepped), brief=True)
+        return measure_report(subject, images, data=name, limits=ReportLimits(stepped=stepped), brief=True)
 
 
 def _show(found: ReportComparison) -> None:

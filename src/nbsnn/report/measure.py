@@ -31,7 +31,7 @@ from nbsnn.summary import system_facts
 Pairs = tuple[tuple[str, str], ...]  # of neuron and schedule
 
 _SHOWN = 12  # images on which forms disagree
-_RASTER_NEURONS = 16  # of each layer
+_RASTER_ROWS = 320  # neurons in a raster, of all layers, and at most 16 of each
 _SPREAD = 33  # bars at most for the levels of a weight
 
 
@@ -316,7 +316,7 @@ class _Layers:
 
     def rasters(self) -> dict[str, Any]:
         """One image, with the same neurons under each schedule."""
-        positions = raster_positions(self.network.counts(self.image), most=_RASTER_NEURONS)
+        positions = raster_positions(self.network.counts(self.image), most=max(2, min(16, _RASTER_ROWS // len(self.counts))))
         ways = [raster(self.network, self.image, positions, neuron=pair[0], schedule=pair[1]) for pair in self.pairs]
         return {"image": 0, "picture": self.picture, "timesteps": self.network.timesteps, "ways": ways}
 
