@@ -48,7 +48,7 @@ from nbsnn.quant.unpacking import unpack
 from nbsnn.recipe import QuantSpec, Recipe
 from nbsnn.recipes import list_recipes, load_recipe
 from nbsnn.report.comparing import ReportComparison, compare_reports
-from nbsnn.report.measure import ReportLimits
+from nbsnn.report.limits import ReportLimits
 from nbsnn.report.page import write_report
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork, SpikingResult

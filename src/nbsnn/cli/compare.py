@@ -26,7 +26,8 @@ from nbsnn.cli.report import subject_for
 from nbsnn.files import write_text
 from nbsnn.outputs import REPORT, check_output
 from nbsnn.report.comparing import ReportComparison, compare_reports, read_report
-from nbsnn.report.measure import ReportLimits, measure_report
+from nbsnn.report.limits import ReportLimits
+from nbsnn.report.measure import measure_report
 from nbsnn.report.page import check_packages, comparison_page
 
 

@@ -37,7 +37,8 @@ from nbsnn.figures import images_to_measure, measure_run
 from nbsnn.files import write_text
 from nbsnn.outputs import FIGURES, REPORT, check_output
 from nbsnn.recipes import load_recipe
-from nbsnn.report.measure import ReportLimits, measure_report
+from nbsnn.report.limits import ReportLimits
+from nbsnn.report.measure import measure_report
 from nbsnn.report.page import check_packages, page_of
 from nbsnn.report.subjects import Subject, header_at, subject_of
 from nbsnn.report.words import accuracy_rows

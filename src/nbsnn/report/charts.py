@@ -3,6 +3,7 @@
 The page's style sheet gives the colors: text and axes have the page's own, and series the variables of its numbers.
 """
 
+import base64
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,18 @@ def write_png(file: BinaryIO, pixels: Any) -> None:
     from matplotlib.image import imsave
 
     imsave(file, pixels, format="png")
+
+
+def picture(pixels: Tensor) -> str | None:
+    """A small PNG as a data URI, of [C, H, W] uint8; None without a package that writes it."""
+    step = max(1, max(pixels.shape[1:]) // 64)
+    rgb = pixels[:, ::step, ::step] if len(pixels) == 3 else pixels[:1, ::step, ::step].expand(3, -1, -1)
+    file = io.BytesIO()
+    try:
+        write_png(file, rgb.movedim(0, -1).cpu().numpy())
+    except MissingDependencyError:
+        return None
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 class Chart:

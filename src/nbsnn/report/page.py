@@ -14,7 +14,8 @@ from nbsnn.files import write_text
 from nbsnn.recipe import FLOAT_BITS
 from nbsnn.report import charts
 from nbsnn.report.comparing import ReportComparison
-from nbsnn.report.measure import ReportLimits, measure_report
+from nbsnn.report.limits import ReportLimits
+from nbsnn.report.measure import measure_report
 from nbsnn.report.subjects import renamed, subject_of
 from nbsnn.report.traces import BINS_PER_SPIKE
 
@@ -55,7 +56,7 @@ def write_report(
     check_packages()
     subject = renamed(subject_of(source, model=model), title)
     figures = measure_report(
-        subject, images, data=data, command=command, pairs=pairs, limits=limits or ReportLimits(),
+        subject, images, data=data, command=command, pairs=pairs, limits=limits,
         tell=progress or (lambda what, count: None),
     )  # fmt: skip
     write_text(Path(path), page_of(figures))
