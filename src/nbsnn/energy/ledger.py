@@ -19,7 +19,7 @@ from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.schedules import schedule_named
 from nbsnn.wrappers import unwrap
 
-COUNTS = ("additions", "weight_fetches", "arrivals", "updates")  # of `LayerLedger`, by step
+STEP_COUNTS = ("additions", "weight_fetches", "arrivals", "updates")  # of `LayerLedger`, by step
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ class EnergyLedger:
     @cached_property
     def totals(self) -> dict[str, int]:
         """Each count over all layers, steps and images; `spikes` of either sign, without the changes of max pools."""
-        summed = {key: sum(int(getattr(layer, key).sum()) for layer in self.layers) for key in COUNTS}
+        summed = {key: sum(int(getattr(layer, key).sum()) for layer in self.layers) for key in STEP_COUNTS}
         single = ("constant_additions", "image_products", "rescalings", "macs", "skips", "activations", "rescalings_quantized")
         summed |= {key: sum(getattr(layer, key) for layer in self.layers) for key in single}
         return {"spikes": sum(layer.sent.total for layer in self.layers if layer.sent)} | summed

@@ -1,4 +1,4 @@
-"""Layers of a network in time: activity, counts, charges, a raster, operations and energy."""
+"""LayersInTime of a network in time: activity, counts, charges, a raster, operations and energy."""
 
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from nbsnn.report.traces import LastSpikes, histogram_of_charges, raster, raster
 _RASTER_ROWS = 320  # neurons in a raster, of all layers, and at most 16 of each
 
 
-class Layers:
+class LayersInTime:
     """What layers do under each neuron and schedule."""
 
     def __init__(

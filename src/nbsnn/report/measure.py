@@ -14,7 +14,7 @@ from nbsnn.recipe import FLOAT_BITS
 from nbsnn.report.answers import Answers, Tell, confusion, disagreements, integer_answers, module_answers
 from nbsnn.report.charts import picture
 from nbsnn.report.facts import data_facts, network_facts, speeds_of, weights_of
-from nbsnn.report.layers import Layers
+from nbsnn.report.layers import LayersInTime
 from nbsnn.report.limits import Pairs, ReportLimits, pair_title
 from nbsnn.report.subjects import RunPhase, Subject, example_for
 from nbsnn.spiking.schedules import valid_pairs
@@ -65,7 +65,7 @@ def measure_report(
     measured = None if test is None else _answers(subject, network, test, chosen, limits, tell)
     report |= _accuracies(measured, test, _SHOWN)
     report["by_timesteps"] = None if brief else _by_timesteps(subject, test, chosen, limits, tell, measured)
-    layers = None if network is None or test is None or brief else Layers(network, test, chosen, limits, tell)
+    layers = None if network is None or test is None or brief else LayersInTime(network, test, chosen, limits, tell)
     report["layers"] = layers and layers.rows(measured)
     report["raster"] = layers and layers.rasters()
     report["energy"] = layers and layers.energies()

@@ -19,7 +19,7 @@ from nbsnn.report.measure import measure_report
 from nbsnn.report.subjects import renamed, subject_of
 from nbsnn.report.traces import BINS_PER_SPIKE
 
-MOST_BYTES = 2_000_000
+MOST_PAGE_BYTES = 2_000_000
 
 
 @checked_arguments
@@ -74,8 +74,8 @@ def page_of(figures: Mapping[str, Any]) -> str:
         figures=figures, charts=_charts(figures), number=partial(_number, figures), embedded=_embedded(figures),
         script=_resource("page.js"), style=_resource("page.css"),
     )  # fmt: skip
-    if len(text.encode()) > MOST_BYTES:
-        raise ConfigError(f"the report has {len(text.encode())} bytes, more than {MOST_BYTES}; give fewer schedules")
+    if len(text.encode()) > MOST_PAGE_BYTES:
+        raise ConfigError(f"the report has {len(text.encode())} bytes, more than {MOST_PAGE_BYTES}; give fewer schedules")
     return text
 
 
