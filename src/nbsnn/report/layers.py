@@ -1,4 +1,4 @@
-"""LayersInTime of a network in time: activity, counts, charges, a raster, operations and energy."""
+"""Layers of a network in time: activity, counts, charges, a raster, operations and energy."""
 
 from functools import partial
 from typing import Any
