@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from torch import Tensor
 
 from nbsnn import console, pipeline
 from nbsnn.cli.app import app
@@ -23,7 +24,10 @@ from nbsnn.cli.options import (
 from nbsnn.cli.own import Own
 from nbsnn.evaluation.bench import Bench, images_to_time
 from nbsnn.evaluation.bench import bench as run_bench
+from nbsnn.evaluation.layer_speed import LayerSpeeds, measure_layers
 from nbsnn.integer.backends import backend_facts
+from nbsnn.integer.backends.library import why_not
+from nbsnn.integer.network import IntegerNetwork
 
 
 @app.command()
@@ -35,7 +39,7 @@ def bench(
         typer.Option("--repeats", callback=between(1, 10_000), help="Timed rounds after a warm-up round; medians are printed."),
     ] = 5,
     limit: Annotated[int, typer.Option("--limit", callback=between(1), help="Images in each round.")] = 100,
-    layers: Annotated[bool, typer.Option("--layers", help="Show the activity of every unit.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Show every unit's activity, and speed over the limit.")] = False,
     model: OwnOption = None,
     model_args: OwnArgsOption = None,
     state: StateOption = None,
@@ -62,12 +66,16 @@ def bench(
         result = run_bench(
             float_net.eval(), quantized, integer, images.normalized(), batch_size=batch_size, repeats=repeats, progress=tell
         )
+    speeds = _layer_speeds(integer, images.pixels(slice(0, batch_size)), repeats) if layers else []
     if json_:
-        console.show_json(result.to_dict() | {"checkpoint": str(checkpoint), "backends": backend_facts()})
+        facts = {"checkpoint": str(checkpoint), "backends": backend_facts()}
+        console.show_json(result.to_dict() | facts | {"layer_speeds": [speed.to_dict() for speed in speeds]})
         return
     _show_bench(result, str(checkpoint))
     if layers:
         _show_activity(result)
+    for speed in speeds:
+        _show_layer_speeds(speed)
 
 
 def _show_bench(result: Bench, title: str) -> None:
@@ -88,6 +96,27 @@ def _show_bench(result: Bench, title: str) -> None:
         "ratio: time over the float net's, which is eager, channels last, single precision\n"
         "spikes and additions are per image, counted one by one; an addition is a spike at a synapse of any weight"
     )
+
+
+def _layer_speeds(network: IntegerNetwork, pixels: Tensor, repeats: int) -> list[LayerSpeeds]:
+    """Speed of the layers under the engines that a limit is known for; none where the native backend cannot run."""
+    if (obstacle := why_not()) is not None:
+        console.note(f"no speed of single layers, which the native backend measures: {obstacle}")
+        return []
+    ways = [{"engine": "counts"}, *({"engine": "spikes", "neuron": neuron} for neuron in ("unsigned", "signed"))]
+    return [measure_layers(network.using(**way), pixels, repeats=repeats) for way in ways]
+
+
+def _show_layer_speeds(speeds: LayerSpeeds) -> None:
+    rows = [
+        (s.name, f"{s.synapses / 1e6:.2f}", f"{s.work_share:.1f}", f"{s.time_share:.1f}", f"{1e3 * s.seconds:.4f}",
+         f"{s.achieved / 1e9:.0f}", f"{s.limit / 1e9:.0f}", f"{s.ratio:.2f}")
+        for s in speeds.layers
+    ]  # fmt: skip
+    columns = ("layer", "synapses, M", "work %", "time %", "ms an image", "G/s", "limit, G/s", "ratio")
+    console.show_table(f"{speeds.engine}: one thread, {speeds.target}, batch {speeds.batch}", columns, rows)
+    limits = ", ".join(f"{rate.kind} {rate.instruction} {rate.per_second / 1e9:.0f}" for rate in speeds.rates)
+    console.say(f"G/s: synapses with one step's spikes, or one bit of a count, a second; limits measured here: {limits}")
 
 
 def _show_activity(result: Bench) -> None:
