@@ -98,7 +98,7 @@ def test_the_page_needs_no_network_and_its_charts_no_script(made):
     assert len(page.ids) == len(set(page.ids)), "each id once"
     for link in page.links:
         assert not link.startswith("#") or link[1:] in page.ids
-    assert text.count("<svg") >= 15
+    assert text.count("<svg") >= 12
     assert not re.search(r"#0a0b(0c|1\d)", text), "every color is one of the page"
     for word in ("prefers-color-scheme: dark", "@media print", "max-width: 520px"):
         assert word in text

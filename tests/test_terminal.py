@@ -23,8 +23,8 @@ from nbsnn.training_console import TrainingConsole
 
 NET = "zoo:cifar10/resnet20-w2a2"
 VERBS = [
-    "demo", "init", "check", "train", "report", "quantize", "eval", "convert", "compare", "finetune", "classify", "lower",
-    "export", "bench", "energy", "info", "pack", "zoo", "recipes",
+    "demo", "init", "check", "train", "report", "quantize", "import", "eval", "convert", "compare", "finetune", "classify",
+    "lower", "export", "bench", "energy", "info", "pack", "zoo", "recipes",
 ]  # fmt: skip
 
 
