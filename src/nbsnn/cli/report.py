@@ -123,7 +123,9 @@ def report(
     elif figures["kind"] == "accuracy":
         console.show_figures(figures)
     else:
-        console.show_table(figures["title"], *accuracy_rows(figures))
+        columns, rows = accuracy_rows(figures)
+        if rows:
+            console.show_table(figures["title"], columns, rows)
         for line in figures["missing"]:
             console.say(f"missing: {line}")
 
