@@ -82,8 +82,11 @@ class Operation:
 def _quantize(node: Operation) -> Operand:
     scale, zero = node.constant(1), node.constant(2)
     assert scale is not None
+    if zero is None and node.get("output_dtype", 0):
+        node.refuse("has a type of its own and no zero point", "export a zero point")
     kind = np.dtype(np.uint8) if zero is None else zero.dtype
-    low, high = (-8, 7) if kind == np.int64 else (np.iinfo(kind).min, np.iinfo(kind).max)
+    bounds = {"int64": (-8, 7), "uint64": (0, 15)}.get(str(kind))  # 4 bits, read as 64
+    low, high = bounds or (np.iinfo(kind).min, np.iinfo(kind).max)
     value = node.inputs[0]
     if isinstance(value, Current):
         step, offset = node.scalar(1, "scale"), int(node.scalar(2, "zero point") or 0)

@@ -24,7 +24,7 @@ _NUMBERS = (4, 5, 7, 9, 10, 11)  # fields of TensorProto, packed
 _OBJECT = 64  # bytes of a parsed field, however short it is
 _FEWEST_OPSET, _NEWEST_OPSET = 11, 30
 _TYPES = {
-    "float32", "float64", "float16", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32, 64)),
+    "float32", "float64", "float16", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (4, 8, 16, 32, 64)),
 }  # fmt: skip
 
 
@@ -100,7 +100,8 @@ def numbers_of(tensor: Any, path: Path) -> NDArray[Any]:
     except Exception as error:  # of several packages, on damaged data
         refuse(f"is damaged ({shown(str(error).splitlines()[0] if str(error) else type(error).__name__)})")
     whole = array.dtype.kind in "iu" or "int" in str(array.dtype)
-    return array.astype(np.int64) if whole and array.dtype.kind not in "iu" else array
+    wider = np.uint64 if str(array.dtype).startswith("u") else np.int64  # of 4 bits, which NumPy does not compute with
+    return array.astype(wider) if whole and array.dtype.kind not in "iu" else array
 
 
 # ----------------------------------------------------------------------------------------------------------------- scan
