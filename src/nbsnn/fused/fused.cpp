@@ -135,9 +135,8 @@ NBSNN_API int nbsnn_fused_moments(const float* x, int64_t n, int threads, double
   });
 }
 
-NBSNN_API int nbsnn_fused_activation(
-    const float* x, int64_t n, const float* threshold, int levels, double shift, int one_rounding, int threads, float* scaled,
-    float* y) {
+NBSNN_API int nbsnn_fused_activation(const float* x, int64_t n, const float* threshold, int levels, double shift, int one_rounding,
+                                     int threads, float* scaled, float* y) {
   const Passes& p = passes();
   const Activation a = activation_of(*threshold, levels, shift, one_rounding);
   return guarded([&] {
@@ -148,9 +147,8 @@ NBSNN_API int nbsnn_fused_activation(
   });
 }
 
-NBSNN_API int nbsnn_fused_activation_gradient(
-    const float* grad, const float* scaled, int64_t n, const float* threshold, int levels, double shift, int threads, float* inside,
-    float* grad_threshold) {
+NBSNN_API int nbsnn_fused_activation_gradient(const float* grad, const float* scaled, int64_t n, const float* threshold, int levels,
+                                              double shift, int threads, float* inside, float* grad_threshold) {
   return guarded([&] {
     const Passes& p = passes();
     const Activation a = activation_of(*threshold, levels, shift, 0);
@@ -161,15 +159,14 @@ NBSNN_API int nbsnn_fused_activation_gradient(
   });
 }
 
-NBSNN_API int nbsnn_fused_weight(
-    const float* from, int64_t n, const float* scale, const float* table, int cells, int own_scale, int threads, float* values,
-    float* mean, float* deviation) {
+NBSNN_API int nbsnn_fused_weight(const float* from, int64_t n, const float* scale, const float* table, int cells, int own_scale,
+                                 int threads, float* values, float* mean, float* deviation) {
   return guarded([&] {
     const Passes& p = passes();
     const Moments seen = moments_of(from, n, threads);
     const double count = static_cast<double>(n);
-    const double spread = own_scale ? std::sqrt(seen.squares / count + seen.mean * seen.mean)
-                                    : std::sqrt(seen.squares / std::max(count - 1, 1.0));
+    const double spread =
+        own_scale ? std::sqrt(seen.squares / count + seen.mean * seen.mean) : std::sqrt(seen.squares / std::max(count - 1, 1.0));
     const float divisor = static_cast<float>(spread);
     *mean = own_scale ? 0 : static_cast<float>(seen.mean);
     *deviation = divisor < FLT_MIN ? FLT_MIN : divisor;
@@ -183,9 +180,9 @@ NBSNN_API int nbsnn_fused_weight(
   });
 }
 
-NBSNN_API int nbsnn_fused_weight_gradient(
-    const float* grad, const float* from, const float* values, int64_t n, const float* scale, const float* mean,
-    const float* deviation, int own_scale, int threads, float* result, float* grad_scale) {
+NBSNN_API int nbsnn_fused_weight_gradient(const float* grad, const float* from, const float* values, int64_t n, const float* scale,
+                                          const float* mean, const float* deviation, int own_scale, int threads, float* result,
+                                          float* grad_scale) {
   return guarded([&] {
     const Passes& p = passes();
     const Weight w{*mean, *deviation, *scale, 0, own_scale != 0, nullptr, 0};

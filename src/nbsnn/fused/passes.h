@@ -29,8 +29,8 @@ struct Passes {
   void (*activation)(const Activation&, const float* x, float* scaled, float* y, int64_t n);
   void (*activation_gradient)(const Activation&, const float* grad, const float* scaled, float* inside, int64_t n, double* sums);
   void (*weight)(const Weight&, const float* from, float* values, int64_t n);
-  void (*weight_gradient)(
-      const Weight&, const float* grad, const float* from, const float* values, float* result, int64_t n, double* sums);
+  void (*weight_gradient)(const Weight&, const float* grad, const float* from, const float* values, float* result, int64_t n,
+                          double* sums);
 };
 
 constexpr int kTargets = 3;  // baseline, AVX2, AVX-512

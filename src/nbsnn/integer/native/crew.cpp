@@ -37,20 +37,21 @@ class Barrier {
 
 void load_pixels(const Net& net, const Request& ask, Flight& flight) {
   const int channels = net.image_channels;
-  int32_t* out = reinterpret_cast<int32_t*>(
-      flight.pixels.need(static_cast<size_t>(flight.images) * net.pixels * channels * sizeof(int32_t)));
+  int32_t* out =
+      reinterpret_cast<int32_t*>(flight.pixels.need(static_cast<size_t>(flight.images) * net.pixels * channels * sizeof(int32_t)));
   const int32_t* in = ask.images + static_cast<size_t>(flight.first) * channels * net.pixels;
   for (int i = 0; i < flight.images; ++i)
     for (int c = 0; c < channels; ++c)
       for (int p = 0; p < net.pixels; ++p)
-        out[(static_cast<size_t>(i) * net.pixels + p) * channels + c] = in[(static_cast<size_t>(i) * channels + c) * net.pixels + p];
+        out[(static_cast<size_t>(i) * net.pixels + p) * channels + c] =
+            in[(static_cast<size_t>(i) * channels + c) * net.pixels + p];
   flight.margin = static_cast<size_t>(net.pixels) + kMaxVector;
   const size_t row = static_cast<size_t>(flight.images) * net.pixels + 2 * flight.margin;
   int32_t* planar = reinterpret_cast<int32_t*>(flight.planar.need(row * channels * sizeof(int32_t)));
   for (int c = 0; c < channels; ++c)
     for (int i = 0; i < flight.images; ++i)
-      std::memcpy(planar + c * row + flight.margin + static_cast<size_t>(i) * net.pixels, in + (static_cast<size_t>(i) * channels + c) * net.pixels,
-                  static_cast<size_t>(net.pixels) * sizeof(int32_t));
+      std::memcpy(planar + c * row + flight.margin + static_cast<size_t>(i) * net.pixels,
+                  in + (static_cast<size_t>(i) * channels + c) * net.pixels, static_cast<size_t>(net.pixels) * sizeof(int32_t));
 }
 
 // Steps, or bits of a count, in which a node may send spikes; in settle in multiples of a chunk.
@@ -89,7 +90,8 @@ Shape block_of(const Node& node, const Flight& flight, const Value& value, int v
   const int64_t steps = std::min(value.lanes, 8), all = round_up(static_cast<int64_t>(flight.images) * node.positions, vector);
   int64_t branches = 0;
   for (const Branch& b : node.branches) branches += b.source >= 0;
-  int64_t places = std::min<int64_t>({round_up(std::max<int64_t>(1, kRowsAtATime * kMaxVector / (steps * vector)) * vector, vector), kBlockLanes, all});
+  int64_t places = std::min<int64_t>(
+      {round_up(std::max<int64_t>(1, kRowsAtATime * kMaxVector / (steps * vector)) * vector, vector), kBlockLanes, all});
   int64_t channels = std::min<int64_t>(round_up(node.channels, 4), kGroup);
   const auto bytes = [&] { return branches * channels * places * steps * 2; };
   while (bytes() > kSums && places > vector) places -= vector;
@@ -115,11 +117,18 @@ struct Team {
   alignas(64) std::atomic<int> next{0}, next_record{0};
   alignas(64) std::atomic<uint64_t> call{0};  // nodes opened so far · 2^16 + members that work on the last one
   std::atomic<int> arrived{1};
-  size_t open = 0;                // that node
+  size_t open = 0;  // that node
   std::atomic<bool> failed{false};
 
   Team(const Net& n, const Request& a, int s)
-      : net(n), ask(a), kernel(kernel_of(n.target)), size(s), space(n.workspaces.take()), flight(space->flight), pool(space->pool), scratch(space->scratch) {
+      : net(n),
+        ask(a),
+        kernel(kernel_of(n.target)),
+        size(s),
+        space(n.workspaces.take()),
+        flight(space->flight),
+        pool(space->pool),
+        scratch(space->scratch) {
     if (scratch.size() < static_cast<size_t>(s)) scratch.resize(static_cast<size_t>(s));
   }
   ~Team() {
@@ -138,7 +147,8 @@ struct Team {
     const Node& node = net.nodes[index];
     Value& value = flight.values[index];
     next.store(0), next_record.store(0);
-    for (Scratch& s : scratch) s.last.assign(static_cast<size_t>(flight.images), 0), s.spikes.assign(static_cast<size_t>(flight.images), 0);
+    for (Scratch& s : scratch)
+      s.last.assign(static_cast<size_t>(flight.images), 0), s.spikes.assign(static_cast<size_t>(flight.images), 0);
     if (node.head) return;
     const bool two = ask.mode == kFixedSigned || ask.mode == kSettle;
     value.lanes = lanes_of(net, ask, flight, node);
@@ -146,7 +156,8 @@ struct Team {
     value.last.assign(static_cast<size_t>(flight.images), 0);
     if (!flight.dense[index] || flight.records_read[index]) {
       value.record = node.record(two);
-      value.records = pool.take(static_cast<size_t>(flight.images) * value.chunks * node.positions * node.groups() * value.record * 2);
+      value.records =
+          pool.take(static_cast<size_t>(flight.images) * value.chunks * node.positions * node.groups() * value.record * 2);
     }
     value.signs = two ? 2 : 1;
     if (flight.dense[index] || flight.planes_read[index]) take_planes(node, flight, value, pool);
@@ -207,7 +218,8 @@ struct Team {
             [&](const Item& item) { kernel.run_planes(net, ask, flight, mine, item); });
       if (flight.records_read[index]) {
         barrier.wait(members);
-        share(next_record, images * node.positions, 1, number, 1, 0, [&](const Item& item) { kernel.run_records(net, flight, item); });
+        share(next_record, images * node.positions, 1, number, 1, 0,
+              [&](const Item& item) { kernel.run_records(net, flight, item); });
       }
     } else {
       int tile = kTile;

@@ -46,7 +46,8 @@ NBSNN_API nbsnn::Net* nbsnn_new(int target, int timesteps, int image_channels, i
   if (timesteps < 1 || timesteps > 4096 || image_channels < 1 || pixels < 1) return fail("bad size"), nullptr;
   try {
     auto net = std::make_unique<nbsnn::Net>();
-    net->target = target, net->timesteps = timesteps, net->image_channels = image_channels, net->pixels = pixels, net->pixel_bound = pixel_bound;
+    net->target = target, net->timesteps = timesteps, net->image_channels = image_channels, net->pixels = pixels,
+    net->pixel_bound = pixel_bound;
     return net.release();
   } catch (const std::bad_alloc&) {
     return fail("out of memory"), nullptr;
@@ -144,13 +145,13 @@ NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
 // positions] or null; `sums` one per branch of the heads. Other outputs: steps [batch] and spikes [nodes][batch], and nanoseconds
 // [nodes], or null, all zero at first. The time of a node is that of its leading thread, from its begin to its end.
 NBSNN_API int nbsnn_run(const nbsnn::Net* net, const int32_t* images, int batch, int mode, int threads, int flight_images,
-                        int32_t* const* counts, int64_t* const* sums, int32_t* steps, int64_t* spikes,
-                        int64_t* nanoseconds) {
+                        int32_t* const* counts, int64_t* const* sums, int32_t* steps, int64_t* spikes, int64_t* nanoseconds) {
   if (!net->finished) return fail("the network is not finished");
   if (batch < 1 || mode < 0 || mode >= nbsnn::kModes || threads < 1 || threads > 1024 || flight_images < 1)
     return fail("bad request");
   for (const nbsnn::Node& node : net->nodes)
-    if (static_cast<int64_t>(std::max(flight_images, nbsnn::kernel_of(net->target).vector)) * node.positions > INT32_MAX) return fail("too many images in flight");
+    if (static_cast<int64_t>(std::max(flight_images, nbsnn::kernel_of(net->target).vector)) * node.positions > INT32_MAX)
+      return fail("too many images in flight");
   const nbsnn::Request ask{images, batch, mode, threads, counts, sums, steps, spikes, nanoseconds};
   return nbsnn::run(*net, ask, flight_images) ? 0 : fail("out of memory");
 }

@@ -13,7 +13,8 @@ struct Phase {
   int low = 0, high = 0;
   std::vector<int> places, sources;
 
-  Phase(int positions, int most) : span(most), places(static_cast<size_t>(positions), kNowhere), sources(3 * static_cast<size_t>(most), kNowhere) {}
+  Phase(int positions, int most)
+      : span(most), places(static_cast<size_t>(positions), kNowhere), sources(3 * static_cast<size_t>(most), kNowhere) {}
   bool in_range(int place) const { return place >= -span && place < 2 * span; }
   int place_of(int source) const { return places[static_cast<size_t>(source)]; }
   int source_of(int place) const { return sources[static_cast<size_t>(place + span)]; }
@@ -100,7 +101,8 @@ Gathering make_gathering(const Node& node, const Branch& b, int positions) {
     if (reads.empty()) g.shift[i] = 0;
     else g.shift[i] += g.direct ? only->from - only->to - phases[0].low : -phases[static_cast<size_t>(g.phase[i])].low;
     for (auto [position, source] : reads)
-      for (int p = position; p < g.row; p += node.positions) g.valid[i * static_cast<size_t>(g.row) + static_cast<size_t>(p)] = 0xff;
+      for (int p = position; p < g.row; p += node.positions)
+        g.valid[i * static_cast<size_t>(g.row) + static_cast<size_t>(p)] = 0xff;
   }
   g.lowest = *std::min_element(g.shift.begin(), g.shift.end());
   g.highest = *std::max_element(g.shift.begin(), g.shift.end());

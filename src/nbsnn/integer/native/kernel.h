@@ -31,7 +31,6 @@ inline constexpr Octets kOctets;
 
 alignas(64) inline constexpr int8_t kPopcount[16] = {0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4};
 
-
 // The kernel of each instruction set (kernel_*.cpp).
 extern const Kernel kBaseline, kAvx2, kAvx512;
 

@@ -16,14 +16,14 @@
 
 namespace nbsnn {
 
-constexpr int kLanes = 3;     // lanes that share one load of a weight row
-constexpr int kTile = 16;     // output positions that share a weight block while it is in the first cache
-constexpr int kGroup = 512;   // channels of a record at most, so that one tap's weight block stays small
-constexpr int kHeader = 16;   // uint16 in front of a record's channels
-constexpr int kSlack = 16;    // uint16 behind them, which the vectorised writer may touch
-constexpr int kMaxRow = 256;  // the longest weight row in bytes, any instruction set
-constexpr int kMaxVector = 64;  // the longest vector in bytes
-constexpr int kMaxRun = 48;     // look-ups in a row at most: their indices fit the first cache
+constexpr int kLanes = 3;         // lanes that share one load of a weight row
+constexpr int kTile = 16;         // output positions that share a weight block while it is in the first cache
+constexpr int kGroup = 512;       // channels of a record at most, so that one tap's weight block stays small
+constexpr int kHeader = 16;       // uint16 in front of a record's channels
+constexpr int kSlack = 16;        // uint16 behind them, which the vectorised writer may touch
+constexpr int kMaxRow = 256;      // the longest weight row in bytes, any instruction set
+constexpr int kMaxVector = 64;    // the longest vector in bytes
+constexpr int kMaxRun = 48;       // look-ups in a row at most: their indices fit the first cache
 constexpr int kBlockLanes = 256;  // places of a block of a node computed from planes, at most
 
 enum Mode : int32_t { kFixedUnsigned, kFixedSigned, kSettle, kBarrier, kCounts, kModes };
@@ -53,12 +53,12 @@ struct Segment {
 
 // How the look-up indices of a branch are gathered (gathering.h). A tap reads, at place p of an image, place p + shift of its phase.
 struct Gathering {
-  bool direct = false;                         // the only phase is the source itself
-  std::vector<std::vector<Segment>> phases;    // each a list of as many source positions as the node has, in rising order
-  std::vector<int> phase, shift;               // of each tap
-  std::vector<uint8_t> valid;                  // [tap][row]: 0xff at places that read something, for a vector from any place on
+  bool direct = false;                       // the only phase is the source itself
+  std::vector<std::vector<Segment>> phases;  // each a list of as many source positions as the node has, in rising order
+  std::vector<int> phase, shift;             // of each tap
+  std::vector<uint8_t> valid;                // [tap][row]: 0xff at places that read something, for a vector from any place on
   int row = 0;
-  int lowest = 0, highest = 0;                 // shift
+  int lowest = 0, highest = 0;  // shift
 };
 
 // Buffers that later nodes use again, so that memory is that of the values alive at a time.
@@ -81,24 +81,24 @@ struct Pool {
 };
 
 struct Branch {
-  int source;           // node, or -1: the image, constant in time
-  int inputs;           // channels of the source
+  int source;  // node, or -1: the image, constant in time
+  int inputs;  // channels of the source
   int groups, taps;
-  bool rows;            // int8 rows added in int8 registers; otherwise rows are added to 32 bits
-  int row_bytes = 0;    // channels of a row block
+  bool rows;          // int8 rows added in int8 registers; otherwise rows are added to 32 bits
+  int row_bytes = 0;  // channels of a row block
   int shift;
-  int wmax;             // largest |weight|
+  int wmax;                           // largest |weight|
   std::vector<uint32_t> start, from;  // input positions of (tap, output position): from[start[tap * positions + position] ..]
   std::vector<int64_t> multiplier;    // [channels], padded with zeros
   std::vector<int32_t> multiplier32;
-  std::vector<int16_t> weight;        // [tap][input][output of the group]
-  bool identity = false;              // acc is the source's own value
-  std::vector<double> exact;          // constant: `weight` as doubles; empty if sums or products could grow too large for them
-  std::vector<int8_t> tables;         // the different tables of 16 sums of four weights (tables.h); empty where planes do not serve
-  std::vector<uint32_t> codes;        // [output / 4][look-up][output % 4]: where a table begins
-  std::vector<int> runs;              // look-ups after which the sums must leave int8
+  std::vector<int16_t> weight;  // [tap][input][output of the group]
+  bool identity = false;        // acc is the source's own value
+  std::vector<double> exact;    // constant: `weight` as doubles; empty if sums or products could grow too large for them
+  std::vector<int8_t> tables;   // the different tables of 16 sums of four weights (tables.h); empty where planes do not serve
+  std::vector<uint32_t> codes;  // [output / 4][look-up][output % 4]: where a table begins
+  std::vector<int> runs;        // look-ups after which the sums must leave int8
   Gathering gathering;
-  std::vector<int8_t> blocks;         // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
+  std::vector<int8_t> blocks;  // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
 };
 
 struct Node {
@@ -109,17 +109,18 @@ struct Node {
   std::vector<int64_t> bias;  // [channels], or [channels][positions]
   std::vector<Branch> branches;
   int last_use = -1;
-  int pool = 0;       // 1: the maximum of the counts of its only branch's source; -1: the minimum; 0: neurons, or a head
-  int first_sum = 0;  // of a head: its place among the sums of all heads' branches
+  int pool = 0;         // 1: the maximum of the counts of its only branch's source; -1: the minimum; 0: neurons, or a head
+  int first_sum = 0;    // of a head: its place among the sums of all heads' branches
   bool planes = false;  // can be computed from bit planes
 
   int64_t bias_of(int channel, int position) const {
     const bool one = bias.size() == static_cast<size_t>(channels);
-    return bias[one ? static_cast<size_t>(channel) : static_cast<size_t>(channel) * static_cast<size_t>(positions) + static_cast<size_t>(position)];
+    return bias[one ? static_cast<size_t>(channel)
+                    : static_cast<size_t>(channel) * static_cast<size_t>(positions) + static_cast<size_t>(position)];
   }
   int groups() const { return (channels + kGroup - 1) / kGroup; }
   int width() const { return channels < kGroup ? channels : kGroup; }  // of the first group
-  int64_t record(bool both_signs) const {  // uint16 per record
+  int64_t record(bool both_signs) const {                              // uint16 per record
     return round_up(kHeader + kSlack + static_cast<int64_t>(width()) * (both_signs ? 2 : 1), 32);
   }
 };
@@ -127,15 +128,15 @@ struct Node {
 // Events of one node for the images in flight.
 struct Value {
   Buffer *records = nullptr, *planes = nullptr;
-  std::vector<uint8_t> used;      // planes with any spike
-  std::vector<int64_t> fired;     // spikes of each plane
-  int signs = 1;                  // planes per lane: 2 where there are negative spikes
-  int quads = 0;                  // bytes of a position in a plane: one for four channels
-  size_t front = 0, stride = 0;   // bytes before the first row of a plane, and from one row (quad) to the next
+  std::vector<uint8_t> used;     // planes with any spike
+  std::vector<int64_t> fired;    // spikes of each plane
+  int signs = 1;                 // planes per lane: 2 where there are negative spikes
+  int quads = 0;                 // bytes of a position in a plane: one for four channels
+  size_t front = 0, stride = 0;  // bytes before the first row of a plane, and from one row (quad) to the next
   int chunks = 0;
-  int lanes = 0;                  // of all chunks
-  int64_t record = 0;             // uint16 per record
-  std::vector<int> last;          // per image: the last step with a spike, from 1; 0 if silent
+  int lanes = 0;                     // of all chunks
+  int64_t record = 0;                // uint16 per record
+  std::vector<int> last;             // per image: the last step with a spike, from 1; 0 if silent
   int live_chunks(int mode) const {  // with anything in them
     if (mode != kSettle) return chunks;
     int most = 0;
@@ -143,7 +144,9 @@ struct Value {
     return (most + kLanes - 1) / kLanes;
   }
   int live_lanes(int mode) const { return std::min(lanes, live_chunks(mode) * kLanes); }
-  uint8_t* row(int plane, int quad) const { return planes->data.get() + front + (static_cast<size_t>(plane) * quads + quad) * stride; }
+  uint8_t* row(int plane, int quad) const {
+    return planes->data.get() + front + (static_cast<size_t>(plane) * quads + quad) * stride;
+  }
   uint16_t* at(const Node& node, int image, int chunk, int position, int group) const {
     const int64_t index = ((static_cast<int64_t>(image) * chunks + chunk) * node.positions + position) * node.groups() + group;
     return reinterpret_cast<uint16_t*>(records->data.get()) + index * record;
@@ -174,13 +177,13 @@ struct Net {
 };
 
 struct Request {
-  const int32_t* images;      // [batch, image_channels, pixels]
+  const int32_t* images;  // [batch, image_channels, pixels]
   int batch, mode, threads;
-  int32_t* const* counts;     // per node [batch, channels, positions], or null
-  int64_t* const* sums;       // per branch of the heads, in order, [batch, channels, positions]
-  int32_t* steps;             // [batch]
-  int64_t* spikes;            // per node [batch]
-  int64_t* nanoseconds;       // per node, or null: what each took, added up over flights
+  int32_t* const* counts;  // per node [batch, channels, positions], or null
+  int64_t* const* sums;    // per branch of the heads, in order, [batch, channels, positions]
+  int32_t* steps;          // [batch]
+  int64_t* spikes;         // per node [batch]
+  int64_t* nanoseconds;    // per node, or null: what each took, added up over flights
 };
 
 // Images that one worker, or a team of workers, takes through the network together.
@@ -188,7 +191,7 @@ struct Flight {
   int first = 0, images = 0;
   std::vector<Value> values;
   std::vector<uint8_t> dense, records_read, planes_read;  // of each node: computed from planes; what its readers take
-  Buffer pixels;  // int32 [image][pixel][channel]
+  Buffer pixels;                                          // int32 [image][pixel][channel]
   Buffer planar;  // int32 [channel][image][pixel], each channel with `margin` in front and behind
   size_t margin = 0;
   const int32_t* channel(const Net& net, int c) const {
@@ -199,6 +202,7 @@ struct Flight {
 
 struct Scratch {
   Buffer bytes, words, current, membrane, count, constant, wide, code, columns, stage, spikes_seen;
+  std::vector<uint32_t> rows;   // of weights: the spikes of planes with few of them
   std::vector<int64_t> spikes;  // per image of the flight, of the node under work
   std::vector<int> last;        // likewise
 };

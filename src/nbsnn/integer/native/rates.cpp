@@ -39,22 +39,28 @@ struct Rate {
 
 // A function `name` of (operands, passes). STEP makes of a sum `a`, spikes `x` and weights `w` the next sum; every pass reads the
 // spikes once. The empty assembly hides from the compiler that all passes compute the same.
-#define NBSNN_KIND(name, TARGET, Vector, Sum, LOAD, WEIGHTS, ZERO, STEP)                                                      \
-  TARGET __attribute__((noinline)) void name(const Operands& operands, int passes) {                                         \
-    constexpr int kSize = static_cast<int>(sizeof(Vector));                                                                  \
-    Sum sums[8] = {ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO};                                                           \
-    for (int pass = 0; pass < passes; ++pass) {                                                                              \
-      for (int at = 0; at < kBytes; at += 4 * kSize) {                                                                       \
-        const uint8_t* s = operands.spikes + at;                                                                             \
-        const Vector spikes[4] = {LOAD(s), LOAD(s + kSize), LOAD(s + 2 * kSize), LOAD(s + 3 * kSize)};                        \
-        const Vector weights[2] = {WEIGHTS(operands.weights + at), WEIGHTS(operands.weights + at + kSize)};                   \
-        _Pragma("GCC unroll 8") for (int k = 0; k < 8; ++k) sums[k] = STEP(sums[k], spikes[k & 3], weights[k >> 2]);         \
-      }                                                                                                                      \
-      asm volatile("" : "+" NBSNN_REGISTER(sums[0]), "+" NBSNN_REGISTER(sums[1]), "+" NBSNN_REGISTER(sums[2]),               \
-                        "+" NBSNN_REGISTER(sums[3]) : : "memory");                                                           \
-      asm volatile("" : "+" NBSNN_REGISTER(sums[4]), "+" NBSNN_REGISTER(sums[5]), "+" NBSNN_REGISTER(sums[6]),               \
-                        "+" NBSNN_REGISTER(sums[7]) : : "memory");                                                           \
-    }                                                                                                                        \
+#define NBSNN_KIND(name, TARGET, Vector, Sum, LOAD, WEIGHTS, ZERO, STEP)                                             \
+  TARGET __attribute__((noinline)) void name(const Operands& operands, int passes) {                                 \
+    constexpr int kSize = static_cast<int>(sizeof(Vector));                                                          \
+    Sum sums[8] = {ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO};                                                  \
+    for (int pass = 0; pass < passes; ++pass) {                                                                      \
+      for (int at = 0; at < kBytes; at += 4 * kSize) {                                                               \
+        const uint8_t* s = operands.spikes + at;                                                                     \
+        const Vector spikes[4] = {LOAD(s), LOAD(s + kSize), LOAD(s + 2 * kSize), LOAD(s + 3 * kSize)};               \
+        const Vector weights[2] = {WEIGHTS(operands.weights + at), WEIGHTS(operands.weights + at + kSize)};          \
+        _Pragma("GCC unroll 8") for (int k = 0; k < 8; ++k) sums[k] = STEP(sums[k], spikes[k & 3], weights[k >> 2]); \
+      }                                                                                                              \
+      asm volatile(""                                                                                                \
+                   : "+" NBSNN_REGISTER(sums[0]), "+" NBSNN_REGISTER(sums[1]), "+" NBSNN_REGISTER(sums[2]),          \
+                     "+" NBSNN_REGISTER(sums[3])                                                                     \
+                   :                                                                                                 \
+                   : "memory");                                                                                      \
+      asm volatile(""                                                                                                \
+                   : "+" NBSNN_REGISTER(sums[4]), "+" NBSNN_REGISTER(sums[5]), "+" NBSNN_REGISTER(sums[6]),          \
+                     "+" NBSNN_REGISTER(sums[7])                                                                     \
+                   :                                                                                                 \
+                   : "memory");                                                                                      \
+    }                                                                                                                \
   }
 
 #if defined(__x86_64__)
@@ -102,10 +108,10 @@ bool has_avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_su
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"); }
 
 constexpr Rate kRates[] = {
-    {"look-up vpshufb 256", 128, 32, has_avx2, look_up_256},   {"dot vpmaddubsw 256", 32, 32, has_avx2, pairs_256},
-    {"float fma 256", 8, 32, has_avx2, multiply_256},          {"look-up vpshufb 512", 256, 64, has_avx512, look_up_512},
-    {"dot vpmaddubsw 512", 64, 64, has_avx512, pairs_512},     {"float fma 512", 16, 64, has_avx512, multiply_512},
-    {"dot vpdpbusd 256", 32, 32, has_vnni, dot_256},           {"dot vpdpbusd 512", 64, 64, has_vnni, dot_512},
+    {"look-up vpshufb 256", 128, 32, has_avx2, look_up_256}, {"dot vpmaddubsw 256", 32, 32, has_avx2, pairs_256},
+    {"float fma 256", 8, 32, has_avx2, multiply_256},        {"look-up vpshufb 512", 256, 64, has_avx512, look_up_512},
+    {"dot vpmaddubsw 512", 64, 64, has_avx512, pairs_512},   {"float fma 512", 16, 64, has_avx512, multiply_512},
+    {"dot vpdpbusd 256", 32, 32, has_vnni, dot_256},         {"dot vpdpbusd 512", 64, 64, has_vnni, dot_512},
     {"dot vpdpbusd avx", 32, 32, has_avx_vnni, dot_vex},
 };
 #elif defined(__aarch64__)
@@ -131,9 +137,7 @@ constexpr int kCount = sizeof(kRates) / sizeof(kRates[0]);
 
 // The name of a kind of instruction, "look-up", "dot" or "float" first, then the instruction and the bits of its vectors; null
 // beyond the last.
-NBSNN_API const char* nbsnn_rate_name(int kind) {
-  return kind >= 0 && kind < nbsnn::kCount ? nbsnn::kRates[kind].name : nullptr;
-}
+NBSNN_API const char* nbsnn_rate_name(int kind) { return kind >= 0 && kind < nbsnn::kCount ? nbsnn::kRates[kind].name : nullptr; }
 
 // Synapses a second of a kind: with spikes for look-ups, with 8-bit numbers for dot products. 0 if this processor lacks it.
 NBSNN_API double nbsnn_rate(int kind) {
@@ -141,7 +145,8 @@ NBSNN_API double nbsnn_rate(int kind) {
   if (kind < 0 || kind >= kCount || !kRates[kind].name || !kRates[kind].exists()) return 0;
   const Rate& rate = kRates[kind];
   static Operands operands;  // zero: sums of floats stay normal
-  for (int i = 0; i < kBytes; ++i) operands.spikes[i] = static_cast<uint8_t>(i * 7 & 15), operands.weights[i] = static_cast<int8_t>(i % 3 - 1);
+  for (int i = 0; i < kBytes; ++i)
+    operands.spikes[i] = static_cast<uint8_t>(i * 7 & 15), operands.weights[i] = static_cast<int8_t>(i % 3 - 1);
   double best = std::numeric_limits<double>::infinity();
   for (int repeat = 0; repeat < kRepeats; ++repeat) {
     const auto start = std::chrono::steady_clock::now();

@@ -47,8 +47,10 @@ void prepare_branch(const Kernel& kernel, const Net& net, Node& node, Branch& b)
   b.rows = b.source >= 0 && b.groups == 1 && b.wmax <= 31;
   b.identity = is_identity(node, b);
   if (possible && b.rows) make_tables(node, b);
-  const bool planes = b.source < 0 ? node.positions > 1 && !node.wide && kernel.run_planes : possible && (b.identity || !b.tables.empty());
-  if (planes && is_single(b)) b.gathering = make_gathering(node, b, b.source < 0 ? net.pixels : net.nodes[static_cast<size_t>(b.source)].positions);
+  const bool planes =
+      b.source < 0 ? node.positions > 1 && !node.wide && kernel.run_planes : possible && (b.identity || !b.tables.empty());
+  if (planes && is_single(b))
+    b.gathering = make_gathering(node, b, b.source < 0 ? net.pixels : net.nodes[static_cast<size_t>(b.source)].positions);
   if (b.rows) kernel.pack(node, b);
   node.planes = planes && (node.branches.empty() || node.planes);
 }
