@@ -10,11 +10,13 @@ benchmarks/results/efficientnet.json; each runs in a separate process, to measur
 """
 
 import argparse
+import copy
 import json
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import nbsnn
+from nbsnn.quant.layers import QuantReLU
+from nbsnn.surgery import tap
 
 RESULTS = Path(__file__).parent / "results" / "efficientnet.json"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -78,18 +82,38 @@ def measure(folder: Path, bits: str, lowered: int) -> dict[str, Any]:
 
 
 def exactness(quantized: nn.Module, images: Tensor) -> dict[str, Any]:
-    """Differences of logits and counts between the engines of the integer network, and between it and the quantized one."""
-    program = nbsnn.lower(quantized, images[:1], mean=MEAN, std=STD)
-    start = time.perf_counter()
-    counts = program.simulate(images, keep_counts=True)
-    seconds = (time.perf_counter() - start) / len(images)
-    off = {}
+    """Neurons whose count differs from the quantized network in float64: in float32, and in integer networks with membranes of
+    32 and of 64 bits; and differences between counts and spikes of the last one.
+    """
+    reference = copy.deepcopy(quantized).double()
+    row: dict[str, Any] = {"lowered": len(images), "differing": {}, "same_class": {}, "seconds_per_image": {}}
+    acts = {name: act for name, act in quantized.named_modules() if isinstance(act, QuantReLU)}
+    counts, classes = counts_of(reference, acts, images.double())
+    single, single_classes = counts_of(quantized, acts, images)
+    row["neurons"] = sum(count.numel() for count in counts.values())
+    row["differing"]["float32"] = sum(int((count != single[name]).sum()) for name, count in counts.items())
+    row["same_class"]["float32"] = int((classes == single_classes).sum())
+    for bits in (32, 64):
+        program = nbsnn.lower(quantized, images[:1], mean=MEAN, std=STD, membrane_bits=bits)
+        start = time.perf_counter()
+        result = program.simulate(images, keep_counts=True)
+        row["seconds_per_image"][f"counts, {bits} bits"] = (time.perf_counter() - start) / len(images)
+        row["differing"][f"{bits} bits"] = sum(int((counts[name] != count).sum()) for name, count in result.counts.items())
+        row["same_class"][f"{bits} bits"] = int((classes == result.logits.argmax(1)).sum())
     for schedule in ("settle", "barrier"):
-        spikes = program.simulate(images, engine="spikes", schedule=schedule, keep_counts=True)
-        off[schedule] = sum(int((counts.counts[name] != spikes.counts[name]).sum()) for name in counts.counts)
-    same = int((program.run(images).argmax(1) == quantized(images).argmax(1)).sum())
-    neurons = sum(count.numel() for count in counts.counts.values())
-    return {"lowered": len(images), "neurons": neurons, "off": off, "counts_seconds": seconds, "same_class": same}
+        start = time.perf_counter()
+        spikes = program.simulate(images[:1], engine="spikes", schedule=schedule, keep_counts=True)
+        row["seconds_per_image"][f"{schedule}, 64 bits"] = time.perf_counter() - start
+        row[schedule] = sum(int((spikes.counts[name] != count[:1]).sum()) for name, count in result.counts.items())
+    return row
+
+
+def counts_of(quantized: nn.Module, acts: Iterable[str], images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Name → int32 counts of a quantized network, and its classes."""
+    layers = {name: quantized.get_submodule(name) for name in acts}
+    with tap(layers) as seen:
+        classes = quantized(images).argmax(1)
+    return {n: (seen[n][0] * (layer.levels / layer.clip())).round().int() for n, layer in layers.items()}, classes
 
 
 def main() -> None:

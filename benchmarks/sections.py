@@ -239,8 +239,30 @@ def efficientnet_section(figures: dict[str, Any]) -> str:
         'efficientnet_lite_pytorch,\nunmodified, quantized with `method="reconstruct"` on '
         f"{first['calibration']} photographs without labels\n(uniform weights, a scale per output channel; edge layers have "
         f"8 bits). *same class*: agreement with the float network\non {first['test']} other photographs; *divergence*: "
-        f"Kullback-Leibler, of its probabilities. {described(figures['machine'])}.\n\n" + markdown(columns, rows)
+        f"Kullback-Leibler, of its probabilities. {described(figures['machine'])}.\n\n"
+        + markdown(columns, rows)
+        + _lowered(figures["rows"])
     )
+
+
+def _lowered(rows: list[dict[str, Any]]) -> str:
+    """How far integer networks are from the quantized network in float64."""
+    lowered = [row for row in rows if "differing" in row]
+    if not lowered:
+        return ""
+    table = [
+        (f"W{row['bits'].removeprefix('w').replace('a', 'A')}", how, f"{differing:,} of {row['neurons']:,}",
+         f"{row['same_class'][how]} of {row['lowered']}")
+        for row in lowered for how, differing in row["differing"].items()
+    ]  # fmt: skip
+    exact = all(row["settle"] == row["barrier"] == 0 for row in lowered)
+    text = (
+        "\n\nNeurons whose count differs from the quantized network in float64, and images of the same class: of that network in\n"
+        "float32, and of integer networks with `membrane_bits` of 32 and 64. One count that differs in an early layer changes\n"
+        "thousands in later ones. Counts and spikes of the integer network under `settle` and `barrier` are\n"
+        f"{'' if exact else 'not '}equal.\n\n"
+    )
+    return text + markdown(("network", "arithmetic", "neurons that differ", "same class"), table)
 
 
 SECTIONS = {

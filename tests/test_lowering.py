@@ -237,7 +237,7 @@ def test_float_weights_are_rounded_and_said_so():
     assert off[16] < off[8] < 3
 
 
-@pytest.mark.parametrize(("std", "bits"), [(None, 26), ((0.5, 0.5), 26), ((0.01, 0.02), 23)])
+@pytest.mark.parametrize(("std", "bits"), [(None, 26), ((0.5, 0.5), 28), ((0.01, 0.02), 23)])
 def test_membranes_of_64_bits_have_more_precise_gains_and_pixels(std, bits):
     net, images = small_quantized(3), torch.rand(64, 2, 6, 6) - 0.5
     options = {"mean": (0.5, 0.5), "std": std} if std else {}
@@ -245,7 +245,8 @@ def test_membranes_of_64_bits_have_more_precise_gains_and_pixels(std, bits):
     narrow, wide = (nbsnn.lower(net, images, membrane_bits=width, **options) for width in (32, 64))
     assert wide.program.pixels.fraction_bits == bits
     assert narrow.program.pixels.fraction_bits == 20
-    assert {(unit.wide, unit.fraction_bits) for unit in wide.program.units} == {(True, 28)}
+    assert {(unit.wide, unit.fraction_bits) for unit in wide.program.units} == {(True, 40)}
+    assert all(unit.bound < 2**52 for unit in wide.program.units)
     assert not any(unit.wide for unit in narrow.program.units)
     reference = copy.deepcopy(net).double()
     assert nbsnn.measure_integer_fidelity(reference, wide, images.double()).off == 0

@@ -14,6 +14,7 @@ from nbsnn.integer.trace import Firing
 from nbsnn.shapes import per_channel, plane
 
 MOST_FRACTION_BITS = 28
+FINE_FRACTION_BITS = 40  # if membranes of 64 bits are asked for
 FEWEST_FRACTION_BITS = 12  # if 32 bits leave fewer, 64 are used
 FEW_BITS = 8  # of a multiplier: below 2^8 rounding changes such a gain by up to 0.2 %
 _IMAGE_SUMS = 62  # bits of a product with the image, in int64
@@ -98,9 +99,10 @@ def _at(bits: int, wholes: list[_Whole], firing: Firing, setting: Setting, heigh
 
 def _first_bits(wholes: list[_Whole], firing: Firing, setting: Setting, height: float, limit: int) -> int:
     """From how many fraction bits to search downwards: the bound doubles with each bit, but for rounding."""
-    most = _at(MOST_FRACTION_BITS, wholes, firing, setting, height)[2]
+    bits = MOST_FRACTION_BITS if setting.membrane_bits == 32 else FINE_FRACTION_BITS
+    most = _at(bits, wholes, firing, setting, height)[2]
     beyond = log2(most / limit) if isfinite(most) else 0
-    return MOST_FRACTION_BITS - max(0, floor(beyond) - 2)
+    return bits - max(0, floor(beyond) - 2)
 
 
 def _is_fine(multiplier: Tensor) -> bool:

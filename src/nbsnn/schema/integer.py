@@ -56,7 +56,7 @@ _BRANCH = _object("Branch", {
 })  # fmt: skip
 _BRANCHES = list_of(_BRANCH, 1, MOST_BRANCHES)
 _UNIT = _object("Unit", {
-    "name": _NAME, "shape": _SHAPE, "branches": _BRANCHES, "bias": _TENSOR, "fraction_bits": whole(1, 28),
+    "name": _NAME, "shape": _SHAPE, "branches": _BRANCHES, "bias": _TENSOR, "fraction_bits": whole(1, 40),
     "levels": whole(1, MOST_TIMESTEPS), "height": number(1e-30, 1e30), "retract": whole(-(2**62), -1),
     "bound": whole(1, 2**52), "wide": flag,
 })  # fmt: skip
