@@ -12,6 +12,7 @@ from integer_nets import assembled
 import nbsnn
 from nbsnn.cli import main
 from nbsnn.errors import CheckpointError, ConfigError, MissingDependencyError
+from nbsnn.report import page
 from nbsnn.report.comparing import read_report
 from nbsnn.report.intervals import wilson
 from nbsnn.report.page import shown_number, value_at
@@ -73,31 +74,31 @@ class Page(HTMLParser):
 def test_every_number_on_the_page_is_the_one_of_the_json(made):
     path, figures = made
     text = path.read_text()
-    page = Page(text)
+    seen = Page(text)
     plain = json.loads(json.dumps(figures))
     assert read_report(path) == plain
-    assert len(page.numbers) > 150
-    for found, shown in page.numbers:
+    assert len(seen.numbers) > 150
+    for found, shown in seen.numbers:
         value = value_at(plain, found["data-path"])
         assert float(found["value"]) == value
         assert shown == shown_number(value, found["data-form"])
     for heading in ("accuracy", "layers", "raster", "weights", "energy", "speed"):
-        assert any(found["data-path"].startswith(heading) for found, _ in page.numbers) or heading == "raster"
-    assert "square & <flat>" in " ".join(page.words)
+        assert any(found["data-path"].startswith(heading) for found, _ in seen.numbers) or heading == "raster"
+    assert "square & <flat>" in " ".join(seen.words)
 
 
 def test_the_page_needs_no_network_and_its_charts_no_script(made):
     path, _ = made
     text = path.read_text()
-    page = Page(text)
+    seen = Page(text)
     assert path.stat().st_size < 2_000_000
-    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert all(link.startswith(("#", "data:")) for link in seen.links)
     assert "url(http" not in text
     assert "@import" not in text
     assert "default-src 'none'" in text
-    assert len(page.ids) == len(set(page.ids)), "each id once"
-    for link in page.links:
-        assert not link.startswith("#") or link[1:] in page.ids
+    assert len(seen.ids) == len(set(seen.ids)), "each id once"
+    for link in seen.links:
+        assert not link.startswith("#") or link[1:] in seen.ids
     assert text.count("<svg") >= 12
     assert not re.search(r"#0a0b(0c|1\d)", text), "every color is one of the page"
     for word in ("prefers-color-scheme: dark", "@media print", "max-width: 520px"):
@@ -113,7 +114,7 @@ def test_the_raster_has_the_spikes_of_the_engine(made, quantized, images):
         assert way["steps"] == int(result.steps[0])
         for layer in way["layers"]:
             for position, row in zip(layer["positions"], layer["rows"], strict=True):
-                assert len(row) == way["steps"]
+                assert layer["first"] + len(row) - 1 <= way["steps"]
                 assert row.count("+") - row.count("-") == int(result.counts[layer["name"]][(0, *position)])
 
 
@@ -121,6 +122,7 @@ def test_what_is_measured_is_what_the_library_says(made, quantized, images):
     _, figures = made
     rows = {row["name"]: row for row in figures["accuracy"]}
     network = nbsnn.lower(quantized, images.normalized()[:1], mean=images.mean, std=images.std)
+    assert all(layer["schedules"]["unsigned barrier"]["activity"]["first"] > 3 for layer in figures["layers"])
     assert rows["integer"]["top1"] == pytest.approx(nbsnn.evaluate(network, nbsnn.Batches(images, 12)).top1, abs=1e-3)
     assert (rows["integer"]["low"], rows["integer"]["high"]) == wilson(rows["integer"]["correct"], 12)
     for pair in PAIRS:
@@ -134,11 +136,11 @@ def test_what_is_measured_is_what_the_library_says(made, quantized, images):
         assert found["per_image"]["additions"] == ledger.totals["additions"] / 4
         assert found["energies"][0]["ratio"] == nbsnn.price(ledger, "operations").ratio
     for layer in figures["layers"]:
-        assert sum(layer["counts"]) == pytest.approx(100)
-        assert sum(layer["charges"]) == pytest.approx(100)
+        assert sum(layer["counts"]) == pytest.approx(100, abs=1e-2)
+        assert sum(layer["charges"]) == pytest.approx(100, abs=1e-2)
         # a count is the charge, rounded: between −½ and ½ none, and so on
         per_spike = [sum(layer["charges"][: 1 + 4 + 2]), *(sum(layer["charges"][7 + 4 * n : 11 + 4 * n]) for n in range(2))]
-        assert per_spike == pytest.approx(layer["counts"][:3])
+        assert per_spike == pytest.approx(layer["counts"][:3], abs=1e-2)
         assert layer["schedules"]["signed settle"]["silent_after_most"] <= 9
     for weights, layer in zip(figures["weights"], network.layers.values(), strict=True):
         assert sum(weights["counts"]) == weights["weights"] == layer.weight.numel()
@@ -195,6 +197,18 @@ def test_a_run_that_was_killed_shows_what_there_is(quantized, images, tmp_path):
         (32, True, 2), (3, False, 2), (2, False, 1),
     ]  # fmt: skip
     assert 'aria-label="validation"' in (tmp_path / "r.html").read_text()
+
+
+def test_a_page_of_a_large_network_leaves_out_tables_and_says_so(made, monkeypatch):
+    path, figures = made
+    size = path.stat().st_size
+    monkeypatch.setattr(page, "MOST_PAGE_BYTES", size - 10_000)
+    text = page.page_of(figures)
+    assert len(text.encode()) <= size - 10_000
+    assert "Left out of this page for its size, and in the JSON within it: spikes per synapse of each layer" in text
+    monkeypatch.setattr(page, "MOST_PAGE_BYTES", 1000)
+    with pytest.raises(ConfigError, match="more than 1000; give fewer schedules"):
+        page.page_of(figures)
 
 
 def test_what_is_no_subject_is_refused(quantized, images, tmp_path, monkeypatch):

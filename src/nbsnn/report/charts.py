@@ -215,7 +215,7 @@ def raster_chart(name: str, layers: Sequence[Mapping[str, Any]], steps: int, *, 
         for index, layer in enumerate(layers):
             ticks.append(place + len(layer["rows"]) / 2)
             for letter, shade in (("+", color(index % 2)), ("-", color(3))):
-                xs, ys = _marks(layer["rows"], letter, place)
+                xs, ys = _marks(layer["rows"], letter, place, layer["first"])
                 made.axes.plot(xs, ys, color=shade, linewidth=0.9, solid_capstyle="butt")
             place += len(layer["rows"]) + 1
         for step in range(window, steps, window):
@@ -226,11 +226,11 @@ def raster_chart(name: str, layers: Sequence[Mapping[str, Any]], steps: int, *, 
     return made.svg
 
 
-def _marks(rows: Sequence[str], letter: str, place: int) -> tuple[list[float], list[float]]:
+def _marks(rows: Sequence[str], letter: str, place: int, first: int) -> tuple[list[float], list[float]]:
     """A short line for each of these letters, as one path with gaps: a small file."""
     gap = float("nan")
-    spots = [(step, place + n) for n, row in enumerate(rows) for step, got in enumerate(row) if got == letter]
-    return [x for step, _ in spots for x in (step + 0.6, step + 1.4, gap)], [y for _, row in spots for y in (row, row, gap)]
+    spots = [(step, place + n) for n, row in enumerate(rows) for step, got in enumerate(row, start=first) if got == letter]
+    return [x for step, _ in spots for x in (step - 0.4, step + 0.4, gap)], [y for _, row in spots for y in (row, row, gap)]
 
 
 def membrane_chart(name: str, potentials: Tensor, spikes: Tensor, threshold: float) -> str:

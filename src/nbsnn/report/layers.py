@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nbsnn.data.images import LabelledImages
 from nbsnn.energy.ledger import energy_ledger
@@ -60,7 +61,7 @@ class LayersInTime:
                     "off": 100 * answers.differing.get(name, 0) / max(answers.neurons.get(name, 0), 1),
                     "largest": answers.largest.get(name, 0), "silent_after": float(last.double().mean()),
                     "silent_after_most": int(last.max()), "spikes_per_neuron": ledger.sent.total / neurons,
-                    "activity": [100 * int(n) / neurons for n in ledger.sent.positive + ledger.sent.negative],
+                    "activity": _active((ledger.sent.positive + ledger.sent.negative).double() * (100 / neurons)),
                 }  # fmt: skip
             charges = None if whole is None else histogram_of_charges(self.last[whole].charges(name), unit)
             rows.append({
@@ -97,3 +98,10 @@ class LayersInTime:
                 ],
             })  # fmt: skip
         return found
+
+
+def _active(shares: Tensor) -> dict[str, Any]:
+    """Shares [steps] from the first to the last one that is not 0: under "barrier" a layer is silent in most steps."""
+    steps = shares.nonzero().flatten()
+    first, end = (int(steps[0]), int(steps[-1]) + 1) if len(steps) else (0, 0)
+    return {"first": first + 1, "shares": [round(share, 4) for share in shares[first:end].tolist()]}

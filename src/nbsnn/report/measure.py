@@ -10,6 +10,7 @@ from nbsnn.data.images import LabelledImages
 from nbsnn.errors import ConfigError, NbsnnError
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
+from nbsnn.quant.layers import QuantReLU
 from nbsnn.recipe import FLOAT_BITS
 from nbsnn.report.answers import Answers, Tell, confusion, disagreements, integer_answers, module_answers
 from nbsnn.report.charts import picture
@@ -181,7 +182,7 @@ def _by_timesteps(
             network = lower(phase.network, few.normalized(few.pixels(slice(0, 1))), mean=few.mean, std=few.std)
             found += _spiking_answers(network, few, pairs, limits, tell)
         some = [Answers(a.name, a.classes[: len(few)]) for a in found if a.name != "integer"]
-        T = None if phase.bits == FLOAT_BITS else 2**phase.bits - 1
+        T = max((m.levels for m in phase.network.modules() if isinstance(m, QuantReLU)), default=None)
         forms = [a.row(labels, None) for a in some if a.name != "float" or phase.bits == FLOAT_BITS]
         rows.append({"bits": phase.bits, "timesteps": T, "forms": forms})
     return rows or None

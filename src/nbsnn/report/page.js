@@ -33,8 +33,8 @@
       pen.fillText(layer.name, 0, top + layer.rows.length * row / 2, names - 6);
       layer.rows.forEach((letters) => {
         for (let t = 0; t < step; t++) {
-          const letter = letters[t];
-          if (letter === ".") continue;
+          const letter = letters[t + 1 - layer.first];
+          if (letter !== "+" && letter !== "-") continue;
           pen.fillStyle = letter === "-" ? color("--3") : color(index % 2 ? "--1" : "--0");
           pen.globalAlpha = t === step - 1 ? 1 : 0.45;
           pen.fillRect(names + t * size + size * 0.08, top, Math.max(size * 0.84, 1), row - 0.8);

@@ -20,6 +20,8 @@ from nbsnn.report.subjects import renamed, subject_of
 from nbsnn.report.traces import BINS_PER_SPIKE
 
 MOST_PAGE_BYTES = 2_000_000
+# What a page of a large network leaves out, one after the other; the JSON within the page has it.
+_PARTS = ("spikes per synapse of each layer", "tables of layers", "levels of weights", "charts of rasters")
 
 
 @checked_arguments
@@ -69,14 +71,16 @@ def page_of(figures: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: it would be larger than 2 MB.
     """
-    template = _environment().get_template("page.html.j2")
-    text: str = template.render(
-        figures=figures, charts=_charts(figures), number=partial(_number, figures), embedded=_embedded(figures),
-        script=_resource("page.js"), style=_resource("page.css"),
-    )  # fmt: skip
-    if len(text.encode()) > MOST_PAGE_BYTES:
-        raise ConfigError(f"the report has {len(text.encode())} bytes, more than {MOST_PAGE_BYTES}; give fewer schedules")
-    return text
+    template, drawn = _environment().get_template("page.html.j2"), _charts(figures)
+    text = ""
+    for left_out in range(len(_PARTS) + 1):  # a network of a hundred layers needs less
+        text = template.render(
+            figures=figures, charts=drawn, number=partial(_number, figures), embedded=_embedded(figures),
+            script=_resource("page.js"), style=_resource("page.css"), left_out=_PARTS[:left_out],
+        )  # fmt: skip
+        if len(text.encode()) <= MOST_PAGE_BYTES:
+            return text
+    raise ConfigError(f"the report has {len(text.encode())} bytes, more than {MOST_PAGE_BYTES}; give fewer schedules")
 
 
 def check_packages() -> None:
@@ -198,10 +202,16 @@ def _layers(layers: list[dict[str, Any]]) -> dict[str, str]:
             "charges", inner, x="charge over the run, in spikes", edges=edges, lines=[n + 0.5 for n in range(most)]
         )
     for way in layers[0]["schedules"]:
-        series = {layer["name"]: list(enumerate(layer["schedules"][way]["activity"], start=1)) for layer in _some(layers, 12)}
+        series = {layer["name"]: _points(layer["schedules"][way]["activity"]) for layer in _some(layers, 12)}
         name = "activity-" + way.replace(" ", "-")
         drawn[name] = charts.lines_chart(name, series, x="step", y="% of neurons that fire", height=3.2)
     return drawn
+
+
+def _points(activity: dict[str, Any]) -> list[tuple[float, float]]:
+    """The shares of a layer by step, with a silent step before and after."""
+    first, shares = activity["first"], activity["shares"]
+    return list(enumerate([0.0, *shares, 0.0] if first > 1 else [*shares, 0.0], start=max(first - 1, 1)))
 
 
 def _some(layers: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:

@@ -47,12 +47,14 @@ def histogram_of_charges(charges: Tensor, unit: Unit) -> list[float]:
     """Shares in percent of charges below −1, in bins of a quarter of a spike from −1 to L + 1, and above."""
     edges = torch.arange(-BINS_PER_SPIKE, (unit.levels + 1) * BINS_PER_SPIKE + 1, dtype=torch.float64) / BINS_PER_SPIKE
     bins = torch.bucketize(charges.flatten(), edges, right=True)
-    return [100 * n / charges.numel() for n in torch.bincount(bins, minlength=len(edges) + 1).tolist()]
+    return [round(100 * n / charges.numel(), 4) for n in torch.bincount(bins, minlength=len(edges) + 1).tolist()]
 
 
 def shares_of_counts(counts: Tensor, unit: Unit) -> list[float]:
     """Shares in percent of neurons with 0 to L net spikes."""
-    return [100 * n / counts.numel() for n in torch.bincount(counts.flatten().long(), minlength=unit.levels + 1).tolist()]
+    return [
+        round(100 * n / counts.numel(), 4) for n in torch.bincount(counts.flatten().long(), minlength=unit.levels + 1).tolist()
+    ]
 
 
 def raster_positions(counts: dict[str, Tensor], *, most: int) -> dict[str, list[tuple[int, ...]]]:
@@ -76,13 +78,19 @@ def _spread(places: Tensor, most: int) -> list[int]:
 def raster(
     network: IntegerNetwork, image: Tensor, positions: Mapping[str, Sequence[tuple[int, ...]]], *, neuron: str, schedule: str
 ) -> dict[str, Any]:
-    """The spikes of one image [1, C, H, W]: a row of letters per neuron, "+" a spike, "-" a negative one, "." none."""
+    """The spikes of one image [1, C, H, W]: a row of letters per neuron, "+" a spike, "-" a negative one, "." none.
+
+    A layer's letters are of the steps from the `first` to the last one in which one of these neurons fires.
+    """
     seen = network.record(image, positions=positions, neuron=neuron, schedule=schedule)
     layers = []
     for name in seen.layers:
-        rows = seen.spikes[name][:, 0].flatten(1).T
+        spikes = seen.spikes[name][:, 0].flatten(1)
+        steps = spikes.any(1).nonzero().flatten()
+        first, end = (int(steps[0]), int(steps[-1]) + 1) if len(steps) else (0, 0)
+        rows = spikes[first:end].T
         layers.append({
-            "name": name, "positions": [list(place) for place in seen.positions[name] or ()],
+            "name": name, "first": first + 1, "positions": [list(place) for place in seen.positions[name] or ()],
             "rows": ["".join(_LETTERS[spike + 1] for spike in row) for row in rows.tolist()],
         })  # fmt: skip
     return {"neuron": neuron, "schedule": schedule, "steps": int(seen.steps[0]), "layers": layers}
