@@ -3,10 +3,10 @@
     python benchmarks/export.py --root data [--nets cifar10/resnet20-w2a2 ...] [--bits 1000] [--classes 10000]
                                 [--rate 200] [--json benchmarks/results/export.json]
 
-`--root` holds CIFAR-10's python release (`nbsnn train --download` fetches it). Integer files are compared bit for bit with the
-engine `counts` on `--bits` test images; QDQ files with the quantized network in float32 on `--classes`. An image is far if a
-logit differs by more than 1e-4: then a current lay so near to the middle of two levels that the order of a sum decided, and
-float64 tells which of the two is off.
+`--root` holds CIFAR-10's python release (`nbsnn train --download` fetches it). Integer files and C, compiled by gcc -O3, are
+compared bit for bit with the engine `counts` on `--bits` test images; QDQ files with the quantized network in float32 on
+`--classes`. An image is far if a logit differs by more than 1e-4: then a current lay so near to the middle of two levels that
+the order of a sum decided, and float64 tells which of the two is off.
 Rates are of one thread, in batches of 50, the fastest of three runs of `--rate` images taken in turns, ours with the
 engine `counts`; 0 leaves them out.
 """
@@ -14,6 +14,7 @@ engine `counts`; 0 leaves them out.
 import argparse
 import copy
 import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,6 +41,20 @@ def onnx_run(path: Path) -> Run:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images.numpy()})[0]
+
+
+def c_run(folder: Path, network: nbsnn.IntegerNetwork, data: nbsnn.LabelledImages) -> tuple[Run, dict[str, int]]:
+    """The network in C, compiled with -O3, on the images' 8-bit pixels, which it is called with by their numbers."""
+    size = nbsnn.export_c(folder / "net.h", network)
+    strict = ("-std=c99", "-O3", "-Wall", "-Wextra", "-Werror")
+    subprocess.run(["gcc", *strict, "-o", folder / "net", folder / "net_main.c"], check=True)
+
+    def run(numbers: Tensor) -> np.ndarray:
+        pixels = data.pixels(numbers).contiguous().numpy().tobytes()
+        done = subprocess.run([folder / "net"], input=pixels, capture_output=True, check=True)
+        return np.array([line.split() for line in done.stdout.decode().splitlines()]).astype(np.float32)
+
+    return run, {"c flash": size.flash, "c ram": size.ram}
 
 
 def in_batches(run: Run, images: Tensor) -> np.ndarray:
@@ -85,15 +100,19 @@ def measure(name: str, data: nbsnn.LabelledImages, folder: Path, *, bits: int, c
     sizes = {f"onnx {profile}": nbsnn.export_onnx(quantized if profile == "qdq" else network, file)
              for profile, file in files.items()}  # fmt: skip
     runs = {profile: onnx_run(file) for profile, file in files.items()}
+    in_c, memory = c_run(folder, network, data)
+    sizes |= memory | {"json": nbsnn.export_json(folder / "net.json", network)}
     found: dict[str, object] = {"bytes": sizes}
     if bits:
         ours, theirs = network.run(images[:bits]).numpy(), in_batches(runs["integer"], images[:bits])
         found["integer"] = {"images": bits, "logits that differ": int((ours != theirs).sum())}
+        found["c"] = {"images": bits, "logits that differ": int((ours != in_batches(in_c, torch.arange(bits))).sum())}
     if classes:
         found["qdq"] = compared(quantized, runs["qdq"], images[:classes])
     if rate:
         some = images[:rate]
         timed = {name: (run, some) for name, run in (("onnx qdq", runs["qdq"]), ("onnx integer", runs["integer"]))}
+        timed |= {"c": (in_c, torch.arange(min(rate, BATCH)))}
         timed |= {"ours": (lambda x: network.run(x).numpy(), some), "torch": (lambda x: quantized(x).numpy(), some[:BATCH])}
         found["images per second"] = rates(timed)
     return found

@@ -151,6 +151,7 @@ def test_only_the_command_line_prints():
         "torchvision": "importers.torchvision",
         "nir": "interop.nirfile",
         "nirtorch": "interop.nirtorch",
+        "neurobench": "evaluation.neurobench",
         "typer": "cli",
         "rich": "console",
     }.items(),

@@ -22,12 +22,20 @@ from nbsnn.cli.options import (
     between,
 )
 from nbsnn.cli.own import Own
+from nbsnn.data.images import LabelledImages
 from nbsnn.evaluation.bench import Bench, images_to_time
 from nbsnn.evaluation.bench import bench as run_bench
 from nbsnn.evaluation.layer_speed import LayerSpeeds, measure_layers
+from nbsnn.evaluation.neurobench import neurobench as run_neurobench
 from nbsnn.integer.backends import backend_facts
 from nbsnn.integer.backends.library import why_not
 from nbsnn.integer.network import IntegerNetwork
+
+_SCHEDULES = ("fixed", "settle", "barrier")
+_NEUROBENCH_COLUMNS = (
+    "neuron, schedule", "top-1 %", "activation sparsity", "MACs, M", "ACs, M", "+ zero weights", "+ skips", "+ pooled",
+    "= synops, M",
+)  # fmt: skip
 
 
 @app.command()
@@ -39,6 +47,9 @@ def bench(
         typer.Option("--repeats", callback=between(1, 10_000), help="Timed rounds after a warm-up round; medians are printed."),
     ] = 5,
     limit: Annotated[int, typer.Option("--limit", callback=between(1), help="Images in each round.")] = 100,
+    neurobench: Annotated[
+        bool, typer.Option("--neurobench", help="Measure with NeuroBench's harness instead, beside the exact count.")
+    ] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show every unit's activity, and speed over the limit.")] = False,
     model: OwnOption = None,
     model_args: OwnArgsOption = None,
@@ -54,6 +65,7 @@ def bench(
     \b
     Example:
       nbsnn bench zoo:cifar10/resnet20-w2a2 --data sample --layers
+      nbsnn bench zoo:cifar10/resnet20-w2a2 --data sample --neurobench --limit 20
     """
     own = Own(model, model_args, state)
     network, header = load(checkpoint, "cpu", own)
@@ -61,6 +73,9 @@ def bench(
     images = images_for(header, split, limit, data=data, root=root, download=download, network=quantized)
     with console.doing("lowering to an integer network"):
         integer = pipeline.integer_form(quantized, images)
+    if neurobench:
+        _neurobench(integer, images, str(checkpoint), json_=json_)
+        return
     float_net = own.network(spec_of(header)) or pipeline.float_form(header)
     with console.image_progress(images_to_time(len(images), repeats), "warming up") as tell:
         result = run_bench(
@@ -76,6 +91,33 @@ def bench(
         _show_activity(result)
     for speed in speeds:
         _show_layer_speeds(speed)
+
+
+def _neurobench(network: IntegerNetwork, images: LabelledImages, title: str, *, json_: bool) -> None:
+    """The harness under each schedule."""
+    results = []
+    with console.image_progress(len(_SCHEDULES) * len(images), "NeuroBench") as tell:
+        for schedule in _SCHEDULES:
+            measured = run_neurobench(
+                network, images.pixels(slice(None)), images.labels, schedule=schedule, progress=lambda count: tell("", count)
+            )
+            results.append(measured)
+    if json_:
+        console.show_json({"checkpoint": title, "results": [each.to_dict() for each in results]})
+        return
+    first = results[0]
+    rows = [
+        (f"{r.neuron} {r.schedule}", f"{r.top1:.1f}", f"{r.activation_sparsity:.3f}",
+         *map(_millions, (r.effective_macs, r.effective_acs, r.zero_weights, r.skips, r.pooled, r.synops)))
+        for r in results
+    ]  # fmt: skip
+    console.show_table(
+        f"{title} in NeuroBench, {first.images} images: {first.footprint / 1e3:.0f} kB, connection sparsity "
+        f"{first.connection_sparsity:.3f}, {_millions(first.dense)} M operations if dense",
+        _NEUROBENCH_COLUMNS,
+        rows,
+    )
+    console.say("operations are per image; the four columns after MACs add up to our exact count, synops")
 
 
 def _show_bench(result: Bench, title: str) -> None:
