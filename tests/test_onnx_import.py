@@ -205,6 +205,15 @@ def test_files_that_would_take_memory_or_other_files_are_refused(tmp_path):
     refused(file, r"4 million values")
 
 
+def test_a_damaged_node_is_named_in_one_line(tmp_path):
+    file, malformed = tmp_path / "net.onnx", r"has other inputs or attributes than its operator \("
+    refused(saved(file, [("Conv", ("x",), "logits", {})], {}), malformed)
+    refused(saved(file, [("Add", ("x",), "logits", {})], {}), malformed)
+    refused(saved(file, [("QuantizeLinear", ("x", "s", "s"), "logits", {})], {"s": np.float32(1)}), malformed)
+    border = {"p": np.array([0, 0, 2**30, 0, 0, 0, 0, 0])}
+    refused(saved(file, [("Pad", ("x", "p"), "logits", {})], border), r"values of one image, and 67108864 are the most")
+
+
 def _varint(value):
     parts = []
     while value > 127:

@@ -1,7 +1,7 @@
 """Quantized networks from ONNX files with QuantizeLinear and DequantizeLinear, such as Brevitas and onnxruntime write them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nbsnn.arguments import checked_arguments
-from nbsnn.errors import CheckpointError, shown, unknown
+from nbsnn.errors import CheckpointError, NbsnnError, shown, unknown
 from nbsnn.finite import check_network
 from nbsnn.importers.onnx.reading import OPERATORS, Operand, Operation
 from nbsnn.importers.onnx.signals import Constant, Current, Reading
@@ -71,7 +71,7 @@ def _read(graph: Any, path: Path, image_shape: Sequence[int] | None) -> tuple[Re
         missing = [name for name in node.input if name and name not in values]
         if missing or not node.output:
             raise CheckpointError(f"{path}: node {shown(node.name)} reads {shown(missing)}, which no earlier node makes")
-        values[node.output[0]] = OPERATORS[node.op_type](Operation(node, values, reading, path, outputs))
+        values[node.output[0]] = _result(node, values, reading, path, outputs)
     results = []
     for output in graph.output:
         value = values.get(output.name)
@@ -81,6 +81,20 @@ def _read(graph: Any, path: Path, image_shape: Sequence[int] | None) -> tuple[Re
     if not reading.grids:
         raise CheckpointError(f"{path}: has no quantized activation; quantize the float network with nbsnn.quantize")
     return reading, results
+
+
+def _result(node: Any, values: Mapping[str, Operand], reading: Reading, path: Path, outputs: set[str]) -> Operand:
+    """The value that a node makes; whatever inputs and attributes a damaged file gives it, an error is one line."""
+    try:
+        return OPERATORS[node.op_type](Operation(node, values, reading, path, outputs))
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, NbsnnError):
+            raise
+        what = shown((str(error) or type(error).__name__).splitlines()[0])
+        raise CheckpointError(
+            f"{path}: {node.op_type} {shown(node.name or node.output[0])} has other inputs or attributes than its operator "
+            f"({what}); export it again"
+        ) from None
 
 
 def _image_shape(given: Any, path: Path, image_shape: Sequence[int] | None) -> tuple[int, ...]:

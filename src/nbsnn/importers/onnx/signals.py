@@ -19,6 +19,7 @@ Constant = NDArray[Any]
 _ARRANGING = {"reshape", "flatten", "concatenate", "pad", "max pool 1d", "max pool 2d", "global max pool"}
 _READ: dict[str, Any] = {"limit": None, "pools": (), "floored": 0.0}
 SAME = 1e-3  # relative difference of scales that are meant to be equal
+_MOST_VALUES = 2**26  # of a result
 _MOST_IMAGE = 2**22  # values of one image
 
 
@@ -147,11 +148,15 @@ class Reading:
                 if kind in MODULE_KINDS:
                     self._modules.add_module(step.name, make_module(step).eval())
                 result = run_step(self._modules, step, self._results)
-        except (ConfigError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (ConfigError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             what = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
                 f"{self.source}: {shown(label)} does not fit its inputs ({shown(what)}); export it again"
             ) from None
+        if result.numel() > _MOST_VALUES:
+            raise CheckpointError(
+                f"{self.source}: {shown(label)} makes {result.numel()} values of one image, and {_MOST_VALUES} are the most"
+            )
         self.steps.append(step)
         self._results[step.name] = result
         if all(signal.step in self._images for signal in inputs) and kind in _ARRANGING | {"per channel"}:
