@@ -87,7 +87,11 @@ def check_numbers(program: Program) -> None:
         finite = all(bool(n.isfinite().all()) for n in (head.bias, *(branch.multiplier for branch in head.branches)))
         _require(finite, "the head has a multiplier or bias that is not finite")
         for branch in head.branches:
-            _check_accumulator(program, branch, row_sums(branch, head.shape[0]), "the head")
+            load = row_sums(branch, head.shape[0])
+            if branch.after is not None and branch.source not in program.constants:  # the map works on 64 bits
+                _require(program.timesteps * program.sizes[branch.source] * float(load.max()) < WIDE, "the head overflows")
+                load = load / branch.after.largest
+            _check_accumulator(program, branch, load, "the head")
 
 
 def _require(condition: bool, what: str) -> None:

@@ -1,5 +1,6 @@
 """An affine function in integers: weights, multipliers and biases with the largest precision that 32 or 64 bits allow."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil, floor, isfinite, log2
 
@@ -9,7 +10,8 @@ from torch import Tensor
 from nbsnn.errors import LoweringError
 from nbsnn.integer.affine import Affine, Synapse, Term
 from nbsnn.integer.bounds import NARROW, WIDE, largest_sum, retract_at
-from nbsnn.integer.nodes import Branch, Head, Unit
+from nbsnn.integer.nodes import Branch, Head, Resample, Unit
+from nbsnn.integer.placing import through
 from nbsnn.integer.trace import Firing
 from nbsnn.shapes import per_channel, plane
 
@@ -34,6 +36,7 @@ class Setting:
         float_bits: 8 or 16, for weights that are not integers.
         membrane_bits: 32 or 64; units for which 32 are too few have 64 in either case.
         mapped: values with weights of a map of places, whose divisor makes multipliers small.
+        maps: maps of places by the name of their value.
         notes: a line is appended for each of those.
     """
 
@@ -45,6 +48,7 @@ class Setting:
     float_bits: int
     membrane_bits: int = 32
     mapped: frozenset[str] = frozenset()
+    maps: Mapping[str, Resample] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -114,15 +118,29 @@ def integer_head(output: Affine, setting: Setting) -> Head:
     """The head: integer weights, gains in float64.
 
     Raises:
-        LoweringError: its sums overflow 32 bits.
+        LoweringError: its sums overflow 32 bits, or 52 bits after a map of places.
     """
     branches = []
-    for whole in (_whole(term, output, setting) for term in output.terms):
-        source = whole.branch.source
-        if source not in setting.constant and float(whole.load.max()) * setting.sizes[source] * setting.timesteps >= NARROW:
-            raise LoweringError(f"the sums of the head over {source} overflow 32 bits; average over fewer places before it")
-        branches.append(replace(whole.branch, multiplier=whole.gain))
+    terms = list(output.terms)
+    while terms:
+        term = terms.pop(0)
+        whole = _whole(term, output, setting)
+        if not _overflows(whole, setting):
+            branches.append(replace(whole.branch, multiplier=whole.gain))
+        elif term.value in setting.maps and term.synapse is not None and term.synapse.weight.dim() == 4:
+            terms = through(term, setting.maps[term.value]) + terms
+        else:
+            raise LoweringError(f"the sums of the head over {term.value} overflow 32 bits; average over fewer places before it")
     return Head(output.shape, tuple(branches), output.bias)
+
+
+def _overflows(whole: _Whole, setting: Setting) -> bool:
+    """Whether accumulators of a head's branch reach beyond 32 bits, or beyond 52 bits after a map of places."""
+    branch = whole.branch
+    if branch.source in setting.constant:
+        return False
+    largest = float(whole.load.max()) * setting.sizes[branch.source] * setting.timesteps
+    return largest >= WIDE or largest / (branch.after.largest if branch.after else 1) >= NARROW
 
 
 def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:

@@ -74,6 +74,7 @@ def lower(
         sizes=dict.fromkeys((f.name for f in seen.firings), 1) | step_sizes(seen.values.nodes, pixels),
         constant=constant_values(seen.values.nodes), float_bits=float_weight_bits, membrane_bits=membrane_bits,
         mapped=_mapped(seen.values.nodes),
+        maps={node.name: node for node in seen.values.nodes if isinstance(node, Resample)},
     )  # fmt: skip
     nodes: dict[str, Node] = {firing.name: integer_unit(firing, setting) for firing in seen.firings}
     nodes |= {node.name: node for node in seen.values.nodes}

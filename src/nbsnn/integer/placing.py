@@ -1,6 +1,7 @@
 """Maps of places of affine functions: window sums, other maps with integer weights, and flattening."""
 
 from dataclasses import replace
+from itertools import product
 from math import prod
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 from nbsnn.integer.affine import Affine, Synapse, Term, ValueTable, compact
 from nbsnn.integer.maps import AxisMap, PlaneMap
-from nbsnn.integer.nodes import Pair
+from nbsnn.integer.nodes import Pair, Resample
 from nbsnn.shapes import plane, window_places
 
 _MOST_WIDENED = 64  # places of a window that is folded into a weight: beyond, the weights would take too much memory
@@ -59,6 +60,29 @@ def resampled(x: Affine, values: ValueTable, change: PlaneMap, *, divisor: float
     if x.is_shifted:
         shift = compact(change.apply(x.whole_shift()[None])[0] / divisor, shape)
     return Affine(tuple(resample(t) for t in x.terms), shift, shape)
+
+
+def through(term: Term, node: Resample) -> list[Term]:
+    """A convolution of a map of places as terms on the map's source: the weights of each place of the kernel, then the map.
+
+    Sums of weights and counts are smaller before a map, whose weights are large if it enlarges by an odd ratio.
+    """
+    synapse = term.synapse
+    assert synapse is not None
+    size = node.map.places
+    kernel = (int(synapse.weight.shape[2]), int(synapse.weight.shape[3]))
+    out = window_places(size, kernel, synapse.stride, synapse.padding, synapse.dilation)
+    terms = []
+    for place in product(range(kernel[0]), range(kernel[1])):
+        axes = []
+        for n, m, k, s, p, d in zip(size, out, place, synapse.stride, synapse.padding, synapse.dilation, strict=True):
+            at = torch.arange(m) * s - p + k * d
+            axes.append(AxisMap.choosing(torch.where((at >= 0) & (at < n), at, -1), n))
+        change = PlaneMap(*axes).after(node.map)
+        weight = synapse.weight[:, :, place[0] : place[0] + 1, place[1] : place[1] + 1]
+        alone = replace(synapse, weight=weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        terms.append(replace(term, value=node.source, synapse=alone, after=change if term.after is None else term.after.after(change)))
+    return terms
 
 
 def _widened(synapse: Synapse, kernel: Pair, stride: Pair) -> Synapse:

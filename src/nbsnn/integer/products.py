@@ -62,8 +62,8 @@ class Products:
         """The cached instance of a program."""
         return program.prepared("torch", lambda: cls(program, unroll=device.type == "cuda"))
 
-    def accumulate(self, branch: Branch, x: Tensor, shape: tuple[int, ...], times: int) -> Tensor:
-        """acc of a branch, [B, *shape]: int32, or int64 on constants and in the head.
+    def accumulate(self, branch: Branch, x: Tensor, shape: tuple[int, ...], times: int, *, wide: bool = False) -> Tensor:
+        """acc of a branch, [B, *shape]: int32, or int64 on constants and if `wide`, as in heads.
 
         Args:
             branch: whose source is x.
@@ -78,7 +78,7 @@ class Products:
             largest = self.program.sizes[branch.source] * (1 if constant else times)
             weight = self._weight(branch, thawed(branch.weight), largest)
             acc = convolve(x.to(weight.dtype), weight, branch, unroll=self.unroll)
-        whole = acc.to(torch.int64 if constant else torch.int32)
+        whole = acc.to(torch.int64 if constant or wide else torch.int32)
         return (whole if branch.after is None else branch.after.apply(whole)).reshape(-1, *shape)
 
     def _weight(self, branch: Branch, weight: Tensor, largest: int) -> Tensor:

@@ -79,10 +79,10 @@ class _Writer:
 
     # ------------------------------------------------------------------------------------------------------- products
 
-    def accumulate(self, branch: Branch, shape: Shape, name: str) -> str:
-        """acc of a branch, [batch, *shape] int32, or int64 if its source is constant."""
+    def accumulate(self, branch: Branch, shape: Shape, name: str, *, wide: bool = False) -> str:
+        """acc of a branch, [batch, *shape] int32, or int64 if its source is constant or if `wide`."""
         x, constant = self.values[branch.source], branch.source in self.program.constants
-        dtype = np.int64 if constant else np.int32
+        dtype = np.int64 if constant or wide else np.int32
         if branch.weight is None:
             acc = self._cast(x, dtype, f"{name}/cast")
             return acc if x.shape == shape else self.graph.reshape(acc, shape, name=f"{name}/shape")
@@ -235,7 +235,8 @@ class _Writer:
         total = graph.constant(bias, np.float64, f"{name}.bias")
         for number, branch in enumerate(head.branches):
             at = f"{name}/branch{number}" if len(head.branches) > 1 else f"{name}/branch"
-            acc = graph.cast(self.accumulate(branch, head.shape, at), np.float64, name=f"{at}/float64")
+            whole = self.accumulate(branch, head.shape, at, wide=branch.after is not None)
+            acc = graph.cast(whole, np.float64, name=f"{at}/float64")
             factor = graph.constant(_per_channel(thawed(branch.multiplier).numpy(), trailing), np.float64, f"{at}.multiplier")
             total = graph.op("Add", total, graph.op("Mul", acc, factor, name=f"{at}/scaled"), name=f"{name}/sum")
         return total

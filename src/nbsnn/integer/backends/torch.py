@@ -73,7 +73,7 @@ def _record(unit: Unit, count: Tensor, spikes: NamedTensors, counts: NamedTensor
 
 def _head(program: Program, products: Products, values: NamedTensors, times: int) -> tuple[Tensor, ...]:
     return tuple(
-        products.accumulate(branch, values[branch.source], head.shape, times).to(torch.int64)
+        products.accumulate(branch, values[branch.source], head.shape, times, wide=True)
         for head in program.heads
         for branch in head.branches
     )
@@ -258,7 +258,8 @@ class _Stepping:
             _forget(program, values, index)
         for i, (branch, shape) in enumerate(self.outputs):
             if branch.source not in program.constants:
-                state[f"head {i}"] = state[f"head {i}"] + self.products.accumulate(branch, values[branch.source], shape, 1)
+                acc = self.products.accumulate(branch, values[branch.source], shape, 1, wide=True)
+                state[f"head {i}"] = state[f"head {i}"] + acc
         return fired
 
     def _fire(self, unit: Unit, values: NamedTensors, *, driven: bool) -> Tensor:
