@@ -92,12 +92,24 @@ def image_shape(name: str) -> tuple[int, ...] | None:
             try:
                 with torch.device(device):
                     net = build(name, size).eval()
-                return next(shape for c in _channels(net) if _runs(net, shape := (c, *size), device))
+                shapes = [shape for c in _channels(net) for shape in ([(c, size[1])] if is_1d(net) else [(c, *size)])]
+                return next(shape for shape in shapes if _runs(net, shape, device))
             except StopIteration:
                 break
             except Exception:
                 continue
     return None
+
+
+def is_1d(net: nn.Module) -> bool:
+    """Whether a network is made of convolutions along one axis."""
+    kinds = [module for module in net.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    return bool(kinds) and all(isinstance(module, nn.Conv1d) for module in kinds)
+
+
+def usual_shape(net: nn.Module) -> tuple[int, ...]:
+    """[C, H, W], or [C, L] for convolutions along one axis, with which to ask `nbsnn.check` why a network does not run."""
+    return (_channels(net)[-1], 224) if is_1d(net) else (3, 224, 224)
 
 
 def _own_size(name: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from coverage_models import build, image_shape, inexact, smallest
+from coverage_models import build, image_shape, inexact, smallest, usual_shape
 from torch import Tensor, nn
 
 import nbsnn
@@ -80,7 +80,7 @@ def _stages(names: list[str], row: dict[str, Any], report: Report) -> None:
         torch.manual_seed(0)
         net = build(row["model"], tuple(shape[1:]) if shape else None).eval()
         row["parameters"] = sum(p.numel() for p in net.parameters())
-        images = torch.randn(CALIBRATION, *(shape or (3, 224, 224)))
+        images = torch.randn(CALIBRATION, *(shape or usual_shape(net)))
         compared = images[: 2 if images.shape[-1] <= 64 else 1]
         if shape:
             calibrate_norms_(net, images)

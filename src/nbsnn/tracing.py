@@ -5,6 +5,7 @@ path that the example takes.
 """
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -75,7 +76,7 @@ class Tracer(TorchFunctionMode):
         except NbsnnError:
             raise
         except Exception as caught:
-            reason = (str(caught) or type(caught).__name__).splitlines()[0].replace(";", ",")  # what follows ours is the remedy
+            reason = _reason(caught).replace(";", ",")  # what follows ours is the remedy
             raise error(
                 f"the example of shape {list(image.shape[1:])} does not run at {self.place}: {reason}; "
                 "give images on which the network runs"
@@ -103,6 +104,12 @@ class Tracer(TorchFunctionMode):
         if not sources or isinstance(self.innermost, self.opaque) or _is_bookkeeping(func):
             return func(*args, **kwargs)
         return self.called(func, function_name(func), args, kwargs, sources)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message; of an assertion without one, the line of code."""
+    code = traceback.extract_tb(error.__traceback__)[-1].line if isinstance(error, AssertionError) else None
+    return (str(error) or code or type(error).__name__).splitlines()[0]
 
 
 def check_one_input(network: nn.Module, error: type[NbsnnError]) -> None:

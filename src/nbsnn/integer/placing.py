@@ -79,9 +79,10 @@ def through(term: Term, node: Resample) -> list[Term]:
             at = torch.arange(m) * s - p + k * d
             axes.append(AxisMap.choosing(torch.where((at >= 0) & (at < n), at, -1), n))
         change = PlaneMap(*axes).after(node.map)
+        after = change if term.after is None else term.after.after(change)
         weight = synapse.weight[:, :, place[0] : place[0] + 1, place[1] : place[1] + 1]
         alone = replace(synapse, weight=weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        terms.append(replace(term, value=node.source, synapse=alone, after=change if term.after is None else term.after.after(change)))
+        terms.append(replace(term, value=node.source, synapse=alone, after=after))
     return terms
 
 

@@ -41,6 +41,13 @@ _SMOOTH = {
     "sigmoid", "tanh", "gelu", "silu", "mish", "softplus", "softsign", "hardsigmoid", "hardswish", "logsigmoid", "exp",
     "tanhshrink", "softshrink", "hardshrink",
 }  # fmt: skip
+_EXPONENTIAL = {"elu", "selu", "celu"}
+# Steps and choices by value: their results are no sums of spikes.
+_DECIDING = {
+    "sign", "round", "floor", "ceil", "trunc", "frac", "floordiv", "floor_divide", "remainder", "fmod", "ge", "gt", "le", "lt",
+    "eq", "ne", "where", "argmax", "argmin", "argsort", "sort", "topk", "kthvalue", "median", "nonzero", "masked_select",
+    "masked_fill", "heaviside",
+}  # fmt: skip
 _AT_THE_END = " between layers, and leave it out at the end: return the logits, and apply it to the result"
 _SOFTMAX = {"softmax", "log_softmax", "softmin"}
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "local_response_norm", "rms_norm", "normalize"}
@@ -87,6 +94,11 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
         module: the module that calls it.
     """
     inside = type(module).__name__ if module is not None and type(module).__module__.startswith("torch.nn") else ""
+    if name in _EXPONENTIAL:
+        kind = f"nn.{inside}" if inside else f"{name}()"
+        return Refusal(f"{kind} is exponential below 0, and spike counts are not", "use nn.ReLU or nn.LeakyReLU")
+    if name in _DECIDING:
+        return Refusal(f"{name}() decides by the values of currents", "apply it to the network's result, outside the network")
     if name in _RELU | _CLIP and inside == "ReLU":
         return Refusal(
             "nn.ReLU is an activation that is not quantized",
