@@ -11,6 +11,8 @@ Written by `python benchmarks/coverage.py --page`; do not edit. One small model 
 random weights, on the smallest square images that it runs on: `nbsnn.check`, `quantize` ({weights}-bit weights, {acts}-bit
 activations), the schedules `fixed`, `barrier` and `settle` in float64, `lower`, and both engines on both backends.
 
+A model has one thread, and limits of time and memory; the machine did other work meanwhile, so *seconds* are upper bounds.
+
 * *through*: no neuron differs from the quantized network under `barrier` and `settle`, and all counts of the integer network
   are the same bits in both engines and backends. *steps*: of the slowest image under `settle`; *fixed*: neurons in percent that
   differ from the quantized network after T steps.
@@ -37,6 +39,8 @@ def page(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     rows = sorted(rows, key=lambda row: row["family"])
     of = {outcome: [row for row in rows if row["outcome"] == outcome] for outcome in ("through", "refused", "stopped")}
     parts = [HEAD.format(package=head["package"], weights=SPEC.weight_bits, acts=SPEC.act_bits), summary(rows) + "\n"]
+    if len(rows) < head.get("families", 0):
+        parts.append(f"{head['families'] - len(rows)} families have not been measured yet.\n")
     if of["through"]:
         columns = ("family", "model", "image", "parameters", "neurons", "steps", "fixed", "seconds")
         parts += ["## Through\n", _table(columns, [_through(row) for row in of["through"]])]
