@@ -27,6 +27,9 @@ UNKNOWN = (
     "() is applied to currents and is not known to be affine at {place}; between neurons write only sums, products with "
     "constants, convolutions, linear layers, average pools, reshapes"
 )
+DECIDES = (
+    "() decides by the values of currents at {place}; use nn.ReLU, or apply it to the network's result, outside the network"
+)
 PRODUCT = "() of two currents at {place}; multiply or divide currents by constants or parameters only"
 WRITE = "; compute it from the image in forward, without NumPy, TorchScript or a torch.autograd.Function"
 NORM = "() depends on the data of each step at {place}; use batch norm, which folds into the weights"
@@ -60,8 +63,8 @@ FUNCTIONS = {
     "einsum": (lambda net, x: torch.einsum("bchw,bchv->bcwv", x, x), "einsum" + PRODUCT),
     "abs": (lambda net, x: x.abs(), "abs" + UNKNOWN),
     "power": (lambda net, x: x**2, "pow" + UNKNOWN),
-    "where": (lambda net, x: torch.where(torch.ones(()) > 0, x, -x), "where" + UNKNOWN),
-    "comparison": (lambda net, x: x * (x > 0), "gt" + UNKNOWN),
+    "where": (lambda net, x: torch.where(torch.ones(()) > 0, x, -x), "where" + DECIDES),
+    "comparison": (lambda net, x: x * (x > 0), "gt" + DECIDES),
     "if x.max() > 0": (lambda net, x: x if x.max() > 0 else -x, "max" + MAX_POOL),
     "x.sum().item()": (
         lambda net, x: x * x.sum().item(),

@@ -98,7 +98,10 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
         kind = f"nn.{inside}" if inside else f"{name}()"
         return Refusal(f"{kind} is exponential below 0, and spike counts are not", "use nn.ReLU or nn.LeakyReLU")
     if name in _DECIDING:
-        return Refusal(f"{name}() decides by the values of currents", "apply it to the network's result, outside the network")
+        return Refusal(
+            f"{name}() decides by the values of currents",
+            "use nn.ReLU, or apply it to the network's result, outside the network",
+        )
     if name in _RELU | _CLIP and inside == "ReLU":
         return Refusal(
             "nn.ReLU is an activation that is not quantized",
