@@ -104,4 +104,4 @@ def _active(shares: Tensor) -> dict[str, Any]:
     """Shares [steps] from the first to the last one that is not 0: under "barrier" a layer is silent in most steps."""
     steps = shares.nonzero().flatten()
     first, end = (int(steps[0]), int(steps[-1]) + 1) if len(steps) else (0, 0)
-    return {"first": first + 1, "shares": [round(share, 4) for share in shares[first:end].tolist()]}
+    return {"steps": len(shares), "first": first + 1, "shares": [round(share, 4) for share in shares[first:end].tolist()]}

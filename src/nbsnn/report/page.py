@@ -72,15 +72,16 @@ def page_of(figures: Mapping[str, Any]) -> str:
         ConfigError: it would be larger than 2 MB.
     """
     template, drawn = _environment().get_template("page.html.j2"), _charts(figures)
-    text = ""
+    size = 0
     for left_out in range(len(_PARTS) + 1):  # a network of a hundred layers needs less
-        text = template.render(
+        text: str = template.render(
             figures=figures, charts=drawn, number=partial(_number, figures), embedded=_embedded(figures),
             script=_resource("page.js"), style=_resource("page.css"), left_out=_PARTS[:left_out],
         )  # fmt: skip
-        if len(text.encode()) <= MOST_PAGE_BYTES:
+        size = len(text.encode())
+        if size <= MOST_PAGE_BYTES:
             return text
-    raise ConfigError(f"the report has {len(text.encode())} bytes, more than {MOST_PAGE_BYTES}; give fewer schedules")
+    raise ConfigError(f"the report has {size} bytes, more than {MOST_PAGE_BYTES}; give fewer schedules")
 
 
 def check_packages() -> None:
@@ -209,9 +210,11 @@ def _layers(layers: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _points(activity: dict[str, Any]) -> list[tuple[float, float]]:
-    """The shares of a layer by step, with a silent step before and after."""
+    """The shares of a layer by step, with a silent step before and after if there is one."""
     first, shares = activity["first"], activity["shares"]
-    return list(enumerate([0.0, *shares, 0.0] if first > 1 else [*shares, 0.0], start=max(first - 1, 1)))
+    before = [0.0] if first > 1 else []
+    after = [0.0] if first + len(shares) - 1 < activity["steps"] else []
+    return list(enumerate([*before, *shares, *after], start=first - len(before)))
 
 
 def _some(layers: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
