@@ -150,6 +150,8 @@ def test_only_the_command_line_prints():
         "jinja2": "report.page",
         "torchvision": "importers.torchvision",
         "nir": "interop.nirfile",
+        "h5py": "interop.nirfile",
+        "spikingjelly": "interop.spikingjelly",
         "nirtorch": "interop.nirtorch",
         "neurobench": "evaluation.neurobench",
         "typer": "cli",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError, MissingDependencyError, unknown
 from nbsnn.hooks import hooked
-from nbsnn.interop.nirfile import nir_package
+from nbsnn.interop.nirfile import axis_numbers, nir_package, read_nir
 
 
 class _Integrator(nn.Module):
@@ -102,7 +102,7 @@ class _SumPool(nn.Module):
 
 def _convolution(function: Callable[..., Tensor], axes: int) -> Callable[[Any], nn.Module]:
     def make(node: Any) -> nn.Module:
-        sizes = {name: _sizes(getattr(node, name), axes) for name in ("stride", "padding", "dilation")}
+        sizes = {name: axis_numbers(getattr(node, name), axes) for name in ("stride", "padding", "dilation")}
         return _Layer(function, node.weight, node.bias, groups=int(node.groups), **sizes)
 
     return make
@@ -157,13 +157,13 @@ def run_nir(graph: Any, images: Tensor, *, timesteps: int, steps: int | None = N
     Raises:
         MissingDependencyError: nir or nirtorch is not installed.
         ConfigError: the graph has no node of a name.
+        CheckpointError: the file is missing, damaged, too large or not a NIR file.
     """
-    nir = nir_package()
     try:
         from nirtorch.nir_interpreter import nir_to_torch
     except ImportError:
         raise MissingDependencyError("nirtorch", extra="nir", purpose="Running NIR graphs") from None
-    graph = nir.read(str(graph)) if isinstance(graph, (str, Path)) else graph
+    graph = read_nir(Path(graph)) if isinstance(graph, (str, Path)) else graph
     layers = {node.metadata["layer"]: key for key, node in graph.nodes.items() if "layer" in node.metadata}
     named = {name: layers.get(name, name) for name in watch}
     if strangers := [name for name in watch if named[name] not in graph.nodes]:
@@ -188,14 +188,6 @@ def _tensor(values: Any) -> Tensor:
     return torch.as_tensor(values).clone()
 
 
-def _sizes(value: Any, axes: int) -> Any:
-    """A stride, padding or dilation as torch takes it: text such as "same", or one number per axis."""
-    if isinstance(value, (str, bytes)):
-        return value if isinstance(value, str) else value.decode()
-    numbers = torch.as_tensor(value).flatten().tolist()
-    return tuple(int(n) for n in (numbers * axes if len(numbers) == 1 else numbers))
-
-
 def _pair(value: Any) -> tuple[int, int]:
-    pair: tuple[int, int] = _sizes(value, 2)
+    pair: tuple[int, int] = axis_numbers(value, 2)
     return pair

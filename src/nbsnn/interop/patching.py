@@ -85,11 +85,9 @@ def _order(executor: Any) -> None:
     order: dict[Any, None] = {}
     waiting = list(executor.execution_order)
     while waiting:
-        ready = [node for node in waiting if all(s in order for s in executor.graph.find_source_nodes_of(node))]
+        ready = [node for node in waiting if not set(executor.graph.find_source_nodes_of(node)) & set(waiting)]
         if not ready:
-            raise ConversionError(
-                "the imported graph has cycles, and plain integrate-and-fire networks have none; import another"
-            )
+            raise ConversionError("the imported graph has cycles; patch networks of the profiles if and if-charged")
         order |= dict.fromkeys(ready)
         waiting = [node for node in waiting if node not in order]
     executor.execution_order = list(order)

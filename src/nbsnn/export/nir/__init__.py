@@ -108,10 +108,10 @@ def nir_limits(network: IntegerNetwork | SpikingNetwork, options: ExportOptions)
     profile = PROFILES[options.profile or "exact"]
     program, neuron, schedule = _program(network, profile)
     grouped = [unit.name for unit in program.units if any(branch.groups > 1 for branch in unit.branches)]
-    lines = [f"{len(grouped)} grouped convolutions are written with zeros between their groups"] if grouped else []
+    lines = [f"grouped convolutions ({len(grouped)}) are written with zeros between their groups"] if grouped else []
     if not profile.plain:
         pools = sum(isinstance(node, MaxPool) for node in program.nodes)
-        lines += [f"{pools} max pools are written as thresholds and sums"] if pools else []
+        lines += [f"max pools ({pools}) are written as thresholds and sums"] if pools else []
         found = schedule_named(schedule)
         after = (
             f", then zeros in at most {found.steps(program.timesteps, program.depth)} steps in all" if not found.windows else ""

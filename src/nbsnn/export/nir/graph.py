@@ -71,7 +71,7 @@ class NirBuilder:
         """Integrate-and-fire neurons with a threshold of 1, as NIR has them."""
         one = _filled(shape, 1.0)
         node = self.nir.IF(r=one, v_threshold=one.copy())  # v_reset is 0, or in files before 1.0.6 unknown
-        node.metadata["layer"] = name
+        node.metadata = {"layer": name}  # in files before 1.0.6, which have no metadata, it is not written
         return self.add(name, node, *sources)
 
     def one(self, shape: NodeShape, source: str) -> str:

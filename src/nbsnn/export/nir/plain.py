@@ -36,7 +36,8 @@ def plain_graph(program: Program, *, charged: bool) -> Any:
     if len(outputs) > 1:  # of a concatenation; executors do not add up what comes to an output
         outputs = [add_sum(graph, head.name, head.shape, outputs)]
     graph.output(head.shape, outputs[0])
-    return graph.build()
+    profile = "if-charged" if charged else "if"
+    return graph.build(profile=profile, timesteps=T)  # notes for people and for nbsnn.import_nir
 
 
 def _add(graph: NirBuilder, program: Program, node: Node, values: dict[str, str], *, charged: bool) -> str:
