@@ -1,7 +1,8 @@
 """Networks in other software: NIR's profile "exact" in nirtorch, and its profile "if" in the importers of other simulators.
 
     python benchmarks/interop.py exact [--nets zoo:cifar10/resnet20-w2a2 ... own] [--images 50] [--json FILE]
-    python benchmarks/interop.py importers --environments DIR [--nets ...] [--images 100] [--json FILE]
+    python benchmarks/interop.py importers [--environments DIR] [--simulators ...] [--nets ...] [--images 50] [--json FILE]
+    python benchmarks/interop.py tables
 
 `exact` compares every spike of every neuron in every step with the integer network's, under `fixed` (signed) and `settle`.
 `importers` runs each simulator in DIR/<name>/bin/python, as `make test-interop` makes them, on files as they are and after
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +98,13 @@ def exact(name: str, schedule: str, images: Tensor) -> dict[str, Any]:
     return row
 
 
-def importers(name: str, images: Tensor, labels: Tensor, environments: Path) -> list[dict[str, Any]]:
+def importers(name: str, images: Tensor, labels: Tensor, environments: Path, simulators: list[str]) -> list[dict[str, Any]]:
     """What each simulator makes of one network, as its importer returns it and patched."""
     network = lowered(name, images, max_pool=False)
     ours = network.simulate(images, engine="spikes", neuron="unsigned", schedule="fixed", keep_counts=True)
     quantized = network.simulate(images, keep_counts=True)
     rows = [_row(name, network, "nbsnn", "unsigned", ours.counts, ours.logits, ours.counts, quantized.counts, labels)]
-    for simulator in SIMULATORS:
+    for simulator in simulators:
         for patched in (False, True):
             done = _simulated(network, images, simulator, environments, patched=patched)
             form = "patched" if patched else "as imported"
@@ -145,22 +147,63 @@ def _simulated(network: nbsnn.IntegerNetwork, images: Tensor, simulator: str, en
         return found["counts"], found["logits"]
 
 
+def exact_table() -> list[str]:
+    """The rows of docs/nir.md on the profile "exact"."""
+    names = ("network", "T", "schedule", "steps", "neurons · steps", "spikes", "differ", "logits that differ", "file, MB")
+    lines = [_line(names), "|" + "---|" * len(names)]
+    for row in Rows(RESULTS / "interop-exact.json", {}).read():
+        numbers = [f"{row[key]:,}" for key in ("neuron_steps", "spikes", "differing", "logits_differing")]
+        cells = [_short(row["net"]), row["T"], f"`{row['schedule']}`", row["steps"], *numbers, f"{row['bytes'] / 1e6:.1f}"]
+        lines.append(_line(cells))
+    return lines
+
+
+def importers_table() -> list[str]:
+    """The rows of docs/nir.md on the profile "if"."""
+    rows = Rows(RESULTS / "interop-importers.json", {}).read()
+    found = {(row["simulator"], row["form"], row["net"]): _cell(row) for row in rows}
+    nets = list(dict.fromkeys(row["net"] for row in rows))
+    lines = [_line(["simulator", *map(_short, nets)]), "|" + "---|" * (len(nets) + 1)]
+    for simulator, form in dict.fromkeys((row["simulator"], row["form"]) for row in rows):
+        lines.append(_line([f"{simulator}, {form}", *(found[simulator, form, net] for net in nets)]))
+    return lines
+
+
+def _line(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _short(net: str) -> str:
+    return net.removeprefix("zoo:cifar10/")
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if "fails" in row:
+        return "fails"
+    off = row["differing_from_unsigned"]
+    return f"{f'{100 * off:.3g} %' if off else '0'}, {row['top1']:.0f} %"
+
+
 def main() -> None:
     """Measure, and write rows to the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("exact", "importers"))
+    parser.add_argument("what", choices=("exact", "importers", "tables"))
     parser.add_argument("--nets", nargs="+", default=NETS)
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--environments", type=Path, default=Path(".interop"))
+    parser.add_argument("--simulators", nargs="+", default=list(SIMULATORS))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.what == "tables":
+        print("\n".join([*exact_table(), "", *importers_table()]))  # noqa: T201
+        return
     data = nbsnn.load_data("sample").test
     images = data.normalized(data.pixels(slice(0, args.images)))
     labels = torch.as_tensor(data.labels)[: args.images]
     rows = Rows(args.json or RESULTS / f"interop-{args.what}.json", {"kind": f"interop {args.what}", "machine": machine()})
     for net in args.nets:
         if args.what == "importers" and not rows.find(net=net):
-            for row in importers(net, images, labels, args.environments):
+            for row in importers(net, images, labels, args.environments, args.simulators):
                 print(json.dumps(rows.add(row)), flush=True)  # noqa: T201
         for schedule in ("fixed", "settle") if args.what == "exact" else ():
             if not rows.find(net=net, schedule=schedule):

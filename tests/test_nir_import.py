@@ -28,7 +28,7 @@ def file(network, tmp_path_factory):
 
 def test_our_file_comes_back_with_the_same_spikes(network, file):
     images = images_for(6)
-    spiking = nbsnn.import_nir(file)
+    spiking = nbsnn.load_nir(file)
     assert (spiking.neuron, spiking.schedule, spiking.timesteps) == ("unsigned", "fixed", 3)
     result = spiking.simulate(on_grid(network, images), keep_counts=True)
     ours = network.simulate(images, engine="spikes", neuron="unsigned", schedule="fixed", keep_counts=True)
@@ -43,12 +43,12 @@ def test_what_the_file_means_must_be_said(network, file, tmp_path):
     plain = tmp_path / "plain.nir"
     nbsnn.export_nir(network, plain, "if")
     with pytest.raises(ConversionError, match=r"bias holds the initial half threshold; write it with profile='if-charged'$"):
-        nbsnn.import_nir(plain)
+        nbsnn.load_nir(plain)
     with pytest.raises(ConversionError, match=r"timesteps=4: give the number of steps T = 2\^b - 1, one of 1, 3, 7"):
-        nbsnn.import_nir(file, timesteps=4)
+        nbsnn.load_nir(file, timesteps=4)
     for options in ({"reset": "value"}, {"charge": 0.0}):
         with pytest.raises(ConversionError, match=r"give reset='subtract' and charge=0.5$"):
-            nbsnn.import_nir(file, **options)
+            nbsnn.load_nir(file, **options)
 
 
 def written(path, *nodes, edges=None):
@@ -68,7 +68,7 @@ def test_a_foreign_network_of_neurons_like_ours(tmp_path):
     """Thresholds and r of each neuron go into the currents."""
     threshold = torch.tensor([1.0, 2.0, 0.5, 4.0]).numpy()
     path = written(tmp_path / "net.nir", nir.Linear(ones(4, 4)), nir.IF(2 * ones(4), threshold), nir.Scale(3 * ones(4)))
-    spiking = nbsnn.import_nir(path, timesteps=3, reset="subtract", charge=0.5)
+    spiking = nbsnn.load_nir(path, timesteps=3, reset="subtract", charge=0.5)
     x = torch.full((1, 4), 0.1, dtype=torch.float64)
     expected = (3 * 2 * 0.4 / torch.from_numpy(threshold) + 0.5).floor().clamp(0, 3)  # a constant current is exact
     assert torch.allclose(spiking(x)[0], expected.double())
@@ -87,14 +87,14 @@ def test_a_foreign_network_of_neurons_like_ours(tmp_path):
 )
 def test_other_neurons_are_refused(nodes, message, tmp_path):
     with pytest.raises(ConversionError, match=message):
-        nbsnn.import_nir(written(tmp_path / "net.nir", *nodes()), timesteps=3, reset="subtract", charge=0.5)
+        nbsnn.load_nir(written(tmp_path / "net.nir", *nodes()), timesteps=3, reset="subtract", charge=0.5)
 
 
 def test_feedback_and_missing_ends_are_refused(tmp_path):
     edges = [("input", "n0"), ("n0", "n1"), ("n1", "n0"), ("n1", "output")]
     path = written(tmp_path / "net.nir", nir.Linear(ones(4, 4)), nir.IF(ones(4), ones(4)), edges=edges)
     with pytest.raises(ConversionError, match=r"n0 is in a cycle or has no source; give a network without feedback$"):
-        nbsnn.import_nir(path, timesteps=3, reset="subtract", charge=0.5)
+        nbsnn.load_nir(path, timesteps=3, reset="subtract", charge=0.5)
 
 
 def truncated(path, file):
@@ -144,10 +144,10 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(make, message, file, 
     path = tmp_path / "net.nir"
     make(path, file)
     with pytest.raises(CheckpointError, match=message) as caught:
-        nbsnn.import_nir(path)
+        nbsnn.load_nir(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"net.nir: no such NIR file$"):
-        nbsnn.import_nir(tmp_path / "net.nir")
+        nbsnn.load_nir(tmp_path / "net.nir")

@@ -34,7 +34,7 @@ from nbsnn.export.dump import export_json
 from nbsnn.export.nir import export_nir
 from nbsnn.export.onnx import export_onnx
 from nbsnn.export.packed import save_packed
-from nbsnn.importers.nir import import_nir
+from nbsnn.importers.nir import load_nir
 from nbsnn.importers.onnx import load_onnx
 from nbsnn.importers.reference import load_reference_checkpoint
 from nbsnn.integer.lower import lower
@@ -110,13 +110,13 @@ __all__ = [
     "export_onnx",
     "finetune",
     "full_float32",
-    "import_nir",
     "list_energy_models",
     "list_models",
     "list_recipes",
     "load_checkpoint",
     "load_data",
     "load_energy_model",
+    "load_nir",
     "load_onnx",
     "load_recipe",
     "load_reference_checkpoint",

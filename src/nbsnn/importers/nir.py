@@ -24,7 +24,7 @@ _OTHERS = {
 
 
 @checked_arguments
-def import_nir(
+def load_nir(
     path: str | Path, *, timesteps: int | None = None, reset: str | None = None, charge: float | None = None
 ) -> SpikingNetwork:
     """A NIR file of IF neurons as a spiking network with unsigned neurons and the schedule "fixed", in double precision.
@@ -93,6 +93,8 @@ class NirNetwork(nn.Module):
 class _Scaled(nn.Module):
     """Values times constants of their shape."""
 
+    factor: Tensor
+
     def __init__(self, factor: Tensor) -> None:
         super().__init__()
         self.register_buffer("factor", factor)
@@ -155,8 +157,8 @@ def _module(path: Path, name: str, node: Any) -> nn.Module:
     if kind == "Scale":
         return _Scaled(torch.as_tensor(node.scale))
     if kind in ("SumPool2d", "AvgPool2d"):
-        sides = [axis_numbers(value, 2) for value in (node.kernel_size, node.stride, node.padding)]
-        return nn.AvgPool2d(*sides, divisor_override=1 if kind == "SumPool2d" else None)
+        size, stride, padding = (axis_numbers(value, 2) for value in (node.kernel_size, node.stride, node.padding))
+        return nn.AvgPool2d(size, stride, padding, divisor_override=1 if kind == "SumPool2d" else None)
     if kind == "Flatten":
         return nn.Flatten(*(int(d) + (d >= 0) for d in (node.start_dim, node.end_dim)))
     if kind == "IF":

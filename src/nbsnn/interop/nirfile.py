@@ -9,7 +9,7 @@ import torch
 from nbsnn.errors import CheckpointError, MissingDependencyError, shown
 from nbsnn.files import check_readable, write_atomically
 
-MOST_BYTES = 2**32  # of a file's arrays, uncompressed
+MOST_ARRAY_BYTES = 2**32  # of a file's arrays, uncompressed
 MOST_ITEMS = 10**6  # groups and arrays in a file
 _DEPTH = 16  # of groups in groups
 _FILTERS = {1, 2, 3, 4, 32000}  # gzip, shuffle, checksum, szip, lzf: HDF5's own and h5py's; others are loaded as code
@@ -100,8 +100,10 @@ def _check_contents(path: Path) -> None:
                     waiting.append((item, depth + 1))
                     continue
                 size += _checked_bytes(where, item)
-                if size > MOST_BYTES:
-                    raise CheckpointError(f"{path}: its arrays have more than {MOST_BYTES:,} bytes; export a smaller network")
+                if size > MOST_ARRAY_BYTES:
+                    raise CheckpointError(
+                        f"{path}: its arrays have more than {MOST_ARRAY_BYTES:,} bytes; export a smaller network"
+                    )
 
 
 def _checked_bytes(where: str, array: Any) -> int:
@@ -114,4 +116,5 @@ def _checked_bytes(where: str, array: Any) -> int:
         raise CheckpointError(f"{where} is compressed by filter {min(filters - _FILTERS)}; write it with gzip")
     if array.shape is None or array.dtype.kind not in "fiubSO" or (array.dtype.hasobject and array.dtype.metadata is None):
         raise CheckpointError(f"{where} has type {array.dtype}; NIR files hold numbers and text")
-    return int(array.size) * max(array.dtype.itemsize, 1)
+    size: int = array.size * max(array.dtype.itemsize, 1)
+    return size

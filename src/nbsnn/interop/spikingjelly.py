@@ -46,7 +46,9 @@ def to_spikingjelly(spiking: SpikingNetwork) -> nn.Module:
         )
     network = copied(spiking.network)
     ours = {m for m in network.modules() if isinstance(m, IFNeuron)}
-    layers: dict[nn.Module, nn.Module] = {m: SpikingJellyNeuron(theirs.IFNode, float(m.height()), m.timesteps) for m in ours}
+    layers: dict[nn.Module, nn.Module] = {
+        m: SpikingJellyNeuron(theirs.IFNode, float(m.height().detach()), m.timesteps) for m in ours
+    }
     return SpikingJellyNetwork(replace_modules_(network, layers), spiking.timesteps, spiking.image_shape).eval()
 
 

@@ -80,7 +80,7 @@ class NirBuilder:
 
     def build(self, **metadata: Any) -> Any:
         """The `nir.NIRGraph`, with its shapes checked by nir."""
-        return self.nir.NIRGraph(self.nodes, self.edges, metadata)
+        return self.nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
 
 
 def _filled(shape: NodeShape, values: ArrayLike) -> NDArray[np.float64]:

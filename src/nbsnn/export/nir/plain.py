@@ -37,7 +37,7 @@ def plain_graph(program: Program, *, charged: bool) -> Any:
         outputs = [add_sum(graph, head.name, head.shape, outputs)]
     graph.output(head.shape, outputs[0])
     profile = "if-charged" if charged else "if"
-    return graph.build(profile=profile, timesteps=T)  # notes for people and for nbsnn.import_nir
+    return graph.build(profile=profile, timesteps=T)  # notes for people and for nbsnn.load_nir
 
 
 def _add(graph: NirBuilder, program: Program, node: Node, values: dict[str, str], *, charged: bool) -> str:
