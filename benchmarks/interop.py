@@ -165,7 +165,7 @@ def importers_table() -> list[str]:
     nets = list(dict.fromkeys(row["net"] for row in rows))
     lines = [_line(["simulator", *map(_short, nets)]), "|" + "---|" * (len(nets) + 1)]
     for simulator, form in dict.fromkeys((row["simulator"], row["form"]) for row in rows):
-        lines.append(_line([f"{simulator}, {form}", *(found[simulator, form, net] for net in nets)]))
+        lines.append(_line([f"{simulator}, {form}", *(found.get((simulator, form, net), "not run") for net in nets)]))
     return lines
 
 
