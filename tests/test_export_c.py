@@ -1,10 +1,12 @@
 """Networks in C: every kind of node gives the bits of the engine, compiled strictly and under sanitizers."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,3 +219,12 @@ def test_any_name_makes_a_program_that_compiles(tmp_path):
     for stem in ("2bit net", "nbsnn", "int"):
         export_c(tmp_path / f"{stem}.h", network)
         subprocess.run(["gcc", *STRICT, "-fsyntax-only", tmp_path / f"{stem}_main.c"], check=True)
+
+
+@needs_gcc
+def test_the_example_compiles_and_agrees(tmp_path, capfd):
+    spec = importlib.util.spec_from_file_location("c_files", Path(__file__).parent.parent / "examples" / "c_files.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main(tmp_path)
+    assert "0 of 50 logits differ in any bit" in capfd.readouterr().out
