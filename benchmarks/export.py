@@ -6,9 +6,6 @@
 `--root` holds CIFAR-10's python release (`nbsnn train --download` fetches it). Integer files and C, compiled by gcc -O3, are
 compared bit for bit with the engine `counts` on `--bits` test images; QDQ files with the quantized network in float32 on
 `--classes`. An image is far if a logit differs by more than 1e-4: then a current lay so near to the middle of two levels that
-`--root` holds CIFAR-10's python release (`nbsnn train --download` fetches it). Integer files and C, compiled by gcc -O3, are
-compared bit for bit with the engine `counts` on `--bits` test images; QDQ files with the quantized network in float32 on
-`--classes`. An image is far if a logit differs by more than 1e-4: then a current lay so near to the middle of two levels that
 the order of a sum decided, and float64 tells which of the two is off.
 Rates are of one thread, in batches of 50, the fastest of three runs of `--rate` images taken in turns, ours with the
 engine `counts`; 0 leaves them out.

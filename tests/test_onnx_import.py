@@ -210,6 +210,11 @@ def test_a_damaged_node_is_named_in_one_line(tmp_path):
     refused(saved(file, [("Conv", ("x",), "logits", {})], {}), malformed)
     refused(saved(file, [("Add", ("x",), "logits", {})], {}), malformed)
     refused(saved(file, [("QuantizeLinear", ("x", "s", "s"), "logits", {})], {"s": np.float32(1)}), malformed)
+    nameless = onnx.load(saved(file, [("Sigmoid", ("x",), "logits", {})], {}))
+    del nameless.graph.node[0].output[:], nameless.graph.output[1:]
+    nameless.graph.node[0].name = ""
+    onnx.save(nameless, file)
+    refused(file, r"node without a name: unknown operator 'Sigmoid'")
     border = {"p": np.array([0, 0, 2**30, 0, 0, 0, 0, 0])}
     refused(saved(file, [("Pad", ("x", "p"), "logits", {})], border), r"values of one image, and 67108864 are the most")
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,13 +65,14 @@ def _read(graph: Any, path: Path, image_shape: Sequence[int] | None) -> tuple[Re
     values[inputs[0].name] = Current(INPUT)
     outputs = {output.name for output in graph.output}
     for node in graph.node:
+        label = shown(node.name or next(iter(node.output), "without a name"))
         if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             known = unknown("operator", name, OPERATORS) if not node.domain else f"operator {shown(name)} is not of ONNX itself"
-            raise CheckpointError(f"{path}: node {shown(node.name or node.output[0])}: {known}; export without it")
+            raise CheckpointError(f"{path}: node {label}: {known}; export without it")
         missing = [name for name in node.input if name and name not in values]
         if missing or not node.output:
-            raise CheckpointError(f"{path}: node {shown(node.name)} reads {shown(missing)}, which no earlier node makes")
+            raise CheckpointError(f"{path}: node {label} reads {shown(missing)}, which no earlier node makes, or makes nothing")
         values[node.output[0]] = _result(node, values, reading, path, outputs)
     results = []
     for output in graph.output:
@@ -86,7 +88,8 @@ def _read(graph: Any, path: Path, image_shape: Sequence[int] | None) -> tuple[Re
 def _result(node: Any, values: Mapping[str, Operand], reading: Reading, path: Path, outputs: set[str]) -> Operand:
     """The value that a node makes; whatever inputs and attributes a damaged file gives it, an error is one line."""
     try:
-        return OPERATORS[node.op_type](Operation(node, values, reading, path, outputs))
+        with np.errstate(all="ignore"):
+            return OPERATORS[node.op_type](Operation(node, values, reading, path, outputs))
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, NbsnnError):
             raise
