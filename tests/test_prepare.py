@@ -220,10 +220,40 @@ class Joined(nn.Module):
         return self.head(F.relu(torch.mean(both, 4)).mean((2, 3)))
 
 
+class Pyramid(nn.Module):
+    """Shortcuts of PyramidNet: pooled, and filled up with channels of zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.conv = conv(2, 4), nn.BatchNorm2d(4), conv(4, 6, 3, 2)
+        self.pool, self.head = nn.AvgPool2d(2, 2, ceil_mode=True), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y, x = self.conv(F.relu(self.norm(x))), self.pool(x)
+        zeros = torch.autograd.Variable(torch.zeros(x.size(0), y.size(1) - x.size(1), *x.shape[2:], dtype=x.dtype))
+        return self.head(F.relu(y + torch.cat((x, zeros), 1)).mean((2, 3)))
+
+
+class Auxiliary(nn.Module):
+    """GoogLeNet's branches, and a second output in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide, self.pool = conv(2, 4), conv(4, 3), nn.MaxPool2d(3, 1, 1, ceil_mode=True)
+        self.narrow, self.aux, self.head = conv(4, 3, 1), nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = torch.cat([F.relu(self.wide(x)), F.relu(self.narrow(self.pool(x)))], 1)
+        logits = self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return (logits, self.aux(x.mean((2, 3)))) if self.training else logits
+
+
 NETWORKS = {
     "LeNet, functional": LeNet, "one ReLU for all": SharedReLU, "pre-activation": PreActivation, "MobileNetV2": mobile_net,
     "leaky": Leaky, "RepVGG": RepVGG, "DenseNet": Dense, "ShuffleNet": Shuffle, "U-Net": UNet, "normalizing": Normalizing,
-    "FractalNet": Joined,
+    "FractalNet": Joined, "PyramidNet": Pyramid, "GoogLeNet": Auxiliary,
 }  # fmt: skip
 
 

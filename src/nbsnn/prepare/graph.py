@@ -92,6 +92,7 @@ class Recorder(Tracer):
         self._attributes: dict[int, str] = {id(b): name for name, b in network.named_buffers()}
         self._attributes |= {id(p): name for name, p in network.named_parameters()}
         self._root = network
+        self._sized_tensors: dict[tuple[Any, ...], tuple[Tensor, fx.Node]] = {}  # made of the batch's size, such as zeros
 
     def record(self, image: Tensor) -> Any:
         """Run the network on images [B, ...] and record it; returns its output."""
@@ -158,6 +159,8 @@ class Recorder(Tracer):
         node.meta.update(data=data, scope=scope, place=place)
         if isinstance(result, Tensor):
             node.meta["shape"] = tuple(result.shape)
+            if not data:
+                self._sized_tensors[_memory(result)] = result, node
             # x[...] = y returns nothing; later uses of x are of what is written.
             self.known[result] = node.args[0] if node.target == "__setitem__" else node
         elif isinstance(result, (list, tuple, Mapping)):
@@ -189,6 +192,8 @@ class Recorder(Tracer):
     def _constant(self, value: Tensor) -> fx.Node:
         """A node that reads a parameter, a buffer, or any other tensor that does not depend on the image."""
         name = self._attributes.get(id(value))
+        if name is None and _memory(value) in self._sized_tensors:  # the same one, in a Variable
+            return self._sized_tensors[_memory(value)][1]
         if name is None:
             name = f"_constant_{len(self.constants)}"
             self.constants[name] = value.detach().clone()
@@ -224,6 +229,11 @@ class Recorder(Tracer):
                 "compute with tensors instead: what a network does may depend on shapes, not on values",
             )
         )  # fmt: skip
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common if they are views of the same numbers."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _has_batch_size(tree: Any) -> bool:
