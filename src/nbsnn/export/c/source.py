@@ -23,8 +23,8 @@ _WIDTH = 120  # columns of a line of numbers
 _TYPES = {"u1": "uint8_t", "i2": "int16_t", "i4": "int32_t", "i8": "int64_t", "f8": "double"}
 _STRUCTURES = {
     "nbsnn_axis": 28,
-    "nbsnn_branch": 108,
-    "nbsnn_node": 80,
+    "nbsnn_branch": 104,
+    "nbsnn_node": 76,
     "nbsnn_part": 12,
     "nbsnn_output": 16,
     "nbsnn_network": 60,
