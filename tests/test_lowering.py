@@ -237,7 +237,7 @@ def test_float_weights_are_rounded_and_said_so():
     assert off[16] < off[8] < 3
 
 
-@pytest.mark.parametrize(("std", "bits"), [(None, 24), ((0.5, 0.5), 24), ((0.01, 0.02), 23)])
+@pytest.mark.parametrize(("std", "bits"), [(None, 26), ((0.5, 0.5), 28), ((0.01, 0.02), 23)])
 def test_membranes_of_64_bits_have_more_precise_gains_and_pixels(std, bits):
     net, images = small_quantized(3), torch.rand(64, 2, 6, 6) - 0.5
     options = {"mean": (0.5, 0.5), "std": std} if std else {}

@@ -92,10 +92,11 @@ def integer_unit(firing: Firing, setting: Setting) -> Unit:
 def _at(bits: int, wholes: list[_Whole], firing: Firing, setting: Setting, height: float) -> tuple[list[Branch], Tensor, float]:
     """The branches and the bias of a unit with so many fraction bits, in float64, and the bound on its sums."""
     scale = 2.0**bits / height  # from the activation's unit to the membrane's
-    branches = [_rounded(whole, scale, setting) for whole in wholes]
+    rounded = [(branch, whole.load) for whole in wholes for branch in _rounded(whole, scale, setting)]
+    branches, loads = [branch for branch, _ in rounded], [load for _, load in rounded]
     bias = (firing.current.bias * scale).round()
     bound = largest_sum(
-        branches, [whole.load for whole in wholes], bias, bits,
+        branches, loads, bias, bits,
         timesteps=setting.timesteps, sizes=setting.sizes, constants=setting.constant,
     )  # fmt: skip
     return branches, bias, bound
@@ -180,16 +181,30 @@ def _integers(synapse: Synapse, setting: Setting) -> tuple[Tensor, Tensor]:
     return whole, steps
 
 
-def _rounded(whole: _Whole, scale: float, setting: Setting) -> Branch:
+def _rounded(whole: _Whole, scale: float, setting: Setting) -> list[Branch]:
     branch = whole.branch
     if branch.source not in setting.constant:
         # A count is one spike's height per window: T steps with 1/T of it as current.
-        return replace(branch, multiplier=(whole.gain * (scale * setting.timesteps)).round())
+        return [replace(branch, multiplier=(whole.gain * (scale * setting.timesteps)).round())]
     gain = whole.gain * scale
+    shift = _image_shift(gain, whole, setting)
+    if setting.membrane_bits == 32:
+        return [replace(branch, multiplier=(gain * 2.0**shift).round(), shift=shift)]
+    # Products with large pixels leave 20 to 30 bits to a multiplier; a second branch has the next bits.
+    first = (gain * 2.0**shift).floor()
+    rest = gain - first / 2.0**shift
+    second = _image_shift(rest, whole, setting)
+    return [
+        replace(branch, multiplier=first, shift=shift),
+        replace(branch, multiplier=(rest * 2.0**second).round(), shift=second),
+    ]
+
+
+def _image_shift(gain: Tensor, whole: _Whole, setting: Setting) -> int:
+    """The shift of an image's branch with the largest multipliers of this gain that int64 allows."""
     largest = max(float(gain.abs().max()), 2.0**-_IMAGE_MULTIPLIER)
-    product = max(float((gain.abs() * whole.load).max()) * setting.sizes[branch.source], 1.0)
-    shift = max(1, min(_IMAGE_MULTIPLIER - ceil(log2(largest)), _IMAGE_SUMS - ceil(log2(product))) - 1)
-    return replace(branch, multiplier=(gain * 2.0**shift).round(), shift=shift)
+    product = max(float((gain.abs() * whole.load).max()) * setting.sizes[whole.branch.source], 1.0)
+    return max(1, min(_IMAGE_MULTIPLIER - ceil(log2(largest)), _IMAGE_SUMS - ceil(log2(product))) - 1)
 
 
 def _typed(branch: Branch, kind: torch.dtype, setting: Setting) -> Branch:

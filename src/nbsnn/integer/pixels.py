@@ -14,7 +14,7 @@ from nbsnn.integer.nodes import Pixels
 from nbsnn.shapes import per_channel
 
 PIXEL_BITS = 20  # fraction bits of a pixel: an early count changed by rounding changes later ones
-FINE_PIXEL_BITS = 24  # if membranes have 64 bits; more would leave fewer than 26 to the multiplier of the image
+FINE_PIXEL_BITS = 28  # if membranes have 64 bits, and pixels stay below LARGEST_PIXEL
 LARGEST_PIXEL = 2**29  # with more bits than PIXEL_BITS
 IMAGE_RANGE = 8.0  # largest |value| of a normalized image, unless mean and std give it exactly
 
