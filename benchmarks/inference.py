@@ -76,6 +76,8 @@ def contenders(  # type: ignore[no-untyped-def]
         runs["bf16"] = bf16
     int8 = rivals.dense_int8(plain, images)
     runs["dense int8"] = lambda: int8(last)
+    if compiled and (fast_int8 := rivals.compiled(int8, last)):
+        runs["dense int8 compiled"] = lambda: fast_int8(last)
     if not quick:
         spiking = nbsnn.to_spiking(quantized, images[:1])
         runs["quantized"] = lambda: quantized(images)
@@ -157,12 +159,40 @@ def swept(plain: nn.Module, network: IntegerNetwork, images: Tensor, repeats: in
         }
 
 
+SHOWN = ("counts", *(f"spikes {neuron} {schedule}" for neuron, schedule in PAIRS))
+
+
+def summaries(rows: list[dict]) -> Iterator[Table]:  # type: ignore[type-arg]
+    """Times over those of the faster float net, and of the faster int8 one, and milliseconds an image by batch."""
+    for title, base in (("over fp32", "float"), ("over torch's int8", "dense int8")):
+        table = Table(title=f"{title}, the faster of eager and compiled")
+        for column in ("net", "T", "batch", *SHOWN):
+            table.add_column(column, justify="right")
+        for row in rows:
+            f = row["figures"]
+            least = min(value["seconds"] for name, value in f.items() if name.startswith(base))
+            table.add_row(
+                row["net"], str(row["timesteps"]), str(row["batch"]), *(f"{f[n]['seconds'] / least:.2f}" for n in SHOWN)
+            )
+        yield table
+    batches = sorted({row["batch"] for row in rows})
+    table = Table(title="ms an image, by batch")
+    for column in ("net", "T", "", *map(str, batches)):
+        table.add_column(column, justify="right")
+    for net, steps in dict.fromkeys((row["net"], row["timesteps"]) for row in rows):
+        found = {row["batch"]: row["figures"] for row in rows if (row["net"], row["timesteps"]) == (net, steps)}
+        for name in ("float eager", "dense int8", *SHOWN):
+            cells = (f"{1e3 * found[b][name]['seconds'] / b:.3f}" if b in found else "-" for b in batches)
+            table.add_row(net, str(steps), name, *cells)
+    yield table
+
+
 def main() -> None:
     """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=list(NETS))
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 3])
-    parser.add_argument("--batches", nargs="+", type=int, default=[100, 1])
+    parser.add_argument("--batches", nargs="+", type=int, default=[100, 1], help="such as 1 8 16 32 64 100 128")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--checkpoint", nargs="*", default=[], metavar="NET=FILE")
@@ -220,6 +250,9 @@ def main() -> None:
                 if args.sweep and net == args.nets[0]:
                     points = list(swept(plain, network, images[:32], 3))
                     keep("sweep", {"net": net, "timesteps": network.timesteps, "points": points})
+    console.print(f"{here['processor']}, {here['cpu']}, {here['threads']} threads; native {', '.join(here['native'])}")
+    for table in summaries(report["rows"]):
+        console.print(table)
 
 
 def table_of(row: dict) -> Table:  # type: ignore[type-arg]

@@ -33,9 +33,16 @@ def wait_for_device() -> None:
 def machine(threads: int | None = None, **more: object) -> dict[str, object]:
     """Instruction set, threads (torch's unless given), versions, and other facts about the machine."""
     return {
-        "cpu": torch.backends.cpu.get_cpu_capability(), "threads": threads or torch.get_num_threads(), **more,
-        "python": platform.python_version(), "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(), "processor": _processor(),
+        "threads": threads or torch.get_num_threads(), **more, "python": platform.python_version(), "torch": torch.__version__,
     }  # fmt: skip
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def trained_by(header: Header, checkpoint: Path) -> dict[str, Any]:

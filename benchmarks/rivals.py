@@ -28,6 +28,16 @@ def dense_int8(plain: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
         return convert_fx(observed)  # type: ignore[no-any-return]
 
 
+def compiled(int8: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """The int8 net under torch.compile, if torch can compile it."""
+    fast = torch.compile(int8)
+    try:
+        fast(images)
+    except Exception:
+        return None
+    return fast  # type: ignore[return-value]
+
+
 def missing(peers: Iterable[str]) -> list[str]:
     """Those of the peers that are not installed."""
     return [peer for peer in peers if importlib.util.find_spec(peer) is None]

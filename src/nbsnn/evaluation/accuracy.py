@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from nbsnn.finite import check_images, check_logits, check_network
 from nbsnn.inputs import as_batches, as_labels, in_one_line, require_type, to_network
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
+from nbsnn.quant.layers import quantized_once
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.structure import pick_output
 from nbsnn.surgery import evaluation_mode
@@ -76,7 +76,8 @@ def evaluate(
     top1 = top5 = fault = None
     steps: list[Tensor] = []
     images_seen, start = 0, time.perf_counter()
-    with nullcontext() if isinstance(model, IntegerNetwork) else evaluation_mode(model):
+    modules = [] if isinstance(model, IntegerNetwork) else [model]
+    with evaluation_mode(*modules), quantized_once(*modules):
         batches = as_batches(loader, network=None if isinstance(model, IntegerNetwork) else model)
         for number, (images, given) in enumerate(batches, start=1):
             try:
