@@ -53,11 +53,9 @@ def eval_(
     split: SplitOption = "test",
     limit: LimitOption = 0,
     batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size", "-b", callback=between(0), help="Images at a time; 0: 500 for integer networks, else 100."
-        ),
-    ] = 0,
+        int | None,
+        typer.Option("--batch-size", "-b", callback=between(1), help="Images at a time; 500 for integer networks, else 100."),
+    ] = None,
     device: DeviceOption = "auto",
     engine: Annotated[
         str | None, typer.Option("--engine", help="Run as an integer network, counts or spikes; or float.")
