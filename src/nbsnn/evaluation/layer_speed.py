@@ -17,7 +17,7 @@ from nbsnn.integer.backends import library, native
 from nbsnn.integer.backends.library import Rate
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.integer.nodes import Branch, Head, MaxPool, Unit
+from nbsnn.integer.nodes import Branch, Head, Unit
 from nbsnn.integer.pixels import to_integers
 from nbsnn.integer.program import Program
 from nbsnn.spiking.schedules import check_pair, schedule_named
@@ -83,9 +83,9 @@ def measure_layers(network: IntegerNetwork, images: Tensor, *, repeats: int = 5)
     pixels, rates = to_integers(program.pixels, images), library.measured_rates()
     runs = [native.node_seconds(program, pixels, mode) for _ in range(repeats + 1)][1:]
     seconds = {node: min(run[node] for run in runs) / len(pixels) for node in runs[0]}
-    nodes = [node for node in program.sending if not isinstance(node, MaxPool)]
+    groups: dict[str, tuple[Unit | Head, ...]] = {unit.name: (unit,) for unit in program.units}
     rows = []
-    for layer, parts in [*((node.name, [node]) for node in nodes), (Head.name, list(program.heads))]:
+    for layer, parts in (groups | {Head.name: program.heads}).items():
         works = [_work(program, part, branch, rates, engine) for part in parts for branch in part.branches]
         synapses, work = sum(w[0] for w in works), sum(w[1] for w in works)
         rows.append((layer, synapses, work, seconds[layer], sum(w[1] / w[2] for w in works)))
