@@ -76,7 +76,7 @@ def contenders(  # type: ignore[no-untyped-def]
         runs["bf16"] = bf16
     int8 = rivals.dense_int8(plain, images)
     runs["dense int8"] = lambda: int8(last)
-    if compiled and (fast_int8 := rivals.compiled(int8, last)):
+    if compiled and (fast_int8 := rivals.compiled(int8, last)) is not None:
         runs["dense int8 compiled"] = lambda: fast_int8(last)
     if not quick:
         spiking = nbsnn.to_spiking(quantized, images[:1])
