@@ -257,7 +257,7 @@ def _lowered(rows: list[dict[str, Any]]) -> str:
     ]  # fmt: skip
     exact = all(row["settle"] == row["barrier"] == 0 for row in lowered)
     text = (
-        "\n\nNeurons whose count differs from the quantized network in float64, and images of the same class: of it in\n"
+        "\nNeurons whose count differs from the quantized network in float64, and images of the same class: of the network in\n"
         "float32, and of integer networks with `membrane_bits` of 32 and 64. One count that differs in an early layer changes\n"
         "thousands in later ones. Counts and spikes of the integer network under `settle` and `barrier` are\n"
         f"{'' if exact else 'not '}equal.\n\n"
