@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -38,12 +38,17 @@ def reached(node, x):
     return out.reshape(node.shape)
 
 
+@lru_cache(256)
+def connections(branch):
+    """The branch with a weight of 1 at every synapse."""
+    return replace(branch, weight=torch.ones(branch.weight.shape, dtype=torch.int8), after=None)
+
+
 def taps(branch, x, shape):
     """Spikes times the kernel elements that they meet, over all neurons."""
     if branch.weight is None:
         return int(x.sum())
-    ones = SimpleNamespace(weight=torch.ones(branch.weight.shape, dtype=torch.int64), stride=branch.stride,
-                           padding=branch.padding, dilation=branch.dilation, groups=branch.groups)  # fmt: skip
+    ones = connections(branch)
     if ones.weight.dim() == 4:
         x = x.reshape(len(x), *(1, 1, *x.shape[1:])[-2:])
     if branch.after is None:
