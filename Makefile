@@ -15,7 +15,7 @@ test: $(STAMP)  ## all tests
 spikingjelly := spikingjelly==2.0.0 loguru tqdm requests
 snntorch := snntorch==1.0.0
 norse := norse==1.1.0
-sinabs := sinabs==3.1.3 nir==1.0.4 nirtorch==2.0.5 pbr
+sinabs := sinabs==3.1.3 nir==1.0.4 nirtorch==2.0.2 pbr
 SIMULATORS := spikingjelly snntorch norse sinabs
 
 test-interop: $(SIMULATORS:%=.interop/%/.installed)  ## networks in other simulators
