@@ -129,7 +129,7 @@ def resampled(weight: int):
 LARGE = random_program(["conv"], timesteps=3, size=48)
 
 FORGERIES = {  # case 21, and others of its kind
-    "fraction bits of 10^12": (unit(fraction_bits=10**12), "fraction_bits=1000000000000 must be an integer from 1 to 28"),
+    "fraction bits of 10^12": (unit(fraction_bits=10**12), "fraction_bits=1000000000000 must be an integer from 1 to 40"),
     "7 pools of 3×3 in a row": (pools(7, 3, 1), "positions that synapses read, more than the limit of 67108864"),
     "1,500 pools": (pools(1500, 1), "must be a list of 1 to 1024"),
     "900 pools in a row": (pools(900, 1), "902 pools in a row, more than the limit of 8"),

@@ -162,6 +162,16 @@ AUDIT = {
         "use less padding or dilation",
         lambda: spikes(**module(nn.MaxPool2d(2, padding=1))),
     ),
+    "an exponential": Row(
+        lambda: spikes(act2=nn.ELU()),
+        "use nn.ReLU or nn.LeakyReLU",
+        lambda: (spikes(act2=nn.ReLU()), nbsnn.quantize(Net(act2=nn.LeakyReLU()), SPEC, example=IMAGES)),
+    ),
+    "sign": Row(
+        lambda: spikes(lambda net, x: torch.sign(net.conv2(x))),
+        "use nn.ReLU, or apply it to the network's result, outside the network",
+        lambda: spikes()(IMAGES).sign(),
+    ),
     "sigmoid": Row(
         lambda: quantized(act2=nn.Sigmoid()),
         "use nn.ReLU between layers, and leave it out at the end: return the logits, and apply it to the result",
@@ -646,6 +656,11 @@ LOWER = {
         "choose 8 or 16",
         lambda: [nbsnn.lower(quantized(), IMAGES, float_weight_bits=bits) for bits in (8, 16)],
     ),
+    "bits of membranes": Row(
+        lambda: nbsnn.lower(quantized(), IMAGES, membrane_bits=48),
+        "choose 32 or 64",
+        lambda: [nbsnn.lower(quantized(), IMAGES, membrane_bits=bits) for bits in (32, 64)],
+    ),
     "half precision": Row(
         lambda: nbsnn.lower(quantized().half(), IMAGES),
         "call .float() first",
@@ -912,7 +927,7 @@ ELSEWHERE = {  # functions whose refusals other tests provoke: of files, of what
     "checking.py": "test_integer_files.py", "storage.py": "test_integer_files.py", "plain.py": "test_integer_files.py",
     "work.py": "test_integer_files.py", "plan_from_header": "test_headers.py", "_read_act_format": "test_headers.py",
     "register": "test_extending.py", "__post_init__": "test_extending.py", "run_spikes": "test_extending.py",
-    "frozen.py": "test_calls.py", "grouped": "test_any_output.py",
+    "layers.py": "test_recording.py", "frozen.py": "test_calls.py", "grouped": "test_any_output.py",
     "__setattr__": "test_calls.py", "set_bits_": "a test above", "__init__": "test_integer_files.py",
     "_go_on": "none: rounding that would keep a neuron firing is not known of any network",
 }  # fmt: skip

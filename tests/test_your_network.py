@@ -49,6 +49,14 @@ class Heads(Calls):
         return {"map": self.head(x), "rest": self.between(x)}
 
 
+class TrainingHead(Calls):
+    """A second output in training, as of GoogLeNet."""
+
+    def forward(self, x):
+        x = self.act(self.conv(x))
+        return (self.head(x), self.between(x)) if self.training else self.head(x)
+
+
 class TwoInputs(Calls):
     def forward(self, x, y):
         return self.head(self.act(self.conv(x + y)))
@@ -96,6 +104,7 @@ ROWS = {
     "average pools of any size": nn.Sequential(nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AdaptiveAvgPool2d(3)),
     "`MaxPool2d`, `AdaptiveMaxPool2d`": nn.MaxPool2d(3, 2, 1),
     "`Dropout`, `Identity`": nn.Sequential(nn.Dropout(0.5), nn.Identity()),
+    "heads that only work in training": TrainingHead(nn.Conv2d(8, 2, 1)),
     "several outputs, in a tuple or a dictionary": Heads(nn.Conv2d(8, 2, 1)),
     "`F.relu`, `x.relu_()`, `torch.clamp(x, min=0)`": Calls(F.relu, act=False),
     "`F.max_pool2d`": lambda x: F.max_pool2d(x, 2),

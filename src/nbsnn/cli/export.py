@@ -63,6 +63,6 @@ def export(
                            **written.facts})  # fmt: skip
         return
     rows = [(str(path), f"{size:,}".replace(",", " ")) for path, size in written.files.items()]
-    console.show_table(exporter.kind.partition(" ")[2].capitalize(), ("file", "bytes"), rows)
+    console.show_table(exporter.kind.partition(" ")[2], ("file", "bytes"), rows)
     for name, value in written.facts.items():
         console.say(f"{name.replace('_', ' ')}: {value:,}".replace(",", " ") if isinstance(value, int) else f"{name}: {value}")
