@@ -12,6 +12,7 @@ random weights, on the smallest square images that it runs on: `nbsnn.check`, `q
 activations), the schedules `fixed`, `barrier` and `settle` in float64, `lower`, and both engines on both backends.
 
 A model has one thread, and limits of time and memory; the machine did other work meanwhile, so *seconds* are upper bounds.
+Rows are measured one by one and kept, so that a page may hold rows of several versions of the code.{commits}
 
 * *through*: no neuron differs from the quantized network under `barrier` and `settle`, and all counts of the integer network
   are the same bits in both engines and backends. *steps*: of the slowest image under `settle`; *fixed*: neurons in percent that
@@ -38,7 +39,9 @@ def page(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The page as Markdown."""
     rows = sorted(rows, key=lambda row: row["family"])
     of = {outcome: [row for row in rows if row["outcome"] == outcome] for outcome in ("through", "refused", "stopped")}
-    parts = [HEAD.format(package=head["package"], weights=SPEC.weight_bits, acts=SPEC.act_bits), summary(rows) + "\n"]
+    commits = f" These are of commits {head['commits']}." if "commits" in head else ""
+    top = HEAD.format(package=head["package"], weights=SPEC.weight_bits, acts=SPEC.act_bits, commits=commits)
+    parts = [top, summary(rows) + "\n"]
     if len(rows) < head.get("families", 0):
         parts.append(f"{head['families'] - len(rows)} families have not been measured yet.\n")
     if of["through"]:
