@@ -217,7 +217,7 @@ def main() -> None:
     words = " ".join(sys.argv[1:]).partition(" --json")[0]
     report = {"kind": "inference", "command": f"python benchmarks/inference.py {words}", "machine": here,
               "repeats": args.repeats, "rows": [], "sweep": []}  # fmt: skip
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
 
     def keep(part: str, figures: dict[str, object]) -> None:
         report[part].append(figures)
