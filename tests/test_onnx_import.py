@@ -24,7 +24,10 @@ def tensor(name, array):
 
 def saved(path, nodes, tensors, *, image=(2, 6, 6), output="logits", opset=17):
     """A file of nodes, each (operator, inputs, output, attributes)."""
-    made = [h.make_node(kind, list(inputs), [result], name=f"/{result}", **options) for kind, inputs, result, options in nodes]
+    made = []
+    for kind, inputs, result, options in nodes:
+        results = [result] if isinstance(result, str) else list(result)
+        made.append(h.make_node(kind, list(inputs), results, name=f"/{results[0]}", **options))
     inputs = [h.make_tensor_value_info("x", FLOAT, ["batch", *image])]
     outputs = [h.make_tensor_value_info(output, FLOAT, None)]
     graph = h.make_graph(made, "net", inputs, outputs, [tensor(name, array) for name, array in tensors.items()])
@@ -83,7 +86,8 @@ def test_a_file_of_onnxruntimes_quantizer(symmetric, images, tmp_path, caplog):
     zero = int(scales["x_zero_point"])
     low, high = np.iinfo(scales["x_zero_point"].dtype).min - zero, np.iinfo(scales["x_zero_point"].dtype).max - zero
     on_grid = (images / float(scales["x_scale"])).round().clamp(low, high) * float(scales["x_scale"])
-    error = np.abs(run(tmp_path / "net.onnx", on_grid)["logits"] - net(on_grid).detach().numpy())
+    file = run(tmp_path / "net.onnx", on_grid, optimized=False)["logits"]  # 8-bit sums saturate on some processors
+    error = np.abs(file - net(on_grid).detach().numpy())
     assert np.quantile(error, 0.9) <= 0.51 * float(scales["logits_scale"])  # the file rounds its output
     spiking = nbsnn.to_spiking(net, images[:1], schedule="barrier")
     assert nbsnn.measure_fidelity(net, spiking, images[:3]).differing == 0
@@ -230,14 +234,14 @@ def _varint(value):
 def test_what_has_no_quantized_form_is_named(tmp_path):
     file = tmp_path / "net.onnx"
     weights = {"w": normal(2, 2, 1, 1), "s": np.float32(0.1), "z": np.uint8(0), "far": np.float32(2.0)}
-    refused(float_cnn(file), r"second\w*|/c reads the output of a Relu or Clip that is not quantized; put QuantizeLinear")
+    refused(float_cnn(file), r"second\w*|/c reads the output of an activation that is not quantized; put QuantizeLinear")
     refused(saved(file, [("Sigmoid", ("x",), "logits", {})], weights), r"unknown operator 'Sigmoid'")
     refused(
         saved(file, [("Conv", ("x", "w"), "logits", {})], weights), r"has no quantized activation; quantize the float network"
     )
     refused(saved(file, [("Mul", ("x", "x"), "logits", {})], weights), r"multiplies or divides two signals")
     refused(brevitas_like(file, levels=(0, 5)), r"act has 5 levels beside 0, where 2\^b − 1")
-    refused(brevitas_like(file, opset=9), r"operators of version 9, and 11 to 30 are read")
+    refused(brevitas_like(file, opset=9), r"operators of version 9, and 10 to 30 are read")
     refused(
         saved(file, [("Loop", ("x",), "logits", {"body": h.make_graph([], "g", [], [])})], weights), r"unknown operator 'Loop'"
     )

@@ -15,6 +15,8 @@ import nbsnn
 from nbsnn.integer.backends.native import why_not
 from nbsnn.integer.maps import AxisMap
 from nbsnn.integer.nodes import Resample
+from nbsnn.integer.reading import READERS
+from nbsnn.quant.operations import ARRANGING
 
 BACKENDS = ["torch", *(["native"] if why_not() is None else [])]
 OPTIONS = (
@@ -86,6 +88,12 @@ CHAINS = {
     "rows and columns": [before(lambda x: torch.cat([x[:, :, 1:5], x[..., 1:3, :]], 2)), after(lambda x: x[..., 1::2])],
     "a focus": [before(lambda x: torch.cat([x[:, :2, ::2, ::2], x[:, 1:3, 1::2, ::2]], 1))],
     "shuffles": [before(shuffled, groups=2), after(lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2))],
+    "flipped places": [before(lambda x: x.flip(3)), after(lambda x: x.flip(1, 2))],
+    "copied places": [before(lambda x: x.tile(1, 1, 1, 2)), before(lambda x: x.repeat(1, 1, 2, 1)[:, :, 3:7, 2:9])],
+    "taken apart": [
+        before(lambda x: sum(x.unbind(2)).reshape_as(x[:, :, 0]).unsqueeze(2).expand_as(x)),
+        before(lambda x: torch.cat(x.tensor_split(3, 3)[::-1], 3) + x.select(2, 1).unsqueeze(2).view_as(x[:, :, :1])),
+    ],
     "a stack": [(conv(), lambda layer, x: torch.stack([layer(x), x], 2).flatten(1, 2)[:, :4])],
     "means that broadcast": [
         before(lambda x: x + x.mean((2, 3), keepdim=True)),
@@ -114,6 +122,10 @@ def test_places_are_mapped_exactly(name):
         for other in others:
             assert torch.equal(first.logits, other.logits)
             assert all(torch.equal(count, other.counts[key]) for key, count in first.counts.items())
+
+
+def test_whatever_only_arranges_values_has_an_integer_form():
+    assert READERS.keys() >= ARRANGING
 
 
 def enlarging():

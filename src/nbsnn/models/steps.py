@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbsnn.errors import ConfigError, shown, unknown
+from nbsnn.pooling import MinPool1d, MinPool2d
 from nbsnn.prepare.modules import SignedActivation
 from nbsnn.recipe import ModelSpec
 
@@ -37,28 +38,68 @@ class PerChannel(nn.Module):
         return input * self.gain + self.shift
 
 
-def _mean(x: Tensor, *, keep: bool) -> Tensor:
-    return x.mean(tuple(range(2, x.dim())), keepdim=keep)
+def _mean(x: Tensor, *, keep: bool, axes: Sequence[int] = ()) -> Tensor:
+    return x.mean(tuple(axes or range(2, x.dim())), keepdim=keep)
+
+
+def _pad(mode: str) -> Callable[..., Tensor]:
+    return lambda x, *, pad, value=0.0: F.pad(x, tuple(pad), mode, value if mode == "constant" else None)
+
+
+def _slice(x: Tensor, *, axis: int, start: int, stop: int, step: int = 1) -> Tensor:
+    return x[(slice(None),) * axis + (slice(start, stop, step),)]
+
+
+def _resize(mode: str, *, corners: bool | None = None) -> Callable[..., Tensor]:
+    """Interpolation to places, or by factors, of the last axes."""
+
+    def resize(x: Tensor, *, size: Sequence[int] = (), factors: Sequence[float] = ()) -> Tensor:
+        named = "bilinear" if mode == "linear" and x.dim() == 4 else mode
+        by: dict[str, Any] = {"size": tuple(size)} if size else {"scale_factor": tuple(factors)}
+        return F.interpolate(x, **by, mode=named, align_corners=corners)
+
+    return resize
 
 
 # Modules by the kind of step, called with the options.
 _MODULES: dict[str, Callable[..., nn.Module]] = {
-    "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "linear": nn.Linear, "norm1d": nn.BatchNorm1d, "norm2d": nn.BatchNorm2d,
-    "relu": nn.ReLU, "pair": SignedActivation.identity, "per channel": PerChannel, "max pool 1d": nn.MaxPool1d,
-    "max pool 2d": nn.MaxPool2d, "global max pool": nn.AdaptiveMaxPool2d, "average pool 1d": nn.AvgPool1d,
-    "average pool 2d": nn.AvgPool2d,
+    "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "transposed conv1d": nn.ConvTranspose1d, "transposed conv2d": nn.ConvTranspose2d,
+    "linear": nn.Linear, "norm1d": nn.BatchNorm1d, "norm2d": nn.BatchNorm2d, "relu": nn.ReLU,
+    "pair": lambda slope=1.0: SignedActivation(nn.ReLU(), nn.ReLU(), slope), "per channel": PerChannel,
+    "max pool 1d": nn.MaxPool1d, "max pool 2d": nn.MaxPool2d, "global max pool": nn.AdaptiveMaxPool2d,
+    "min pool 1d": MinPool1d, "min pool 2d": MinPool2d,
+    "average pool 1d": nn.AvgPool1d, "average pool 2d": nn.AvgPool2d,
 }  # fmt: skip
 MODULE_KINDS = frozenset(_MODULES)
-# Functions by the kind of step, of the inputs and the options.
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "add": lambda x, y: x + y,
-    "subtract": lambda x, y: x - y,
-    "concatenate": lambda *xs: torch.cat(xs, 1),
+# Functions by the kind of step, of the inputs and the options. Of these, some only move and copy values, and zeros.
+_MOVES: dict[str, Callable[..., Tensor]] = {
     "flatten": lambda x: x.flatten(1),
     "reshape": lambda x, *, shape: x.reshape(-1, *shape),
+    "permute": lambda x, *, axes: x.permute(tuple(axes)),
+    "slice": _slice,
+    "flip": lambda x, *, axis: x.flip(axis),
+    "pad": _pad("constant"),
+    "pad by reflection": _pad("reflect"),
+    "pad with the edge": _pad("replicate"),
+    "pad around": _pad("circular"),
+    "shuffle to places": lambda x, *, factor: F.pixel_shuffle(x, factor),
+    "shuffle to channels": lambda x, *, factor: F.pixel_unshuffle(x, factor),
+    "resize nearest": _resize("nearest"),
+    "resize nearest exact": _resize("nearest-exact"),
+}
+MOVING_KINDS = frozenset(_MOVES)
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "add": lambda x, y: x + y,
+    "subtract": lambda x, y: x - y,
+    "concatenate": lambda *xs, axis=1: torch.cat(xs, axis),
     "mean": _mean,
-    "pad": lambda x, *, pad: F.pad(x, tuple(pad)),
-}  # fmt: skip
+    "pad with a value": _pad("constant"),
+    "resize linear": _resize("linear", corners=False),
+    "resize linear to corners": _resize("linear", corners=True),
+    "resize cubic": _resize("bicubic", corners=False),
+    "resize cubic to corners": _resize("bicubic", corners=True),
+    **_MOVES,
+}
 
 
 @dataclass(frozen=True)
@@ -91,8 +132,8 @@ class StepNetwork(nn.Module):
         self.steps, self.outputs = tuple(steps), tuple(outputs)
         known = {INPUT}
         for step in self.steps:
-            if step.kind not in _MODULES and step.kind not in _FUNCTIONS:
-                raise ConfigError(unknown("kind of step", step.kind, (*_MODULES, *_FUNCTIONS)))
+            if step.kind not in _MODULES and step.kind not in FUNCTIONS:
+                raise ConfigError(unknown("kind of step", step.kind, (*_MODULES, *FUNCTIONS)))
             if step.name in known or not step.inputs or not known.issuperset(step.inputs):
                 raise ConfigError(f"step {shown(step.name)} reads what is not there, or has a name that is taken")
             known.add(step.name)
@@ -127,7 +168,7 @@ def run_step(network: nn.Module, step: GraphStep, values: Mapping[str, Tensor]) 
     if step.kind in _MODULES:
         made: Tensor = network.get_submodule(step.name)(*inputs)
         return made
-    return _FUNCTIONS[step.kind](*inputs, **step.options)
+    return FUNCTIONS[step.kind](*inputs, **step.options)
 
 
 def step_network(steps: Sequence[Any], outputs: Sequence[Any]) -> StepNetwork:
@@ -162,5 +203,5 @@ def _is_step(step: Any) -> bool:
 def _is_small(value: Any) -> bool:
     """Whether an option is a flag, or numbers of moderate size: a file may hold any."""
     if isinstance(value, (list, tuple)):
-        return len(value) <= 8 and all(type(item) is int and abs(item) <= _MOST for item in value)
+        return len(value) <= 8 and all(type(item) in (int, float) and abs(item) <= _MOST for item in value)
     return (isinstance(value, (bool, int)) and abs(value) <= _MOST) or (isinstance(value, float) and math.isfinite(value))

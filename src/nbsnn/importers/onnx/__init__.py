@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from nbsnn.arguments import checked_arguments
 from nbsnn.errors import CheckpointError, NbsnnError, shown, unknown
 from nbsnn.finite import check_network
-from nbsnn.importers.onnx.reading import OPERATORS, Operand, Operation
-from nbsnn.importers.onnx.signals import Constant, Current, Reading
+from nbsnn.importers.onnx.operation import Operand, Operation
+from nbsnn.importers.onnx.reading import OPERATORS
+from nbsnn.importers.onnx.signals import Reading
+from nbsnn.importers.onnx.values import Constant, Current
 from nbsnn.importers.onnx.wire import numbers_of, read_model
 from nbsnn.models.steps import INPUT, step_network
 from nbsnn.onnx_package import onnx_package
@@ -73,20 +75,24 @@ def _read(graph: Any, path: Path, image_shape: Sequence[int] | None) -> tuple[Re
         missing = [name for name in node.input if name and name not in values]
         if missing or not node.output:
             raise CheckpointError(f"{path}: node {label} reads {shown(missing)}, which no earlier node makes, or makes nothing")
-        values[node.output[0]] = _result(node, values, reading, path, outputs)
+        made = _result(node, values, reading, path, outputs)
+        values |= zip(node.output, made if isinstance(made, tuple) else (made,), strict=False)
     results = []
     for output in graph.output:
         value = values.get(output.name)
         if not isinstance(value, Current):
             raise CheckpointError(f"{path}: the output {shown(output.name)} is not made of the images by floats; export logits")
         results.append(reading.applied(value, output.name))
+    reading.keep(results)
     if not reading.grids:
         raise CheckpointError(f"{path}: has no quantized activation; quantize the float network with nbsnn.quantize")
     return reading, results
 
 
-def _result(node: Any, values: Mapping[str, Operand], reading: Reading, path: Path, outputs: set[str]) -> Operand:
-    """The value that a node makes; whatever inputs and attributes a damaged file gives it, an error is one line."""
+def _result(
+    node: Any, values: Mapping[str, Operand], reading: Reading, path: Path, outputs: set[str]
+) -> Operand | tuple[Operand, ...]:
+    """What a node makes; whatever inputs and attributes a damaged file gives it, an error is one line."""
     try:
         with np.errstate(all="ignore"):
             return OPERATORS[node.op_type](Operation(node, values, reading, path, outputs))

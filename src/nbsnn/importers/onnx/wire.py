@@ -22,7 +22,7 @@ _MOST_VALUES = 2**29  # of a tensor
 _GRAPH, _NODE, _INITIALIZER, _ATTRIBUTE, _TENSOR = 7, 1, 5, 5, 5  # fields of ModelProto, GraphProto, NodeProto, AttributeProto
 _NUMBERS = (4, 5, 7, 9, 10, 11)  # fields of TensorProto, packed
 _OBJECT = 64  # bytes of a parsed field, however short it is
-_FEWEST_OPSET, _NEWEST_OPSET = 11, 30
+_FEWEST_OPSET, _NEWEST_OPSET = 10, 30  # 10 is the first with QuantizeLinear
 _TYPES = {
     "float32", "float64", "float16", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (4, 8, 16, 32, 64)),
 }  # fmt: skip
