@@ -7,7 +7,7 @@ from typing import Any
 from nbsnn.export.c.axes import Axis, as_axis, window_axis
 from nbsnn.export.c.memory import Layout, Placed
 from nbsnn.export.c.packing import pack_rows
-from nbsnn.export.c.tables import Tables, comment, fields, pair
+from nbsnn.export.c.tables import Tables, braces, comment, fields
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.maps import PlaneMap
 from nbsnn.integer.nodes import IMAGE, Branch, Flatten, Head, MaxPool, Node, Resample, SumPool, Unit
@@ -94,13 +94,13 @@ class NetworkTables(Tables):
         if branch.after is not None:
             size = plane(self.program.shapes[branch.source])[1:]
             places = window_places(size, kernel, branch.stride, branch.padding, branch.dilation)
-            known |= {"places": pair(places), "after": self.axes(f"{at}_after", _both(branch.after))}
+            known |= {"places": braces(places), "after": self.axes(f"{at}_after", _both(branch.after))}
         if len(packed.values):
             known["values"] = self.numbers(f"{at}_values", packed.values, "i2")
         return fields(
             weight=self.numbers(f"{at}_weight", packed.data, "u1"), bits=packed.bits, row=packed.row,
-            row_bytes=packed.data.shape[1], groups=branch.groups, kernel=pair(kernel), stride=pair(branch.stride),
-            padding=pair(branch.padding), dilation=pair(branch.dilation), **known,
+            row_bytes=packed.data.shape[1], groups=branch.groups, kernel=braces(kernel), stride=braces(branch.stride),
+            padding=braces(branch.padding), dilation=braces(branch.dilation), **known,
         )  # fmt: skip
 
     def axes(self, name: str, axes: Iterable[Axis]) -> str:

@@ -65,7 +65,7 @@ def fields(**values: Any) -> str:
     return "{" + ", ".join(f".{key} = {value}" for key, value in values.items() if value is not None) + "}"
 
 
-def pair(values: Iterable[int]) -> str:
+def braces(values: Iterable[int]) -> str:
     return "{" + ", ".join(map(str, values)) + "}"
 
 

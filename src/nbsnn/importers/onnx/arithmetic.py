@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from nbsnn.importers.onnx.constants import computed
+from nbsnn.importers.onnx.constants import compute
 from nbsnn.importers.onnx.operation import Operand, Operation
 from nbsnn.importers.onnx.values import SAME, Constant, Current
 
 
-def combined(node: Operation) -> Operand:
+def read_arithmetic(node: Operation) -> Operand:
     """Add, Sub, Mul and Div: of two signals, or of a signal and a constant."""
     signals = [isinstance(value, Current) for value in node.inputs[:2]]
     if signals == [True, True]:
@@ -18,7 +18,7 @@ def combined(node: Operation) -> Operand:
         _same_shapes(node)
         return node.reading.add("add" if node.kind == "Add" else "subtract", node.label, node.signal(0), node.signal(1))
     if True not in signals:
-        return computed(node)
+        return compute(node)
     x, constant = node.raw(signals.index(True)), node.constant(signals.index(False))
     assert constant is not None
     constant = constant.astype(np.float64)
@@ -61,7 +61,7 @@ def _same_shapes(node: Operation) -> None:
         node.refuse(f"adds signals of the shapes {sorted(map(list, shapes))}", "add signals with as many axes")
 
 
-def added(node: Operation) -> Current:
+def read_sum(node: Operation) -> Current:
     """Sum and Mean of any number of signals."""
     _same_shapes(node)
     total = node.signal(0)
@@ -70,15 +70,15 @@ def added(node: Operation) -> Current:
     return replace(total, gain=1 / len(node.inputs)) if node.kind == "Mean" else total
 
 
-def negated(node: Operation) -> Operand:
+def read_negative(node: Operation) -> Operand:
     if not isinstance(node.inputs[0], Current):
-        return computed(node)
+        return compute(node)
     return _changed(node, node.raw(), np.array(-1.0), np.zeros(()))
 
 
-def concatenated(node: Operation) -> Operand:
+def read_concatenation(node: Operation) -> Operand:
     if not any(isinstance(value, Current) for value in node.inputs):
-        return computed(node)
+        return compute(node)
     parts = [node.signal(index) for index in range(len(node.inputs))]
     axis = node.place_axis(int(node.get("axis", 1)), len(node.reading.shape(parts[0])) + 1)
     return node.reading.add("concatenate", node.label, *parts, options={} if axis == 1 else {"axis": axis})

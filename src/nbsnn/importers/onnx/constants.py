@@ -12,7 +12,7 @@ from nbsnn.importers.onnx.values import Constant, Current, Levels, Whole
 _MOST_CONSTANT = 2**16  # values of a constant that is computed from others, such as a shape
 
 
-def computed(node: Operation) -> Constant:
+def compute(node: Operation) -> Constant:
     """A small constant of constants."""
     values = [node.constant(index) for index in range(len(node.inputs))]
     if any(value is None or value.size > _MOST_CONSTANT for value in values):
@@ -61,7 +61,7 @@ def _filled(node: Operation, shape: Constant) -> Constant:
     return np.full(sides, np.asarray(node.get("value", np.zeros(1, np.float32))).reshape(()))
 
 
-def constant(node: Operation) -> Constant:
+def read_constant(node: Operation) -> Constant:
     found = [
         node.attributes[key]
         for key in ("value", "value_float", "value_floats", "value_int", "value_ints")
@@ -72,7 +72,7 @@ def constant(node: Operation) -> Constant:
     return np.asarray(found[0])
 
 
-def same(node: Operation) -> Operand:
+def pass_on(node: Operation) -> Operand:
     """Identity, Dropout and Cast."""
     if isinstance(node.inputs[0], (Current, Levels, Whole)):
         return node.inputs[0]
@@ -81,7 +81,7 @@ def same(node: Operation) -> Operand:
     return value
 
 
-def shape(node: Operation) -> Constant:
+def read_shape(node: Operation) -> Constant:
     """The batch is −1."""
     whole = np.array([-1, *node.reading.shape(node.raw())])
     return whole[slice(int(node.get("start", 0)), node.get("end", None))]

@@ -116,7 +116,7 @@ class Operation:
         return index < len(self.inputs) and self.inputs[index] is not None
 
 
-def shape_of(node: Operation, weight: Operand | None, index: int) -> tuple[int, ...]:
+def weight_shape(node: Operation, weight: Operand | None, index: int) -> tuple[int, ...]:
     """The shape of a weight, which is input `index`."""
     numbers = weight.integers if isinstance(weight, Whole) else np.asarray(node.constant(index))
     return tuple(numbers.shape)

@@ -2,17 +2,17 @@
 
 import numpy as np
 
-from nbsnn.importers.onnx.constants import computed, slices_of
+from nbsnn.importers.onnx.constants import compute, slices_of
 from nbsnn.importers.onnx.operation import Operand, Operation
 from nbsnn.importers.onnx.values import Current
 
 _PADS = {"constant": "pad", "reflect": "pad by reflection", "edge": "pad with the edge", "wrap": "pad around"}
 
 
-def reshaped(node: Operation) -> Operand:
+def read_reshape(node: Operation) -> Operand:
     """Reshape, Flatten, Squeeze and Unsqueeze."""
     if not isinstance(node.inputs[0], Current):
-        return computed(node)
+        return compute(node)
     shape = node.reading.shape(node.raw())
     if node.kind == "Flatten":
         if int(node.get("axis", 1)) % (len(shape) + 1) != 1:
@@ -48,9 +48,9 @@ def _squeezed(node: Operation, shape: tuple[int, ...]) -> list[int]:
     return sides[1:]
 
 
-def transposed(node: Operation) -> Operand:
+def read_transpose(node: Operation) -> Operand:
     if not isinstance(node.inputs[0], Current):
-        return computed(node)
+        return compute(node)
     rank = len(node.reading.shape(node.raw())) + 1
     axes = node.whole("perm", list(reversed(range(rank))))
     if sorted(axes) != list(range(rank)) or axes[0] != 0:
@@ -58,9 +58,9 @@ def transposed(node: Operation) -> Operand:
     return node.raw() if axes == tuple(range(rank)) else node.moved("permute", {"axes": axes})
 
 
-def sliced(node: Operation) -> Operand:
+def read_slice(node: Operation) -> Operand:
     if not isinstance(node.inputs[0], Current):
-        return computed(node)
+        return compute(node)
     shape = node.reading.shape(node.raw())
     x = node.raw()
     for axis, part in slices_of(node, len(shape) + 1).items():
@@ -73,10 +73,10 @@ def sliced(node: Operation) -> Operand:
     return x
 
 
-def gathered(node: Operation) -> Operand:
+def read_gather(node: Operation) -> Operand:
     """Gather of one place, or of places at even distances."""
     if not isinstance(node.inputs[0], Current):
-        return computed(node)
+        return compute(node)
     shape, index = node.reading.shape(node.raw()), node.constant(1)
     axis = node.place_axis(int(node.get("axis", 0)), len(shape) + 1)
     assert index is not None
@@ -102,7 +102,7 @@ def _chosen(node: Operation, x: Current, axis: int, places: range) -> Current:
     return x if places.step > 0 else node.moved("flip", {"axis": axis}, x)
 
 
-def split(node: Operation) -> tuple[Current, ...]:
+def read_split(node: Operation) -> tuple[Current, ...]:
     shape, x = node.reading.shape(node.raw()), node.raw()
     axis = node.place_axis(int(node.get("axis", 0)), len(shape) + 1)
     size, given = shape[axis - 1], node.numbers("split", 1)
@@ -115,7 +115,7 @@ def split(node: Operation) -> tuple[Current, ...]:
     return tuple(_chosen(node, x, axis, range(end - n, end)) for n, end in zip(sizes, ends, strict=True))
 
 
-def pad(node: Operation) -> Current:
+def read_pad(node: Operation) -> Current:
     mode, pads = node.word("mode", "constant"), node.numbers("pads", 1)
     value = node.scalar(2, "value") if node.has(2) else float(node.get("value", 0.0))
     rank = len(node.reading.shape(node.raw())) + 1
@@ -138,7 +138,7 @@ def pad(node: Operation) -> Current:
     return node.reading.add(_PADS[mode], node.label, node.signal(), options=options)
 
 
-def depth_to_space(node: Operation) -> Current:
+def read_depth_to_space(node: Operation) -> Current:
     shape, factor = node.reading.shape(node.raw()), int(node.get("blocksize", 0))
     if len(shape) != 3 or factor < 1 or shape[0] % factor**2:
         node.refuse(f"moves blocks of {factor} places out of the shape {list(shape)}", "export it again")
@@ -148,7 +148,7 @@ def depth_to_space(node: Operation) -> Current:
     return node.moved("shuffle to places", {"factor": factor}, x)
 
 
-def space_to_depth(node: Operation) -> Current:
+def read_space_to_depth(node: Operation) -> Current:
     shape, factor = node.reading.shape(node.raw()), int(node.get("blocksize", 0))
     if len(shape) != 3 or factor < 1 or shape[1] % factor or shape[2] % factor:
         node.refuse(f"moves blocks of {factor} places of the shape {list(shape)}", "export it again")

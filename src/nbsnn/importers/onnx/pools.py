@@ -1,41 +1,51 @@
 """Operators of ONNX that pool places: maxima and averages of windows and of all places."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbsnn.importers.onnx.operation import Operation
 from nbsnn.importers.onnx.values import Current
-from nbsnn.importers.onnx.windows import Sides, count_places, pads_of
+from nbsnn.importers.onnx.windows import PerAxis, count_places, pads_of
 
 
-def _window(node: Operation) -> tuple[Sides, Sides, Sides, Sides, Sides]:
-    """Kernel, stride, dilation, and the padding before and behind."""
+class _Window(NamedTuple):
+    kernel: PerAxis
+    stride: PerAxis
+    dilation: PerAxis
+    before: PerAxis  # padding
+    after: PerAxis
+
+
+def _window(node: Operation) -> _Window:
     kernel, sizes = node.whole("kernel_shape", []), node.reading.shape(node.raw())[1:]
     axes = len(kernel)
     if axes not in (1, 2) or len(sizes) != axes or node.get("storage_order", 0):
         node.refuse("has another layout", "pool one or two axes of places")
     stride, dilation = node.whole("strides", [1] * axes), node.whole("dilations", [1] * axes)
-    return kernel, stride, dilation, *pads_of(node, sizes, kernel, stride, dilation)
+    return _Window(kernel, stride, dilation, *pads_of(node, sizes, kernel, stride, dilation))
 
 
-def _ceil_mode(node: Operation, window: tuple[Sides, Sides, Sides, Sides, Sides]) -> bool | None:
+def _ceil_mode(node: Operation, window: _Window, *, bordered: bool = False) -> bool | None:
     """The ceil_mode in which torch, which pads both sides alike, has as many windows; None if neither has.
 
-    What is behind the last place is never chosen or counted, so that nothing else depends on it.
+    What is behind the last place is never chosen or counted, so that nothing else depends on it. With `bordered` the padding
+    is a border of the signal already.
     """
     kernel, stride, dilation, before, after = window
     ceil = bool(node.get("ceil_mode", 0))
-    sides = list(zip(node.reading.shape(node.raw())[1:], kernel, stride, dilation, strict=True))
-    pads = list(zip(sides, before, after, strict=True))
-    wanted = [count_places(side, first, last, ceil=ceil) for side, first, last in pads]
-    fits = all(2 * first <= size for first, size in zip(before, kernel, strict=True))
-    for mode in (ceil, not ceil) if fits else ():
-        if [count_places(side, first, first, ceil=mode) for side, first, _ in pads] == wanted:
-            return mode
-    return None
+    places = node.reading.shape(node.raw())[1:]
+    wanted: list[int] = []
+    found: dict[bool, list[int]] = {True: [], False: []}
+    for size, k, s, d, first, last in zip(places, kernel, stride, dilation, before, after, strict=True):
+        wanted.append(count_places(size, k, s, d, first, last, ceil=ceil))
+        for mode, counts in found.items():
+            padded, both = (size + first + last, 0) if bordered else (size, first)
+            counts.append(count_places(padded, k, s, d, both, both, ceil=mode))
+    fits = bordered or all(2 * first <= size for first, size in zip(before, kernel, strict=True))
+    return next((mode for mode in (ceil, not ceil) if fits and found[mode] == wanted), None)
 
 
-def max_pool(node: Operation) -> Current:
+def read_max_pool(node: Operation) -> Current:
     kernel, stride, dilation, before, _ = window = _window(node)
     mode = _ceil_mode(node, window)
     if mode is None:
@@ -44,7 +54,7 @@ def max_pool(node: Operation) -> Current:
     return node.moved(f"max pool {len(kernel)}d", options)
 
 
-def largest(node: Operation) -> Current:
+def read_largest(node: Operation) -> Current:
     """GlobalMaxPool, and ReduceMax over all places."""
     sizes = node.reading.shape(node.raw())[1:]
     if len(sizes) not in (1, 2) or (node.kind == "ReduceMax" and set(_axes(node)) != set(range(2, len(sizes) + 2))):
@@ -55,26 +65,24 @@ def largest(node: Operation) -> Current:
     return node.moved("flatten", {}, made)
 
 
-def average_pool(node: Operation) -> Current:
+def read_average_pool(node: Operation) -> Current:
     kernel, stride, dilation, before, after = window = _window(node)
     if any(size != 1 and by != 1 for size, by in zip(kernel, dilation, strict=True)):
         node.refuse("has dilated windows", "use plain average pools")
     x, counted = node.signal(), bool(node.get("count_include_pad", 0))
-    options: dict[str, Any] = {"kernel_size": kernel, "stride": stride}
-    if any(before) or any(after):
-        if not counted:
-            mode = _ceil_mode(node, window)
-            if mode is None:
-                node.refuse("has padding that is not counted and differs between sides", "pad both sides alike")
-            options |= {"padding": before, "ceil_mode": mode, "count_include_pad": False}
-            return node.reading.add(f"average pool {len(kernel)}d", node.label, x, options=options)
+    mode = _ceil_mode(node, window, bordered=counted)
+    if mode is None:
+        node.refuse("has padding that differs between sides or exceeds half a window", "pad both sides alike")
+    options: dict[str, Any] = {"kernel_size": kernel, "stride": stride, "ceil_mode": mode}
+    if counted and (any(before) or any(after)):
         border = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
         x = node.reading.add("pad", f"{node.label}_pad", x, options={"pad": border})
-    options |= {"ceil_mode": bool(node.get("ceil_mode", 0))}
+    elif not counted:
+        options |= {"padding": before, "count_include_pad": False}
     return node.reading.add(f"average pool {len(kernel)}d", node.label, x, options=options)
 
 
-def mean(node: Operation) -> Current:
+def read_mean(node: Operation) -> Current:
     """ReduceMean and ReduceSum over axes of places, and GlobalAveragePool."""
     x = node.signal()
     shape = node.reading.shape(x)

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from nbsnn.importers.onnx.constants import computed
+from nbsnn.importers.onnx.constants import compute
 from nbsnn.importers.onnx.operation import Operand, Operation
 from nbsnn.importers.onnx.values import SAME, Bend, Constant, Current, Levels, Whole
 
 
-def quantize(node: Operation) -> Operand:
+def read_quantize(node: Operation) -> Operand:
     scale, zero = node.constant(1), node.constant(2)
     assert scale is not None
     if zero is None and node.get("output_dtype", 0):
@@ -40,7 +40,7 @@ def _along(numbers: Constant, scale: Constant, node: Operation) -> tuple[int, ..
     return tuple(scale.size if i == axis % numbers.ndim else 1 for i in range(numbers.ndim))
 
 
-def dequantize(node: Operation) -> Operand:
+def read_dequantize(node: Operation) -> Operand:
     value, reading = node.inputs[0], node.reading
     if not isinstance(value, Levels):
         integers, scale, zero = node.constant(0), node.constant(1), node.constant(2)
@@ -68,7 +68,7 @@ def dequantize(node: Operation) -> Operand:
 # ------------------------------------------------------------------------------------------------------------ activations
 
 
-def clip(node: Operation) -> Operand:
+def read_clip(node: Operation) -> Operand:
     given = [node.scalar(index, f"{what}er bound") for index, what in ((1, "low"), (2, "upp"))]
     named = [node.get(name, None) for name in ("min", "max")]  # attributes in version 10
     low, high = (
@@ -86,11 +86,11 @@ def clip(node: Operation) -> Operand:
     return _bent(node, value, Bend(low=low, high=high))
 
 
-def relu(node: Operation) -> Current:
+def read_relu(node: Operation) -> Current:
     return _bent(node, node.raw(), Bend(low=0.0))
 
 
-def bound(node: Operation) -> Current:
+def read_bound(node: Operation) -> Current:
     """Min and Max of a signal and a number."""
     if len(node.inputs) != 2:
         node.refuse(f"compares {len(node.inputs)} values", "only one signal and one number are compared")
@@ -100,11 +100,11 @@ def bound(node: Operation) -> Current:
     return _bent(node, node.raw(at), Bend(high=number) if node.kind == "Min" else Bend(low=number))
 
 
-def leaky(node: Operation) -> Current:
+def read_leaky(node: Operation) -> Current:
     return _sloped(node, np.array(float(node.get("alpha", 0.01))))
 
 
-def prelu(node: Operation) -> Current:
+def read_prelu(node: Operation) -> Current:
     slope = node.constant(1)
     assert slope is not None
     shape = node.reading.shape(node.raw())
@@ -131,10 +131,10 @@ def _bent(node: Operation, value: Current, bend: Bend) -> Current:
     return replace(value, bend=None if both.is_identity else both)
 
 
-def floor(node: Operation) -> Operand:
+def read_floor(node: Operation) -> Operand:
     """Part of a rounding half up: Floor(x · gain + ½)."""
     if not isinstance(node.inputs[0], Current):
-        return computed(node)
+        return compute(node)
     value = node.raw()
     if value.bend is not None or value.floored or value.shift != 0.5 or not value.gain > 0:
         node.refuse("is no rounding, Floor(x · gain + 1/2)", "quantize with QuantizeLinear")

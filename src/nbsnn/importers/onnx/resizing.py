@@ -27,7 +27,7 @@ _REMEDY = (
 )
 
 
-def resize(node: Operation) -> Current:
+def read_resize(node: Operation) -> Current:
     """Resize, and Upsample of older versions."""
     shape = node.reading.shape(node.raw())
     sizes, factors = _sizes(node, shape)

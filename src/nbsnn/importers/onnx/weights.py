@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nbsnn.importers.onnx.operation import Operand, Operation, shape_of
+from nbsnn.importers.onnx.operation import Operand, Operation, weight_shape
 from nbsnn.importers.onnx.values import Constant, Current, Whole
 from nbsnn.importers.onnx.windows import padded, transposed_window
 from nbsnn.quant.formats.uniform import Uniform
@@ -15,8 +15,8 @@ from nbsnn.quant.formats.uniform import Uniform
 _WEIGHTS = "only convolutions and products of a signal with a constant, in this order, are read"
 
 
-def convolution(node: Operation) -> Current:
-    shape = shape_of(node, node.inputs[1], 1)
+def read_convolution(node: Operation) -> Current:
+    shape = weight_shape(node, node.inputs[1], 1)
     axes = _axes(node, shape)
     groups = int(node.get("group", 1))
     stride, dilation = node.whole("strides", [1] * axes), node.whole("dilations", [1] * axes)
@@ -28,8 +28,8 @@ def convolution(node: Operation) -> Current:
     return _weighted(node, f"conv{axes}d", node.inputs[1], node.constant(2), options, x)
 
 
-def transposed_convolution(node: Operation) -> Current:
-    shape = shape_of(node, node.inputs[1], 1)
+def read_transposed(node: Operation) -> Current:
+    shape = weight_shape(node, node.inputs[1], 1)
     axes = _axes(node, shape)
     groups = int(node.get("group", 1))
     x = node.signal()
@@ -48,7 +48,7 @@ def _axes(node: Operation, shape: tuple[int, ...]) -> int:
     return len(shape) - 2
 
 
-def general_product(node: Operation) -> Current:
+def read_gemm(node: Operation) -> Current:
     """Gemm: alpha · x · weight + beta · bias."""
     weight, bias, alpha = node.inputs[1], node.constant(2), float(node.get("alpha", 1.0))
     if node.get("transA", 0):
@@ -63,7 +63,7 @@ def general_product(node: Operation) -> Current:
     return _linear(node, weight, bias, turned=not node.get("transB", 0))
 
 
-def product(node: Operation) -> Current:
+def read_matmul(node: Operation) -> Current:
     """MatMul."""
     return _linear(node, node.inputs[1], None, turned=True)
 
@@ -119,7 +119,7 @@ def _weighted(node: Operation, kind: str, weight: Operand | None, bias: Constant
     return made
 
 
-def norm(node: Operation) -> Current:
+def read_norm(node: Operation) -> Current:
     if node.get("training_mode", 0):
         node.refuse("computes statistics of the batch", "export in evaluation mode")
     weight, bias, mean, var = (node.constant(index) for index in range(1, 5))

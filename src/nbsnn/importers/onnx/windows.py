@@ -5,10 +5,10 @@ from typing import Any
 from nbsnn.importers.onnx.operation import Operation
 from nbsnn.importers.onnx.values import Current
 
-Sides = tuple[int, ...]  # one number for each axis of places
+PerAxis = tuple[int, ...]  # one number for each axis of places
 
 
-def pads_of(node: Operation, sizes: Sides, kernel: Sides, stride: Sides, dilation: Sides) -> tuple[Sides, Sides]:
+def pads_of(node: Operation, sizes: PerAxis, kernel: PerAxis, stride: PerAxis, dilation: PerAxis) -> tuple[PerAxis, PerAxis]:
     """The padding before and behind each axis."""
     kind, axes = _auto_pad(node), len(kernel)
     if not len(sizes) == len(stride) == len(dilation) == axes or min(*stride, *dilation, *kernel) < 1:
@@ -32,13 +32,13 @@ def _auto_pad(node: Operation) -> str:
     return kind
 
 
-def _shared(totals: list[int], *, more_behind: bool) -> tuple[Sides, Sides]:
+def _shared(totals: list[int], *, more_behind: bool) -> tuple[PerAxis, PerAxis]:
     """Totals in two halves, of which one is larger if they are odd."""
     less, more = tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
     return (less, more) if more_behind else (more, less)
 
 
-def padded(node: Operation, kernel: Sides, stride: Sides, dilation: Sides) -> tuple[Current, Sides]:
+def padded(node: Operation, kernel: PerAxis, stride: PerAxis, dilation: PerAxis) -> tuple[Current, PerAxis]:
     """The signal, with a border of zeros if the padding differs between sides, and the padding that is left."""
     x = node.signal()
     before, after = pads_of(node, node.reading.shape(x)[1:], kernel, stride, dilation)
@@ -48,15 +48,14 @@ def padded(node: Operation, kernel: Sides, stride: Sides, dilation: Sides) -> tu
     return node.reading.add("pad", f"{node.label}_pad", x, options={"pad": border}), (0,) * len(kernel)
 
 
-def count_places(side: tuple[int, int, int, int], before: int, after: int, *, ceil: bool) -> int:
+def count_places(size: int, kernel: int, stride: int, dilation: int, before: int, after: int, *, ceil: bool) -> int:
     """The places of windows along an axis; with `ceil` the last one may end beyond the padding, but not begin there."""
-    size, kernel, stride, dilation = side
     room = size + before + after - dilation * (kernel - 1) - 1
     count = (-(-room // stride) if ceil else room // stride) + 1
     return count - 1 if ceil and (count - 1) * stride >= size + before else count
 
 
-def transposed_window(node: Operation, sizes: Sides, kernel: Sides) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+def transposed_window(node: Operation, sizes: PerAxis, kernel: PerAxis) -> tuple[dict[str, Any], list[tuple[int, int]]]:
     """Options of torch's transposed convolution, and what is to be cut off its result before and behind each axis."""
     axes, kind = len(kernel), _auto_pad(node)
     stride, dilation = node.whole("strides", [1] * axes), node.whole("dilations", [1] * axes)
