@@ -2,8 +2,11 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from command_line import printed, refusal
 from integer_nets import assembled, images_for
 from step_spikes import on_grid
 
@@ -37,6 +40,52 @@ def test_our_file_comes_back_with_the_same_spikes(network, file):
     for (name, count), other in zip(ours.counts.items(), found, strict=True):
         assert torch.equal(other.int(), count), name
     assert torch.allclose(result.logits.float(), ours.logits, atol=1e-6)
+
+
+def test_the_command_line_writes_a_checkpoint_that_needs_no_model(file, tmp_path, capsys):
+    out = tmp_path / "net.safetensors"
+    told = printed(capsys, "import", str(file), "--out", str(out))
+    assert (told["form"], set(told["act_bits"])) == ("spiking", {2})
+    spiking, images = nbsnn.load_nir(file), images_for(6).double()
+    assert torch.equal(nbsnn.load_checkpoint(out)(images), spiking(images))
+    assert printed(capsys, "info", str(out))["form"] == "spiking"
+    assert "--image-shape: is for .onnx files" in refusal(
+        capsys, "import", str(file), "--out", str(tmp_path / "b.safetensors"), "--image-shape", "3,4,4"
+    )
+
+
+def test_a_file_of_exact_neurons_is_named_as_such(network, tmp_path, capsys):
+    path, out = tmp_path / "exact.nir", tmp_path / "net.safetensors"
+    nbsnn.export_nir(network, path, "exact")
+    message = r"its neurons are made of integrators and thresholds, as profile='exact' writes them, which is not read; keep"
+    with pytest.raises(ConversionError, match=message):
+        nbsnn.load_nir(path, timesteps=3, reset="subtract", charge=0.5)
+    assert "profile='if-charged'" in refusal(capsys, "import", str(path), "--out", str(out)).replace("--profile ", "profile=")
+    assert not out.exists()
+
+
+def test_other_suffixes_are_refused(tmp_path, capsys):
+    message = refusal(capsys, "import", str(tmp_path / "net.pt"), "--out", str(tmp_path / "net.safetensors"))
+    assert "files that end with .onnx or .nir are read" in message
+
+
+def test_padding_by_name_scales_and_sums(tmp_path):
+    """A line of text instead of numbers, gains of each element, two sources of one node."""
+    random = torch.Generator().manual_seed(1)
+    weight = (torch.randint(-8, 9, (4, 2, 3, 2), generator=random) / 64).double()
+    gain = torch.rand(4, 5, 6, generator=random, dtype=torch.float64)
+    nodes = {
+        "input": nir.Input({"input": np.array([2, 5, 6])}),
+        "a.b": nir.Conv2d((5, 6), weight.numpy(), 1, "same", 1, 1, ones(4).astype(float) / 8),
+        "c": nir.Scale(gain.numpy()), "2": nir.IF(ones(4, 5, 6), ones(4, 5, 6)),
+        "output": nir.Output({"output": np.array([4, 5, 6])}),
+    }  # fmt: skip
+    edges = [("input", "a.b"), ("a.b", "c"), ("a.b", "2"), ("c", "2"), ("2", "output")]
+    nir.write(str(tmp_path / "net.nir"), nir.NIRGraph(nodes, edges, type_check=False))
+    x = torch.rand(2, 2, 5, 6, generator=random, dtype=torch.float64)
+    current = F.conv2d(F.pad(x, (0, 1, 1, 1)), weight, torch.ones(4).double() / 8) * (1 + gain)
+    spiking = nbsnn.load_nir(tmp_path / "net.nir", timesteps=3, reset="subtract", charge=0.5)
+    assert torch.allclose(spiking(x), (3 * current + 0.5).floor().clamp(0, 3) / 3)  # a constant current is exact
 
 
 def test_what_the_file_means_must_be_said(network, file, tmp_path):

@@ -5,7 +5,8 @@ them is one of the few kinds below.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,19 @@ class PerChannel(nn.Module):
         return input * self.gain + self.shift
 
 
+class PerElement(nn.Module):
+    """gain · x, with a gain for each element of an image's value."""
+
+    gain: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.ones(*shape))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.gain
+
+
 def _mean(x: Tensor, *, keep: bool, axes: Sequence[int] = ()) -> Tensor:
     return x.mean(tuple(axes or range(2, x.dim())), keepdim=keep)
 
@@ -66,6 +80,7 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
     "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "transposed conv1d": nn.ConvTranspose1d, "transposed conv2d": nn.ConvTranspose2d,
     "linear": nn.Linear, "norm1d": nn.BatchNorm1d, "norm2d": nn.BatchNorm2d, "relu": nn.ReLU,
     "pair": lambda slope=1.0: SignedActivation(nn.ReLU(), nn.ReLU(), slope), "per channel": PerChannel,
+    "per element": PerElement,
     "max pool 1d": nn.MaxPool1d, "max pool 2d": nn.MaxPool2d, "global max pool": nn.AdaptiveMaxPool2d,
     "min pool 1d": MinPool1d, "min pool 2d": MinPool2d,
     "average pool 1d": nn.AvgPool1d, "average pool 2d": nn.AvgPool2d,
@@ -73,7 +88,7 @@ _MODULES: dict[str, Callable[..., nn.Module]] = {
 MODULE_KINDS = frozenset(_MODULES)
 # Functions by the kind of step, of the inputs and the options. Of these, some only move and copy values, and zeros.
 _MOVES: dict[str, Callable[..., Tensor]] = {
-    "flatten": lambda x: x.flatten(1),
+    "flatten": lambda x, start=1, end=-1: x.flatten(start, end),
     "reshape": lambda x, *, shape: x.reshape(-1, *shape),
     "permute": lambda x, *, axes: x.permute(tuple(axes)),
     "slice": _slice,
@@ -148,6 +163,17 @@ class StepNetwork(nn.Module):
             values[step.name] = run_step(self, step, values)
         results = tuple(values[name] for name in self.outputs)
         return results[0] if len(results) == 1 else results
+
+
+def step_name(label: str, taken: Collection[str]) -> str:
+    """A new name for a step, near that of a layer or node elsewhere."""
+    name = re.sub(r"\W+", "_", label, flags=re.ASCII).strip("_") or "step"
+    name = name if name[0].isalpha() else f"step_{name}"
+    used = {INPUT, "steps", "outputs", "training", "model_spec", *taken}
+    chosen, number = name, 2
+    while chosen in used or hasattr(StepNetwork, chosen):
+        chosen, number = f"{name}_{number}", number + 1
+    return chosen
 
 
 def make_module(step: GraphStep) -> nn.Module:

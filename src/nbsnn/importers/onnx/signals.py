@@ -1,6 +1,5 @@
 """What an ONNX graph is read into: steps of a network, the numbers of its modules, and which of them are quantized."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from nbsnn.errors import CheckpointError, ConfigError, shown
 from nbsnn.importers.onnx.values import SAME, Bend, Constant, Current, Grid, Levels
-from nbsnn.models.steps import INPUT, MODULE_KINDS, MOVING_KINDS, GraphStep, StepNetwork, make_module, run_step
+from nbsnn.models.steps import INPUT, MODULE_KINDS, MOVING_KINDS, GraphStep, make_module, run_step, step_name
 from nbsnn.quant.formats import WeightFormat
 from nbsnn.quant.quantize import ActFormat
 
@@ -66,19 +65,9 @@ class Reading:
         """Whether the signal is the image, or only moves and scales its values."""
         return signal.step in self._images
 
-    def named(self, label: str) -> str:
-        """A new name for a step, near the file's name for it."""
-        name = re.sub(r"\W+", "_", label, flags=re.ASCII).strip("_") or "step"
-        name = f"step_{name}" if not name[0].isalpha() else name
-        taken = self._results.keys()
-        chosen, number = name, 2
-        while chosen in taken or hasattr(StepNetwork, chosen) or chosen in ("steps", "outputs", "training", "model_spec"):
-            chosen, number = f"{name}_{number}", number + 1
-        return chosen
-
     def add(self, kind: str, label: str, *inputs: Current, options: Mapping[str, Any] | None = None) -> Current:
         """Append a step on signals whose gains are applied."""
-        step = GraphStep(kind, self.named(label), tuple(signal.step for signal in inputs), dict(options or {}))
+        step = GraphStep(kind, step_name(label, self._results), tuple(signal.step for signal in inputs), dict(options or {}))
         result = self._result(step, self._results)
         self.steps.append(step)
         self._results[step.name] = result
@@ -136,7 +125,7 @@ class Reading:
                 "QuantizeLinear and DequantizeLinear between them"
             )
         before = torch.zeros(1, *self.shape(signal), device="meta")
-        result = self._result(GraphStep(kind, self.named(label), (INPUT,), dict(options)), {INPUT: before})
+        result = self._result(GraphStep(kind, step_name(label, self._results), (INPUT,), dict(options)), {INPUT: before})
         return replace(signal, moves=(*signal.moves, (kind, options)), moved=tuple(result.shape[1:]))
 
     def applied(self, signal: Current, label: str) -> Current:
