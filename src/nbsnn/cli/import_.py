@@ -59,7 +59,7 @@ def import_(
     if kind not in _FORMS:
         raise ConfigError(f"{file}: files that end with {' or '.join(_FORMS)} are read; name it after what it is")
     check_output(out, network_kind(_FORMS[kind]), inputs=[file], overwrite=overwrite)
-    options = {
+    options: dict[str, dict[str, object]] = {
         ".onnx": {"--image-shape": image_shape},
         ".nir": {"--timesteps": timesteps, "--reset": reset, "--charge": charge},
     }
