@@ -11,6 +11,7 @@ from integer_nets import assembled
 
 import nbsnn
 from nbsnn.cli import main
+from nbsnn.device import cpu_model
 from nbsnn.errors import CheckpointError, ConfigError, MissingDependencyError
 from nbsnn.report import page
 from nbsnn.report.comparing import read_report
@@ -170,6 +171,35 @@ def assembled_float():
 
     torch.manual_seed(3)
     return Assembled(["chain"], mean=True).eval()
+
+
+def test_the_float_network_is_compared_where_it_is_at_hand(quantized, images, tmp_path, capsys):
+    model, limits = assembled_float(), nbsnn.ReportLimits(stepped=2, counted=1, traced=1, timed=1)
+    how = {"limits": limits, "pairs": PAIRS[:1]}
+    lonely = nbsnn.write_report(tmp_path / "a.html", quantized, images, **how)
+    assert "the accuracy of the float network, which the file or object does not hold: give that" in lonely["missing"][0]
+    assert lonely["accuracy"][0]["name"] == "quantized"
+    given = nbsnn.write_report(tmp_path / "b.html", quantized, images, float_network=model, **how)
+    hits = model(images.normalized()).argmax(1) == images.labels
+    assert (given["accuracy"][0]["name"], given["accuracy"][0]["correct"]) == ("float", int(hits.sum()))
+    assert given["missing"] == []
+    for bits, network in ((32, model), (2, nbsnn.quantize(model, nbsnn.QuantSpec(2, 2)))):
+        (tmp_path / f"{bits}bit").mkdir()
+        nbsnn.save_checkpoint(tmp_path / f"{bits}bit" / "best.safetensors", network)
+    beside = subject_of(tmp_path / "2bit" / "best.safetensors", model=model)
+    assert beside.missing == []
+    assert torch.equal(beside.float_net(images.normalized()), model(images.normalized()))
+    (tmp_path / "32bit" / "best.safetensors").write_bytes(b"half")
+    assert "the accuracy of the float network: " in subject_of(tmp_path / "2bit" / "best.safetensors", model=model).missing[0]
+    with pytest.raises(ConfigError, match=r"float_network: is of quantized form; name the float network that was trained"):
+        subject_of(quantized, float_network=quantized)
+    words = ["report", "zoo:cifar10/resnet20-w2a2", "--float", "zoo:cifar10/resnet20-w2a2", "--html", str(tmp_path / "c.html")]
+    assert "zoo:cifar10/resnet20-w2a2: is of quantized form; name the float network" in refusal(capsys, *words)
+
+
+def test_the_processor_has_its_name(made):
+    _, figures = made
+    assert figures["machine"]["cpu"].startswith(f"{cpu_model()}, ")
 
 
 def test_a_run_that_was_killed_shows_what_there_is(quantized, images, tmp_path):

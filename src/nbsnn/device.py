@@ -1,6 +1,8 @@
-"""The device that a network runs on, by name."""
+"""The device that a network runs on, by name; and the name of the processor."""
 
+import platform
 import re
+from pathlib import Path
 
 import torch
 
@@ -28,3 +30,22 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):  # torch's: no such index, built without it, no such backend
         raise ConfigError(f"device={name}: torch sees no such device here; use device=cpu") from None
     return device
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags in Linux's names; empty if unknown."""
+    return frozenset(_cpu_entry("flags", "Features").split())
+
+
+def cpu_model() -> str:
+    """Name of the processor; its architecture if unknown."""
+    return _cpu_entry("model name").strip() or platform.processor() or platform.machine()
+
+
+def _cpu_entry(*names: str) -> str:
+    """The first entry of one of these names in Linux's description of the processor; empty if there is none."""
+    path = Path("/proc/cpuinfo")
+    if platform.system() != "Linux" or not path.is_file():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.partition(":")[2] for line in lines if line.startswith(names)), "")

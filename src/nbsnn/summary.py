@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nbsnn import fused
 from nbsnn.checkpoint import rebuild
 from nbsnn.data.dali import is_installed
+from nbsnn.device import cpu_model
 from nbsnn.integer.backends import backend_facts
 from nbsnn.quant.formats import read_weight_format
 from nbsnn.quant.packing import CODES, STEP
@@ -78,7 +79,7 @@ def system_facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu": f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         **{f"integer {key}": value for key, value in backend_facts().items()},
         "fused quantizers": "native" if (reason := fused.obstacle()) is None else f"torch: {reason}",

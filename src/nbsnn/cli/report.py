@@ -60,6 +60,9 @@ def report(
     model: OwnOption = None,
     model_args: OwnArgsOption = None,
     state: StateOption = None,
+    float_: Annotated[
+        Path | None, typer.Option("--float", metavar="FILE", help="The trained float network, to show its accuracy beside.")
+    ] = None,
     data: DataOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
@@ -93,6 +96,8 @@ def report(
         check_packages()
     own = Own(model, model_args, state)
     stepped = spiking_limit or None
+    if float_ and recipe and not html:
+        raise ConfigError(f"--float {float_}: the run of --recipe has a float network of its own; leave it out")
     if recipe and checkpoint:
         raise ConfigError(f"{checkpoint} and --recipe {recipe} both say what to report on; give one of them")
     if recipe and not html:
@@ -102,12 +107,13 @@ def report(
         source = checkpoint or run or (default_folder(recipe) if recipe else None)
         if recipe:
             own = _own_of(recipe, with_data(settings, root, download), own)
-        subject = subject_for(source, own)
+        subject = subject_for(source, own, float_)
         images, name, problem = _images(subject, data, root, split, limit, download=download)
         if problem:
             subject.missing.append(f"images: {problem}")
         command = _command(checkpoint, {
             "recipe": recipe, "set": settings, "run": run, "model": model, "model-args": model_args, "state": state,
+            "float": float_,
             "data": data, "root": root, "split": split if split != "test" else None, "limit": limit or None,
             "spiking-limit": stepped, "schedule": schedules, "label": label, "html": html,
         })  # fmt: skip
@@ -152,9 +158,11 @@ def _own_of(recipe: str, settings: list[str], own: Own) -> Own:
     return own if spec is None else Own(spec.name, json.dumps(spec.args), own.state)  # type: ignore[union-attr,arg-type]
 
 
-def subject_for(source: Path | None, own: Own) -> Subject:
+def subject_for(source: Path | None, own: Own, float_network: Path | None = None) -> Subject:
     """What the report is about: a folder or file, or else the float network of --model."""
     if source is None:
+        if float_network is not None:
+            raise ConfigError(f"--float {float_network}: the network of --model is a float one; leave one of them out")
         return subject_of(own.made().eval())
     if own.state:
         raise ConfigError(f"{source} and --state {own.state} both hold weights; give one of them")
@@ -164,7 +172,7 @@ def subject_for(source: Path | None, own: Own) -> Subject:
     spec = header.get("model") if header else None
     known = spec.get("args") if spec else None
     network = own._replace(args=own.args or (json.dumps(known) if known else None)).network() if own.name else None
-    return subject_of(source, model=network)
+    return subject_of(source, model=network, float_network=float_network)
 
 
 def _images(

@@ -31,6 +31,7 @@ def write_report(
     images: LabelledImages | None = None,
     *,
     model: Any = None,
+    float_network: Any = None,
     title: str | None = None,
     data: str | None = None,
     command: str | None = None,
@@ -45,6 +46,8 @@ def write_report(
         source: a run folder, a checkpoint of any form, "zoo:NAME", or a network of any form but spiking.
         images: test images, such as `nbsnn.load_data("sample").test`; without them the report says what is missing.
         model: the float network of a file whose network is your own.
+        float_network: the trained float network, or its file, whose accuracy is shown beside; by default that of the run folder
+            that the source is or lies in.
         title: names the network; by default the source does.
         data: name of the images.
         command: that repeats the report; shown in it.
@@ -56,7 +59,7 @@ def write_report(
         MissingDependencyError: matplotlib or jinja2 is not installed.
     """
     check_packages()
-    subject = renamed(subject_of(source, model=model), title)
+    subject = renamed(subject_of(source, model=model, float_network=float_network), title)
     figures = measure_report(
         subject, images, data=data, command=command, pairs=pairs, limits=limits,
         tell=progress or (lambda what, count: None),

@@ -54,18 +54,38 @@ class Subject:
     missing: list[str] = field(default_factory=list)
 
 
-def subject_of(source: Any, *, model: nn.Module | None = None) -> Subject:
+def subject_of(source: Any, *, model: nn.Module | None = None, float_network: Any = None) -> Subject:
     """The subject of a report.
 
     Args:
         source: a run folder, the file of a checkpoint of any form, "zoo:NAME", or a network of any form.
         model: the float network of a file whose network is the user's own.
+        float_network: the trained float network, or its file, to compare with; by default that of the run folder that the
+            source is or lies in, if there is one.
     Raises:
         CheckpointError: a file or folder that cannot be read, or holds no network.
         ConfigError: something else.
     """
+    found = _subject_of(source, model)
+    if float_network is not None:
+        if found.float_net is not None:
+            raise ConfigError(f"{found.title}: has a float network of its own; leave the other one out")
+        return replace(found, float_net=_float_of(float_network, model))
+    if found.float_net is None and not found.phases:
+        beside = None if isinstance(source, (nn.Module, IntegerNetwork)) else _beside(Path(source))
+        try:
+            if beside is not None:
+                return replace(found, float_net=_float_of(beside, model))
+            found.missing.append(_NO_FLOAT)
+        except NbsnnError as error:
+            found.missing.append(f"the accuracy of the float network: {error}")
+    return found
+
+
+def _subject_of(source: Any, model: nn.Module | None) -> Subject:
+    """The same without a float network from elsewhere."""
     if isinstance(source, IntegerNetwork):
-        return Subject("an integer network", _header_of_integer(source), integer=source, missing=[_NO_FLOAT])
+        return Subject("an integer network", _header_of_integer(source), integer=source)
     if isinstance(source, nn.Module):
         return _of_module(source)
     if not isinstance(source, str | Path):
@@ -75,13 +95,16 @@ def subject_of(source: Any, *, model: nn.Module | None = None) -> Subject:
         return _of_run(path, model)
     network, header = _read(path, model)
     if isinstance(network, IntegerNetwork):
-        return Subject(str(source), header, integer=network, missing=[_NO_FLOAT])
+        return Subject(str(source), header, integer=network)
     if form_of(network) == "float":
         return Subject(str(source), header, float_net=network, missing=[_NOT_QUANTIZED])
-    return Subject(str(source), header, quantized=network, missing=[_NO_FLOAT])
+    return Subject(str(source), header, quantized=network)
 
 
-_NO_FLOAT = "the float network: the file or object does not hold it"
+_NO_FLOAT = (
+    "the accuracy of the float network, which the file or object does not hold: give that network as well, or report on the "
+    "folder of the run"
+)
 _NOT_QUANTIZED = "spikes, counts and energy: the network is not quantized; quantize it with nbsnn quantize or nbsnn train"
 
 
@@ -92,7 +115,23 @@ def _of_module(network: nn.Module) -> Subject:
     header, name = describe(network), type(network).__name__
     if form_of(network) == "float":
         return Subject(name, header, float_net=network, missing=[_NOT_QUANTIZED])
-    return Subject(name, header, quantized=network, missing=[_NO_FLOAT])
+    return Subject(name, header, quantized=network)
+
+
+def _float_of(given: Any, model: nn.Module | None) -> nn.Module:
+    """A float network in memory, or in a file."""
+    network = given if isinstance(given, nn.Module) else _read(Path(given), model)[0]
+    form = form_of(network)
+    if form != "float" or not isinstance(network, nn.Module):
+        name = "float_network" if isinstance(given, nn.Module) else given
+        raise ConfigError(f"{name}: is of {form} form; name the float network that was trained")
+    return network.eval()
+
+
+def _beside(path: Path) -> Path | None:
+    """The float network of the run that a file is a phase of."""
+    found = path.parent.parent / f"{FLOAT_BITS}bit" / BEST_FILE
+    return found if path.parent.name.removesuffix("bit").isdigit() and found.is_file() else None
 
 
 def _read(path: Path, model: nn.Module | None) -> tuple[nn.Module | IntegerNetwork, Header]:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from nbsnn import fused
 from nbsnn.data.images import LabelledImages, Splits
+from nbsnn.device import cpu_model
 from nbsnn.distributed import warn, world
 from nbsnn.errors import CheckpointError
 from nbsnn.precision import product_precision
-from nbsnn.training.execution import Execution, cpu_model
+from nbsnn.training.execution import Execution
 
 logger = logging.getLogger(__name__)
 

@@ -3,16 +3,15 @@
 None of this is part of a recipe: it changes the speed, and results only by rounding errors.
 """
 
-import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
+from nbsnn.device import cpu_flags
 from nbsnn.distributed import world
 from nbsnn.errors import ConfigError
 from nbsnn.precision import convolutions_in_tf32
@@ -108,22 +107,3 @@ def has_compiler(device: torch.device) -> bool:
         old = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (7, 0)
         return find_spec("triton") is not None and not old
     return device.type == "cpu" and any(shutil.which(name) for name in ("g++", "clang++"))
-
-
-def cpu_flags() -> frozenset[str]:
-    """Instruction-set flags in Linux's names; empty if unknown."""
-    return frozenset(_cpu_entry("flags", "Features").split())
-
-
-def cpu_model() -> str:
-    """Name of the processor; its architecture if unknown."""
-    return _cpu_entry("model name").strip() or platform.processor() or platform.machine()
-
-
-def _cpu_entry(*names: str) -> str:
-    """The first entry of one of these names in Linux's description of the processor; empty if there is none."""
-    path = Path("/proc/cpuinfo")
-    if platform.system() != "Linux" or not path.is_file():
-        return ""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.partition(":")[2] for line in lines if line.startswith(names)), "")
