@@ -57,7 +57,7 @@ void load_pixels(const Net& net, const Request& ask, Flight& flight) {
 // Steps, or bits of a count, in which a node may send spikes; in settle in multiples of a chunk.
 int lanes_of(const Net& net, const Request& ask, const Flight& flight, const Node& node) {
   int lanes = net.timesteps;
-  if (ask.mode == kCounts) lanes = 32 - __builtin_clz(static_cast<unsigned>(node.levels));
+  if (ask.mode == kCounts) lanes = bits_in(node.levels);
   if (ask.mode == kSettle) {
     for (const Branch& b : node.branches)
       if (b.source >= 0)

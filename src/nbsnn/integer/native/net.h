@@ -24,10 +24,12 @@ constexpr int kSlack = 16;        // uint16 behind them, which the vectorised wr
 constexpr int kMaxRow = 256;      // the longest weight row in bytes, any instruction set
 constexpr int kMaxVector = 64;    // the longest vector in bytes
 constexpr int kMaxRun = 48;       // look-ups in a row at most: their indices fit the first cache
+constexpr int kCountRow = 8;      // counts in a row of thresholds: one byte shuffle of int16
 constexpr int kBlockLanes = 256;  // places of a block of a node computed from planes, at most
 
 enum Mode : int32_t { kFixedUnsigned, kFixedSigned, kSettle, kBarrier, kCounts, kModes };
 
+inline int bits_in(int levels) { return 32 - __builtin_clz(static_cast<unsigned>(levels)); }
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Plain memory that is not cleared, and kept from one flight to the next.
@@ -88,6 +90,7 @@ struct Branch {
   int row_bytes = 0;  // channels of a row block
   int shift;
   int wmax;                           // largest |weight|
+  int load = 0;                       // largest sum of |weights| of an output
   std::vector<uint32_t> start, from;  // input positions of (tap, output position): from[start[tap * positions + position] ..]
   std::vector<int64_t> multiplier;    // [channels], padded with zeros
   std::vector<int32_t> multiplier32;
@@ -101,6 +104,13 @@ struct Branch {
   std::vector<int8_t> blocks;  // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
 };
 
+// Thresholds in 16 bits (thresholds.h), [channel][row][count].
+struct Thresholds {
+  int weighted = 0, identity = -1;  // branches
+  size_t stride = 0;                // of a channel
+  std::vector<int16_t> fixed, settle;  // empty if the neurons need 32 bits
+};
+
 struct Node {
   bool head;
   bool wide;
@@ -108,6 +118,7 @@ struct Node {
   int64_t retract;
   std::vector<int64_t> bias;  // [channels], or [channels][positions]
   std::vector<Branch> branches;
+  Thresholds thresholds;
   int last_use = -1;
   int pool = 0;         // 1: the maximum of the counts of its only branch's source; -1: the minimum; 0: neurons, or a head
   int first_sum = 0;    // of a head: its place among the sums of all heads' branches

@@ -5,6 +5,7 @@
 
 #include "gathering.h"
 #include "tables.h"
+#include "thresholds.h"
 
 namespace nbsnn {
 namespace {
@@ -20,6 +21,26 @@ bool is_single(const Branch& b) {
 bool is_identity(const Node& node, const Branch& b) {
   const bool alone = b.groups == b.inputs && node.channels == b.inputs && b.taps == 1;
   return alone && b.wmax == 1 && *std::min_element(b.weight.begin(), b.weight.end()) == 1;
+}
+
+// Gives channels whose multiplier is zero a multiplier of one, and weights of zero.
+void drop_dead(const Node& node, Branch& b) {
+  const size_t outputs = static_cast<size_t>(node.channels / b.groups), inputs = static_cast<size_t>(b.inputs / b.groups);
+  for (size_t c = 0; c < static_cast<size_t>(node.channels); ++c) {
+    if (b.multiplier32[c]) continue;
+    b.multiplier[c] = b.multiplier32[c] = 1;
+    for (size_t row = 0; row < static_cast<size_t>(b.taps) * static_cast<size_t>(b.inputs); ++row)
+      if (row % static_cast<size_t>(b.inputs) / inputs == c / outputs) b.weight[row * outputs + c % outputs] = 0;
+  }
+}
+
+// The largest sum of |weights| of an output.
+int load_of(const Node& node, const Branch& b) {
+  const size_t outputs = static_cast<size_t>(node.channels / b.groups), inputs = static_cast<size_t>(b.inputs / b.groups);
+  std::vector<int64_t> sums(static_cast<size_t>(node.channels), 0);
+  for (size_t i = 0; i < b.weight.size(); ++i)
+    sums[i / outputs % static_cast<size_t>(b.inputs) / inputs * outputs + i % outputs] += std::abs(static_cast<int>(b.weight[i]));
+  return static_cast<int>(std::min<int64_t>(INT32_MAX, *std::max_element(sums.begin(), sums.end())));
 }
 
 // Weights of a constant branch as doubles, if every sum stays below 2^51 and every product with a multiplier below 2^62.
@@ -46,6 +67,8 @@ void prepare_branch(const Kernel& kernel, const Net& net, Node& node, Branch& b)
   const bool possible = is_single(b) && node.positions > 1 && !node.wide && kernel.run_planes;
   b.rows = b.source >= 0 && b.groups == 1 && b.wmax <= 31;
   b.identity = is_identity(node, b);
+  if (b.source >= 0 && !b.identity && !node.wide) drop_dead(node, b);
+  b.load = load_of(node, b);
   if (possible && b.rows) make_tables(node, b);
   const bool planes =
       b.source < 0 ? node.positions > 1 && !node.wide && kernel.run_planes : possible && (b.identity || !b.tables.empty());
@@ -56,9 +79,11 @@ void prepare_branch(const Kernel& kernel, const Net& net, Node& node, Branch& b)
 }
 
 void prepare_network(Net& net) {
-  for (Node& node : net.nodes)
+  for (Node& node : net.nodes) {
+    make_thresholds(net, node);
     for (Branch& b : node.branches)
       if (node.planes && b.source < 0) set_constant(net, node, b);
+  }
 }
 
 void choose_ways(const Net& net, const Kernel& kernel, Flight& flight) {
