@@ -23,7 +23,7 @@ constexpr int kHeader = 16;       // uint16 in front of a record's channels
 constexpr int kSlack = 16;        // uint16 behind them, which the vectorised writer may touch
 constexpr int kMaxRow = 256;      // the longest weight row in bytes, any instruction set
 constexpr int kMaxVector = 64;    // the longest vector in bytes
-constexpr int kMaxRun = 48;       // look-ups in a row at most: their indices fit the first cache
+constexpr int kMaxRun = 48;       // look-ups that are gathered at a time: their indices fit the first cache
 constexpr int kCountRow = 8;      // counts in a row of thresholds: one byte shuffle of int16
 constexpr int kBlockLanes = 256;  // places of a block of a node computed from planes, at most
 
@@ -97,17 +97,18 @@ struct Branch {
   std::vector<int16_t> weight;  // [tap][input][output of the group]
   bool identity = false;        // acc is the source's own value
   std::vector<double> exact;    // constant: `weight` as doubles; empty if sums or products could grow too large for them
+  int look_ups = 0;             // four inputs and a tap each
   std::vector<int8_t> tables;   // the different tables of 16 sums of four weights (tables.h); empty where planes do not serve
   std::vector<uint32_t> codes;  // [output / 4][look-up][output % 4]: where a table begins
-  std::vector<int> runs;        // look-ups after which the sums must leave int8
+  std::vector<std::vector<int>> runs;  // of four outputs: how many look-ups at a time their sums may stay in int8
   Gathering gathering;
   std::vector<int8_t> blocks;  // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
 };
 
 // Thresholds in 16 bits (thresholds.h), [channel][row][count].
 struct Thresholds {
-  int weighted = 0, identity = -1;  // branches
-  size_t stride = 0;                // of a channel
+  int weighted = 0, identity = -1;     // branches
+  size_t stride = 0;                   // of a channel
   std::vector<int16_t> fixed, settle;  // empty if the neurons need 32 bits
 };
 

@@ -7,46 +7,62 @@
 namespace nbsnn {
 namespace {
 
-// The largest sums of positive and of negative weights, output by output.
-struct Parts {
-  std::vector<int> up, down;
-  explicit Parts(int outputs) : up(static_cast<size_t>(outputs), 0), down(up) {}
+// Weights of one output in look-up k, which reads four neighboring inputs through one tap.
+struct Four {
+  int8_t w[4] = {0, 0, 0, 0};
+  int up = 0, down = 0;  // sums of positive and of negative ones
+
+  Four(const Node& node, const Branch& b, int output, int k) {
+    const int first = k / b.taps * 4, tap = k % b.taps;
+    for (int j = 0; j < 4 && first + j < b.inputs && output < node.channels; ++j) {
+      const size_t row = static_cast<size_t>(tap) * static_cast<size_t>(b.inputs) + static_cast<size_t>(first + j);
+      w[j] = static_cast<int8_t>(b.weight[row * static_cast<size_t>(node.channels) + static_cast<size_t>(output)]);
+      (w[j] > 0 ? up : down) += std::abs(w[j]);
+    }
+  }
+  uint32_t key() const {
+    uint32_t bits;
+    std::memcpy(&bits, w, 4);
+    return bits;
+  }
 };
+
+// Appends the sums of any subset of four weights.
+void append_table(const Four& four, std::vector<int8_t>& tables) {
+  for (int s = 0; s < 16; ++s) {
+    int sum = 0;
+    for (int j = 0; j < 4; ++j) sum += (s >> j & 1) * four.w[j];
+    tables.push_back(static_cast<int8_t>(sum));
+  }
+}
 
 }  // namespace
 
-void make_tables(const Node& node, Branch& b) {
-  const int groups = (b.inputs + 3) / 4, look_ups = b.taps * groups, quads = (node.channels + 3) / 4;
-  b.tables.assign(16, 0);  // for outputs beyond the last
-  b.codes.assign(static_cast<size_t>(quads) * static_cast<size_t>(look_ups) * 4, 0);
-  std::unordered_map<uint32_t, uint32_t> known{{0, 0}};
-  Parts run(node.channels);
-  std::vector<int> all(static_cast<size_t>(node.channels), 0);
-  for (int k = 0, begin = 0; k < look_ups; ++k) {
-    const int group = k / b.taps, tap = k % b.taps;
-    Parts more(node.channels);
-    bool full = k - begin >= kMaxRun;
-    for (int o = 0; o < node.channels; ++o) {
-      const size_t i = static_cast<size_t>(o);
-      int8_t w[4] = {0, 0, 0, 0};
-      for (int j = 0; j < 4 && group * 4 + j < b.inputs; ++j) {
-        w[j] = static_cast<int8_t>(b.weight[(static_cast<size_t>(tap) * b.inputs + group * 4 + j) * node.channels + i]);
-        (w[j] > 0 ? more.up : more.down)[i] += std::abs(w[j]);
+bool make_tables(const Node& node, Branch& b) {
+  b.look_ups = b.taps * ((b.inputs + 3) / 4);
+  b.tables.clear(), b.codes.clear(), b.runs.clear();
+  if (b.load > INT16_MAX) return false;
+  std::unordered_map<uint32_t, uint32_t> known;
+  for (int quad = 0; quad * 4 < node.channels; ++quad) {
+    b.runs.emplace_back();
+    int up[4] = {}, down[4] = {};
+    for (int k = 0, begin = 0; k < b.look_ups; ++k) {
+      const Four fours[4] = {
+          {node, b, 4 * quad, k}, {node, b, 4 * quad + 1, k}, {node, b, 4 * quad + 2, k}, {node, b, 4 * quad + 3, k}};
+      bool full = k % kMaxRun == 0;
+      for (int o = 0; o < 4; ++o) full = full || up[o] + fours[o].up > INT8_MAX || down[o] + fours[o].down > INT8_MAX;
+      if (full && k) b.runs.back().push_back(k - begin);
+      if (full) begin = k;
+      for (int o = 0; o < 4; ++o) {
+        up[o] = (full ? 0 : up[o]) + fours[o].up, down[o] = (full ? 0 : down[o]) + fours[o].down;
+        const auto [place, is_new] = known.emplace(fours[o].key(), static_cast<uint32_t>(b.tables.size()));
+        if (is_new) append_table(fours[o], b.tables);
+        b.codes.push_back(place->second);
       }
-      uint32_t key;
-      std::memcpy(&key, w, 4);
-      const auto [place, is_new] = known.emplace(key, static_cast<uint32_t>(b.tables.size()));
-      for (int s = 0; is_new && s < 16; ++s)
-        b.tables.push_back(static_cast<int8_t>((s & 1) * w[0] + (s >> 1 & 1) * w[1] + (s >> 2 & 1) * w[2] + (s >> 3) * w[3]));
-      b.codes[(static_cast<size_t>(o / 4) * look_ups + k) * 4 + o % 4] = place->second;
-      full = full || run.up[i] + more.up[i] > INT8_MAX || run.down[i] + more.down[i] > INT8_MAX;
-      if ((all[i] += more.up[i] + more.down[i]) > INT16_MAX) return b.tables.clear(), b.codes.clear(), b.runs.clear();
+      if (k + 1 == b.look_ups) b.runs.back().push_back(b.look_ups - begin);
     }
-    if (full) b.runs.push_back(k), begin = k, run = more;
-    else
-      for (size_t i = 0; i < all.size(); ++i) run.up[i] += more.up[i], run.down[i] += more.down[i];
   }
-  b.runs.push_back(look_ups);
+  return true;
 }
 
 }  // namespace nbsnn

@@ -79,7 +79,8 @@ void make_thresholds(const Net& net, Node& node) {
   if (weighted < 0) return;
   const bool skip = identity >= 0;
   const Branch& main = node.branches[static_cast<size_t>(weighted)];
-  const size_t stride = static_cast<size_t>(kCountRow) * (skip ? 2 + 4 * static_cast<size_t>(net.timesteps) : 2 * static_cast<size_t>(net.timesteps));
+  const size_t stride =
+      static_cast<size_t>(kCountRow) * (skip ? 2 + 4 * static_cast<size_t>(net.timesteps) : 2 * static_cast<size_t>(net.timesteps));
   std::vector<int16_t> fixed(stride * static_cast<size_t>(node.channels)), settle(fixed.size());
   for (int c = 0; c < node.channels; ++c) {
     const int64_t m = main.multiplier[static_cast<size_t>(c)],

@@ -69,9 +69,8 @@ void prepare_branch(const Kernel& kernel, const Net& net, Node& node, Branch& b)
   b.identity = is_identity(node, b);
   if (b.source >= 0 && !b.identity && !node.wide) drop_dead(node, b);
   b.load = load_of(node, b);
-  if (possible && b.rows) make_tables(node, b);
-  const bool planes =
-      b.source < 0 ? node.positions > 1 && !node.wide && kernel.run_planes : possible && (b.identity || !b.tables.empty());
+  const bool tables = possible && b.rows && make_tables(node, b);
+  const bool planes = b.source < 0 ? node.positions > 1 && !node.wide && kernel.run_planes : possible && (b.identity || tables);
   if (planes && is_single(b))
     b.gathering = make_gathering(node, b, b.source < 0 ? net.pixels : net.nodes[static_cast<size_t>(b.source)].positions);
   if (b.rows) kernel.pack(node, b);
