@@ -489,3 +489,29 @@ def test_parts_of_one_weight_become_layers_of_their_own():
     prepared = nbsnn.prepare(net.eval(), images)
     assert sum(isinstance(module, nn.Conv2d) for module in prepared.modules()) == 3
     torch.testing.assert_close(prepared(images), net(images), rtol=1e-5, atol=1e-5)
+
+
+class _NormAct(nn.BatchNorm2d):
+    """A norm that calls its own activation, as in timm."""
+
+    def __init__(self, channels, affine=True):
+        super().__init__(channels, affine=affine)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.drop(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)))
+
+
+def test_a_norm_that_holds_its_activation_stays_a_norm_under_the_same_names():
+    torch.manual_seed(0)
+    net = nn.Sequential(conv(3, 4), _NormAct(4), conv(4, 4), _NormAct(4, affine=False), nn.Flatten(), nn.Linear(256, 5)).eval()
+    images = torch.randn(4, 3, 8, 8)
+    assert not [finding for finding in nbsnn.check(net, images) if finding.status == "refused"]
+    quantized = nbsnn.quantize(net, SPEC, images=images)
+    assert type(quantized[1]) is type(quantized[3]) is nn.BatchNorm2d
+    names = dict(quantized.named_parameters()).keys() | dict(quantized.named_buffers()).keys()
+    assert net.state_dict().keys() <= names
+    quantized.train()(images + 1)
+    assert bool((quantized[3].running_mean != net[3].running_mean).any())
+    prepared = nbsnn.prepare(net, images)
+    torch.testing.assert_close(prepared(images), net(images))

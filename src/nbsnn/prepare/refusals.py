@@ -74,7 +74,7 @@ def _of_function(node: fx.Node) -> Refusal | None:
         return Refusal("dropout is at work in evaluation too", "use nn.Dropout") if at_work else None
     if name in ("max", "amax"):
         return Refusal(f"{name}() is a maximum over an axis, not a pool", "use nn.MaxPool2d or nn.AdaptiveMaxPool2d")
-    return None if name in AFFINE else refused_function(name)
+    return None if name in AFFINE or name == "batch_norm" else refused_function(name)
 
 
 def refused_transpose(name: str) -> Refusal | None:

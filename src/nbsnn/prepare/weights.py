@@ -92,7 +92,7 @@ def _build(kind: str, rewriting: Rewriting, given: Mapping[str, Any], settings: 
 
 
 def _call_norm(rewriting: Rewriting, node: fx.Node, given: Mapping[str, Any], made: dict[tuple[object, ...], str]) -> None:
-    names = ("running_mean", "running_var", "weight", "bias")
+    names = ("running_mean", "running_var", *(n for n in ("weight", "bias") if given.get(n) is not None))
     if given.get("training") or any(not isinstance(given.get(n), fx.Node) or given[n].op != "get_attr" for n in names):
         return
     owner = {str(given[n].target).rpartition(".")[0] for n in names}
@@ -100,14 +100,17 @@ def _call_norm(rewriting: Rewriting, node: fx.Node, given: Mapping[str, Any], ma
         return
     path = owner.pop()
     old = rewriting.net.get_submodule(path)
-    if list(old.children()) or {*old._parameters, *old._buffers} - {*names, "num_batches_tracked"}:
+    held = {key for key, tensor in (*old._parameters.items(), *old._buffers.items()) if tensor is not None}
+    if len(names) == 3 or held - {*names, "num_batches_tracked"}:
         return
     if (path,) not in made:
         mean = rewriting.tensor(given["running_mean"])
         cls = nn.BatchNorm1d if len(given["input"].meta["shape"]) < 4 else nn.BatchNorm2d
-        norm = cls(len(mean), eps=given["eps"], momentum=given["momentum"], device=mean.device, dtype=mean.dtype)
-        norm._parameters.update({k: old._parameters[k] for k in ("weight", "bias")})
+        affine = "weight" in names
+        norm = cls(len(mean), given["eps"], given["momentum"], affine, device=mean.device, dtype=mean.dtype)
+        norm._parameters.update({k: old._parameters[k] for k in names[2:]})
         norm._buffers.update(old._buffers)
+        norm._modules.update(old._modules)  # such as the activation of a norm that calls one: it keeps its name
         rewriting.put(path, norm)
         rewriting.changed(node, f"batch_norm() with a forward of its own became {rewriting.describe(path)}")
         made[(path,)] = path
