@@ -65,6 +65,21 @@ def plain(layer):
     return layer, lambda layer, x: layer(x)
 
 
+def perceptron(tokens, planes):
+    """Linear layers along the last axis of what `tokens` makes, with an activation between."""
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), lambda layer, x: planes(layer(tokens(x)), x.shape)
+
+
+def windows(x):
+    """[B, 36, C] of [B, C, 6, 6], in squares of 3 × 3."""
+    return x.reshape(len(x), 4, 2, 3, 2, 3).permute(0, 2, 4, 3, 5, 1).reshape(len(x), 36, 4)
+
+
+def planes(x):
+    """What `windows` makes [B, 36, C] of."""
+    return x.reshape(len(x), 2, 2, 3, 3, 4).permute(0, 5, 1, 3, 2, 4).reshape(len(x), 4, 6, 6)
+
+
 ROW = torch.linspace(0, 1, 6, dtype=torch.float64)
 CHAINS = {
     "transposed convolutions": [
@@ -98,6 +113,21 @@ CHAINS = {
     "means that broadcast": [
         before(lambda x: x + x.mean((2, 3), keepdim=True)),
         (conv(), lambda layer, x: layer(x) + x.mean(3, keepdim=True) - x.view(len(x), 4, -1).mean(2)[:, :, None, None]),
+    ],
+    "rows and columns exchanged": [
+        before(lambda x: x.mT, kernel_size=(3, 1), padding=(1, 0), stride=(1, 2)),
+        (nn.ConvTranspose2d(4, 4, (2, 3), stride=(2, 1), groups=2), lambda layer, x: layer(F.avg_pool2d(x, (2, 1)))),
+        after(lambda x: F.interpolate(F.adaptive_avg_pool2d(x.transpose(2, 3), (3, 6)), size=(6, 5))),
+        (conv(), lambda layer, x: torch.cat([layer(x)[:, 1:], x[:, :1]], 1)),
+    ],
+    "channels last": [
+        perceptron(lambda x: x.permute(0, 2, 3, 1), lambda x, shape: x.permute(0, 3, 1, 2)),
+        (nn.Linear(4, 4), lambda layer, x: x + (layer(x.movedim(1, -1)) * torch.tensor([1.0, 0.5, 2.0, 1.5])).movedim(-1, 1)),
+    ],
+    "tokens": [
+        perceptron(lambda x: x.flatten(2).mT, lambda x, shape: x.mT.reshape(shape)),
+        (nn.Linear(4, 4), lambda layer, x: planes(layer(windows(x)))),
+        (nn.Linear(4, 4), lambda layer, x: x + layer(x.flatten(2).mT).mean(1)[:, :, None, None]),
     ],
 }  # fmt: skip
 

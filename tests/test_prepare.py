@@ -515,3 +515,65 @@ def test_a_norm_that_holds_its_activation_stays_a_norm_under_the_same_names():
     assert bool((quantized[3].running_mean != net[3].running_mean).any())
     prepared = nbsnn.prepare(net, images)
     torch.testing.assert_close(prepared(images), net(images))
+
+
+class _Written(nn.Module):
+    """Hard swish and SiLU written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = conv(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = x * F.relu6(x + 3) / 6
+        x = x.mul(torch.sigmoid(x))
+        return self.head((torch.tanh(F.softplus(x)) * x).mean((2, 3)))
+
+
+def test_a_swish_that_is_written_out_is_named():
+    refused = [finding for finding in nbsnn.check(_Written().eval(), torch.randn(1, 2, 8, 8)) if finding.status == "refused"]
+    products = [finding for finding in refused if finding.what.startswith("mul()")]
+    names = ("hardswish", "silu", "mish")
+    assert [f.what for f in products] == [
+        f"mul() multiplies a signal by a function of itself, as {name}() does, and is smooth" for name in names
+    ]
+    assert all(finding.remedy.startswith("use nn.ReLU") for finding in products)
+
+
+class _Legacy(nn.Module):
+    """Channels of zeros that torch's functions did not make, and a max pool after a pixel shuffle."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.last, self.head = conv(2, 4), nn.MaxPool2d(3, 2), conv(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.pool(F.pixel_shuffle(F.relu(self.conv(x)), 2))
+        zeros = torch.FloatTensor(x.size(0), 4, *x.shape[2:]).zero_().type_as(x)
+        return self.head(F.relu(self.last(torch.cat([x, zeros], 1))).mean((2, 3)))
+
+
+def test_constants_for_a_batch_and_pools_after_a_shuffle_are_exact_in_integers_too():
+    torch.manual_seed(0)
+    net, images = _Legacy().eval().double(), torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    assert not [finding for finding in nbsnn.check(net, images) if finding.status == "refused"]
+    torch.testing.assert_close(nbsnn.prepare(net, images)(images), net(images))
+    quantized = nbsnn.quantize(net, SPEC, images=images).eval()
+    spiking = nbsnn.to_spiking(quantized, images[:1], schedule="settle")
+    assert nbsnn.measure_fidelity(quantized, spiking, images).differing == 0
+    network = nbsnn.lower(quantized, images[:1])
+    wanted, found = (network.simulate(images, engine=e, schedule="settle", keep_counts=True) for e in ("counts", "spikes"))
+    assert all(torch.equal(count, found.counts[name]) for name, count in wanted.counts.items())
+
+
+class _Noise(_Legacy):
+    def forward(self, x):
+        x = self.conv(x) + torch.from_numpy(torch.rand(len(x), 4, 1, 1).numpy())
+        return self.head(F.relu(x).mean((2, 3)))
+
+
+def test_a_rewritten_network_that_does_not_run_is_refused_in_one_line():
+    refused = [finding for finding in nbsnn.check(_Noise().eval(), torch.randn(1, 2, 8, 8)) if finding.status == "refused"]
+    assert "the result does not run (The size of tensor a (2) must match" in refused[0].what
+    assert "prepare=False" in refused[0].remedy

@@ -18,6 +18,7 @@ from nbsnn.errors import NbsnnError
 from nbsnn.hooks import hooked
 
 CONSTANTS = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"}
+LIKE = {"to", "type_as", "expand_as", "view_as", "reshape_as"}  # functions of a tensor that see no values of another one
 _METADATA = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "len", "format"}
 _READ_AS_DATA = {"data", "T", "mT", "H", "mH"}  # attributes that return a tensor with the same values
 
@@ -100,7 +101,8 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        sources = [t for t in tensors_in((args, kwargs)) if t in self.known]
+        given = args[:1] if function_name(func) in LIKE else (args, kwargs)
+        sources = [t for t in tensors_in(given) if t in self.known]
         if not sources or isinstance(self.innermost, self.opaque) or _is_bookkeeping(func):
             return func(*args, **kwargs)
         return self.called(func, function_name(func), args, kwargs, sources)

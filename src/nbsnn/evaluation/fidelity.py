@@ -12,6 +12,7 @@ from nbsnn.data.images import fewer_if_larger
 from nbsnn.errors import ConfigError, DataError
 from nbsnn.finite import check_finite, check_logits, check_network
 from nbsnn.inputs import as_images, as_labels, in_one_line, require_type, to_network
+from nbsnn.integer.lower import traced
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.precision import full_float32
 from nbsnn.quant.layers import QuantReLU
@@ -158,6 +159,7 @@ def measure_integer_fidelity(
     reference = shared_copy(quantized).eval()
     acts = {name: m for name, m in reference.named_modules() if isinstance(m, QuantReLU)}
     tally = {unit.name: [0, 0, 0] for unit in network.program.units}
+    firings = {firing.name: firing for firing in traced(quantized, images[:1]).firings}
     outputs = _Outputs(output)
     for chunk in torch.split(images, fewer_if_larger(_BATCH, *images.shape[2:])):
         with tap({name: acts[name] for name in tally}) as wanted:
@@ -166,7 +168,7 @@ def measure_integer_fidelity(
         for name, entry in tally.items():
             want = (wanted[name][0] * (acts[name].levels / acts[name].clip())).round()
             count = result.counts[name].cpu()
-            _note(name, entry, (want.cpu().reshape(count.shape) - count).abs())
+            _note(name, entry, (firings[name].ordered(want.cpu()) - count).abs())
         outputs.add(expected, result.logits)
         if progress:
             progress(len(chunk))

@@ -5,7 +5,7 @@ columns (`as_affine`), such as a channel shuffle written with `view` and `transp
 so activations and weight layers can follow. What the network returns may stay an arrangement.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -18,6 +18,7 @@ from nbsnn.integer.placing import flattened, pooled, resampled
 from nbsnn.shapes import plane
 
 _MOST_PIECES = 64  # that a rearrangement of channels into places may take
+_MOVES = {2: [(1, 0)], 3: [(0, 2, 1), (2, 0, 1)]}  # planes transposed, or channels that are the last axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,18 +188,57 @@ def _reshaped(form: Affine, shape: tuple[int, ...]) -> Tensor:
     return compact(form.whole_shift(), (form.channels, *shape[1:]))
 
 
+def home(x: Form, values: ValueTable) -> tuple[Affine, Tensor] | None:
+    """The affine function that has x's elements in another order, and where they are in it: [*x.shape], flat.
+
+    Planes that were transposed, or channels that were moved to the last axis, have their neurons in the order of planes.
+    None if no order of the elements is an affine function.
+    """
+    if isinstance(x, Affine):
+        return x, torch.arange(prod(x.shape)).reshape(x.shape)
+    for order in _orders(x):
+        found = as_affine(chosen(x, order), values)
+        if found is not None:
+            return found, torch.argsort(order.flatten()).reshape(x.shape)
+    return None
+
+
+def _orders(x: Arrangement) -> Iterator[Tensor]:
+    """Elements of x in the order of what they are taken from, if it is all of that; else with axes moved."""
+    index, size = x.pieces[0].index.flatten(), prod(x.pieces[0].form.shape)
+    elements = torch.arange(len(index))
+    if len(index) == size and torch.equal(index.sort()[0], elements):
+        yield torch.argsort(index).reshape(x.pieces[0].form.shape)
+    yield from (elements.reshape(x.shape).permute(axes) for axes in _MOVES.get(len(x.shape), ()))
+
+
+def by_tokens(x: Form, values: ValueTable) -> tuple[Affine, Tensor] | None:
+    """x [..., C] as an affine function [C, ...], and the place in it of each token, [...]; None if there is none."""
+    whole = arranged(x)
+    tokens, channels = prod(x.shape[:-1]), x.shape[-1]
+    form, places = whole.pieces[0].form, whole.pieces[0].index.reshape(tokens, channels)[:, 0] % tokens
+    orders = [(torch.arange(tokens), (channels, *(x.shape[:-1] if len(x.shape) < 4 else (tokens,))))]
+    if form.shape[0] == channels and prod(form.shape[1:]) == tokens and torch.equal(places.sort()[0], torch.arange(tokens)):
+        orders.insert(0, (places, form.shape))
+    for at, shape in orders:
+        order = torch.argsort(at) * channels + torch.arange(channels)[:, None]
+        found = as_affine(chosen(whole, order.reshape(shape)), values)
+        if found is not None:
+            return found, at.reshape(x.shape[:-1])
+    return None
+
+
 def reduced(x: Form, index: Tensor, values: ValueTable) -> Affine | None:
     """Sums of elements with flat indices [C, N], if each is the sum over all places of a channel; None otherwise."""
-    whole = arranged(x)
-    if len(whole.pieces) != 1 or whole.pieces[0].gain is not None or bool(whole.shift.any()):
+    found = home(x, values)
+    if found is None:
         return None
-    form = whole.pieces[0].form
-    at = whole.pieces[0].index.flatten()[index]
+    form, at = found[0], found[1].flatten()[index]
     rows, columns = plane(form.shape)[1:]
     places = rows * columns
     channel = at[:, 0] // places
     all_places = at.shape[1] == places and torch.equal((at % places).sort(1)[0], torch.arange(places).expand_as(at))
-    if bool((at < 0).any()) or not bool((at // places == channel[:, None]).all()) or not all_places:
+    if not bool((at // places == channel[:, None]).all()) or not all_places:
         return None
     sums = pooled(form, values, kernel=(rows, columns), stride=(rows, columns), padding=(0, 0), divisor=1)
     return selected(flattened(sums, values), channel)

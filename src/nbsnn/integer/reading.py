@@ -9,14 +9,15 @@ from torch import Tensor
 
 from nbsnn.integer import maxima, shaping
 from nbsnn.integer.affine import Affine, NoForm, Synapse, added, convolved, scaled, shifted
-from nbsnn.integer.arrangement import Arrangement, Form, added_up, arranged, chosen, multiplied, simplest
+from nbsnn.integer.arrangement import Arrangement, Form, added_up, arranged, by_tokens, chosen, multiplied, simplest
 from nbsnn.integer.calls import Context, Reader, arguments, pair, shape_of
 from nbsnn.integer.maps import AxisMap, PlaneMap
 from nbsnn.integer.nodes import Pair
 from nbsnn.integer.placing import resampled
+from nbsnn.integer.turning import turning
 from nbsnn.quant.layers import WeightQuantizer, by_output
 from nbsnn.quant.operations import DROPOUT
-from nbsnn.shapes import plane
+from nbsnn.shapes import per_channel, plane
 
 _WHOLE = 1e-3  # tolerance for a quantized weight divided by its step, computed in single precision, to be an integer
 
@@ -27,7 +28,7 @@ def integer_weight(layer: WeightQuantizer | None, weight: Tensor) -> tuple[Tenso
     """Integers [O, ...] float64 and the step of each row [O]; or the weight, steps of 1 and False."""
     values = weight.detach().double()
     ones = values.new_ones(len(values))
-    if layer is None or weight.shape != layer.weight.shape:
+    if layer is None or not _is_weight_of(layer, weight):
         return values, ones, False
     values = layer.by_output(values)
     step = layer.format.step(layer.by_output(layer.weight), layer.weight_scale)
@@ -37,6 +38,11 @@ def integer_weight(layer: WeightQuantizer | None, weight: Tensor) -> tuple[Tenso
     if float(scaled.sub_(whole).abs_().max()) > _WHOLE:  # in place: a large layer takes gigabytes
         return values, ones, False
     return whole, step.flatten() * ones, True
+
+
+def _is_weight_of(layer: WeightQuantizer, weight: Tensor) -> bool:
+    """Whether a weight is a layer's own, or that with rows and columns exchanged (`integer.turning`)."""
+    return weight.shape == layer.weight.shape or (weight.dim() == 4 and weight.mT.shape == layer.weight.shape)
 
 
 def _convolution(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Affine:
@@ -80,7 +86,7 @@ def _transposed_convolution(context: Context, func: Any, args: Any, kwargs: Mapp
     given = arguments("input weight bias stride padding output_padding groups dilation", args, kwargs,
                        bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)  # fmt: skip
     x, groups = context.input(args, kwargs), int(given["groups"])
-    layer = context.layer if context.layer is not None and given["weight"].shape == context.layer.weight.shape else None
+    layer = context.layer if context.layer is not None and _is_weight_of(context.layer, given["weight"]) else None
     values = given["weight"] if layer is not None else by_output(given["weight"], groups)
     weight, step, integral = integer_weight(layer, values)
     lines = weight.dim() == 3
@@ -106,29 +112,44 @@ def _spread(size: int, places: int, stride: int, first: int) -> AxisMap:
     return AxisMap.choosing(index, size)
 
 
-def _linear(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Affine:
+def _linear(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Form:
+    """A linear layer along the last of several axes is a 1×1 convolution of what has this axis first."""
     given = arguments("input weight bias", args, kwargs, bias=None)
-    x = context.input(args, kwargs)
-    if len(x.shape) != 1:
-        raise NoForm(f"a linear layer works along the last of the axes {list(x.shape)}", "flatten first, or use nn.Conv2d")
+    whole = context.form(args, kwargs)
+    many = len(whole.shape) > 1
+    found = by_tokens(whole, context.values) if many else (context.input(args, kwargs), torch.zeros((), dtype=torch.int64))
+    if found is None:
+        raise NoForm(
+            f"a linear layer works along the last of the axes {list(whole.shape)}, which is no axis of channels",
+            "move the channels there, as x.permute(0, 2, 3, 1) does, flatten first, or use nn.Conv2d",
+        )
+    x, places = found
     weight, step, integral = integer_weight(context.layer, given["weight"])
-    synapse = Synapse(context.place, weight, integral)
-    return _with_bias(convolved(x, synapse, step=step, shape=shape_of(context.result), values=context.values), given["bias"])
+    synapse = Synapse(context.place, weight if len(x.shape) == 1 else weight[:, :, None, None], integral)
+    shape = (len(weight), *x.shape[1:])
+    result = _with_bias(convolved(x, synapse, step=step, shape=shape, values=context.values), given["bias"])
+    if not many:
+        return result
+    outputs = torch.arange(len(weight)) * prod(x.shape[1:])
+    return simplest(chosen(result, places[..., None] + outputs), context.values)
 
 
 def _with_bias(x: Affine, bias: Tensor | None) -> Affine:
     return x if bias is None else shifted(x, bias.detach().double())
 
 
-def _batch_norm(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Affine:
+def _batch_norm(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Form:
     given = arguments("input running_mean running_var weight bias training momentum eps", args, kwargs,
                        weight=None, bias=None, eps=1e-5)  # fmt: skip
-    x = context.input(args, kwargs)
+    x = context.form(args, kwargs)
     gain = (given["running_var"].double() + given["eps"]).rsqrt()
     if given["weight"] is not None:
         gain = gain * given["weight"].detach().double()
     shift = -given["running_mean"].double() * gain
-    return _with_bias(shifted(scaled(x, gain), shift), given["bias"])
+    if given["bias"] is not None:
+        shift = shift + given["bias"].detach().double()
+    trailing = len(x.shape) - 1
+    return _plus(_times(x, per_channel(gain, trailing), context), per_channel(shift, trailing))
 
 
 # ------------------------------------------------------------------------------------------------------ sums and products
@@ -213,19 +234,19 @@ def _negative(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any])
 
 
 READERS: dict[str, Reader] = {
-    **dict.fromkeys(("conv1d", "conv2d"), _convolution), "linear": _linear, "batch_norm": _batch_norm,
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), _transposed_convolution),
+    **dict.fromkeys(("conv1d", "conv2d"), turning(_convolution)), "linear": _linear, "batch_norm": _batch_norm,
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), turning(_transposed_convolution)),
     **dict.fromkeys(("add", "iadd", "radd"), _sum(1.0)),
     **dict.fromkeys(("sub", "isub", "subtract"), _sum(-1.0)), "rsub": _sum(-1.0, reverse=True),
     **dict.fromkeys(("mul", "imul", "rmul", "multiply"), _product()),
     **dict.fromkeys(("div", "truediv", "itruediv", "divide"), _product(divide=True)), "neg": _negative,
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d"), shaping.average_pool),
-    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), shaping.adaptive_pool),
-    **dict.fromkeys(("max_pool1d", "max_pool2d"), maxima.max_pool),
-    **dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d"), maxima.adaptive_max_pool),
-    "interpolate": shaping.interpolation, "mean": shaping.reduction(mean=True), "sum": shaping.reduction(mean=False),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d"), turning(shaping.average_pool)),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), turning(shaping.adaptive_pool)),
+    **dict.fromkeys(("max_pool1d", "max_pool2d"), turning(maxima.max_pool)),
+    **dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d"), turning(maxima.adaptive_max_pool)),
+    "interpolate": turning(shaping.interpolation), "mean": shaping.reduction(mean=True), "sum": shaping.reduction(mean=False),
     **dict.fromkeys(("cat", "concat", "concatenate"), shaping.concatenation),
     **dict.fromkeys(shaping.MOVING, shaping.rearrangement),
-    **dict.fromkeys(("contiguous", "clone", "detach", "to", "float", "double", "type", "data"), shaping.unchanged),
+    **dict.fromkeys(("contiguous", "clone", "detach", "to", "float", "double", "type", "type_as", "data"), shaping.unchanged),
     **dict.fromkeys(DROPOUT, shaping.unchanged),
 }  # fmt: skip

@@ -20,7 +20,7 @@ from nbsnn.tracing import tensors_in
 MOVING = (
     "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "swapaxes", "stack",
     "expand", "repeat_interleave", "getitem", "chunk", "split", "narrow", "index_select", "channel_shuffle", "pixel_shuffle",
-    "pixel_unshuffle", "pad", "flip", "repeat", "tile", "expand_as", "view_as", "reshape_as", "select", "unbind",
+    "pixel_unshuffle", "pad", "mT", "mH", "flip", "repeat", "tile", "expand_as", "view_as", "reshape_as", "select", "unbind",
     "tensor_split",
 )  # fmt: skip
 _MOST_DENOMINATOR = 2**12  # of the weights of an enlargement along one axis
@@ -122,13 +122,15 @@ def reduction(*, mean: bool) -> Reader:
         rank = len(x.shape) + 1
         dims = given["dim"] if isinstance(given["dim"], (tuple, list)) else [given["dim"]]
         axes = {d % rank for d in dims if d is not None}
-        if not axes or min(axes) < 2:
+        if not axes or min(axes) < 1:
             raise NoForm("a mean or sum over other axes than height and width", "reduce over dim=(2, 3)")
         count = prod(x.shape[a - 1] for a in axes)
-        if isinstance(x, Arrangement):
+        if isinstance(x, Arrangement) or min(axes) < 2:
             kept = [a - 1 for a in range(1, rank) if a not in axes]
             index = torch.arange(prod(x.shape)).reshape(x.shape).permute(*kept, *(a - 1 for a in sorted(axes)))
             sums = reduced(x, index.reshape(-1, count), context.values)
+            if sums is None and isinstance(x, Affine):
+                raise NoForm("a mean or sum over other axes than height and width", "reduce over dim=(2, 3)")
             if sums is None:
                 raise NoForm(
                     f"a mean or sum over currents that were rearranged to {list(x.shape)}", "reduce over dim=(2, 3) before that"

@@ -6,7 +6,6 @@ activation, which detects an operation that was read wrongly.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from nbsnn.errors import LoweringError
 from nbsnn.finite import check_finite
 from nbsnn.integer.affine import Affine, NoForm, Synapse, ValueTable, of_value
-from nbsnn.integer.arrangement import Arrangement, Form, chosen, no_affine, simplest
+from nbsnn.integer.arrangement import Arrangement, Form, chosen, home, no_affine, simplest
 from nbsnn.integer.calls import Context
 from nbsnn.integer.nodes import IMAGE
 from nbsnn.integer.reading import READERS
@@ -30,12 +29,20 @@ _TOLERANCE = 1e-3  # of the largest current: far above single-precision rounding
 
 @dataclass(frozen=True, eq=False)
 class Firing:
-    """An activation: its name, levels L, threshold θ, and the affine function in front of it."""
+    """An activation: its name, levels L, threshold θ, and the affine function in front of it.
+
+    `order` [*current.shape] holds the flat index of each neuron in the activation's output, whose axes may be in another order.
+    """
 
     name: str
     levels: int
     threshold: float
     current: Affine
+    order: Tensor
+
+    def ordered(self, output: Tensor) -> Tensor:
+        """An output [B, ...] of the activation as values [B, *current.shape] of its neurons."""
+        return output.flatten(1)[:, self.order]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,17 +86,18 @@ class _Recorder(Tracer):
             return
         form: Form = self.known[inputs[0]]
         self.check(name, form, inputs[0])
-        affine = form if isinstance(form, Affine) else _reshaped(form)
-        if affine is None:
+        found = home(form, self.values)
+        if found is None:
             assert isinstance(form, Arrangement)
             what, remedy = no_affine(form, weighted=False).args
             raise LoweringError(f"{what} at {name}; {remedy}")
+        affine, index = found
         threshold = float(module.clip())
-        self.firings.append(Firing(name, module.levels, threshold, affine))
+        firing = Firing(name, module.levels, threshold, affine, torch.argsort(index.flatten()).reshape(affine.shape))
+        self.firings.append(firing)
         self.values.shapes[name] = affine.shape
-        self.numbers.values[name] = (output.double() * (module.levels / threshold)).round().reshape(-1, *affine.shape)
+        self.numbers.values[name] = firing.ordered((output.double() * (module.levels / threshold)).round())
         value = of_value(name, affine.shape, threshold / module.levels)
-        index = torch.arange(output[0].numel()).reshape(form.shape)
         self.known[output] = value if affine is form else simplest(chosen(value, index), self.values)
 
     def called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> Any:
@@ -122,14 +130,6 @@ class _Recorder(Tracer):
                 f"the current of {name} differs from its recorded operations (by {error:.3g}); "
                 "avoid operations in place on views, and code that looks at values"
             )
-
-
-def _reshaped(form: Arrangement) -> Affine | None:
-    """The affine function that an arrangement is but for its shape; None if it is none."""
-    whole = len(form.pieces) == 1 and form.pieces[0].gain is None and not bool(form.shift.any())
-    index = form.pieces[0].index.flatten()
-    same = whole and len(index) == prod(form.pieces[0].form.shape) and torch.equal(index, torch.arange(len(index)))
-    return form.pieces[0].form if same else None
 
 
 @dataclass(eq=False)

@@ -11,6 +11,7 @@ from nbsnn.errors import QuantizationError
 from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
 from nbsnn.prepare.activations import replace_activations
+from nbsnn.prepare.constants import repeat_constants
 from nbsnn.prepare.findings import Finding
 from nbsnn.prepare.graph import is_leaf, record, writes
 from nbsnn.prepare.modules import ClippedReLU, SignedActivation
@@ -136,6 +137,7 @@ def passes(net: nn.Module, images: Tensor, *, keep: Collection[str] = (), activa
         return None
     copy = copied(net)
     rewriting = Rewriting(copy, record(copy, images), keep)
+    repeat_constants(rewriting)
     call_layers(rewriting)
     if not activations:
         return rewriting

@@ -17,7 +17,7 @@ from nbsnn.errors import QuantizationError
 from nbsnn.prepare.findings import Finding
 from nbsnn.quant.flow import few
 from nbsnn.surgery import evaluation_mode
-from nbsnn.tracing import CONSTANTS, Tracer, function_name, tensors_in
+from nbsnn.tracing import CONSTANTS, LIKE, Tracer, function_name, tensors_in
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parents[1])
@@ -153,8 +153,9 @@ class Recorder(Tracer):
 
     def _bind(self, node: fx.Node, result: Any) -> None:
         """From now on, `node` computes the tensors of `result`."""
-        values = function_name(node.target) not in CONSTANTS if callable(node.target) else str(node.target) not in CONSTANTS
-        data = values and any(argument.meta.get("data", False) for argument in node.all_input_nodes)
+        name = function_name(node.target) if callable(node.target) else str(node.target)
+        sources = node.args[:1] if name in LIKE else node.all_input_nodes
+        data = name not in CONSTANTS and any(isinstance(n, fx.Node) and n.meta.get("data", False) for n in sources)
         scope, place = (self.path[-1][0] if self.path else ""), _line_of_user()
         node.meta.update(data=data, scope=scope, place=place)
         if isinstance(result, Tensor):

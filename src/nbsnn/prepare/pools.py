@@ -13,7 +13,7 @@ from torch import fx, nn
 from nbsnn.pooling import MAX_POOLS, AdaptiveMinPool1d, AdaptiveMinPool2d, MinPool1d, MinPool2d
 from nbsnn.prepare.modules import SignedActivation
 from nbsnn.prepare.rewriting import Rewriting, function_of
-from nbsnn.prepare.signals import JOINING, Inserter, axis_of, signals
+from nbsnn.prepare.signals import JOINING, Inserter, axis_of, mixes_channels, signals
 
 _WINDOW = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _ADAPTIVE = ("input", "output_size", "return_indices")
@@ -84,8 +84,7 @@ class PoolMover:
             if not self._is_pool(node):
                 continue
             self.inserter.known = signals(self.rewriting)
-            signal = self.inserter.known[node.args[0]]
-            if signal.counts and signal.positive:
+            if self._holds_counts(node.args[0]):
                 continue
             self._move(node)
 
@@ -94,6 +93,11 @@ class PoolMover:
             return False
         module = self.rewriting.module(node)
         return isinstance(module, MAX_POOLS) and type(module) in _MINIMUM and not module.return_indices
+
+    def _holds_counts(self, x: fx.Node) -> bool:
+        """Whether each channel of a value holds outputs of one channel of neurons, or zeros."""
+        signal = self.inserter.known[x]
+        return signal.counts and signal.positive and not mixes_channels(self.rewriting, x)
 
     def _move(self, node: fx.Node) -> None:
         act = self._activation_after(node)
@@ -134,7 +138,7 @@ class PoolMover:
     def _pooled(self, node: fx.Node, x: fx.Node) -> fx.Node:
         """A node with the value of a pool `node` applied to x, made of pools of outputs of neurons."""
         known = self.inserter.known
-        if known[x].counts and known[x].positive:
+        if self._holds_counts(x):
             return self._again(node, str(node.target), x)
         if function_of(x) in JOINING and axis_of(x) == 1:
             parts = [self._pooled(node, part) for part in _parts(x)]

@@ -4,20 +4,26 @@ from torch import fx, nn
 
 from nbsnn.pooling import MAX_POOLS, pool_oddity
 from nbsnn.prepare.graph import writes
+from nbsnn.prepare.modules import SignedActivation
 from nbsnn.prepare.rewriting import Rewriting, function_of
 from nbsnn.quant.flow import WEIGHT_LAYERS
 from nbsnn.quant.operations import (
     AFFINE,
     DROPOUT,
+    MODULES,
+    POINTWISE,
     PRODUCTS,
     QUOTIENTS,
     Refusal,
     batch_statistics,
+    moves_batch_axis,
     refused_function,
     refused_module,
 )
 
 _RECURRENT = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
+_TIMES = {"mul", "rmul", "imul", "multiply"}
+_PLUS = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "neg"}
 _ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 
 
@@ -27,7 +33,7 @@ def refuse_the_rest(rewriting: Rewriting) -> None:
     for node in rewriting.graph.nodes:
         if not node.meta.get("data") or node.op not in ("call_module", "call_function", "call_method"):
             continue
-        refusal = _of_module(rewriting, node) if node.op == "call_module" else _of_function(node)
+        refusal = _of_module(rewriting, node) if node.op == "call_module" else _of_function(rewriting, node)
         if refusal is not None:
             rewriting.refuse(node, *refusal)
 
@@ -52,13 +58,16 @@ def _of_module(rewriting: Rewriting, node: fx.Node) -> Refusal | None:
     return None
 
 
-def _of_function(node: fx.Node) -> Refusal | None:
+def _of_function(rewriting: Rewriting, node: fx.Node) -> Refusal | None:
     name = function_of(node).strip("_")
     sources = _data(node)
     if name in ("size", "numel", "nelement", "shape") or node.target is getattr:
-        return refused_transpose(name)
+        return refused_transpose(name, len(node.args[0].meta["shape"]))  # type: ignore[union-attr]
     if name in _ATTENTION:
         return Refusal("attention multiplies two signals", "use convolutions or linear layers, whose weights are constant")
+    if name in _TIMES and sources == 2 and (swish := _swish(rewriting, node)) is not None:
+        what = f"{name}() multiplies a signal by a function of itself, as {swish}() does, and is smooth"
+        return Refusal(what, refused_function(swish).remedy)
     weighted = name.startswith("conv") or name in ("linear", "batch_norm")
     if (name in PRODUCTS or name in QUOTIENTS or weighted) and sources > 1:
         what = "a gate or attention" if name in PRODUCTS else "weights that depend on the image"
@@ -77,9 +86,33 @@ def _of_function(node: fx.Node) -> Refusal | None:
     return None if name in AFFINE or name == "batch_norm" else refused_function(name)
 
 
-def refused_transpose(name: str) -> Refusal | None:
-    """Attributes that swap the batch axis with another one."""
-    if name in ("T", "mT", "H", "mH"):
+def _swish(rewriting: Rewriting, node: fx.Node) -> str | None:
+    """The function that a product of a signal x and a function of x alone is like; None for another product."""
+    for x, factor in ((node.args[0], node.args[-1]), (node.args[-1], node.args[0])):
+        path: list[str] = []
+        while isinstance(factor, fx.Node) and factor is not x:
+            data = [n for n in factor.all_input_nodes if n.meta.get("data")]
+            path.append(_pointwise(rewriting, factor))
+            factor = data[0] if len(data) == 1 and path[-1] else None
+        if factor is x and path:
+            return "silu" if "sigmoid" in path else "mish" if "softplus" in path else "hardswish"
+    return None
+
+
+def _pointwise(rewriting: Rewriting, node: fx.Node) -> str:
+    """The name of a function of each value alone, such as "sigmoid", or of a sum or product with constants; else empty."""
+    if node.op != "call_module":
+        name = function_of(node).strip("_")
+        return name if name in _TIMES | QUOTIENTS | _PLUS | POINTWISE else ""
+    module = rewriting.module(node)
+    if isinstance(module, (nn.ReLU, SignedActivation)):
+        return "relu"
+    return next((name for name in POINTWISE if isinstance(module, MODULES.get(name, ()))), "")
+
+
+def refused_transpose(name: str, axes: int) -> Refusal | None:
+    """Attributes that swap the batch axis of a tensor of so many axes with another one."""
+    if moves_batch_axis(name, axes):
         return Refusal(f".{name} moves the batch axis", "keep the batch axis first; use x.transpose(1, 2) and the like")
     return None
 

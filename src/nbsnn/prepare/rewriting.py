@@ -4,7 +4,9 @@ import copy
 from collections.abc import Callable, Collection
 from fnmatch import fnmatch
 from itertools import chain, count
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from nbsnn.prepare.findings import Finding
@@ -92,6 +94,21 @@ class Rewriting:
         found = getattr(self.net.get_submodule(path), leaf)
         assert isinstance(found, Tensor)
         return found
+
+    @torch.no_grad()
+    def evaluate(self, node: fx.Node, given: Callable[[fx.Node], Tensor | None] = lambda node: None) -> Any:
+        """The value of a node; `given` has those of nodes that are not to be computed, such as the image."""
+        if (known := given(node)) is not None:
+            return known
+        if node.op == "get_attr":
+            return self.tensor(node)
+        args = fx.node.map_arg(node.args, lambda n: self.evaluate(n, given))
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: self.evaluate(n, given))
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        function = self.module(node) if node.op == "call_module" else node.target
+        assert callable(function)
+        return function(*args, **kwargs)
 
     def describe(self, path: str) -> str:
         """A module for a message: "stage1.act (ReLU)"."""

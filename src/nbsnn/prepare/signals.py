@@ -6,13 +6,15 @@ would receive something else, an activation is inserted that has the same functi
 
 from typing import NamedTuple
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from nbsnn.pooling import MAX_POOLS
 from nbsnn.prepare.modules import SignedActivation
 from nbsnn.prepare.rewriting import Rewriting, function_of
 from nbsnn.quant.flow import WEIGHT_LAYERS
 from nbsnn.quant.operations import ARRANGING, DROPOUT, WEIGHINGS
+from nbsnn.shapes import per_channel
 
 _SAME = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
 _PADS = (nn.ZeroPad1d, nn.ZeroPad2d)
@@ -79,6 +81,33 @@ def signal_of(rewriting: Rewriting, node: fx.Node, known: dict[fx.Node, Signal])
         return Signal(True, False, False)
     sum_of_data = name in _SUMS and all(isinstance(a, fx.Node) and a.meta.get("data") for a in node.args[:2])
     return Signal(current, False, positive and (name in _AVERAGES or sum_of_data))
+
+
+def mixes_channels(rewriting: Rewriting, node: fx.Node) -> bool:
+    """Whether a channel of a value has places of several channels of what it is arranged of, as after a pixel shuffle."""
+    numbers: dict[fx.Node, Tensor] = {}
+
+    def number(source: fx.Node) -> Tensor | None:
+        """Numbers of channels for the values that are not an arrangement of others."""
+        if not source.meta.get("data") or _arranges(rewriting, source):
+            return None
+        if source not in numbers:
+            shape = source.meta["shape"]
+            first = 1 + sum(known.shape[1] for known in numbers.values())
+            channels = torch.arange(first, first + shape[1], dtype=torch.float64)
+            numbers[source] = per_channel(channels, len(shape) - 2).expand(shape)
+        return numbers[source]
+
+    channels = rewriting.evaluate(node, number)[0].flatten(1)
+    return bool(((channels != 0) & (channels != channels.amax(1, keepdim=True))).any())
+
+
+def _arranges(rewriting: Rewriting, node: fx.Node) -> bool:
+    """Whether a call moves values of others, all or some of them, and zeros."""
+    if node.op == "call_module":
+        return isinstance(rewriting.module(node), _ARRANGING_MODULES)
+    name = function_of(node)
+    return name in _MOVING | JOINING | DROPOUT or (name == "pad" and is_zero_pad(node))
 
 
 def is_zero_pad(node: fx.Node) -> bool:

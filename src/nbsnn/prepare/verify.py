@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsnn.errors import QuantizationError
+from nbsnn.errors import NbsnnError, QuantizationError
 from nbsnn.surgery import evaluation_mode
 from nbsnn.tracing import tensors_in
 
+_REMEDY = (
+    "avoid operations in place on views, code that counts images, and tensors computed outside torch's functions, or quantize "
+    "it with prepare=False"
+)
 _TOLERANCE = 1e-5  # of the largest value, or of 1
 
 
@@ -23,14 +27,17 @@ def check_same(original: nn.Module, rewritten: nn.Module, images: Tensor) -> Non
         QuantizationError: the outputs differ.
     """
     pair = torch.cat([images[:1], -images[:1].flip(-1)])
-    error = difference(original, rewritten, pair)
+    try:
+        error = difference(original, rewritten, pair)
+    except NbsnnError:
+        raise
+    except Exception as caught:
+        reason = (str(caught) or type(caught).__name__).splitlines()[0].replace(";", ",")
+        raise QuantizationError(f"the network cannot be rewritten: the result does not run ({reason}); {_REMEDY}") from caught
     if error > _TOLERANCE and images.dtype != torch.float64:
         error = difference(copy.deepcopy(original).double(), copy.deepcopy(rewritten).double(), pair.double())
     if not error <= _TOLERANCE:
-        raise QuantizationError(
-            f"the network cannot be rewritten: the result would be off by {error:.3g}; avoid operations in place on views, "
-            "code that counts images, and tensors computed outside torch's functions, or quantize it with prepare=False"
-        )
+        raise QuantizationError(f"the network cannot be rewritten: the result would be off by {error:.3g}; {_REMEDY}")
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from nbsnn.prepare.rewriting import Rewriting, function_of
@@ -68,7 +67,9 @@ def _call_layer(
             "" if given["weight"].op == "get_attr" else "; its weight was computed on every call, and is a plain parameter now"
         )
         rewriting.changed(node, f"{kind}() with {what} became {rewriting.describe(made[key])}{folded}")
-    rewriting.replace(node, rewriting.call(made[key], given["input"], at=node))
+    new = rewriting.call(made[key], given["input"], at=node)
+    new.meta["shape"] = node.meta["shape"]
+    rewriting.replace(node, new)
 
 
 def _build(kind: str, rewriting: Rewriting, given: Mapping[str, Any], settings: Mapping[str, Any]) -> nn.Module | None:
@@ -170,19 +171,8 @@ def _parameter(rewriting: Rewriting, node: fx.Node) -> nn.Parameter:
     return nn.Parameter(value.detach().clone(), requires_grad=value.is_floating_point())
 
 
-@torch.no_grad()
 def value_of(rewriting: Rewriting, node: fx.Node) -> Tensor:
     """The value of a node that does not depend on the image."""
-    if node.op == "get_attr":
-        return rewriting.tensor(node)
-    args = fx.node.map_arg(node.args, lambda n: value_of(rewriting, n))
-    kwargs = fx.node.map_arg(node.kwargs, lambda n: value_of(rewriting, n))
-    if node.op == "call_method":
-        value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    elif node.op == "call_module":
-        value = rewriting.module(node)(*args, **kwargs)
-    else:
-        assert callable(node.target)
-        value = node.target(*args, **kwargs)
+    value = rewriting.evaluate(node)
     assert isinstance(value, Tensor)
     return value

@@ -26,6 +26,7 @@ from nbsnn.quant.operations import (
     PRODUCTS,
     QUOTIENTS,
     batch_statistics,
+    moves_batch_axis,
     refused_function,
 )
 from nbsnn.quant.populations import Populations
@@ -159,7 +160,7 @@ class _Audit(Flow):
                     self._refuse(f"{name} worked in place, and what it overwrote is used", "use its result: write x = act(x)")
 
     def _check(self, func: Callable[..., Any], name: str, args: Any, kwargs: Mapping[str, Any], sources: list[Tensor]) -> None:
-        if name in ("T", "mT", "H", "mH"):
+        if moves_batch_axis(name, sources[0].dim()):
             self._refuse(f".{name} moves the batch axis", "keep the batch axis first; use x.transpose(1, 2) and the like")
         later = list(tensors_in((args[1:], {k: v for k, v in kwargs.items() if k not in ("input", "self")})))
         weighted = name in QUOTIENTS or name.startswith("conv") or name in ("linear", "batch_norm")

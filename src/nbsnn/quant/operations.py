@@ -14,18 +14,18 @@ AFFINE = {
     "add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "neg", "mul", "rmul", "imul", "multiply",
     "div", "truediv", "itruediv", "divide", "matmul", "rmatmul", "bmm", "mm", "einsum",
     "cat", "concat", "concatenate", "stack", "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze",
-    "permute", "transpose", "movedim", "swapaxes", "contiguous", "clone", "detach", "to", "float", "double", "type",
+    "permute", "transpose", "movedim", "swapaxes", "contiguous", "clone", "detach", "to", "float", "double", "type", "type_as",
     "mean", "sum", "pad", "getitem", "chunk", "split", "narrow", "index_select", "expand", "repeat_interleave",
     "expand_as", "view_as", "reshape_as", "repeat", "tile", "flip", "unbind", "select", "tensor_split",
-    "interpolate", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "data",
+    "interpolate", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "data", "mT", "mH",
 }  # fmt: skip
 # Of those, the functions that choose, copy and arrange values, and compute none.
 ARRANGING = {
     "cat", "concat", "concatenate", "stack", "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "permute",
-    "transpose", "movedim", "swapaxes", "contiguous", "clone", "detach", "to", "float", "double", "type", "pad", "getitem",
-    "chunk", "split", "narrow", "index_select", "expand", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
+    "transpose", "movedim", "swapaxes", "contiguous", "clone", "detach", "to", "float", "double", "type", "type_as", "pad",
+    "getitem", "chunk", "split", "narrow", "index_select", "expand", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
     "channel_shuffle", "data", "expand_as", "view_as", "reshape_as", "repeat", "tile", "flip", "unbind", "select",
-    "tensor_split",
+    "tensor_split", "mT", "mH",
 }  # fmt: skip
 DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"}
 PRODUCTS = {"mul", "rmul", "imul", "multiply", "matmul", "rmatmul", "bmm", "mm", "einsum"}
@@ -37,7 +37,7 @@ WEIGHINGS = {
 
 _RELU = {"relu", "relu6", "leaky_relu", "prelu", "threshold", "elu", "selu", "celu", "rrelu"}
 _CLIP = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "maximum", "minimum"}
-_SMOOTH = {
+POINTWISE = {
     "sigmoid", "tanh", "gelu", "silu", "mish", "softplus", "softsign", "hardsigmoid", "hardswish", "logsigmoid", "exp",
     "tanhshrink", "softshrink", "hardshrink",
 }  # fmt: skip
@@ -53,7 +53,7 @@ _SOFTMAX = {"softmax", "log_softmax", "softmin"}
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "local_response_norm", "rms_norm", "normalize"}
 _OTHER_POOLS = {"max_pool", "max_pool3d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d"} | {
     f"max_unpool{axes}d" for axes in (1, 2, 3)
-}  # "max_pool": those of _MODULES below
+}  # "max_pool": those of MODULES below
 _GATES = {"glu", "multi_head_attention_forward", "scaled_dot_product_attention"}
 _RECURRENT = {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}
 
@@ -61,7 +61,7 @@ _PREPARED = {"relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "threshold"}
 _BY_ITSELF = ", or give images or an example, with which quantize rewrites leaky and clipped activations"
 
 # torch's modules by their function; modules whose function is in AFFINE have no entry.
-_MODULES: dict[str, tuple[type[nn.Module], ...]] = {
+MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "relu6": (nn.ReLU6,), "hardtanh": (nn.Hardtanh,), "leaky_relu": (nn.LeakyReLU,), "prelu": (nn.PReLU,),
     "elu": (nn.ELU,), "selu": (nn.SELU,), "celu": (nn.CELU,), "rrelu": (nn.RReLU,), "threshold": (nn.Threshold,),
     "sigmoid": (nn.Sigmoid,), "tanh": (nn.Tanh,), "gelu": (nn.GELU,), "silu": (nn.SiLU,), "mish": (nn.Mish,),
@@ -77,6 +77,11 @@ _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "glu": (nn.GLU,), "multi_head_attention_forward": (nn.MultiheadAttention,),
     "lstm": (nn.RNNBase, nn.modules.rnn.RNNCellBase), "bilinear": (nn.Bilinear,),
 }  # fmt: skip
+
+
+def moves_batch_axis(attribute: str, axes: int) -> bool:
+    """Whether an attribute of a tensor of so many axes swaps the batch axis with another one."""
+    return attribute in ("T", "H") or (attribute in ("mT", "mH") and axes < 3)
 
 
 class Refusal(NamedTuple):
@@ -129,7 +134,7 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
             "write self.pool = nn.MaxPool2d(...) or nn.AdaptiveMaxPool2d(...), and call it on the output of an activation; "
             "nbsnn.prepare does it",
         )
-    if name in _SMOOTH:
+    if name in POINTWISE:
         return Refusal(
             f"{name}() is smooth, and spike counts are not",
             "use nn.ReLU" + (_AT_THE_END if name in ("sigmoid", "logsigmoid") else ""),
@@ -150,7 +155,7 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
 
 def refused_module(module: nn.Module) -> Refusal | None:
     """Why a network that calls this torch module on currents cannot become a spiking one; None if unknown."""
-    for name, classes in _MODULES.items():
+    for name, classes in MODULES.items():
         if isinstance(module, classes):
             own = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn"))
             return refused_function(name, module if type(module) is own else None)

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from nbsnn.pooling import pool_oddity, pooled_axes
 from nbsnn.quant.operations import ARRANGING, DROPOUT, Refusal
-from nbsnn.tracing import tensors_in
+from nbsnn.tracing import LIKE, tensors_in
 
 
 class Populations:
@@ -37,7 +37,7 @@ class Populations:
         if name not in ARRANGING | DROPOUT:
             return
         numbers = [self._of(source) for source in sources]
-        given = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        given = [t for t in tensors_in(args[:1] if name in LIKE else (args, kwargs)) if t.is_floating_point()]
         if len(given) > len(sources) or any(n is None for n in numbers) or not _pads_with_zeros(name, args, kwargs):
             return
         if name in DROPOUT:
