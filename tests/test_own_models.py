@@ -295,3 +295,34 @@ def test_hashes_of_recipes_without_these_settings_stand():
         {"model": {"name": "cifar10/resnet20"}, "data": {"name": "folder"}, "phase": {"32": {"epochs": 1}}}
     )
     assert recipe.hash == "b5e0c81c0870"
+
+
+HEADS = """
+from torch import nn
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.act, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        self.maps, self.scores = nn.Conv2d(4, 2, 1), nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        return {"maps": self.maps(x), "scores": self.scores(self.pool(x).flatten(1))}
+"""
+
+
+def test_the_class_scores_are_chosen_among_several_outputs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "heads.py").write_text(HEADS)
+    monkeypatch.chdir(tmp_path)
+    own, scores = ["--model", "heads:Heads", "--data", "digits", "--limit", "16"], ["--output", "scores"]
+    assert "or choose them with --output, which quantize, convert, lower and eval take" in refusal(capsys, "eval", *own)
+    assert "--output here: the network returns no such tensor" in refusal(capsys, "eval", *own, "--output", "here")
+    assert "the network gives [1, 2, 8, 8]" in refusal(capsys, "eval", *own, "--output", "maps")
+    assert printed(capsys, "quantize", *own, *scores, "--images", "32", "--out", "q.safetensors")["top1"] <= 100
+    (row,) = printed(capsys, "convert", "q.safetensors", *own, *scores, "--schedule", "settle")["results"]
+    assert row["off"] == 0
+    lowered = printed(capsys, "lower", "q.safetensors", *own[:4], *scores, "--fidelity-images", "16", "--out", "i.safetensors")
+    assert lowered["fidelity"]["agreement"] == 100
+    for file in ("q.safetensors", "i.safetensors"):
+        assert printed(capsys, "eval", file, *own, *scores, "--engine", "counts")["images"] == 16

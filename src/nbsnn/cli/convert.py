@@ -18,6 +18,7 @@ from nbsnn.cli.options import (
     JsonOption,
     LimitOption,
     NeuronOption,
+    OutputOption,
     OverwriteOption,
     OwnArgsOption,
     OwnOption,
@@ -26,6 +27,7 @@ from nbsnn.cli.options import (
     SplitOption,
     StateOption,
     TimestepsOption,
+    which_output,
 )
 from nbsnn.cli.own import Own
 from nbsnn.errors import ConfigError
@@ -52,6 +54,7 @@ def convert(
     limit: LimitOption = 0,
     device: DeviceOption = "auto",
     timesteps: TimestepsOption = None,
+    output: OutputOption = None,
     overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -73,10 +76,11 @@ def convert(
     network, header = load(checkpoint, device, Own(model, model_args, state))
     quantized = only_quantized(network, checkpoint, "convert")
     check_t(quantized, timesteps)
-    images = images_for(header, split, limit, data=data, root=root, download=download, network=quantized)
+    which = which_output(output)
+    images = images_for(header, split, limit, data=data, root=root, download=download, network=quantized, output=which)
     total = len(pairs) * (len(images) + min(fidelity_images, len(images)))
     with console.image_progress(total, "converting") as tell:
-        results = list(compare(quantized, images, pairs=pairs, fidelity_images=fidelity_images, progress=tell))
+        results = list(compare(quantized, images, pairs=pairs, fidelity_images=fidelity_images, output=which, progress=tell))
     if out and schedule:
         spiking = spiking_form(quantized, images, neuron=neuron, schedule=schedule)
         metrics = {"top1": results[0].spiking_top1, "source": str(checkpoint)}

@@ -18,6 +18,7 @@ from nbsnn.cli.options import (
     JsonOption,
     LimitOption,
     NeuronOption,
+    OutputOption,
     OwnArgsOption,
     OwnOption,
     RootOption,
@@ -26,6 +27,7 @@ from nbsnn.cli.options import (
     StateOption,
     TimestepsOption,
     between,
+    which_output,
 )
 from nbsnn.cli.own import Own
 from nbsnn.data.images import Batches, LabelledImages
@@ -64,6 +66,7 @@ def eval_(
     schedule: ScheduleOption = None,
     backend: BackendOption = "auto",
     timesteps: TimestepsOption = None,
+    output: OutputOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Measure the accuracy of a checkpoint of any form and, for spiking and integer networks, the time steps.
@@ -83,12 +86,15 @@ def eval_(
         console.speak_on_main_only(group)
         network, header = load(checkpoint, device, Own(model, model_args, state))
         check_t(network, timesteps)
-        images = images_for(header, split, limit, data=data, root=root, download=download, network=network).to(chosen)
+        which = which_output(output)
+        images = images_for(header, split, limit, data=data, root=root, download=download, network=network, output=which).to(
+            chosen
+        )
         found = choose_engine(network, images, engine, neuron, schedule, backend)
         with console.image_progress(len(images) // group.size, f"{found.form} network") as tell:
             at_a_time = batch_size or (INTEGER_AT_A_TIME if isinstance(found.network, IntegerNetwork) else 100)
             loader = Batches(images, at_a_time, world=group, pixels=takes_pixels_of(found.network, images))
-            report = evaluate(found.network, loader, progress=lambda count: tell("", count))
+            report = evaluate(found.network, loader, output=which, progress=lambda count: tell("", count))
     title = str(checkpoint or model)
     if json_:
         console.show_json(report.to_dict() | {"form": found.form, "engine": found.engine, "checkpoint": title})

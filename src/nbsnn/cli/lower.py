@@ -13,6 +13,7 @@ from nbsnn.cli.options import (
     DataOption,
     DownloadOption,
     JsonOption,
+    OutputOption,
     OverwriteOption,
     OwnArgsOption,
     OwnOption,
@@ -20,6 +21,7 @@ from nbsnn.cli.options import (
     SplitOption,
     StateOption,
     between,
+    which_output,
 )
 from nbsnn.cli.own import Own
 from nbsnn.evaluation.fidelity import measure_integer_fidelity
@@ -49,6 +51,7 @@ def lower(
     root: RootOption = None,
     download: DownloadOption = False,
     split: SplitOption = "test",
+    output: OutputOption = None,
     overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -63,7 +66,10 @@ def lower(
     check_output(out, EXPORTER.kind, inputs=[checkpoint] if checkpoint else [], overwrite=overwrite)
     network, header = load(checkpoint, "cpu", Own(model, model_args, state))
     quantized = only_quantized(network, checkpoint, "lower")
-    images = images_for(header, split, fidelity_images or 1, data=data, root=root, download=download, network=quantized)
+    which = which_output(output)
+    images = images_for(
+        header, split, fidelity_images or 1, data=data, root=root, download=download, network=quantized, output=which
+    )
     with console.doing("lowering to an integer network"):
         program = pipeline.integer_form(quantized, images, float_weight_bits=float_weight_bits, membrane_bits=membrane_bits)
     export(out, program, EXPORTER.name, origin={**header, "source": Path(str(checkpoint)).name})
@@ -72,8 +78,9 @@ def lower(
     if fidelity_images:
         with console.image_progress(len(images), "comparing counts") as tell:
             fidelity = measure_integer_fidelity(
-                quantized, program, images.normalized(), labels=images.labels, progress=lambda count: tell("", count)
-            )
+                quantized, program, images.normalized(), labels=images.labels, output=which,
+                progress=lambda count: tell("", count),
+            )  # fmt: skip
     if json_:
         rows = [row.to_dict() for row in program.report()]
         console.show_json({"file": str(out), "timesteps": program.timesteps, "units": rows,

@@ -104,15 +104,21 @@ def recipe_for(header: Header, data: str | None) -> Recipe | None:
     return replace(recipe, model=spec_of(header) or recipe.model, data=data_of(recipe) or recipe.data)
 
 
-def load_splits(header: Header, spec: DataSpec, network: nn.Module | IntegerNetwork | None = None) -> Splits:
-    """The data set, if its images fit the network, which is needed for an own one only."""
+def load_splits(
+    header: Header,
+    spec: DataSpec,
+    network: nn.Module | IntegerNetwork | None = None,
+    *,
+    output: str | int | None = None,
+) -> Splits:
+    """The data set, if its images fit the network, which is needed for an own one only; `output` chooses its class scores."""
     with console.download_progress() as progress:
         splits = load_data(spec, size=(header["model"] or {}).get("image_size"), progress=progress)
     model = spec_of(header)
     if model and not model.is_own:
         check_fit(model, splits.test, spec.name)
     elif isinstance(network, nn.Module):
-        check_own_fit(network, splits.test, spec.name)
+        check_own_fit(network, splits.test, spec.name, output=output)
     return splits
 
 
@@ -125,12 +131,13 @@ def images_for(
     root: Path | None,
     download: bool,
     network: nn.Module | IntegerNetwork | None = None,
+    output: str | int | None = None,
 ) -> LabelledImages:
-    """The images in the options, or else those that the checkpoint was trained on."""
+    """The images in the options, or else those that the checkpoint was trained on; other arguments as in `load_splits`."""
     if split not in ("test", "validation", "train"):
         raise ConfigError(unknown("split", split, ("test", "validation", "train")))
     spec = chosen_data(header, data=data, root=root, download=download)
-    images: LabelledImages = getattr(load_splits(header, spec, network), split)
+    images: LabelledImages = getattr(load_splits(header, spec, network, output=output), split)
     return images.some(limit)
 
 

@@ -69,9 +69,18 @@ TimestepsOption = Annotated[
     typer.Option("--timesteps", "-T", callback=between(1), help="Check T, which the bits determine: T = 2^b - 1."),
 ]
 BackendOption = Annotated[str, typer.Option("--backend", help="Backend of integer networks: auto, native or torch.")]
+OutputOption = Annotated[
+    str | None,
+    typer.Option("--output", help="Key or index of the class scores in a result of several tensors; the first by default."),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Allow --out to replace the checkpoint itself, or a file of another kind.")
 ]
+
+
+def which_output(given: str | None) -> str | int | None:
+    """The key or index of --output, as `nbsnn.evaluate` takes it."""
+    return int(given) if given is not None and given.isdecimal() else given
 
 
 def default_folder(recipe: str) -> Path:

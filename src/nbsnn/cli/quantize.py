@@ -1,5 +1,6 @@
 """`nbsnn quantize`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +17,14 @@ from nbsnn.cli.options import (
     DownloadOption,
     JsonOption,
     LimitOption,
+    OutputOption,
     OverwriteOption,
     OwnArgsOption,
     OwnOption,
     RootOption,
     StateOption,
     between,
+    which_output,
 )
 from nbsnn.cli.own import Own
 from nbsnn.data.images import LabelledImages, evaluation_batches
@@ -65,6 +68,7 @@ def quantize(
     download: DownloadOption = False,
     limit: LimitOption = 0,
     device: DeviceOption = "auto",
+    output: OutputOption = None,
     overwrite: OverwriteOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -84,7 +88,8 @@ def quantize(
     network, header = load(checkpoint, device, Own(model, model_args, state))
     if isinstance(network, IntegerNetwork) or form_of(network) != "float":
         raise ConfigError(f"{checkpoint} is quantized already; for fewer bits, train it: nbsnn train --init {checkpoint}")
-    splits = load_splits(header, chosen_data(header, data=data, root=root, download=download), network)
+    which = which_output(output)
+    splits = load_splits(header, chosen_data(header, data=data, root=root, download=download), network, output=which)
     few = evenly_spaced(splits.train, images)
     with console.layer_progress(f"quantizing, with {len(few)} images") as tell:
         quantized = quantize_network(network, spec, images=few, method=method, progress=tell)  # type: ignore[arg-type]
@@ -94,7 +99,8 @@ def quantize(
     with console.image_progress(2 * len(test), "testing") as tell:
         for form, net in (("float", network), ("quantized", quantized)):
             batches = evaluation_batches(test.to(next(net.parameters()).device))
-            top1[form] = evaluate(net, batches, progress=lambda count, form=form: tell(form, count)).top1  # type: ignore[misc]
+            tell_form = partial(tell, form)
+            top1[form] = evaluate(net, batches, output=which, progress=tell_form).top1
     recipe = recipe_for(header, data)
     metrics = {"top1": top1["quantized"], "float_top1": top1["float"], "calibration_images": len(few)}
     save_checkpoint(out, quantized, recipe=recipe and with_classes(recipe, splits.train, []), metrics=metrics)

@@ -59,6 +59,7 @@ def compare(
     *,
     pairs: Iterable[tuple[str, str]] | None = None,
     fidelity_images: int = FIDELITY_IMAGES,
+    output: str | int | None = None,
     at_a_time: int | None = None,
     progress: ImageProgress | None = None,
 ) -> Iterator[Comparison]:
@@ -71,6 +72,7 @@ def compare(
         images: the images to look at.
         pairs: (neuron, schedule) pairs; all unless given.
         fidelity_images: number of images, from the first on, that are compared neuron by neuron.
+        output: key or index of the logits in a network's result of several tensors; the first one unless given.
         at_a_time: batch size of the simulation in floating point; depends on the image size unless given.
         progress: called with the pair's name and the number of images done.
     """
@@ -81,15 +83,20 @@ def compare(
         tell = partial(progress, f"{neuron} {schedule}") if progress else None
         way = measured(spiking, integer, neuron=spiking.neuron, schedule=schedule)
         if not isinstance(way.network, IntegerNetwork):
-            reference = evaluate(with_ties_of(quantized, spiking), evaluation_batches(images, world=world())).top1
+            reference = evaluate(
+                with_ties_of(quantized, spiking), evaluation_batches(images, world=world()), output=output
+            ).top1
         else:
             if counted is None:
-                counted = evaluate(way.network.using(engine="counts"), way.batches(images, world=world())).top1
+                counting = way.network.using(engine="counts")
+                counted = evaluate(counting, way.batches(images, world=world()), output=output).top1
             reference = counted
-        report = evaluate(way.network, way.batches(images, at_a_time=at_a_time, world=world()), progress=tell)
+        batches = way.batches(images, at_a_time=at_a_time, world=world())
+        report = evaluate(way.network, batches, output=output, progress=tell)
         exact = schedule_named(schedule).exact
         first, second = (copy.deepcopy(quantized).double(), copy.deepcopy(spiking).double()) if exact else (quantized, spiking)
-        fidelity = measure_fidelity(first, second, sample.normalized(), labels=sample.labels, progress=tell)
+        given = sample.normalized()
+        fidelity = measure_fidelity(first, second, given, labels=sample.labels, output=output, progress=tell)
         yield Comparison(
             bits=(spiking.timesteps + 1).bit_length() - 1, timesteps=spiking.timesteps, neuron=neuron, schedule=schedule,
             quantized_top1=reference, spiking_top1=report.top1, off=fidelity.off, steps=report.steps or 0.0,

@@ -23,6 +23,7 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.quant.quantize import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Phase, Recipe
 from nbsnn.spiking.network import SpikingNetwork
+from nbsnn.structure import pick_output
 from nbsnn.surgery import evaluation_mode
 from nbsnn.tensorfile import read_header
 from nbsnn.training.conditions import compare_conditions, conditions_of
@@ -152,24 +153,34 @@ def check_fit(spec: ModelSpec, images: LabelledImages, name: str) -> None:
                        spec.num_classes)  # fmt: skip
 
 
-def check_own_fit(network: nn.Module, images: LabelledImages, name: str) -> None:
+def check_own_fit(network: nn.Module, images: LabelledImages, name: str, *, output: str | int | None = None) -> None:
     """Raise an error for an own network that does not make a row of class scores of the images; try one of them.
 
+    Args:
+        output: key or index of the scores in a result of several tensors.
     Raises:
         ConfigError: says what the network takes or gives instead.
     """
     image = images.normalized(images.pixels(slice(0, 1)))
     try:
         with evaluation_mode(network), torch.no_grad(), in_one_line(image):
-            scores = network(to_network(image, network))
+            given = network(to_network(image, network))
+            scores = given if output is None else pick_output(given, output)
     except NbsnnError as error:
+        if output is not None and str(error).startswith("output="):
+            raise
         raise ConfigError(f"{error} (of {name}); set data.image_size and data.channels to what it takes") from None
     except Exception as error:  # of the user's forward
         reason = shown(f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise ConfigError(f"the network does not run on one image of {name}, {list(image.shape)}: {reason}") from None
     if not isinstance(scores, Tensor) or scores.dim() != 2:
-        given = f"{list(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
-        raise ConfigError(f"the network gives {given} for one image of {name}; return class scores, a tensor [B, classes]")
+        found = f"{list(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        choice = (
+            "" if isinstance(given, Tensor) else ", or choose them with output=, which quantize, convert, lower and eval take"
+        )
+        raise ConfigError(
+            f"the network gives {found} for one image of {name}; return class scores, a tensor [B, classes]{choice}"
+        )
     if scores.shape[1] < len(images.classes):
         raise ConfigError(
             f"the network tells {scores.shape[1]} classes apart, but {name} has {len(images.classes)}; give it as many outputs"
