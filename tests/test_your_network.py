@@ -73,6 +73,26 @@ class Attention(Calls):
         return self.head(self.between(x, x, x)[0])
 
 
+class Moved(nn.Module):
+    """Axes in another order."""
+
+    def __init__(self, *axes):
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x):
+        return x.permute(self.axes)
+
+
+class NormAct(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training))
+
+
 def gate(x):
     return x * x.mean((2, 3), keepdim=True).sigmoid()
 
@@ -101,6 +121,12 @@ ROWS = {
         nn.ConvTranspose2d(8, 8, 2, 2), nn.ReLU(), nn.Upsample(scale_factor=2)
     ),
     "sums, `cat`, `pad`, reshapes, channel shuffles": lambda x: torch.cat([x, F.pad(x + x, (0, 1, 1, 0))[..., 1:, :-1]], 1),
+    "`Linear` along the last axis: channels last, tokens": nn.Sequential(
+        Moved(0, 2, 3, 1), nn.Linear(8, 8), nn.ReLU(), Moved(0, 3, 1, 2)
+    ),
+    "rows and columns exchanged, as by `x.transpose(2, 3)`": nn.Sequential(
+        Moved(0, 1, 3, 2), nn.Conv2d(8, 8, (3, 1)), nn.ReLU()
+    ),
     "average pools of any size": nn.Sequential(nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AdaptiveAvgPool2d(3)),
     "`MaxPool2d`, `AdaptiveMaxPool2d`": nn.MaxPool2d(3, 2, 1),
     "`Dropout`, `Identity`": nn.Sequential(nn.Dropout(0.5), nn.Identity()),
@@ -108,13 +134,16 @@ ROWS = {
     "several outputs, in a tuple or a dictionary": Heads(nn.Conv2d(8, 2, 1)),
     "`F.relu`, `x.relu_()`, `torch.clamp(x, min=0)`": Calls(F.relu, act=False),
     "`F.max_pool2d`": lambda x: F.max_pool2d(x, 2),
+    "norms that call their own activation, as in `timm`": Calls(nn.Sequential(nn.Conv2d(8, 8, 1), NormAct(8))),
     "one activation module in several places": Twice(),
     "`ReLU6`, `Hardtanh(0, c)`, `clamp(0, c)`": Calls(nn.ReLU6(), act=False),
     "`weight_norm`, `spectral_norm`, pruning": normed(pruned),
     "`LeakyReLU`, `PReLU`, `abs`": Calls(nn.LeakyReLU(), act=False),
     "a weight layer after another, such as a linear bottleneck": Calls(nn.Conv2d(8, 8, 1), act=False),
     "a sum that feeds a weight layer": Calls(shortcut, act=False),
+    "a max pool behind `PixelShuffle`": Calls(nn.Sequential(nn.PixelShuffle(2), nn.MaxPool2d(3, 2)), channels=2),
     "`Sigmoid`, `SiLU`, `GELU`, `Tanh`, `softmax`": nn.SiLU(),
+    "`x * F.relu6(x + 3) / 6`, `x * torch.sigmoid(x)`": lambda x: x * F.relu6(x + 3) / 6,
     "gates, such as squeeze-and-excitation": gate,
     "`GroupNorm`, `LayerNorm`, `InstanceNorm`": nn.GroupNorm(2, 8),
     "attention": Attention(nn.MultiheadAttention(8, 2, batch_first=True), head=nn.Linear(8, 4)),
