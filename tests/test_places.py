@@ -114,6 +114,10 @@ CHAINS = {
         before(lambda x: x + x.mean((2, 3), keepdim=True)),
         (conv(), lambda layer, x: layer(x) + x.mean(3, keepdim=True) - x.view(len(x), 4, -1).mean(2)[:, :, None, None]),
     ],
+    "a linear layer that broadcasts": [
+        (nn.Linear(144, 4), lambda layer, x: layer(x.flatten(1))[..., None, None] + x),
+        (nn.Conv2d(144, 4, 3, padding=1, groups=2), lambda layer, x: layer(x.reshape(len(x), 144, 1, 1)).expand_as(x)),
+    ],
     "rows and columns exchanged": [
         before(lambda x: x.mT, kernel_size=(3, 1), padding=(1, 0), stride=(1, 2)),
         (nn.ConvTranspose2d(4, 4, (2, 3), stride=(2, 1), groups=2), lambda layer, x: layer(F.avg_pool2d(x, (2, 1)))),

@@ -18,7 +18,10 @@ from nbsnn.integer.placing import flattened, pooled, resampled
 from nbsnn.shapes import plane
 
 _MOST_PIECES = 64  # that a rearrangement of channels into places may take
-_MOVES = {2: [(1, 0)], 3: [(0, 2, 1), (2, 0, 1)]}  # planes transposed, or channels that are the last axis
+_MOVES: dict[int, list[tuple[int, ...]]] = {
+    2: [(1, 0)],
+    3: [(0, 2, 1), (2, 0, 1)],
+}  # planes transposed, or channels that are the last axis
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from nbsnn.integer.nodes import Pair
 from nbsnn.integer.placing import resampled
 from nbsnn.integer.turning import turning
 from nbsnn.quant.layers import WeightQuantizer, by_output
-from nbsnn.quant.operations import DROPOUT
+from nbsnn.quant.operations import ARRANGING, DROPOUT
 from nbsnn.shapes import per_channel, plane
 
 _WHOLE = 1e-3  # tolerance for a quantized weight divided by its step, computed in single precision, to be an integer
@@ -234,6 +234,7 @@ def _negative(context: Context, func: Any, args: Any, kwargs: Mapping[str, Any])
 
 
 READERS: dict[str, Reader] = {
+    **dict.fromkeys(ARRANGING, shaping.rearrangement),
     **dict.fromkeys(("conv1d", "conv2d"), turning(_convolution)), "linear": _linear, "batch_norm": _batch_norm,
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), turning(_transposed_convolution)),
     **dict.fromkeys(("add", "iadd", "radd"), _sum(1.0)),
@@ -246,7 +247,6 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d"), turning(maxima.adaptive_max_pool)),
     "interpolate": turning(shaping.interpolation), "mean": shaping.reduction(mean=True), "sum": shaping.reduction(mean=False),
     **dict.fromkeys(("cat", "concat", "concatenate"), shaping.concatenation),
-    **dict.fromkeys(shaping.MOVING, shaping.rearrangement),
     **dict.fromkeys(("contiguous", "clone", "detach", "to", "float", "double", "type", "type_as", "data"), shaping.unchanged),
     **dict.fromkeys(DROPOUT, shaping.unchanged),
 }  # fmt: skip

@@ -17,12 +17,6 @@ from nbsnn.integer.placing import pooled, resampled
 from nbsnn.shapes import plane, window_places
 from nbsnn.tracing import tensors_in
 
-MOVING = (
-    "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "swapaxes", "stack",
-    "expand", "repeat_interleave", "getitem", "chunk", "split", "narrow", "index_select", "channel_shuffle", "pixel_shuffle",
-    "pixel_unshuffle", "pad", "mT", "mH", "flip", "repeat", "tile", "expand_as", "view_as", "reshape_as", "select", "unbind",
-    "tensor_split",
-)  # fmt: skip
 _MOST_DENOMINATOR = 2**12  # of the weights of an enlargement along one axis
 _NEAR = 1e-6  # of such a weight, computed in double precision from a scale that may be a float
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbsnn.integer.affine import Synapse
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.maps import Index
 from nbsnn.integer.nodes import IMAGE, Branch, MaxPool, Resample, SumPool, Unit
@@ -80,6 +81,12 @@ def kernel_branch_of(program: Program, branch: Branch, shape: tuple[int, ...]) -
     if weight is None:
         taps = np.arange(positions)[None]
         rows, groups = np.ones((1, inputs, 1), np.int16), inputs
+    elif flat and weight.dim() == 4:  # planes of one place, whose channels are all positions of the value
+        hits = _windows((1, 1), tuple(weight.shape[2:]), branch.stride, branch.padding, branch.dilation)
+        taps = np.where(hits[:, None] >= 0, np.arange(positions)[:, None], -1).reshape(-1, hits.shape[1])
+        dense = Synapse("", weight, True, groups=branch.groups).dense().weight
+        rows = dense.reshape(len(weight), inputs, positions, -1).permute(3, 2, 1, 0).reshape(len(taps), inputs, -1)
+        rows, groups = rows.to(torch.int16).numpy(), 1
     elif weight.dim() == 2:  # every position of the value is a tap of one output position
         taps = np.arange(positions)[:, None]
         rows, groups = weight.reshape(len(weight), inputs, positions).permute(2, 1, 0).to(torch.int16).numpy(), 1

@@ -68,7 +68,8 @@ def work_of(program: Program) -> Work:
                 columns = max(columns, _columns(branch, node.shape))
                 narrow = branch.weight is None or branch.weight.dtype == torch.int8
                 times = (windows if narrow else sums)[branch.source]
-                reads += times * _reads(branch, places[branch.source], node, narrow=narrow)
+                flat = places[branch.source] if len(shapes[branch.source]) == 1 else 1
+                reads += times * _reads(branch, places[branch.source], node, flat=flat, narrow=narrow)
             windows[node.name] = sums[node.name] = 1
             places[node.name], chains[node.name] = prod(node.shape[1:]), 0
             continue
@@ -123,15 +124,15 @@ def _columns(branch: Branch, shape: tuple[int, ...]) -> int:
     return branch.groups * prod(branch.weight.shape[1:]) * _before(branch, shape)
 
 
-def _reads(branch: Branch, places: int, node: Unit | Head, *, narrow: bool) -> int:
-    """Positions of the source in the kernel's table, or weights that the kernel makes."""
+def _reads(branch: Branch, places: int, node: Unit | Head, *, flat: int, narrow: bool) -> int:
+    """Positions of the source in the kernel's table, or weights that the kernel makes; `flat` of them are channels."""
     shape, after = node.shape, branch.after
     if branch.weight is None:
         unit_matrix = len(shape) == 1 and places > 1  # how a skip from a flattened value is read
         return prod(shape) ** 2 if unit_matrix else prod(shape[1:])
     if branch.weight.dim() == 2:
         return places
-    kernel = prod(branch.weight.shape[2:])
+    kernel = prod(branch.weight.shape[2:]) * flat
     if after is None or isinstance(node, Head):  # a head's map follows the kernel's sums
         return kernel * _before(branch, shape)
     return kernel * prod(shape[1:]) * (_times(after) if narrow else after.largest)

@@ -8,24 +8,19 @@ from typing import NamedTuple
 
 from torch import nn
 
-AFFINE = {
+# Functions that choose, copy and arrange values, and compute none.
+ARRANGING = {
+    "cat", "concat", "concatenate", "stack", "hstack", "dstack", "flatten", "reshape", "view", "unflatten", "squeeze",
+    "unsqueeze", "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "mT", "mH", "contiguous", "clone",
+    "detach", "to", "float", "double", "type", "type_as", "data", "pad", "getitem", "chunk", "split", "tensor_split", "narrow",
+    "narrow_copy", "index_select", "select", "unbind", "expand", "repeat_interleave", "repeat", "tile", "expand_as", "view_as",
+    "reshape_as", "flip", "roll", "rot90", "unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+}  # fmt: skip
+AFFINE = ARRANGING | {
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "neg", "mul", "rmul", "imul", "multiply",
-    "div", "truediv", "itruediv", "divide", "matmul", "rmatmul", "bmm", "mm", "einsum",
-    "cat", "concat", "concatenate", "stack", "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze",
-    "permute", "transpose", "movedim", "swapaxes", "contiguous", "clone", "detach", "to", "float", "double", "type", "type_as",
-    "mean", "sum", "pad", "getitem", "chunk", "split", "narrow", "index_select", "expand", "repeat_interleave",
-    "expand_as", "view_as", "reshape_as", "repeat", "tile", "flip", "unbind", "select", "tensor_split",
-    "interpolate", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "data", "mT", "mH",
-}  # fmt: skip
-# Of those, the functions that choose, copy and arrange values, and compute none.
-ARRANGING = {
-    "cat", "concat", "concatenate", "stack", "flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "permute",
-    "transpose", "movedim", "swapaxes", "contiguous", "clone", "detach", "to", "float", "double", "type", "type_as", "pad",
-    "getitem", "chunk", "split", "narrow", "index_select", "expand", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle",
-    "channel_shuffle", "data", "expand_as", "view_as", "reshape_as", "repeat", "tile", "flip", "unbind", "select",
-    "tensor_split", "mT", "mH",
+    "div", "truediv", "itruediv", "divide", "matmul", "rmatmul", "bmm", "mm", "einsum", "mean", "sum", "interpolate",
 }  # fmt: skip
 DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"}
 PRODUCTS = {"mul", "rmul", "imul", "multiply", "matmul", "rmatmul", "bmm", "mm", "einsum"}
