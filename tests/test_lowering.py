@@ -53,7 +53,7 @@ FUNCTIONS = {
         "a mean or sum over other axes than height and width at {own}; reduce over dim=(2, 3)",
     ),
     "other axes": (
-        lambda net, x: x.transpose(2, 3),
+        lambda net, x: x + x.transpose(2, 3),
         "currents rearranged to [4, 6, 6] are used at conv2; choose or move whole channels, rows and columns before the last "
         "weight layer",
     ),

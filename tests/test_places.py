@@ -118,6 +118,12 @@ CHAINS = {
         (nn.Linear(144, 4), lambda layer, x: layer(x.flatten(1))[..., None, None] + x),
         (nn.Conv2d(144, 4, 3, padding=1, groups=2), lambda layer, x: layer(x.reshape(len(x), 144, 1, 1)).expand_as(x)),
     ],
+    "other moves": [
+        before(lambda x: torch.roll(x.flip(3), 1, 2)),
+        after(lambda x: torch.rot90(x, 1, (2, 3))),
+        (nn.Conv2d(16, 4, 1), lambda layer, x: layer(F.unfold(x, 2, stride=2).unflatten(2, (3, 3)))),
+        (conv(), lambda layer, x: torch.hstack([layer(x).moveaxis(2, 3), x.swapdims(2, 3)]).narrow_copy(1, 2, 4)),
+    ],
     "rows and columns exchanged": [
         before(lambda x: x.mT, kernel_size=(3, 1), padding=(1, 0), stride=(1, 2)),
         (nn.ConvTranspose2d(4, 4, (2, 3), stride=(2, 1), groups=2), lambda layer, x: layer(F.avg_pool2d(x, (2, 1)))),

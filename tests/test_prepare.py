@@ -577,3 +577,38 @@ def test_a_rewritten_network_that_does_not_run_is_refused_in_one_line():
     refused = [finding for finding in nbsnn.check(_Noise().eval(), torch.randn(1, 2, 8, 8)) if finding.status == "refused"]
     assert "the result does not run (The size of tensor a (2) must match" in refused[0].what
     assert "prepare=False" in refused[0].remedy
+
+
+class _Extremes(nn.Module):
+    """Maxout, a minimum, and max pools with padding="same"."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first, self.second, self.head = conv(2, 4), conv(4, 4), conv(4, 4), nn.Linear(4, 3)
+        self.border, self.pool = nn.ConstantPad2d((0, 1, 0, 1), -torch.inf), nn.MaxPool2d(3, 2)
+
+    def forward(self, x):
+        x = F.relu(self.pool(self.border(self.conv(x))))
+        x = torch.max(self.first(x), self.second(x))
+        x = F.relu(torch.minimum(x, torch.full((1, 4, 1, 1), 0.75, dtype=x.dtype)))
+        return self.head(F.max_pool2d(F.pad(x, (1, 0, 1, 0), value=-1e9), 2, 2).mean((2, 3)))
+
+
+def test_extremes_of_two_signals_and_borders_below_zero_become_rectifiers():
+    torch.manual_seed(0)
+    net, images = _Extremes().eval().double(), torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    assert not [finding for finding in nbsnn.check(net, images) if finding.status == "refused"]
+    torch.testing.assert_close(nbsnn.prepare(net, images)(images), net(images))
+    quantized = nbsnn.quantize(net, SPEC, images=images).eval()
+    spiking = nbsnn.to_spiking(quantized, images[:1], schedule="settle")
+    assert nbsnn.measure_fidelity(quantized, spiking, images).differing == 0
+
+
+def test_a_border_below_zero_around_both_signs_is_refused_with_a_remedy():
+    border = nn.ConstantPad2d((0, 1, 0, 1), -torch.inf)
+    net = nn.Sequential(conv(2, 4), border, nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(64, 3)).eval()
+    (refused,) = [finding for finding in nbsnn.check(net, torch.randn(1, 2, 8, 8)) if finding.status == "refused"]
+    assert refused.what == "a max pool reads a border below 0 around values of both signs"
+    net[2] = nn.MaxPool2d(3, 2, padding=1)
+    del net[1]
+    assert not [finding for finding in nbsnn.check(net, torch.randn(1, 2, 8, 8)) if finding.status == "refused"]

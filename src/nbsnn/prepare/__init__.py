@@ -11,6 +11,7 @@ from nbsnn.errors import QuantizationError
 from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
 from nbsnn.prepare.activations import replace_activations
+from nbsnn.prepare.borders import zero_borders
 from nbsnn.prepare.constants import repeat_constants
 from nbsnn.prepare.findings import Finding
 from nbsnn.prepare.graph import is_leaf, record, writes
@@ -144,6 +145,7 @@ def passes(net: nn.Module, images: Tensor, *, keep: Collection[str] = (), activa
     replace_activations(rewriting)
     call_pools(rewriting)
     sum_stacks(rewriting)
+    zero_borders(rewriting)
     inserter = Inserter(rewriting)
     PoolMover(rewriting, inserter).run()
     inserter.run()

@@ -3,6 +3,7 @@ SignedActivation of its own.
 """
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -151,6 +152,30 @@ def replace_activations(rewriting: Rewriting) -> None:
                 path = _register(rewriting, node.meta["scope"], build(rectifier, rewriting, node), seen)
                 rewriting.replace(node, rewriting.call(path, x, at=node))
                 rewriting.changed(node, f"{function_of(node)}() became {rewriting.describe(path)}")
+            else:
+                _replace_extreme(rewriting, node)
+
+
+_EXTREMES = {"maximum": 1, "max": 1, "minimum": -1, "min": -1}
+
+
+def _replace_extreme(rewriting: Rewriting, node: fx.Node) -> None:
+    """Replace max(a, b) by b + relu(a − b), and min(a, b) by a − relu(a − b)."""
+    name = function_of(node)
+    both = (*node.args, *(node.kwargs[key] for key in ("other",) if key in node.kwargs))
+    if name not in _EXTREMES or len(both) != 2 or not all(isinstance(x, fx.Node) for x in both) or not node.meta.get("data"):
+        return
+    first, second = sorted(both, key=lambda x: not x.meta.get("data"))  # type: ignore[union-attr]
+    path = rewriting.add(node.meta["scope"], "act", nn.ReLU())
+    gap = rewriting.function(operator.sub, (first, second), at=node)
+    rectified = rewriting.call(path, gap, at=node)
+    if _EXTREMES[name] > 0:
+        result = rewriting.function(operator.add, (second, rectified), at=node)
+    else:
+        result = rewriting.function(operator.sub, (first, rectified), at=node)
+    what = f"{name}() of two became a sum with {rewriting.describe(path)} of their difference, which is quantized"
+    rewriting.changed(node, what, status="approximated")
+    rewriting.replace(node, result)
 
 
 def _register(rewriting: Rewriting, scope: str, new: nn.Module, seen: set[nn.Module]) -> str:

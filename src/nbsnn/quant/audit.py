@@ -23,6 +23,7 @@ from nbsnn.quant.layers import QuantReLU, WeightQuantizer
 from nbsnn.quant.operations import (
     AFFINE,
     DROPOUT,
+    MOVING_AXES,
     PRODUCTS,
     QUOTIENTS,
     batch_statistics,
@@ -187,7 +188,7 @@ class _Audit(Flow):
         for output in tensors_in(result):
             if not output.is_floating_point():
                 self._refuse(f"{name}() turns currents into {output.dtype}", "keep them in floating point")
-            moved = name in ("permute", "transpose", "movedim", "swapaxes") and output.stride(0) != stride
+            moved = name in MOVING_AXES and output.stride(0) != stride
             if output.dim() == 0 or output.shape[0] != BATCH or moved or reduced:
                 self._refuse(
                     f"{name}() turns shape {shape} into {list(output.shape)}, which does not keep the batch axis",

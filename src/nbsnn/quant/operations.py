@@ -16,6 +16,7 @@ ARRANGING = {
     "narrow_copy", "index_select", "select", "unbind", "expand", "repeat_interleave", "repeat", "tile", "expand_as", "view_as",
     "reshape_as", "flip", "roll", "rot90", "unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
 }  # fmt: skip
+MOVING_AXES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims"}
 AFFINE = ARRANGING | {
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
