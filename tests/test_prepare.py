@@ -612,3 +612,32 @@ def test_a_border_below_zero_around_both_signs_is_refused_with_a_remedy():
     net[2] = nn.MaxPool2d(3, 2, padding=1)
     del net[1]
     assert not [finding for finding in nbsnn.check(net, torch.randn(1, 2, 8, 8)) if finding.status == "refused"]
+
+
+class _Shifts(nn.Module):
+    """Channels that are shifted by writes into zeros and into a current, as in temporal shift modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.head = conv(2, 4), conv(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        y = torch.zeros_like(x)
+        y[:, :2, 1:] = x[:, :2, :-1]
+        y[:, 2:, :, :] = x[:, 2:]
+        y = self.conv(y)
+        y[:, :2] += x[:, 2:]
+        y[:, 1] *= 2
+        return self.head(F.relu(y).mean((2, 3)))
+
+
+def test_writes_into_parts_of_a_signal_are_exact():
+    torch.manual_seed(0)
+    net, images = _Shifts().eval().double(), torch.randn(4, 2, 6, 6, dtype=torch.float64)
+    assert not [finding for finding in nbsnn.check(net, images) if finding.status == "refused"]
+    quantized = nbsnn.quantize(net, SPEC, images=images).eval()
+    pickle.loads(pickle.dumps(quantized.prepared_forward))
+    spiking = nbsnn.to_spiking(quantized, images[:1], schedule="settle")
+    assert nbsnn.measure_fidelity(quantized, spiking, images).differing == 0
+    assert nbsnn.measure_integer_fidelity(quantized, nbsnn.lower(quantized, images[:1]), images).differing == 0

@@ -11,6 +11,7 @@ from nbsnn.errors import QuantizationError
 from nbsnn.inputs import as_images, to_network
 from nbsnn.precision import full_float32
 from nbsnn.prepare.activations import replace_activations
+from nbsnn.prepare.assignments import call_writes
 from nbsnn.prepare.borders import zero_borders
 from nbsnn.prepare.constants import repeat_constants
 from nbsnn.prepare.findings import Finding
@@ -139,6 +140,7 @@ def passes(net: nn.Module, images: Tensor, *, keep: Collection[str] = (), activa
     copy = copied(net)
     rewriting = Rewriting(copy, record(copy, images), keep)
     repeat_constants(rewriting)
+    call_writes(rewriting)
     call_layers(rewriting)
     if not activations:
         return rewriting

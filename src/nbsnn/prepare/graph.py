@@ -162,8 +162,8 @@ class Recorder(Tracer):
             node.meta["shape"] = tuple(result.shape)
             if not data:
                 self._sized_tensors[_memory(result)] = result, node
-            # x[...] = y returns nothing; later uses of x are of what is written.
-            self.known[result] = node.args[0] if node.target == "__setitem__" else node
+            # x[...] = y returns nothing; `assignments` turns it into a call that returns what later uses of x see.
+            self.known[result] = node.args[0] if node.target == "__setitem__" and not data else node
         elif isinstance(result, (list, tuple, Mapping)):
             for key, item in result.items() if isinstance(result, Mapping) else enumerate(result):
                 if any(True for _ in tensors_in(item)):

@@ -22,7 +22,7 @@ _ARRANGING_MODULES = (*_SAME, *_PADS, nn.Flatten, nn.Unflatten, nn.PixelShuffle,
 _POOLS = (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.Upsample)
 _CHOOSING = {"getitem", "chunk", "split", "narrow", "index_select", "unbind", "select", "tensor_split"}
 JOINING = {"cat", "concat", "concatenate"}
-_MOVING = ARRANGING - JOINING - {"stack", "pad"}  # one tensor's values, all or some of them
+_MOVING = ARRANGING - JOINING - {"stack", "pad", "written"}  # one tensor's values, all or some of them
 _AVERAGES = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean", "sum", "interpolate"}
 _SUMS = {"add", "iadd", "add_", "radd"}
 

@@ -15,6 +15,7 @@ ARRANGING = {
     "detach", "to", "float", "double", "type", "type_as", "data", "pad", "getitem", "chunk", "split", "tensor_split", "narrow",
     "narrow_copy", "index_select", "select", "unbind", "expand", "repeat_interleave", "repeat", "tile", "expand_as", "view_as",
     "reshape_as", "flip", "roll", "rot90", "unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "written",
 }  # fmt: skip
 MOVING_AXES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims"}
 AFFINE = ARRANGING | {
