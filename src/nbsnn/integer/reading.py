@@ -181,6 +181,8 @@ def _broadcast(context: Context, x: Form) -> Form:
 
 
 def _times(x: Form, factor: Tensor, context: Context) -> Form:
+    if factor.numel() == 1 and float(factor) == 1:
+        return x
     by_channel = _per_channel(factor, x.shape)
     if by_channel is not None and isinstance(x, Affine):
         return scaled(x, by_channel)
