@@ -706,10 +706,8 @@ LOWER = {
     ),
     "a linear layer along the last axis": Row(
         lambda: integers(conv2=nn.Linear(6, 6)),
-        "flatten first, or use nn.Conv2d",
-        lambda: integers(
-            lambda net, x: net.conv2(x.flatten(1)), conv2=nn.Linear(144, 4), end=lambda net, x: net.head(net.act2(x))
-        ),
+        "move the channels there, as x.permute(0, 2, 3, 1) does, flatten first, or use nn.Conv2d",
+        lambda: integers(lambda net, x: net.conv2(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), conv2=nn.Linear(4, 4)),
     ),
     "a constant per place": Row(
         lambda: integers(lambda net, x: net.conv2(x) * torch.linspace(0, 1, 6)),

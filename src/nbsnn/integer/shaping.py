@@ -116,19 +116,15 @@ def reduction(*, mean: bool) -> Reader:
         rank = len(x.shape) + 1
         dims = given["dim"] if isinstance(given["dim"], (tuple, list)) else [given["dim"]]
         axes = {d % rank for d in dims if d is not None}
-        if not axes or min(axes) < 1:
-            raise NoForm("a mean or sum over other axes than height and width", "reduce over dim=(2, 3)")
         count = prod(x.shape[a - 1] for a in axes)
         if isinstance(x, Arrangement) or min(axes) < 2:
             kept = [a - 1 for a in range(1, rank) if a not in axes]
             index = torch.arange(prod(x.shape)).reshape(x.shape).permute(*kept, *(a - 1 for a in sorted(axes)))
             sums = reduced(x, index.reshape(-1, count), context.values)
-            if sums is None and isinstance(x, Affine):
-                raise NoForm("a mean or sum over other axes than height and width", "reduce over dim=(2, 3)")
             if sums is None:
-                raise NoForm(
-                    f"a mean or sum over currents that were rearranged to {list(x.shape)}", "reduce over dim=(2, 3) before that"
-                )
+                moved = isinstance(x, Arrangement)
+                over = f"currents that were rearranged to {list(x.shape)}" if moved else "other axes than height and width"
+                raise NoForm(f"a mean or sum over {over}", "reduce over dim=(2, 3)" + (" before that" if moved else ""))
             return simplest(_scaled(sums, 1 / count if mean else 1.0, shape_of(context.result)), context.values)
         sides = plane(x.shape)[1:]
         kernel = pair([n if axis - 4 + rank in axes else 1 for axis, n in enumerate(sides, start=2)])
