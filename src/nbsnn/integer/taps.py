@@ -85,8 +85,8 @@ def kernel_branch_of(program: Program, branch: Branch, shape: tuple[int, ...]) -
         hits = _windows((1, 1), tuple(weight.shape[2:]), branch.stride, branch.padding, branch.dilation)
         taps = np.where(hits[:, None] >= 0, np.arange(positions)[:, None], -1).reshape(-1, hits.shape[1])
         dense = Synapse("", weight, True, groups=branch.groups).dense().weight
-        rows = dense.reshape(len(weight), inputs, positions, -1).permute(3, 2, 1, 0).reshape(len(taps), inputs, -1)
-        rows, groups = rows.to(torch.int16).numpy(), 1
+        ordered = dense.reshape(len(weight), inputs, positions, -1).permute(3, 2, 1, 0).reshape(len(taps), inputs, -1)
+        rows, groups = ordered.to(torch.int16).numpy(), 1
     elif weight.dim() == 2:  # every position of the value is a tap of one output position
         taps = np.arange(positions)[:, None]
         rows, groups = weight.reshape(len(weight), inputs, positions).permute(2, 1, 0).to(torch.int16).numpy(), 1
