@@ -20,6 +20,7 @@ INK = "#0a0b0c"  # stands for the color of text
 SERIES = ("#0a0b10", "#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15")  # stand for the variables of the style sheet
 _NAMES = {INK: "currentColor"} | {color: f"var(--{number})" for number, color in enumerate(SERIES)}
 _WIDTH = 4.6  # inches; a card on the page is as wide, or narrower on a phone
+_MOST_NAMES = 60  # of layers beside a raster, which has the same height for any number of them
 _SETTINGS = {
     "svg.hashsalt": "nbsnn", "svg.fonttype": "none", "path.simplify": False, "font.size": 8, "font.family": "sans-serif",
     "axes.edgecolor": INK,
@@ -220,7 +221,8 @@ def raster_chart(name: str, layers: Sequence[Mapping[str, Any]], steps: int, *, 
             place += len(layer["rows"]) + 1
         for step in range(window, steps, window):
             made.axes.axvline(step + 0.5, color=INK, linewidth=0.4, alpha=0.3)
-        made.axes.set_yticks(ticks, [layer["name"] for layer in layers], fontsize=6)
+        every = -(-len(layers) // _MOST_NAMES)
+        made.axes.set_yticks(ticks[::every], [layer["name"] for layer in layers[::every]], fontsize=6)
         made.axes.set(xlim=(0.5, steps + 0.5), ylim=(place, -1))
         made.axes.xaxis.get_major_locator().set_params(integer=True)
     return made.svg

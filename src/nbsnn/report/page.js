@@ -1,4 +1,13 @@
 "use strict";
+// On paper nothing is folded.
+(function () {
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    opened.forEach((part) => { part.open = true; });
+  });
+  window.addEventListener("afterprint", () => opened.forEach((part) => { part.open = false; }));
+})();
 // The raster that one can step through: the same spikes as in the charts, drawn up to a step.
 (function () {
   const figures = JSON.parse(document.getElementById("figures").textContent);

@@ -20,6 +20,7 @@ from nbsnn.report.subjects import renamed, subject_of
 from nbsnn.report.traces import BINS_PER_SPIKE
 
 MOST_PAGE_BYTES = 2_000_000
+_MOST_ROWS = 40  # of layers in one chart, so that it fits on a printed page
 # What a page of a large network leaves out, one after the other; the JSON within the page has it.
 _PARTS = ("spikes per synapse of each layer", "tables of layers", "levels of weights", "charts of rasters")
 
@@ -195,16 +196,20 @@ def _learning(phases: list[dict[str, Any]]) -> dict[str, str]:
 def _layers(layers: list[dict[str, Any]]) -> dict[str, str]:
     drawn = {}
     most = max(layer["levels"] for layer in layers)
-    counts = {layer["name"]: layer["counts"] for layer in layers}
-    drawn["counts"] = charts.stacked_chart(
-        "counts", counts, x="% of neurons, by count", labels=[str(n) for n in range(most + 1)]
-    )
-    if layers[0]["charges"]:
-        edges = [n / BINS_PER_SPIKE for n in range(-BINS_PER_SPIKE, (most + 1) * BINS_PER_SPIKE + 1)]
-        inner = {layer["name"]: layer["charges"][1:-1] for layer in layers}
-        drawn["charges"] = charts.strips_chart(
-            "charges", inner, x="charge over the run, in spikes", edges=edges, lines=[n + 0.5 for n in range(most)]
-        )
+    edges = [n / BINS_PER_SPIKE for n in range(-BINS_PER_SPIKE, (most + 1) * BINS_PER_SPIKE + 1)]
+    parts = -(-len(layers) // _MOST_ROWS)
+    for part in range(parts):
+        some = layers[len(layers) * part // parts : len(layers) * (part + 1) // parts]
+        number = f"-{part + 1}" if part else ""
+        drawn[f"counts{number}"] = charts.stacked_chart(
+            f"counts{number}", {layer["name"]: layer["counts"] for layer in some}, x="% of neurons, by count",
+            labels=[str(n) for n in range(most + 1)],
+        )  # fmt: skip
+        if layers[0]["charges"]:
+            drawn[f"charges{number}"] = charts.strips_chart(
+                f"charges{number}", {layer["name"]: layer["charges"][1:-1] for layer in some},
+                x="charge over the run, in spikes", edges=edges, lines=[n + 0.5 for n in range(most)],
+            )  # fmt: skip
     for way in layers[0]["schedules"]:
         series = {layer["name"]: _points(layer["schedules"][way]["activity"]) for layer in _some(layers, 12)}
         name = "activity-" + way.replace(" ", "-")
