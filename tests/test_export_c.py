@@ -201,7 +201,7 @@ def test_what_cannot_be_written_is_refused_in_one_line(resnet20, tmp_path):
             ConfigError, match=r"is not a name for a header of a network; use letters and digits, such as net.h$"
         ):
             export_c(tmp_path / name, network)
-    with pytest.raises(ConfigError, match=r"net.c: a network in C is a .h file$"):
+    with pytest.raises(ConfigError, match=r"net.c: a network in C is a .h file; choose a name such as net.h$"):
         export_c(tmp_path / "net.c", network)
     unit = replace(network.program.units[0], bound=3)
     broken = replace(network.program, nodes=(unit, *network.program.nodes[1:]))

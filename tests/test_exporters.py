@@ -49,7 +49,7 @@ def test_an_exporter_from_outside_writes_a_network_by_its_name(as_json, integer,
 
 
 def test_what_an_exporter_does_not_take_is_refused(as_json, integer, tmp_path):
-    with pytest.raises(ConfigError, match=r"net.txt: a description in JSON is a .json file$"):
+    with pytest.raises(ConfigError, match=r"net.txt: a description in JSON is a .json file; choose a name such as net.json$"):
         export(tmp_path / "net.txt", integer, "outside")
     with pytest.raises(ConfigError, match=r"from the integer form: give example=, such as images\[:1\], to convert the quanti"):
         export(tmp_path / "net.json", digits_net(), "outside")

@@ -146,7 +146,7 @@ def test_only_the_command_line_prints():
         "sklearn": "data.sets.digits",
         "PIL": "data.decode",
         "nvidia": "data.dali",
-        "matplotlib": "report.charts",
+        "matplotlib": "report.drawing",
         "jinja2": "report.page",
         "torchvision": "importers.torchvision",
         "nir": "interop.nirfile",

@@ -90,7 +90,7 @@ def test_only_quantized_networks_go_into_safetensors_files(tmp_path):
         ConfigError, match=r"^a packed network is written from the quantized form, and this network is float; see"
     ):
         save_packed(tmp_path / "a.safetensors", SmallNet())
-    with pytest.raises(ConfigError, match=r"a.pth.tar: a packed network is a .safetensors file$"):
+    with pytest.raises(ConfigError, match=r"a.pth.tar: packed network is a .safetensors file; choose a name such as net.saf"):
         save_packed(tmp_path / "a.pth.tar", small_quantized())
 
 

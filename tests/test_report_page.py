@@ -241,6 +241,20 @@ def test_a_page_of_a_large_network_leaves_out_tables_and_says_so(made, monkeypat
         page.page_of(figures)
 
 
+def test_a_long_network_has_charts_of_forty_layers_at_most(made):
+    _, figures = made
+    first = figures["layers"][0]
+    text = page.page_of({**figures, "layers": [{**first, "name": f"layer{n}"} for n in range(81)]})
+    assert [f"Counts of spikes ({n} of 3)" in text for n in (1, 2, 3, 4)] == [True, True, True, False]
+    heights = [
+        float(height) for height in re.findall(r'aria-label="(?:counts|charges)[^>]*viewBox="0 0 [\d.]+ ([\d.]+)"', text)
+    ]
+    assert len(heights) == 6
+    assert max(heights) < 72 * 9  # points: on a page
+    assert text.count("<thead>") == text.count("<table>")  # which repeats on each printed page
+    assert "Counts of spikes</h3>" in page.page_of(figures)
+
+
 def test_what_is_no_subject_is_refused(quantized, images, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="give the quantized network that it was made from"):
         nbsnn.write_report(tmp_path / "r.html", nbsnn.to_spiking(quantized, images.normalized()[:1]))

@@ -195,7 +195,7 @@ def check_profile(exporter: Exporter, profile: str | None) -> None:
 
 def _check_suffix(path: Path, exporter: Exporter) -> None:
     if path.suffix != exporter.suffix:
-        raise ConfigError(f"{path}: {exporter.kind} is a {exporter.suffix} file")
+        raise ConfigError(f"{path}: {exporter.kind} is a {exporter.suffix} file; choose a name such as net{exporter.suffix}")
 
 
 def planned(path: str | Path, network: Network, exporter: Exporter, options: ExportOptions) -> Export:

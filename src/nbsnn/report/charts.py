@@ -1,120 +1,16 @@
-"""Charts as SVG text in the colors of the page around them, drawn by matplotlib (extra `report`).
+"""Charts of a report as SVG text, one function each, drawn by matplotlib (extra `report`)."""
 
-The page's style sheet gives the colors: text and axes have the page's own, and series the variables of its numbers.
-"""
-
-import base64
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nbsnn.errors import MissingDependencyError
+from nbsnn.report.drawing import CHART_WIDTH, INK, NAMES, SERIES, Chart, chart, color
+from nbsnn.report.drawing import standalone as standalone
 
-INK = "#0a0b0c"  # stands for the color of text
-SERIES = ("#0a0b10", "#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15")  # stand for the variables of the style sheet
-_NAMES = {INK: "currentColor"} | {color: f"var(--{number})" for number, color in enumerate(SERIES)}
-_WIDTH = 4.6  # inches; a card on the page is as wide, or narrower on a phone
 _MOST_NAMES = 60  # of layers beside a raster, which has the same height for any number of them
-_SETTINGS = {
-    "svg.hashsalt": "nbsnn", "svg.fonttype": "none", "path.simplify": False, "font.size": 8, "font.family": "sans-serif",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
-    "axes.spines.right": False, "grid.color": INK, "grid.alpha": 0.15, "legend.frameon": False,
-}  # fmt: skip
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-        import matplotlib.figure
-    except ImportError:
-        raise MissingDependencyError("matplotlib", extra="report", purpose="drawing charts") from None
-    return matplotlib
-
-
-def check_matplotlib() -> None:
-    """Raise an error if matplotlib is not installed."""
-    _matplotlib()
-
-
-def write_png(file: BinaryIO, pixels: Any) -> None:
-    """Write [H, W, 3] uint8 as a PNG."""
-    _matplotlib()
-    from matplotlib.image import imsave
-
-    imsave(file, pixels, format="png")
-
-
-def picture(pixels: Tensor) -> str | None:
-    """A small PNG as a data URI, of [C, H, W] uint8; None without a package that writes it."""
-    step = max(1, max(pixels.shape[1:]) // 64)
-    rgb = pixels[:, ::step, ::step] if len(pixels) == 3 else pixels[:1, ::step, ::step].expand(3, -1, -1)
-    file = io.BytesIO()
-    try:
-        write_png(file, rgb.movedim(0, -1).cpu().numpy())
-    except MissingDependencyError:
-        return None
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-class Chart:
-    """A figure with one plot, and in the end its SVG text."""
-
-    def __init__(self, figure: Any, axes: Any) -> None:
-        self.figure, self.axes, self.svg = figure, axes, ""
-
-
-@contextmanager
-def chart(name: str, *, height: float, width: float = _WIDTH, **labels: Any) -> Iterator[Chart]:
-    """Context manager: a chart to draw into, whose `svg` is set on exit; `name` is its label, and a prefix of its ids."""
-    matplotlib = _matplotlib()
-    with matplotlib.rc_context(_SETTINGS):
-        figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-        made = Chart(figure, figure.subplots())
-        made.axes.set(**labels)
-        yield made
-        file = io.StringIO()
-        figure.patch.set_visible(False)
-        made.axes.patch.set_visible(False)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    made.svg = _inline(file.getvalue(), name)
-
-
-def _inline(text: str, name: str) -> str:
-    """An SVG document as an element of a page: no prolog, ids of its own, colors of the page, as wide as its place."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(xlink:href|href)="#', rf'\1="#{name}-', text)
-    text = text.replace("url(#", f"url(#{name}-")
-    text = re.sub(r'<svg ([^>]*?)width="[\d.]+pt" height="[\d.]+pt"', rf'<svg role="img" aria-label="{name}" \1', text, count=1)
-    text = re.sub(r"(?:height|width)=\"[\d.]+pt\" ", "", text, count=2)
-    for color, variable in _NAMES.items():
-        text = text.replace(color, variable)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px sans-serif", text)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)  # hundredths of a point are enough
-    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def standalone(svg: str) -> str:
-    """A chart as a file of its own, in colors that suit light and dark pages."""
-    fixed = dict(
-        zip(_NAMES.values(), ("#808890", "#3b7dd8", "#e0701a", "#1f9a8d", "#d0407a", "#8a6fe0", "#9a8a10"), strict=True)
-    )
-    for name, shade in fixed.items():
-        svg = svg.replace(name, shade)
-    return svg if "xmlns=" in svg else svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-
-
-def color(index: int) -> str:
-    """The color of a series."""
-    return SERIES[index % len(SERIES)]
 
 
 def intervals_chart(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -193,7 +89,7 @@ def _name_rows(made: Chart, names: Sequence[str]) -> None:
 def grid_chart(name: str, table: Sequence[Sequence[float]], *, names: Sequence[str], x: str, y: str) -> str:
     """A square table of numbers as cells, each row in shares of its largest number."""
     size = len(table)
-    with chart(name, height=_WIDTH * 0.85, xlabel=x, ylabel=y) as made:
+    with chart(name, height=CHART_WIDTH * 0.85, xlabel=x, ylabel=y) as made:
         for row, numbers in enumerate(table):
             most = max(*numbers, 1)
             for column, number in enumerate(numbers):
@@ -263,6 +159,6 @@ def bars_chart(name: str, counts: Sequence[float], *, low: float, high: float, t
     )
     words = f'<text x="5" y="51">{low:g}</text><text x="125" y="51" text-anchor="end">{high:g}</text>'
     return (
-        f'<svg role="img" aria-label="{name}" viewBox="0 0 130 54"><g fill="{_NAMES[color(2)]}">{bars}</g>'
+        f'<svg role="img" aria-label="{name}" viewBox="0 0 130 54"><g fill="{NAMES[color(2)]}">{bars}</g>'
         f'<g font-size="7" fill="currentColor">{words}<title>{title}</title></g></svg>'
     )

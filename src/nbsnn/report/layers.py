@@ -12,7 +12,7 @@ from nbsnn.energy.prices import list_energy_models
 from nbsnn.energy.pricing import price
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.report.answers import Answers, Tell
-from nbsnn.report.charts import picture
+from nbsnn.report.drawing import picture
 from nbsnn.report.limits import Pairs, ReportLimits, pair_title
 from nbsnn.report.traces import LastSpikes, histogram_of_charges, raster, raster_positions, shares_of_counts
 

@@ -13,7 +13,7 @@ from nbsnn.integer.network import IntegerNetwork
 from nbsnn.quant.layers import QuantReLU
 from nbsnn.recipe import FLOAT_BITS
 from nbsnn.report.answers import Answers, Tell, confusion, disagreements, integer_answers, module_answers
-from nbsnn.report.charts import picture
+from nbsnn.report.drawing import picture
 from nbsnn.report.facts import data_facts, network_facts, speeds_of, weights_of
 from nbsnn.report.layers import LayersInTime
 from nbsnn.report.limits import Pairs, ReportLimits, pair_title

@@ -12,7 +12,7 @@ from nbsnn.data.images import LabelledImages
 from nbsnn.errors import ConfigError, MissingDependencyError
 from nbsnn.files import write_text
 from nbsnn.recipe import FLOAT_BITS
-from nbsnn.report import charts
+from nbsnn.report import charts, drawing
 from nbsnn.report.comparing import ReportComparison
 from nbsnn.report.limits import ReportLimits
 from nbsnn.report.measure import measure_report
@@ -90,7 +90,7 @@ def page_of(figures: Mapping[str, Any]) -> str:
 
 def check_packages() -> None:
     """Raise an error if matplotlib or jinja2 is missing, before anything is measured."""
-    charts.check_matplotlib()
+    drawing.check_matplotlib()
     _jinja()
 
 
