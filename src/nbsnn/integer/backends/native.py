@@ -21,8 +21,12 @@ from nbsnn.integer.frozen import thawed
 from nbsnn.integer.nodes import IMAGE, Head, MaxPool, Unit
 from nbsnn.integer.program import Outcome, Program, Rows
 from nbsnn.integer.taps import KernelBranch, base_of, digits_of, kernel_branch_of, windows_of
+from nbsnn.integer.work import work_of
 from nbsnn.spiking.schedules import Neuron, schedule_named
 
+PRODUCTS_PER_THREAD = (
+    2 * 10**8
+)  # of a step's spikes or a bit of counts: half a millisecond; to start a thread takes a tenth of it
 FLIGHT = 8  # images that a thread computes together, so that weights of linear layers are read once for all
 COUNTS_MODE = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
 
@@ -34,7 +38,7 @@ def run_counts(
 
     Args:
         target: instruction set; the best of this processor unless given.
-        threads: workers; `torch.get_num_threads()` unless given.
+        threads: workers; `torch.get_num_threads()` unless given, or fewer where the call has little to do.
     """
     return _run(program, pixels, COUNTS_MODE, keep_counts, target, threads)
 
@@ -92,6 +96,7 @@ class _Handle:
         heads: the kernel's heads.
         units: unit → its index among the kernel's nodes.
         no_counts: a null pointer per node, for runs that do not return counts.
+        products: synapses of an image.
     """
 
     address: int
@@ -99,6 +104,7 @@ class _Handle:
     heads: tuple[Head, ...]
     units: dict[str, int]
     no_counts: "ctypes.Array[ctypes.c_void_p]"
+    products: int
 
     def __post_init__(self) -> None:
         finalize(self, self.lib.nbsnn_free, self.address)
@@ -117,7 +123,7 @@ def _run(
     handle = _handle(program, target)
     _check_pixels(program, pixels)
     batch, heads, sending = len(pixels), handle.heads, program.sending
-    workers = torch.get_num_threads() if threads is None else threads
+    workers = _worthwhile_threads(program, handle, batch, mode) if threads is None else threads
     if not 1 <= workers <= 1024:
         raise ConfigError(f"threads={workers}: give a number from 1 to 1024")
     counts = {u.name: torch.empty(batch, *u.shape, dtype=torch.int32) for u in program.units} if keep_counts else {}
@@ -131,6 +137,12 @@ def _run(
     )  # fmt: skip
     check_result(done)
     return Outcome(_mapped(program, sums), steps.to(torch.int64), Rows(spikes, handle.units), counts)
+
+
+def _worthwhile_threads(program: Program, handle: _Handle, batch: int, mode: int) -> int:
+    """The caller's threads, but at most one for each `PRODUCTS_PER_THREAD`."""
+    lanes = program.timesteps.bit_length() if mode == COUNTS_MODE else program.timesteps
+    return max(1, min(torch.get_num_threads(), batch * lanes * handle.products // PRODUCTS_PER_THREAD))
 
 
 def _kernel_heads(program: Program) -> tuple[Head, ...]:
@@ -184,7 +196,7 @@ def _build(lib: ctypes.CDLL, program: Program, target: int) -> _Handle:
     heads = _kernel_heads(program)
     nodes: tuple[Unit | MaxPool | Head, ...] = (*program.sending, *heads)
     units = {node.name: i for i, node in enumerate(program.sending) if isinstance(node, Unit)}
-    handle = _Handle(address, lib, heads, units, _addresses([None for _ in nodes]))
+    handle = _Handle(address, lib, heads, units, _addresses([None for _ in nodes]), work_of(program).products)
     index = {IMAGE: -1} | {node.name: i for i, node in enumerate(program.sending)}
     for node in nodes:
         if isinstance(node, MaxPool):
