@@ -26,7 +26,8 @@ from nbsnn.data.images import Splits, evaluation_batches
 from nbsnn.device import pick_device
 from nbsnn.errors import ConfigError
 from nbsnn.evaluation.accuracy import evaluate
-from nbsnn.quant.quantize import quantize, read_plan
+from nbsnn.quant.plans import read_plan
+from nbsnn.quant.quantize import quantize
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors

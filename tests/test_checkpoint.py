@@ -14,7 +14,8 @@ from torch import nn
 from nbsnn.checkpoint import form_of, load_checkpoint, save_checkpoint
 from nbsnn.errors import CheckpointError, NbsnnError
 from nbsnn.models import build_model
-from nbsnn.quant.quantize import quantize, read_plan, set_bits_
+from nbsnn.quant.plans import read_plan
+from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.recipe import QuantSpec
 from nbsnn.recipes import load_recipe
 from nbsnn.spiking.convert import to_spiking

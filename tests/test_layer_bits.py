@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import nbsnn
 from nbsnn.errors import ConfigError, QuantizationError
 from nbsnn.quant.formats import Apot, EdgeUniform, Uniform
-from nbsnn.quant.quantize import ActFormat, read_plan
+from nbsnn.quant.plans import ActFormat, read_plan
 from nbsnn.recipe import recipe_from_dict
 from nbsnn.recipes import load_recipe
 from nbsnn.training.progressive import next_form

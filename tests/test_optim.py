@@ -8,7 +8,7 @@ from nbsnn.errors import ConfigError
 from nbsnn.models import build_model
 from nbsnn.quant.formats.apot import least_error_scale
 from nbsnn.quant.layers import QuantReLU
-from nbsnn.quant.quantize import read_plan
+from nbsnn.quant.plans import read_plan
 from nbsnn.recipe import OptimSpec, Phase
 from nbsnn.recipes import load_recipe
 from nbsnn.training.optim import keep_positive_, learning_rate, make_optimizer, set_learning_rate_

@@ -17,7 +17,7 @@ from nbsnn.quant.calibrate import refit_scales_
 from nbsnn.quant.formats import Apot
 from nbsnn.quant.layers import WeightQuantizer
 from nbsnn.quant.normed import normed_layers
-from nbsnn.quant.quantize import read_plan
+from nbsnn.quant.plans import read_plan
 from nbsnn.tensorfile import read_tensors
 
 

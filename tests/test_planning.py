@@ -13,7 +13,7 @@ from nbsnn.errors import NbsnnError
 from nbsnn.integer.backends.native import why_not
 from nbsnn.quant.flow import follow
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
-from nbsnn.quant.quantize import plan_formats, read_plan
+from nbsnn.quant.plans import plan_formats, read_plan
 
 SPEC = nbsnn.QuantSpec(2, 2)
 BACKENDS = ["torch", *(["native"] if why_not() is None else [])]

@@ -8,7 +8,8 @@ from torch import nn
 from nbsnn.errors import ConfigError, QuantizationError
 from nbsnn.quant.formats import Apot, EdgeUniform
 from nbsnn.quant.layers import QuantConv2d, QuantLinear, QuantReLU, WeightQuantizer
-from nbsnn.quant.quantize import ActFormat, plan_formats, quantize, read_plan, set_bits_
+from nbsnn.quant.plans import ActFormat, plan_formats, read_plan
+from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.recipe import QuantSpec
 
 

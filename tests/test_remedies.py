@@ -22,7 +22,7 @@ from nbsnn.integer.backends import Request, choose, library, native
 from nbsnn.quant import operations
 from nbsnn.quant.formats import EdgeUniform
 from nbsnn.quant.operations import Refusal
-from nbsnn.quant.quantize import ActFormat, apply_plan_
+from nbsnn.quant.plans import ActFormat, apply_plan_
 from nbsnn.wrappers import as_network
 
 SPEC = nbsnn.QuantSpec(2, 2)

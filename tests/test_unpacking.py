@@ -14,7 +14,7 @@ import nbsnn
 from nbsnn.data.images import Batches
 from nbsnn.errors import ConfigError, QuantizationError
 from nbsnn.quant.formats import Apot, EdgeUniform
-from nbsnn.quant.quantize import read_plan
+from nbsnn.quant.plans import read_plan
 from nbsnn.zoo import list_zoo
 
 WARNING = "weights of a packed network are fixed: only norms, biases and thresholds train"

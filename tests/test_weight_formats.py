@@ -15,7 +15,7 @@ from nbsnn.errors import CheckpointError, ConfigError
 from nbsnn.export.packed import save_packed
 from nbsnn.quant.formats import WEIGHT_FORMATS, Apot, EdgeUniform, Uniform, WeightFormat, read_weight_format
 from nbsnn.quant.layers import QuantReLU
-from nbsnn.quant.quantize import read_plan
+from nbsnn.quant.plans import read_plan
 from nbsnn.recipes import load_recipe
 from nbsnn.tensorfile import read_tensors
 

@@ -22,7 +22,7 @@ from nbsnn.models import build_model
 from nbsnn.models.steps import step_network
 from nbsnn.prepare import preparation_of, rewrite
 from nbsnn.quant.packing import unpack_state
-from nbsnn.quant.quantize import ActFormat, Plan, apply_plan_, plan_from_header, read_plan
+from nbsnn.quant.plans import ActFormat, Plan, apply_plan_, plan_from_header, read_plan
 from nbsnn.quant.unpacking import has_fixed_weights, unpack
 from nbsnn.recipe import ModelSpec, Recipe, recipe_from_dict
 from nbsnn.spiking.convert import to_spiking

@@ -22,7 +22,7 @@ from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.models import build_model
 from nbsnn.progress import ProgressBar
-from nbsnn.quant.quantize import read_plan
+from nbsnn.quant.plans import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import read_state_dict

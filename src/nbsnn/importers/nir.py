@@ -13,7 +13,7 @@ from nbsnn.errors import CheckpointError, ConfigError, ConversionError, shown
 from nbsnn.interop.nirfile import axis_numbers, read_nir
 from nbsnn.models.steps import INPUT, GraphStep, StepNetwork, step_name, step_network
 from nbsnn.quant.layers import QuantReLU
-from nbsnn.quant.quantize import ActFormat, Plan, apply_plan_
+from nbsnn.quant.plans import ActFormat, Plan, apply_plan_
 from nbsnn.spiking.convert import to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 

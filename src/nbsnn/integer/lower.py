@@ -24,7 +24,7 @@ from nbsnn.integer.trace import Trace, trace
 from nbsnn.precision import full_float32
 from nbsnn.quant.audit import audit
 from nbsnn.quant.layers import quantized_once
-from nbsnn.quant.quantize import read_plan
+from nbsnn.quant.plans import read_plan
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.wrappers import as_network, copied
 

@@ -9,7 +9,7 @@ from torch import nn
 from nbsnn.data.images import LabelledImages
 from nbsnn.evaluation.bench import timed_rounds
 from nbsnn.integer.network import IntegerNetwork
-from nbsnn.quant.quantize import read_plan
+from nbsnn.quant.plans import read_plan
 from nbsnn.report.answers import Tell
 from nbsnn.report.limits import Pairs, ReportLimits, pair_title
 from nbsnn.report.subjects import Subject, fresh_float

@@ -20,7 +20,7 @@ from nbsnn.finite import check_network
 from nbsnn.inputs import in_one_line, to_network
 from nbsnn.models.plain import PLAIN_NETS
 from nbsnn.quant.layers import QuantReLU
-from nbsnn.quant.quantize import read_plan
+from nbsnn.quant.plans import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Phase, Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.structure import pick_output

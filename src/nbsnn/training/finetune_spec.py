@@ -9,7 +9,7 @@ from torch import nn
 from nbsnn.errors import ConfigError, unknown
 from nbsnn.finite import check_network
 from nbsnn.quant.layers import WeightQuantizer
-from nbsnn.quant.quantize import read_plan
+from nbsnn.quant.plans import read_plan
 from nbsnn.settings import require
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.schedules import check_pair

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from nbsnn.errors import ConfigError
 from nbsnn.quant.calibrate import calibrate_, refit_scales_
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
-from nbsnn.quant.quantize import quantize, read_plan, set_bits_
+from nbsnn.quant.plans import read_plan
+from nbsnn.quant.quantize import quantize, set_bits_
 from nbsnn.quant.unpacking import has_fixed_weights, unpack
 from nbsnn.recipe import FLOAT_BITS, QuantSpec, Recipe
 

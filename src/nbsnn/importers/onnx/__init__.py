@@ -21,7 +21,7 @@ from nbsnn.models.steps import INPUT, step_network
 from nbsnn.onnx_package import onnx_package
 from nbsnn.quant.audit import audit
 from nbsnn.quant.layers import QuantReLU, WeightQuantizer
-from nbsnn.quant.quantize import apply_plan_
+from nbsnn.quant.plans import apply_plan_
 from nbsnn.surgery import evaluation_mode
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from nbsnn.errors import CheckpointError, ConfigError, shown
 from nbsnn.importers.onnx.values import SAME, Bend, Constant, Current, Grid, Levels
 from nbsnn.models.steps import INPUT, MODULE_KINDS, MOVING_KINDS, GraphStep, make_module, run_step, step_name
 from nbsnn.quant.formats import WeightFormat
-from nbsnn.quant.quantize import ActFormat
+from nbsnn.quant.plans import ActFormat
 
 _CHOOSING = MOVING_KINDS | {"concatenate", *(kind for kind in MODULE_KINDS if "max pool" in kind or "min pool" in kind)}
 _READ: dict[str, Any] = {"bend": None, "moves": (), "moved": None, "floored": 0.0}
