@@ -22,8 +22,8 @@ from nbsnn.quant.layers import QuantReLU
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.spiking.schedules import valid_pairs
 from nbsnn.summary import system_facts
-from nbsnn.training.checks import with_classes
 from nbsnn.training.history import finished_phase
+from nbsnn.training.matching import with_classes
 
 
 class Looked(NamedTuple):

@@ -26,22 +26,13 @@ from nbsnn.quant.plans import read_plan
 from nbsnn.recipe import FLOAT_BITS, ModelSpec, Recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.tensorfile import read_state_dict
-from nbsnn.training.checks import (
-    check_convertible,
-    check_fit,
-    check_later_phases,
-    check_own_fit,
-    check_phase_before,
-    check_run,
-    check_teacher,
-    phases_from,
-    with_classes,
-)
+from nbsnn.training.checks import check_later_phases, check_phase_before, check_run, check_teacher, phases_from
 from nbsnn.training.finetune import FinetuneResult, finetune, images_to_see
 from nbsnn.training.finetune_spec import Change, FinetuneSpec
 from nbsnn.training.folder import forget_finished, has_run, has_unfinished
 from nbsnn.training.history import FitResult, finished_phase
 from nbsnn.training.loop import fit
+from nbsnn.training.matching import check_convertible, check_fit, check_own_fit, with_classes
 from nbsnn.training.observer import Observer
 from nbsnn.training.options import FitOptions, TrainOptions
 from nbsnn.training.progressive import CALIBRATION_IMAGES, next_form

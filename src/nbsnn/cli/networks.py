@@ -24,7 +24,7 @@ from nbsnn.recipes import load_recipe
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.spiking.schedules import check_timesteps
 from nbsnn.tensorfile import Header, read_network
-from nbsnn.training.checks import check_fit, check_own_fit
+from nbsnn.training.matching import check_fit, check_own_fit
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from nbsnn.outputs import check_output, network_kind
 from nbsnn.quant.quantize import quantize as quantize_network
 from nbsnn.recipe import QuantSpec
 from nbsnn.settings import typed
-from nbsnn.training.checks import with_classes
+from nbsnn.training.matching import with_classes
 
 
 @app.command()
