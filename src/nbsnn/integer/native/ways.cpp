@@ -38,8 +38,11 @@ void drop_dead(const Node& node, Branch& b) {
 int load_of(const Node& node, const Branch& b) {
   const size_t outputs = static_cast<size_t>(node.channels / b.groups), inputs = static_cast<size_t>(b.inputs / b.groups);
   std::vector<int64_t> sums(static_cast<size_t>(node.channels), 0);
-  for (size_t i = 0; i < b.weight.size(); ++i)
-    sums[i / outputs % static_cast<size_t>(b.inputs) / inputs * outputs + i % outputs] += std::abs(static_cast<int>(b.weight[i]));
+  const int16_t* w = b.weight.data();
+  for (size_t row = 0; row < static_cast<size_t>(b.taps) * static_cast<size_t>(b.inputs); ++row, w += outputs) {
+    int64_t* sum = sums.data() + row % static_cast<size_t>(b.inputs) / inputs * outputs;
+    for (size_t o = 0; o < outputs; ++o) sum[o] += std::abs(static_cast<int>(w[o]));
+  }
   return static_cast<int>(std::min<int64_t>(INT32_MAX, *std::max_element(sums.begin(), sums.end())));
 }
 
