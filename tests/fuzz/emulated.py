@@ -1,0 +1,74 @@
+"""The kernel for AVX-512 on a processor without it: each vector of 64 bytes is two of AVX2, and the kernel's tests run on that.
+
+python tests/fuzz/emulated.py [pytest arguments]
+
+The package is copied, the few intrinsics of `kernel_avx512.cpp` are replaced in the copy, and "avx512" is said to be there.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+NATIVE = Path("nbsnn", "integer", "native")
+OPTIONS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-w"]
+TARGET = "avx512f,avx512bw,avx512vl,avx512dq,bmi,bmi2,popcnt,prefer-vector-width=512"
+INTRINSICS = """
+#define NBSNN_INLINE static inline __attribute__((always_inline))
+struct Halves { __m256i low, high; };
+NBSNN_INLINE __m512i join(__m256i low, __m256i high) { Halves h{low, high}; __m512i x; std::memcpy(&x, &h, 64); return x; }
+NBSNN_INLINE Halves parts(__m512i x) { Halves h; std::memcpy(&h, &x, 64); return h; }
+NBSNN_INLINE __m512i emulated_broadcast(__m128i x) { const __m256i y = _mm256_broadcastsi128_si256(x); return join(y, y); }
+NBSNN_INLINE __m512i emulated_shuffle(__m512i table, __m512i index) {
+  const Halves t = parts(table), i = parts(index);
+  return join(_mm256_shuffle_epi8(t.low, i.low), _mm256_shuffle_epi8(t.high, i.high));
+}
+NBSNN_INLINE uint64_t emulated_test(__m512i x, __m512i y) {
+  uint64_t mask = 0;
+  unsigned char a[64], b[64];
+  std::memcpy(a, &x, 64), std::memcpy(b, &y, 64);
+  for (int i = 0; i < 64; ++i) mask |= uint64_t{(a[i] & b[i]) != 0} << i;
+  return mask;
+}
+#define _mm512_broadcast_i32x4 emulated_broadcast
+#define _mm512_shuffle_epi8 emulated_shuffle
+#define _mm512_test_epi8_mask emulated_test
+#define NBSNN_VB 64
+"""
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace a piece of a file, which must be there."""
+    text = path.read_text()
+    if old not in text:
+        raise SystemExit(f"{path.name} no longer holds {old!r}; adapt emulated.py")
+    path.write_text(text.replace(old, new))
+
+
+def build(source: Path) -> None:
+    """Build the extension of a copy of the package with the emulated kernel."""
+    native = source / NATIVE
+    replace(native / "kernel_avx512.cpp", TARGET, "avx2,fma,bmi,bmi2,popcnt")
+    replace(native / "kernel_avx512.cpp", "#define NBSNN_VB 64\n", INTRINSICS)
+    replace(native / "targets.cpp", "if (target == 2)\n", "if (target == 2) return true;\n  if (target == 2)\n")
+    for built in native.parent.glob("_native*"):
+        subprocess.run(["g++", *OPTIONS, "-o", built, *sorted(native.glob("*.cpp"))], check=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the tests of the native backend, or those that pytest's arguments name."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+        build(source)
+        seen = "from nbsnn.integer.backends import library; assert library.targets()[-1] == 'avx512', library.targets()"
+        subprocess.run([sys.executable, "-c", seen], cwd=folder, env={"PYTHONPATH": str(source)}, check=True)
+        tests = arguments or ["-q", "tests/test_native.py", "tests/test_max_pool_integer.py"]
+        return subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=ROOT, env={"PYTHONPATH": str(source)}).returncode
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
