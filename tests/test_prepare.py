@@ -641,3 +641,54 @@ def test_writes_into_parts_of_a_signal_are_exact():
     spiking = nbsnn.to_spiking(quantized, images[:1], schedule="settle")
     assert nbsnn.measure_fidelity(quantized, spiking, images).differing == 0
     assert nbsnn.measure_integer_fidelity(quantized, nbsnn.lower(quantized, images[:1]), images).differing == 0
+
+
+PIECES = {
+    "hardsigmoid": lambda x: F.hardsigmoid(x), "Hardsigmoid": nn.Hardsigmoid(), "clamp": lambda x: x.clamp(0.25, 1.5),
+    "min": lambda x: x.clamp_max(0.5), "above": lambda x: torch.clip(x, min=-0.5),
+    "where": lambda x: torch.where(x < 0, torch.zeros_like(x), x), "fill": lambda x: x.masked_fill(x <= 0, 0),
+    "write": lambda x: _with_zeros(x.clone()), "maximum": lambda x: torch.maximum(x, x.flip(1)), "float": lambda x: x.double(),
+}  # fmt: skip
+
+
+def _with_zeros(x):
+    x[x < 0] = 0
+    return x
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_functions_of_pieces_become_rectifiers(name):
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.piece, self.last, self.head = conv(2, 4), PIECES[name], conv(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(F.adaptive_avg_pool2d(F.relu(self.last(self.piece(self.conv(x)))), 1).squeeze())
+
+    net, images = Net().eval().double(), torch.randn(4, 2, 6, 6, dtype=torch.float64)
+    assert not [str(finding) for finding in nbsnn.check(net, images) if finding.status == "refused"]
+    torch.testing.assert_close(nbsnn.prepare(net, images)(images), net(images))
+    quantized = nbsnn.quantize(net, SPEC, images=images).eval()
+    assert quantized(images[:1]).shape == (1, 3)
+    spiking = nbsnn.to_spiking(quantized, images[:1], schedule="barrier")
+    assert nbsnn.measure_fidelity(quantized, spiking, images).differing == 0
+
+
+def test_results_and_jumps_are_refused_with_their_reason():
+    class Result:
+        pass
+
+    class Odd(_Legacy):
+        def forward(self, x):
+            F.relu(self.conv(x))
+            return Result()
+
+    def refused(net):
+        return [str(finding) for finding in nbsnn.check(net.eval(), torch.randn(1, 2, 8, 8)) if finding.status == "refused"]
+
+    assert refused(Odd()) == ["the network: the network returns a Result; return tensors, in tuples, lists or dicts"]
+    (jump,) = refused(nn.Sequential(conv(2, 4), nn.Threshold(0.1, 0), nn.Flatten(), nn.Linear(256, 3)))
+    assert jump.endswith("threshold() jumps from one value to another; use nn.ReLU")

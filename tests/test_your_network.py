@@ -97,6 +97,12 @@ def gate(x):
     return x * x.mean((2, 3), keepdim=True).sigmoid()
 
 
+def shifted(x):
+    y = torch.zeros_like(x)
+    y[:, 1:] = x[:, :-1]
+    return y
+
+
 def branch(x):
     return x if x.sum() > 0 else -x
 
@@ -137,10 +143,15 @@ ROWS = {
     "norms that call their own activation, as in `timm`": Calls(nn.Sequential(nn.Conv2d(8, 8, 1), NormAct(8))),
     "one activation module in several places": Twice(),
     "`ReLU6`, `Hardtanh(0, c)`, `clamp(0, c)`": Calls(nn.ReLU6(), act=False),
+    "`Hardsigmoid`, `clamp(a, b)`, `masked_fill(x < 0, 0)`": Calls(
+        lambda x: F.hardsigmoid(x) + x.clamp(0.5, 2) + x.masked_fill(x < 0, 0), act=False
+    ),
+    "writes into parts, `y[:, 1:] = x[:, :-1]`": shifted,
     "`weight_norm`, `spectral_norm`, pruning": normed(pruned),
     "`LeakyReLU`, `PReLU`, `abs`": Calls(nn.LeakyReLU(), act=False),
     "a weight layer after another, such as a linear bottleneck": Calls(nn.Conv2d(8, 8, 1), act=False),
     "a sum that feeds a weight layer": Calls(shortcut, act=False),
+    "`torch.maximum`, `torch.minimum` of two signals": lambda x: torch.minimum(torch.maximum(x, x.flip(1)), x.roll(1, 2)),
     "a max pool behind `PixelShuffle`": Calls(nn.Sequential(nn.PixelShuffle(2), nn.MaxPool2d(3, 2)), channels=2),
     "`Sigmoid`, `SiLU`, `GELU`, `Tanh`, `softmax`": nn.SiLU(),
     "`x * F.relu6(x + 3) / 6`, `x * torch.sigmoid(x)`": lambda x: x * F.relu6(x + 3) / 6,

@@ -5,7 +5,7 @@ remove the prefixes from state dicts, so a wrapped network is saved like the bar
 """
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -74,11 +74,20 @@ def copied(module: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
-        memo |= {id(t): t.detach().clone() for t in vars(part).values() if isinstance(t, Tensor) and t.grad_fn is not None}
+        memo |= {id(t): t.detach().clone() for t in _held(vars(part)) if t.grad_fn is not None}
     for part in reversed(list(module.modules())):  # from the inside out: the content of a wrapper is copied before the wrapper
         if (inner := _wrapped(part)) is not None:
             memo[id(part)] = copy.deepcopy(inner, memo)
     return copy.deepcopy(module, memo)
+
+
+def _held(tree: Any) -> Iterable[Tensor]:
+    """Tensors in attributes, and in dicts, lists and tuples among them, such as those that hooks fill."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (dict, list, tuple)):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _held(item)
 
 
 def bare(module: nn.Module) -> nn.Module:

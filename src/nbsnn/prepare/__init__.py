@@ -22,7 +22,7 @@ from nbsnn.prepare.program import Preparation, preparation_of, with_forward_
 from nbsnn.prepare.refusals import refuse_the_rest
 from nbsnn.prepare.rewriting import Rewriting
 from nbsnn.prepare.signals import Inserter
-from nbsnn.prepare.stacks import sum_stacks
+from nbsnn.prepare.stacks import name_squeezed_axes, sum_stacks
 from nbsnn.prepare.training import call_dropout
 from nbsnn.prepare.verify import check_same, uses_what_was_overwritten
 from nbsnn.prepare.weights import call_layers
@@ -141,6 +141,7 @@ def passes(net: nn.Module, images: Tensor, *, keep: Collection[str] = (), activa
     rewriting = Rewriting(copy, record(copy, images), keep)
     repeat_constants(rewriting)
     call_writes(rewriting)
+    name_squeezed_axes(rewriting)
     call_layers(rewriting)
     if not activations:
         return rewriting

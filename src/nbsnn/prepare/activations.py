@@ -116,8 +116,14 @@ def _by_comparison(name: str, args: tuple[Any, ...]) -> tuple[Rectifier, fx.Node
         for x, mask in (args, args[::-1]):
             if isinstance(x, fx.Node) and _is_positive(mask, x):
                 return Rectifier(), x
-    if name == "where" and len(args) == 3 and isinstance(args[1], fx.Node) and _is_positive(args[0], args[1]):
-        x, other = args[1:]
+    if name == "where" and len(args) == 3 and _is_positive(args[0], args[2], "lt", "le"):
+        args = (args[0], args[2], args[1])  # the other way round
+    elif name in ("masked_fill", "written") and len(args) == 3 and _is_positive(args[1], args[0], "lt", "le"):
+        return (Rectifier(), args[0]) if _is_zero(args[2]) else None
+    elif name != "where" or len(args) != 3 or not _is_positive(args[0], args[1]):
+        return None
+    x, other = args[1:]
+    if isinstance(x, fx.Node):
         if _is_zero(other):
             return Rectifier(), x
         if isinstance(other, fx.Node) and function_of(other) in ("mul", "rmul") and x in other.args:
@@ -126,11 +132,12 @@ def _by_comparison(name: str, args: tuple[Any, ...]) -> tuple[Rectifier, fx.Node
     return None
 
 
-def _is_positive(mask: Any, x: fx.Node) -> bool:
-    """Whether a node is x > 0 (or x ≥ 0, as both are 0 at 0), also as numbers."""
+def _is_positive(mask: Any, x: Any, *comparisons: str) -> bool:
+    """Whether a node is x > 0 (or x ≥ 0, as both are 0 at 0), also as numbers; or another comparison with 0."""
     while isinstance(mask, fx.Node) and function_of(mask) in ("float", "to", "type", "type_as", "double"):
         mask = mask.args[0]
-    return isinstance(mask, fx.Node) and function_of(mask) in ("gt", "ge") and mask.args[0] is x and _is_zero(mask.args[1])
+    compares = isinstance(mask, fx.Node) and function_of(mask) in (comparisons or ("gt", "ge"))
+    return compares and isinstance(x, fx.Node) and mask.args[0] is x and _is_zero(mask.args[1])
 
 
 def _is_zero(value: Any) -> bool:
@@ -145,6 +152,8 @@ def replace_activations(rewriting: Rewriting) -> None:
     for node in list(rewriting.graph.nodes):
         if node.op == "call_module":
             _replace_module(rewriting, node, seen)
+            if isinstance(rewriting.module(node), nn.Hardsigmoid) and not rewriting.is_kept(str(node.target)):
+                _replace_shifted(rewriting, node)
         elif node.op in ("call_function", "call_method"):
             found = of_function(rewriting, node)
             if found is not None:
@@ -154,6 +163,7 @@ def replace_activations(rewriting: Rewriting) -> None:
                 rewriting.changed(node, f"{function_of(node)}() became {rewriting.describe(path)}")
             else:
                 _replace_extreme(rewriting, node)
+                _replace_shifted(rewriting, node)
 
 
 _EXTREMES = {"maximum": 1, "max": 1, "minimum": -1, "min": -1}
@@ -176,6 +186,40 @@ def _replace_extreme(rewriting: Rewriting, node: fx.Node) -> None:
     what = f"{name}() of two became a sum with {rewriting.describe(path)} of their difference, which is quantized"
     rewriting.changed(node, what, status="approximated")
     rewriting.replace(node, result)
+
+
+def _replace_shifted(rewriting: Rewriting, node: fx.Node) -> None:
+    """Replace clamp(x, a, b) by a + clamp(x − a, 0, b − a), min(x, b) by b − relu(b − x), and hardsigmoid by its parts."""
+    name, x, scale = function_of(node).removesuffix("_"), node.args[0] if node.args else None, 1.0
+    low, high = _bounds(name, node)
+    if name == "hardsigmoid" or node.op == "call_module":
+        name = "hardsigmoid"
+        low, high, scale = -3.0, 3.0, 1 / 6
+    numbers = all(bound is None or isinstance(bound, (int, float)) for bound in (low, high))
+    if not isinstance(x, fx.Node) or not x.meta.get("data") or not numbers or (low is None and high is None):
+        return
+    if low is None:
+        at, sign, limit = high, -1, math.inf
+    else:
+        at, sign, limit = low, 1, math.inf if high is None else high - low
+    if limit <= 0:
+        return
+    path = rewriting.add(node.meta["scope"], "act", _one_side(limit))
+    gap = rewriting.function(operator.sub, (x, at) if sign > 0 else (at, x), at=node)
+    rectified = rewriting.call(path, gap, at=node)
+    if scale == 1:
+        result = rewriting.function(operator.add if sign > 0 else operator.sub, (at, rectified), at=node)
+    else:
+        result = rewriting.function(operator.mul, (rectified, scale), at=node)
+    rewriting.changed(node, f"{name}() became {rewriting.describe(path)} of a shifted signal")
+    rewriting.replace(node, result)
+
+
+def _bounds(name: str, node: fx.Node) -> tuple[Any, Any]:
+    """The bounds of a call that clips; None for none."""
+    names = {"clamp": ("min", "max"), "clip": ("min", "max"), "clamp_min": ("min",), "clamp_max": ("max",)}.get(name, ())
+    given = dict(zip(names, node.args[1:], strict=False)) | {key: node.kwargs[key] for key in names if key in node.kwargs}
+    return given.get("min"), given.get("max")
 
 
 def _register(rewriting: Rewriting, scope: str, new: nn.Module, seen: set[nn.Module]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from nbsnn.errors import QuantizationError
 from nbsnn.prepare.findings import Finding
 from nbsnn.quant.flow import few
+from nbsnn.structure import odd_output
 from nbsnn.surgery import evaluation_mode
 from nbsnn.tracing import CONSTANTS, LIKE, Tracer, function_name, tensors_in
 
@@ -25,7 +26,10 @@ _OWN_LAYERS = ("nbsnn.prepare.modules", "nbsnn.pooling")
 _READS = {"data", "T", "mT", "H", "mH", "real"}  # attributes that hold a tensor with values of this one
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 # Functions whose result is a number of Python: what is done with it cannot be recorded.
-_DECISIONS = {"bool", "int", "float", "index", "complex", "item", "tolist", "numpy", "array", "is_nonzero", "equal", "allclose"}
+# By their full names: x.float() is a tensor, and float(x) calls __float__.
+_DECISIONS = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "__array__"} | {
+    "item", "tolist", "numpy", "is_nonzero", "equal", "allclose",
+}  # fmt: skip
 
 
 class BatchSize(int):
@@ -99,6 +103,8 @@ class Recorder(Tracer):
         start = self.graph.placeholder("input")
         start.meta.update(shape=tuple(image.shape), data=True, scope="", place=None)
         output = self.follow(self._root, image, start, error=QuantizationError)
+        if (odd := odd_output(output)) is not None:
+            raise QuantizationError(f"the network returns a {odd}; return tensors, in tuples, lists or dicts")
         self.graph.output(self._argument(output))
         self.graph.eliminate_dead_code(writes)
         return output
@@ -138,7 +144,7 @@ class Recorder(Tracer):
         if attribute and name not in _READS:
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if name in _DECISIONS:
+        if func.__name__ in _DECISIONS:
             if any(t in self.known and self.known[t].meta["data"] for t in given):
                 self._refuse_decision(name)
             return result

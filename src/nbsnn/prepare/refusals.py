@@ -22,6 +22,7 @@ from nbsnn.quant.operations import (
 )
 
 _RECURRENT = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
+_JUMP = Refusal("threshold() jumps from one value to another", "use nn.ReLU")
 _TIMES = {"mul", "rmul", "imul", "multiply"}
 _PLUS = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "neg"}
 _ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
@@ -49,6 +50,8 @@ def _of_module(rewriting: Rewriting, node: fx.Node) -> Refusal | None:
         )
     if isinstance(module, nn.MultiheadAttention):
         return Refusal("attention multiplies two signals", "use convolutions or linear layers, whose weights are constant")
+    if isinstance(module, nn.Threshold):  # of another kind than nn.ReLU, which it would have become
+        return _JUMP
     if (refusal := refused_module(module)) is not None:
         return refusal
     if isinstance(module, MAX_POOLS) and (oddity := pool_oddity(module)) is not None:
@@ -63,6 +66,8 @@ def _of_function(rewriting: Rewriting, node: fx.Node) -> Refusal | None:
     sources = _data(node)
     if name in ("size", "numel", "nelement", "shape") or node.target is getattr:
         return refused_transpose(name, len(node.args[0].meta["shape"]))  # type: ignore[union-attr]
+    if name == "threshold":
+        return _JUMP
     if name in _ATTENTION:
         return Refusal("attention multiplies two signals", "use convolutions or linear layers, whose weights are constant")
     if name in _TIMES and sources == 2 and (swish := _swish(rewriting, node)) is not None:

@@ -1,8 +1,11 @@
-"""Sums over stacked signals: stack([x, y], 1).mean(1) is (x + y) / 2, without an axis that layers do not know."""
+"""Sums over stacked signals: stack([x, y], 1).mean(1) is (x + y) / 2, without an axis that layers do not know. And x.squeeze()
+names its axes, so that one image keeps that of the batch.
+"""
 
 import operator
 from functools import reduce
 
+import torch
 from torch import fx
 
 from nbsnn.prepare.graph import writes
@@ -27,6 +30,19 @@ def sum_stacks(rewriting: Rewriting) -> None:
             rewriting.changed(user, f"{function_of(user)}() over a stack became a sum of its {len(parts)} parts")
             rewriting.replace(user, total)
         rewriting.graph.erase_node(node)
+
+
+def name_squeezed_axes(rewriting: Rewriting) -> None:
+    """Let x.squeeze() drop the axes of one place but the first, also for a single image."""
+    for node in list(rewriting.graph.nodes):
+        x = node.args[0] if node.args else None
+        if function_of(node) != "squeeze" or len(node.args) > 1 or node.kwargs or not isinstance(x, fx.Node):
+            continue
+        if x.meta.get("data") and x.meta.get("shape"):
+            axes = tuple(axis for axis, size in enumerate(x.meta["shape"]) if size == 1 and axis > 0)
+            new = rewriting.function(torch.squeeze, (x, axes), at=node)
+            rewriting.changed(new, "squeeze() without axes keeps the axis of the batch, also for one image")
+            rewriting.replace(node, new)
 
 
 def _axis(node: fx.Node) -> object:

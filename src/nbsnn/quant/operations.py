@@ -33,9 +33,9 @@ WEIGHINGS = {
 }  # fmt: skip
 
 _RELU = {"relu", "relu6", "leaky_relu", "prelu", "threshold", "elu", "selu", "celu", "rrelu"}
-_CLIP = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "maximum", "minimum"}
+_CLIP = {"hardsigmoid", "clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "maximum", "minimum"}
 POINTWISE = {
-    "sigmoid", "tanh", "gelu", "silu", "mish", "softplus", "softsign", "hardsigmoid", "hardswish", "logsigmoid", "exp",
+    "sigmoid", "tanh", "gelu", "silu", "mish", "softplus", "softsign", "hardswish", "logsigmoid", "exp",
     "tanhshrink", "softshrink", "hardshrink",
 }  # fmt: skip
 _EXPONENTIAL = {"elu", "selu", "celu"}
@@ -54,7 +54,7 @@ _OTHER_POOLS = {"max_pool", "max_pool3d", "adaptive_max_pool3d", "fractional_max
 _GATES = {"glu", "multi_head_attention_forward", "scaled_dot_product_attention"}
 _RECURRENT = {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}
 
-_PREPARED = {"relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "threshold"}
+_PREPARED = {"hardsigmoid", "relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "threshold"}
 _BY_ITSELF = ", or give images or an example, with which quantize rewrites leaky and clipped activations"
 
 # torch's modules by their function; modules whose function is in AFFINE have no entry.
