@@ -516,16 +516,24 @@ def test_networks_on_rows_and_sequences_go_all_the_way(kind, tmp_path):
     assert nbsnn.evaluate(quantized, [(rows, wanted.argmax(1))]).top1 == 100
 
 
-def test_a_layer_along_the_last_axis_is_refused_by_the_lowering_alone():
+def test_a_layer_along_long_lines_is_refused_by_the_lowering_alone():
     """Case 14: [B, C, L] with a linear layer on each channel."""
+
+    def made(rows):
+        layers = nn.Linear(rows.shape[2], 4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+        return nbsnn.quantize(nn.Sequential(*layers), SPEC, images=rows).eval()
+
     rows = torch.randn(8, 2, 10)
-    quantized = nbsnn.quantize(
-        nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)), SPEC, images=rows
-    ).eval()
+    quantized = made(rows)
+    assert nbsnn.measure_integer_fidelity(quantized, nbsnn.lower(quantized, rows), rows).off == 0
+    rows = torch.randn(8, 2, 40)
+    quantized = made(rows)
     nbsnn.to_spiking(quantized, rows)
     assert said(nbsnn.lower, quantized, rows) == (
-        "a linear layer works along the last of the axes [2, 10] at 0; flatten first, or use nn.Conv2d"
+        "a linear layer works along the last of the axes [2, 40], which is no axis of channels at 0; move the channels there, "
+        "as x.permute(0, 2, 3, 1) does, flatten first, or use nn.Conv2d"
     )
+    rows = rows[..., :10]
     quantized = nbsnn.quantize(nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)), SPEC, images=rows).eval()
     assert nbsnn.lower(quantized, rows).run(rows).shape == (8, 3)
 

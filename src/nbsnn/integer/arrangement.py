@@ -112,7 +112,8 @@ def no_affine(x: Arrangement, *, weighted: bool = True) -> NoForm:
     """Why an arrangement cannot enter an activation, or, if `weighted`, another layer."""
     if weighted and any(term.synapse is not None for piece in x.pieces for term in piece.form.terms):
         return NoForm("one weight layer follows another", "put an nn.ReLU between them, or merge them")
-    if any(piece.gain is not None and len(piece.gain[piece.index >= 0].unique()) > 1 for piece in x.pieces):
+    gains = (piece.gain[piece.index >= 0] for piece in x.pieces if piece.gain is not None)
+    if any(not torch.equal(gain, gain[:1].expand_as(gain)) for gain in gains):
         return NoForm("currents are multiplied by other numbers from place to place", "use one number per channel")
     return NoForm(
         f"currents rearranged to {list(x.shape)} are used",
