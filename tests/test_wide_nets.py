@@ -30,7 +30,8 @@ def test_a_head_on_odd_enlargements_is_exact(kernel: int, padding: int, backend:
     images = torch.randn(2, 3, 6, 7)
     quantized = nbsnn.quantize(Enlarged(kernel, padding), nbsnn.QuantSpec(4, 2), images=images).eval()
     network = nbsnn.lower(quantized, images[:1])
-    assert all(branch.after is not None for branch in network.program.head.branches)
+    # Weights decide whether sums of one tap behind the map have 32 bits; those of nine taps always have more.
+    assert kernel == 1 or all(branch.after is not None for branch in network.program.head.branches)
     wanted = quantized(images)
     for engine in ("counts", "spikes"):
         found = network.run(images, engine=engine, schedule="settle", backend=backend)
