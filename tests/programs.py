@@ -23,9 +23,10 @@ def places(size: int, kernel: int, stride: int, padding: int) -> Tensor:
 
 
 def random_program(
-    kinds: list[str], *, timesteps: int, seed: int = 0, channels: int = 8, size: int = 6, weight: int = 3, mixed: bool = False
-) -> Program:
-    """A stem on the image, one unit per kind, a pool, a hidden linear unit, and a head on two sources."""
+    kinds: list[str], *, timesteps: int, seed: int = 0, channels: int = 8, size: int = 6, weight: int = 3, mixed: bool = False,
+    hidden: int = 24, pool: int = 2,
+) -> Program:  # fmt: skip
+    """A stem on the image, one unit per kind, a pool, a linear unit of so many neurons, and a head on two sources."""
     g = torch.Generator().manual_seed(seed)
     pixels = Pixels(shape=(2, size, size), fraction_bits=8, low=-500, high=600)
     nodes: list = []
@@ -102,11 +103,12 @@ def random_program(
             )
         before, last = last, made
     c, h, w = shapes[last]
-    nodes.append(SumPool("pool", last, (2, 2), (2, 2), (0, 0), (c, h // 2, w // 2)))
-    nodes.append(Flatten("flat", "pool", (c * (h // 2) * (w // 2),)))
+    h, w = h // pool, w // pool
+    nodes.append(SumPool("pool", last, (pool, pool), (pool, pool), (0, 0), (c, h, w)))
+    nodes.append(Flatten("flat", "pool", (c * h * w,)))
     shapes |= {n.name: n.shape for n in nodes[-2:]}
-    hidden = unit("hidden", (24,), [branch("flat", 24)])
-    branches = [branch(hidden, 5, limit=127), branch("flat", 5, limit=127)]
+    last = unit("hidden", (hidden,), [branch("flat", hidden)])
+    branches = [branch(last, 5, limit=127), branch("flat", 5, limit=127)]
     head = Head((5,), tuple(_float(b) for b in branches), torch.zeros(5, dtype=torch.float64))
     return Program(timesteps, pixels, tuple(nodes), head)
 

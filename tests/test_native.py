@@ -115,6 +115,32 @@ def test_positive_and_negative_spikes_of_one_step_do_not_wrap_their_sum():
     assert int(run(engine_torch, program, pixels, ("signed", "fixed")).counts[second.name].min()) > 0
 
 
+@needs_native
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("weight", [1, 2, 7, 8, 31])
+def test_layers_of_few_places_pack_their_weights(weight, mode):
+    """Weights of 2, 4 or 8 bits in the kernel, into one place and, of one image, into four; 17 images are two tiles."""
+    program = random_program(["strided", "strided"], timesteps=4, channels=130, weight=weight, hidden=300)
+    for batch in (1, 17):
+        pixels = random_pixels(program, batch)
+        expected = run(engine_torch, program, pixels, mode)
+        assert int(expected.spikes["hidden"].sum()) > 0
+        for target in native.targets():
+            assert_same(run(native, program, pixels, mode, target=target, threads=2), expected)
+
+
+@needs_native
+def test_heads_add_up_windows_whose_counts_exceed_16_bits():
+    program = random_program([], timesteps=255, channels=6, size=17, pool=17)
+    bright = torch.full((2, *program.pixels.shape), program.pixels.high, dtype=torch.int32)
+    stem = replace(program.units[0], bias=torch.full((6,), 2**12, dtype=torch.int32))  # fires in every step
+    program = replace(program, nodes=(stem, *program.nodes[1:]))
+    expected = run(engine_torch, program, bright, None)
+    assert int(expected.counts["stem"].sum((2, 3)).max()) > 2**16
+    for target in native.targets():
+        assert_same(run(native, program, bright, None, target=target), expected)
+
+
 @pytest.mark.parametrize(("largest", "parts"), [(31, 1), (32, 2), (127, 2), (503, 2), (504, 3), (32767, 4), (-32768, 4)])
 def test_large_weights_are_as_few_digits_as_can_be(largest, parts):
     weight = np.array([[[largest, 0, -7]]], np.int16)

@@ -86,8 +86,8 @@ struct Branch {
   int source;  // node, or -1: the image, constant in time
   int inputs;  // channels of the source
   int groups, taps;
-  bool rows;          // int8 rows added in int8 registers; otherwise rows are added to 32 bits
-  int row_bytes = 0;  // channels of a row block
+  bool rows;  // int8 rows added in int8 registers; otherwise rows are added to 32 bits
+  int row_bytes = 0;
   int shift;
   int wmax;                           // largest |weight|
   int load = 0;                       // largest sum of |weights| of an output
@@ -102,7 +102,12 @@ struct Branch {
   std::vector<uint32_t> codes;  // [output / 4][look-up][output % 4]: where a table begins
   std::vector<std::vector<int>> runs;  // of four outputs: how many look-ups at a time their sums may stay in int8
   Gathering gathering;
-  std::vector<int8_t> blocks;  // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
+  Buffer blocks;   // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
+  int fields = 0;  // weights in a byte of rows that are added for lists of spikes (lists.inc); 0: for records
+
+  const int8_t* block(int number) const {
+    return reinterpret_cast<const int8_t*>(blocks.data.get()) + static_cast<size_t>(number) * taps * inputs * row_bytes;
+  }
 };
 
 // Thresholds in 16 bits (thresholds.h), [channel][row][count].
@@ -214,7 +219,7 @@ struct Flight {
 
 struct Scratch {
   Buffer bytes, words, current, membrane, count, constant, wide, code, columns, stage, spikes_seen;
-  std::vector<uint32_t> rows;   // of weights: the spikes of planes with few of them
+  std::vector<uint32_t> rows;   // of weights: lists of spikes
   std::vector<int64_t> spikes;  // per image of the flight, of the node under work
   std::vector<int> last;        // likewise
 };
@@ -234,7 +239,7 @@ struct Item {
 // What a kernel compiled for an instruction set offers.
 struct Kernel {
   int vector;  // bytes; without run_planes no node is computed from planes
-  void (*pack)(const Node&, Branch&);
+  void (*pack)(const Node&, Branch&, bool lists);
   void (*run_tile)(const Net&, const Request&, Flight&, Scratch&, const Item&);
   void (*run_planes)(const Net&, const Request&, Flight&, Scratch&, const Item&);
   void (*run_records)(const Net&, Flight&, const Item&);

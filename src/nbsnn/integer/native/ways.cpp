@@ -68,7 +68,7 @@ void prepare_branch(const Kernel& kernel, const Net& net, Node& node, Branch& b)
   b.wmax = 1;
   for (int16_t w : b.weight) b.wmax = std::max(b.wmax, std::abs(static_cast<int>(w)));
   const bool possible = is_single(b) && node.positions > 1 && !node.wide && kernel.run_planes;
-  b.rows = b.source >= 0 && b.groups == 1 && b.wmax <= 31;
+  b.rows = b.source >= 0 && b.groups == 1 && b.wmax <= 31 && !node.head;
   b.identity = is_identity(node, b);
   if (b.source >= 0 && !b.identity && !node.wide) drop_dead(node, b);
   b.load = load_of(node, b);
@@ -76,7 +76,7 @@ void prepare_branch(const Kernel& kernel, const Net& net, Node& node, Branch& b)
   const bool planes = b.source < 0 ? node.positions > 1 && !node.wide && kernel.run_planes : possible && (b.identity || tables);
   if (planes && is_single(b))
     b.gathering = make_gathering(node, b, b.source < 0 ? net.pixels : net.nodes[static_cast<size_t>(b.source)].positions);
-  if (b.rows) kernel.pack(node, b);
+  if (b.rows) kernel.pack(node, b, possible || node.positions == 1);
   node.planes = planes && (node.branches.empty() || node.planes);
 }
 
@@ -94,7 +94,8 @@ void choose_ways(const Net& net, const Kernel& kernel, Flight& flight) {
     const Node& node = net.nodes[i];
     flight.dense[i] = node.planes && static_cast<int64_t>(flight.images) * node.positions * 4 >= kernel.vector;
     for (const Branch& b : node.branches)
-      if (b.source >= 0) (flight.dense[i] ? flight.planes_read : flight.records_read)[static_cast<size_t>(b.source)] = 1;
+      if (b.source >= 0)
+        (flight.dense[i] || b.fields || node.head ? flight.planes_read : flight.records_read)[static_cast<size_t>(b.source)] = 1;
   }
 }
 
