@@ -11,6 +11,7 @@ from integer_nets import assembled, images_for
 from step_spikes import on_grid
 
 import nbsnn
+from nbsnn.cli import main
 from nbsnn.errors import CheckpointError, ConversionError
 
 nir = pytest.importorskip("nir")
@@ -121,6 +122,17 @@ def test_a_foreign_network_of_neurons_like_ours(tmp_path):
     x = torch.full((1, 4), 0.1, dtype=torch.float64)
     expected = (3 * 2 * 0.4 / torch.from_numpy(threshold) + 0.5).floor().clamp(0, 3)  # a constant current is exact
     assert torch.allclose(spiking(x)[0], expected.double())
+
+
+def test_an_imported_network_is_exported_without_data(tmp_path):
+    """It says the size of its images."""
+    path = written(tmp_path / "net.nir", nir.Linear(ones(4, 4) / 8), nir.IF(ones(4), ones(4)), nir.Linear(ones(4, 4)))
+    out, again = tmp_path / "net.safetensors", tmp_path / "again.nir"
+    meant = ["--timesteps", "3", "--reset", "subtract", "--charge", "0.5"]
+    assert main(["import", str(path), "--out", str(out), *meant]) == 0
+    assert main(["export", str(out), "--format", "nir", "--profile", "if-charged", "--out", str(again)]) == 0
+    x = torch.full((1, 4), 0.7, dtype=torch.float64)
+    assert torch.allclose(nbsnn.load_nir(again)(x), nbsnn.load_checkpoint(out)(x), atol=1e-6)
 
 
 @pytest.mark.parametrize(

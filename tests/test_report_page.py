@@ -260,6 +260,8 @@ def test_what_is_no_subject_is_refused(quantized, images, tmp_path, monkeypatch)
         nbsnn.write_report(tmp_path / "r.html", nbsnn.to_spiking(quantized, images.normalized()[:1]))
     with pytest.raises(ConfigError, match=r"a report is about a run folder, a checkpoint, zoo:NAME or a network, not a int"):
         nbsnn.write_report(tmp_path / "r.html", 3)
+    with pytest.raises(ConfigError, match=r"r.pdf: a report is a .html file; choose a name such as net.html$"):
+        nbsnn.write_report(tmp_path / "r.pdf", quantized)
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(
         MissingDependencyError, match=r"writing a report needs the package jinja2: pip install 'nbsnn\[report\]'"
@@ -290,6 +292,7 @@ def test_the_verbs_write_read_and_compare_reports(tmp_path, capsys):
     assert main(["compare", out, str(tmp_path / "worse.json"), "--margin", "2", "--off-margin", "0.3"]) == 0
     (tmp_path / "x.json").write_text("{}")
     assert "x.json: is not a report of nbsnn" in refusal(capsys, "compare", out, str(tmp_path / "x.json"))
+    assert "r.pdf: a report is a .html file" in refusal(capsys, *words[:-1], str(tmp_path / "r.pdf"))
     assert "takes two or more" in refusal(capsys, "compare", out)
     (tmp_path / "own.html").write_text("<!DOCTYPE html><p>mine</p>")
     assert "is not a file that nbsnn wrote" in refusal(capsys, *words[:-1], str(tmp_path / "own.html"))

@@ -15,6 +15,7 @@ from nbsnn.zoo import PREFIX, list_zoo, locate
 
 FIGURES, REPORT, STATE = "figures", "a report", "a training state"
 INTEGER, PACKED = "an integer network", "a packed network"
+PAGE_SUFFIXES = (".html", ".htm")  # of a report for a browser
 _PAGE = "<!DOCTYPE html>", "nbsnn report</title>"  # how a report begins, and what it holds
 _MOST_BYTES = 2**26  # of a file of figures
 
@@ -56,6 +57,16 @@ def check_output(path: Path, kind: str, *, inputs: Iterable[str | Path | None] =
         raise ConfigError(f"{path}: is not a file that nbsnn wrote, or is damaged; name another file, or delete it first")
     if found != kind and not overwrite:
         raise ConfigError(f"{path}: holds {found}, and would be replaced by {kind}; name another file, or set overwrite=True")
+
+
+def check_suffix(path: Path, kind: str, *suffixes: str) -> None:
+    """Raise an error unless a path ends as files of a kind do.
+
+    Raises:
+        ConfigError: it does not; gives a name that does.
+    """
+    if path.suffix not in suffixes:
+        raise ConfigError(f"{path}: {kind} is a {suffixes[0]} file; choose a name such as net{suffixes[0]}")
 
 
 def check_replaceable(path: Path, *, inputs: Iterable[str | Path | None] = (), overwrite: bool = False) -> None:

@@ -24,7 +24,7 @@ from nbsnn.cli.options import (
 from nbsnn.cli.own import Own
 from nbsnn.cli.report import subject_for
 from nbsnn.files import write_text
-from nbsnn.outputs import REPORT, check_output
+from nbsnn.outputs import PAGE_SUFFIXES, REPORT, check_output, check_suffix
 from nbsnn.report.comparing import ReportComparison, compare_reports, read_report
 from nbsnn.report.limits import ReportLimits
 from nbsnn.report.measure import measure_report
@@ -68,6 +68,7 @@ def compare(
       nbsnn compare zoo:cifar10/resnet20-w2a2 new.safetensors --data sample
     """
     if html:
+        check_suffix(html, REPORT, *PAGE_SUFFIXES)
         check_output(html, REPORT, inputs=sources, overwrite=overwrite)
         check_packages()
     own, reports = Own(model, model_args), []

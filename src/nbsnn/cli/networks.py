@@ -145,14 +145,20 @@ class Example(NamedTuple):
     """What an integer network is made with: an image, and the normalization of 8-bit pixels."""
 
     image: Tensor
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
 
 
 def example_for(
     header: Header, network: nn.Module | IntegerNetwork, *, data: str | None, root: Path | None, download: bool
 ) -> Example:
-    """The first image of the data set in the options, or else in the checkpoint; zeros if these say enough without the data."""
+    """The first image of the data set in the options, or else in the checkpoint; zeros if these say enough without the data.
+
+    An imported network that says the size of its images needs no data: they are normalized as its source says.
+    """
+    imported = spec_of(header)
+    if data is None and not header.get("recipe") and imported is not None and imported.is_imported and header.get("spiking"):
+        return Example(torch.zeros(1, *header["spiking"]["image_shape"]), None, None)
     spec, model = chosen_data(header, data=data, root=root, download=download), spec_of(header)
     known = (spec.mean, spec.std) if spec.mean else data_set(spec.name).normalization
     if known and model and not model.is_own and len(known[0]) == model.in_channels:

@@ -35,7 +35,7 @@ from nbsnn.data.images import LabelledImages
 from nbsnn.errors import ConfigError, NbsnnError
 from nbsnn.figures import images_to_measure, measure_run
 from nbsnn.files import write_text
-from nbsnn.outputs import FIGURES, REPORT, check_output
+from nbsnn.outputs import FIGURES, PAGE_SUFFIXES, REPORT, check_output, check_suffix
 from nbsnn.recipes import load_recipe
 from nbsnn.report.limits import ReportLimits
 from nbsnn.report.measure import measure_report
@@ -92,6 +92,7 @@ def report(
     if out:
         check_output(out, FIGURES if recipe and not html else REPORT, overwrite=overwrite)
     if html:
+        check_suffix(html, REPORT, *PAGE_SUFFIXES)
         check_output(html, REPORT, inputs=[checkpoint], overwrite=overwrite)
         check_packages()
     own = Own(model, model_args, state)

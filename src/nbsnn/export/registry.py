@@ -14,7 +14,7 @@ from nbsnn.errors import ConfigError, MissingDependencyError, unknown
 from nbsnn.integer.lower import lower
 from nbsnn.integer.network import IntegerNetwork
 from nbsnn.naming import add_named
-from nbsnn.outputs import check_output, check_replaceable
+from nbsnn.outputs import check_output, check_replaceable, check_suffix
 from nbsnn.spiking.convert import to_quantized, to_spiking
 from nbsnn.spiking.network import SpikingNetwork
 from nbsnn.wrappers import unwrap
@@ -172,7 +172,7 @@ def check_files(path: Path, exporter: Exporter, *, inputs: Sequence[Path] = (), 
         ConfigError: another suffix, or such a file.
         CheckpointError: nothing can be written there.
     """
-    _check_suffix(path, exporter)
+    check_suffix(path, exporter.kind, exporter.suffix)
     for file in exporter.files(path):
         if exporter.suffix == ".safetensors":
             check_output(file, exporter.kind, inputs=inputs, overwrite=overwrite)
@@ -193,11 +193,6 @@ def check_profile(exporter: Exporter, profile: str | None) -> None:
     raise ConfigError(unknown("profile", profile, exporter.profiles))
 
 
-def _check_suffix(path: Path, exporter: Exporter) -> None:
-    if path.suffix != exporter.suffix:
-        raise ConfigError(f"{path}: {exporter.kind} is a {exporter.suffix} file; choose a name such as net{exporter.suffix}")
-
-
 def planned(path: str | Path, network: Network, exporter: Exporter, options: ExportOptions) -> Export:
     """An export with the network in a form that the exporter takes; nothing is written yet.
 
@@ -206,7 +201,7 @@ def planned(path: str | Path, network: Network, exporter: Exporter, options: Exp
         ConversionError, LoweringError: it cannot be converted or lowered; the message names the layer and the remedy.
     """
     path = Path(path)
-    _check_suffix(path, exporter)
+    check_suffix(path, exporter.kind, exporter.suffix)
     check_profile(exporter, options.profile)
     options = replace(options, profile=options.profile or exporter.profile_for(form_of(network)))
     network, options, steps = _in_form(network, exporter, options)

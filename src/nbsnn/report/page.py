@@ -11,6 +11,7 @@ from nbsnn.arguments import checked_arguments
 from nbsnn.data.images import LabelledImages
 from nbsnn.errors import ConfigError, MissingDependencyError
 from nbsnn.files import write_text
+from nbsnn.outputs import PAGE_SUFFIXES, REPORT, check_suffix
 from nbsnn.recipe import FLOAT_BITS
 from nbsnn.report import charts, drawing
 from nbsnn.report.comparing import ReportComparison
@@ -57,8 +58,10 @@ def write_report(
         progress: called with the title of the current step and the number of images done since the last call.
     Raises:
         CheckpointError: a file or folder that cannot be read.
+        ConfigError: a path that does not end with `.html`, or something that no report is about.
         MissingDependencyError: matplotlib or jinja2 is not installed.
     """
+    check_suffix(Path(path), REPORT, *PAGE_SUFFIXES)
     check_packages()
     subject = renamed(subject_of(source, model=model, float_network=float_network), title)
     figures = measure_report(
