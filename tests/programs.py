@@ -24,7 +24,7 @@ def places(size: int, kernel: int, stride: int, padding: int) -> Tensor:
 
 def random_program(
     kinds: list[str], *, timesteps: int, seed: int = 0, channels: int = 8, size: int = 6, weight: int = 3, mixed: bool = False,
-    hidden: int = 24, pool: int = 2,
+    hidden: int = 24, window: int = 2,
 ) -> Program:  # fmt: skip
     """A stem on the image, one unit per kind, a pool, a linear unit of so many neurons, and a head on two sources."""
     g = torch.Generator().manual_seed(seed)
@@ -103,8 +103,8 @@ def random_program(
             )
         before, last = last, made
     c, h, w = shapes[last]
-    h, w = h // pool, w // pool
-    nodes.append(SumPool("pool", last, (pool, pool), (pool, pool), (0, 0), (c, h, w)))
+    h, w = h // window, w // window
+    nodes.append(SumPool("pool", last, (window, window), (window, window), (0, 0), (c, h, w)))
     nodes.append(Flatten("flat", "pool", (c * h * w,)))
     shapes |= {n.name: n.shape for n in nodes[-2:]}
     last = unit("hidden", (hidden,), [branch("flat", hidden)])

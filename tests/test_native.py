@@ -131,7 +131,7 @@ def test_layers_of_few_places_pack_their_weights(weight, mode):
 
 @needs_native
 def test_heads_add_up_windows_whose_counts_exceed_16_bits():
-    program = random_program([], timesteps=255, channels=6, size=17, pool=17)
+    program = random_program([], timesteps=255, channels=6, size=17, window=17)
     bright = torch.full((2, *program.pixels.shape), program.pixels.high, dtype=torch.int32)
     stem = replace(program.units[0], bias=torch.full((6,), 2**12, dtype=torch.int32))  # fires in every step
     program = replace(program, nodes=(stem, *program.nodes[1:]))
