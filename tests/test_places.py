@@ -200,3 +200,22 @@ def test_maps_compose_as_matrices_do():
     x = torch.arange(6).reshape(1, 1, 3, 2)
     assert torch.equal(first.apply(x, 2)[0, 0], first.matrix() @ x[0, 0])
     assert (first.largest, first.reads, first.places, first.is_identity) == (4, 2, 4, False)
+
+
+def test_channels_moved_to_the_last_axis_and_back_stay_one_branch():
+    layers = nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 4), nn.Conv1d(4, 3, 3)])
+
+    class Lines(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x):
+            x = F.relu(self.layers[1](F.relu(self.layers[0](x.mT)))).mT
+            return self.layers[2](x).mean(2)
+
+    lines = torch.randn(2, 4, 16)
+    quantized = nbsnn.quantize(Lines(), nbsnn.QuantSpec(4, 2), example=lines[:1]).eval()
+    network = nbsnn.lower(quantized, lines[:1])
+    assert [(unit.shape, len(unit.branches)) for unit in network.program.units] == [((6, 16), 1), ((4, 16), 1)]
+    assert nbsnn.measure_integer_fidelity(quantized, network, lines).off == 0

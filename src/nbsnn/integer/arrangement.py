@@ -18,6 +18,7 @@ from nbsnn.integer.placing import flattened, pooled, resampled
 from nbsnn.shapes import plane
 
 _MOST_PIECES = 64  # that a rearrangement of channels into places may take
+_FEWEST_ELEMENTS = 8  # of a piece on average, unless there is no other way
 _MOVES: dict[int, list[tuple[int, ...]]] = {
     2: [(1, 0)],
     3: [(0, 2, 1), (2, 0, 1)],
@@ -84,12 +85,16 @@ def multiplied(x: Arrangement, factor: Tensor) -> Arrangement:
 
 def simplest(x: Arrangement, values: ValueTable) -> Form:
     """An affine function if it is one, otherwise x itself."""
-    found = as_affine(x, values)
+    found = as_affine(x, values, thin=False)
     return x if found is None else found
 
 
-def as_affine(x: Form, values: ValueTable) -> Affine | None:
-    """The affine function that an arrangement is; None if it is no choice of channels, rows and columns."""
+def as_affine(x: Form, values: ValueTable, *, thin: bool = True) -> Affine | None:
+    """The affine function that an arrangement is; None if it is no choice of channels, rows and columns.
+
+    Args:
+        thin: also by many pieces of a few elements each, which a layer that reads them pays for.
+    """
     if isinstance(x, Affine):
         return x
     if len(x.shape) not in (1, 2, 3):
@@ -97,7 +102,10 @@ def as_affine(x: Form, values: ValueTable) -> Affine | None:
     found: list[Callable[[ValueTable], Affine] | None] = []
     for piece in x.pieces:
         whole = _lines(piece, x.shape)
-        found += [whole] if whole is not None else [_lines(part, x.shape) for part in _split(piece, x.shape)]
+        parts = [] if whole is not None else _split(piece, x.shape)
+        if not thin and prod(x.shape) < _FEWEST_ELEMENTS * len(parts):
+            return None
+        found += [whole] if whole is not None else [_lines(part, x.shape) for part in parts]
     if None in found or not found:
         return None
     total: Affine | None = None
@@ -200,17 +208,19 @@ def home(x: Form, values: ValueTable) -> tuple[Affine, Tensor] | None:
     """
     if isinstance(x, Affine):
         return x, torch.arange(prod(x.shape)).reshape(x.shape)
-    for order in _orders(x):
-        found = as_affine(chosen(x, order), values)
-        if found is not None:
-            return found, torch.argsort(order.flatten()).reshape(x.shape)
+    for thin in (False, True):
+        for order in _orders(x):
+            found = as_affine(chosen(x, order), values, thin=thin)
+            if found is not None:
+                return found, torch.argsort(order.flatten()).reshape(x.shape)
     return None
 
 
 def _orders(x: Arrangement) -> Iterator[Tensor]:
-    """Elements of x in the order of what they are taken from, if it is all of that; else with axes moved."""
+    """Elements of x as they are, in the order of what they are taken from, if it is all of that, and with axes moved."""
     index, size = x.pieces[0].index.flatten(), prod(x.pieces[0].form.shape)
     elements = torch.arange(len(index))
+    yield elements.reshape(x.shape)
     if len(index) == size and torch.equal(index.sort()[0], elements):
         yield torch.argsort(index).reshape(x.pieces[0].form.shape)
     yield from (elements.reshape(x.shape).permute(axes) for axes in _MOVES.get(len(x.shape), ()))
@@ -224,11 +234,12 @@ def by_tokens(x: Form, values: ValueTable) -> tuple[Affine, Tensor] | None:
     orders = [(torch.arange(tokens), (channels, *(x.shape[:-1] if len(x.shape) < 4 else (tokens,))))]
     if form.shape[0] == channels and prod(form.shape[1:]) == tokens and torch.equal(places.sort()[0], torch.arange(tokens)):
         orders.insert(0, (places, form.shape))
-    for at, shape in orders:
-        order = torch.argsort(at) * channels + torch.arange(channels)[:, None]
-        found = as_affine(chosen(whole, order.reshape(shape)), values)
-        if found is not None:
-            return found, at.reshape(x.shape[:-1])
+    for thin in (False, True):
+        for at, shape in orders:
+            order = torch.argsort(at) * channels + torch.arange(channels)[:, None]
+            found = as_affine(chosen(whole, order.reshape(shape)), values, thin=thin)
+            if found is not None:
+                return found, at.reshape(x.shape[:-1])
     return None
 
 

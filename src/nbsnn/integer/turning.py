@@ -21,9 +21,9 @@ def turning(read: Callable[[Context, Callable[..., Any], Any, Mapping[str, Any]]
 
     def read_either(context: Context, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Form | list[Form]:
         x = context.form(args, kwargs)
-        if isinstance(x, Affine) or len(x.shape) != 3 or as_affine(x, context.values) is not None:
+        if isinstance(x, Affine) or len(x.shape) != 3 or as_affine(x, context.values, thin=False) is not None:
             return read(context, func, args, kwargs)
-        upright = as_affine(chosen(x, _exchanged(x.shape)), context.values)
+        upright = as_affine(chosen(x, _exchanged(x.shape)), context.values, thin=False)
         if upright is None:
             return read(context, func, args, kwargs)  # which says what is wrong
         given: Tensor = args[0] if args else arguments("input", args, kwargs)["input"]

@@ -125,6 +125,10 @@ def refused_function(name: str, module: nn.Module | None = None) -> Refusal:
         return Refusal(
             "this kind of max pooling has no spiking form", "use nn.MaxPool1d, nn.MaxPool2d, or their adaptive forms"
         )
+    if name.endswith("_with_indices"):
+        return Refusal(
+            "max pooling that returns indices has no spiking form", "leave out return_indices, and interpolate instead"
+        )
     if "max_pool" in name or name in ("max", "amax"):
         return Refusal(
             f"{name}() is a max pool outside a module",
