@@ -104,7 +104,8 @@ class Recorder(Tracer):
         start.meta.update(shape=tuple(image.shape), data=True, scope="", place=None)
         output = self.follow(self._root, image, start, error=QuantizationError)
         if (odd := odd_output(output)) is not None:
-            raise QuantizationError(f"the network returns a {odd}; return tensors, in tuples, lists or dicts")
+            what = f"the network returns a {odd}"
+            self.findings.append(Finding("", None, what, "refused", "return tensors, in tuples, lists or dicts"))
         self.graph.output(self._argument(output))
         self.graph.eliminate_dead_code(writes)
         return output
