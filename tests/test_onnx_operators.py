@@ -190,6 +190,9 @@ def test_resizes_of_some_axes_of_lines_and_to_computed_sizes(tmp_path):
     assert_computes_the_same(file_of(file, [("Resize", ("a", "", "f"), "y", options)], {"f": factors(2)}, opset=18))
     line = [("Resize", ("a", "", "f"), "y", {"mode": "linear"})]
     assert_computes_the_same(file_of(file, line, {"f": factors(1, 1, 2)}, image=(3, 9)), (3, 9))
+    refused(
+        file_of(file, line, {"f": factors(1, 1, 2)}, image=(1, 5000)), r"makes \[10000\] places of \[5000\]; resize smaller"
+    )
     nodes = [  # as torch.onnx exports F.interpolate(a, size=(2 * h, 2 * w))
         ("Shape", ("a",), "s", {}), ("Slice", ("s", "zero", "two"), "front", {}), ("Slice", ("s", "two", "four"), "back", {}),
         ("Mul", ("back", "two"), "twice", {}), ("Concat", ("front", "twice"), "n", {"axis": 0}),

@@ -43,7 +43,7 @@ def read_resize(node: Operation) -> Current:
     odd = [name for name in unread if node.get(name, 0)]
     if odd or node.word("keep_aspect_ratio_policy", "stretch") != "stretch":
         node.refuse(f"has {', '.join(odd) or 'keep_aspect_ratio_policy'}", "export without it")
-    if any(n * m > _MOST for n, m, _ in places):
+    if any(n * max(n, m) > _MOST for n, m, _ in places):
         node.refuse(f"makes {[m for _, m, _ in places]} places of {[n for n, _, _ in places]}", "resize smaller images")
     wanted = [_matrix(node, mode, *place) for place in places]
     for kind in _KINDS[mode]:
