@@ -217,6 +217,11 @@ AUDIT = {
         "give F.batch_norm training=self.training",
         lambda: spikes(lambda net, x: F.batch_norm(net.conv2(x), torch.zeros(4), torch.ones(4), training=net.training)),
     ),
+    "indices of maxima": Row(
+        lambda: spikes(lambda net, x: net.conv2(F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2))),
+        "leave out return_indices, and interpolate instead",
+        lambda: spikes(lambda net, x: net.conv2(F.interpolate(net.pool(x), scale_factor=2)), pool=nn.MaxPool2d(2)),
+    ),
     "F.dropout": Row(
         lambda: spikes(lambda net, x: net.conv2(F.dropout(x))),
         "use nn.Dropout, or give F.dropout training=self.training",
