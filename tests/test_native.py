@@ -173,13 +173,17 @@ def test_an_image_does_not_depend_on_its_batch_or_on_other_callers():
 
 
 @needs_native
+@pytest.mark.parametrize("timesteps", [3, 64])
 @pytest.mark.parametrize(
     ("groups", "channels", "limit", "bits"),
     [(1, 7, 3, 61.9), (2, 8, 3, 61.9), (1, 8, 200, 61.9), (1, 9, 3, 62.9), (2, 10, 3, 62.9)],
 )
-def test_the_image_is_convolved_exactly_up_to_the_limit(groups, channels, limit, bits):
-    """Products just below 2^62 fit the kernel's fast way, those above take the other; a row of zeros has no multiplier."""
-    program = random_program(["conv"], timesteps=3, channels=channels)
+def test_the_image_is_convolved_exactly_up_to_the_limit(groups, channels, limit, bits, timesteps):
+    """Products just below 2^62 fit double precision, those above take integers; a row of zeros has no multiplier.
+
+    With 3 steps and one group, both are decided from single precision.
+    """
+    program = random_program(["conv"], timesteps=timesteps, channels=channels)
     stem, g = program.nodes[0], torch.Generator().manual_seed(3)
     weight = torch.randint(-limit, limit + 1, (channels, 2 // groups, 3, 3), generator=g)
     weight[1] = 0
@@ -194,6 +198,42 @@ def test_the_image_is_convolved_exactly_up_to_the_limit(groups, channels, limit,
     pixels[1] = -pixels[0].clamp(program.pixels.low, -program.pixels.low)
     for mode in MODES[:3]:
         assert_same(run(native, program, pixels, mode), run(engine_torch, program, pixels, mode))
+
+
+@needs_native
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_integers_decide_what_single_precision_cannot(mode):
+    """Currents a few 2^-28 around each tie of each step, where floats are 2^-26 to 2^-25 apart."""
+    timesteps, height = 3, 2**28
+    ties = [(2 * k - 1) * height // (2 * t) for t in range(1, timesteps + 1) for k in range(1, t + 1)]
+    program = random_program(["conv"], timesteps=timesteps, channels=len(ties), size=4)
+    stem = program.nodes[0]
+    weight = torch.zeros_like(stem.branches[0].weight)
+    weight[:, 0, 1, 1] = 1  # passes on the pixel
+    branch = replace(stem.branches[0], weight=weight, multiplier=torch.full((len(ties),), 2**8), shift=8)
+    stem = replace(stem, branches=(branch,), bias=torch.tensor(ties, dtype=torch.int32), fraction_bits=28)
+    program = replace(program, nodes=(stem, *program.nodes[1:]))
+    pixels = random_pixels(program, 9) % 9 - 4
+    expected = run(engine_torch, program, pixels, mode)
+    assert len(expected.counts[stem.name].unique()) > 1
+    for target in native.targets():
+        assert_same(run(native, program, pixels, mode, target=target), expected)
+
+
+@needs_native
+@pytest.mark.parametrize("size", [5, 8])
+def test_an_image_is_read_by_several_branches_with_a_bias_per_place(size):
+    program = random_program(["conv"], timesteps=3, channels=6, size=size)
+    stem, g = program.nodes[0], torch.Generator().manual_seed(1)
+    first = stem.branches[0]
+    point = replace(first, weight=first.weight[:, :, 1:2, 1:2].contiguous(), padding=(0, 0))
+    bias = torch.randint(-600, 900, stem.shape, generator=g).to(torch.int32)
+    program = replace(program, nodes=(replace(stem, branches=(first, point), bias=bias), *program.nodes[1:]))
+    pixels = random_pixels(program, 7)
+    for mode in MODES:
+        expected = run(engine_torch, program, pixels, mode)
+        for target in native.targets():
+            assert_same(run(native, program, pixels, mode, target=target), expected)
 
 
 @needs_native

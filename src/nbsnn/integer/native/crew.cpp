@@ -35,23 +35,20 @@ class Barrier {
   std::atomic<int> waiting_{0}, turn_{0};
 };
 
+// Copies the images to where nodes that are computed from planes read them.
 void load_pixels(const Net& net, const Request& ask, Flight& flight) {
-  const int channels = net.image_channels;
-  int32_t* out =
-      reinterpret_cast<int32_t*>(flight.pixels.need(static_cast<size_t>(flight.images) * net.pixels * channels * sizeof(int32_t)));
-  const int32_t* in = ask.images + static_cast<size_t>(flight.first) * channels * net.pixels;
-  for (int i = 0; i < flight.images; ++i)
-    for (int c = 0; c < channels; ++c)
-      for (int p = 0; p < net.pixels; ++p)
-        out[(static_cast<size_t>(i) * net.pixels + p) * channels + c] =
-            in[(static_cast<size_t>(i) * channels + c) * net.pixels + p];
-  flight.margin = static_cast<size_t>(net.pixels) + kMaxVector;
-  const size_t row = static_cast<size_t>(flight.images) * net.pixels + 2 * flight.margin;
-  int32_t* planar = reinterpret_cast<int32_t*>(flight.planar.need(row * channels * sizeof(int32_t)));
-  for (int c = 0; c < channels; ++c)
-    for (int i = 0; i < flight.images; ++i)
-      std::memcpy(planar + c * row + flight.margin + static_cast<size_t>(i) * net.pixels,
-                  in + (static_cast<size_t>(i) * channels + c) * net.pixels, static_cast<size_t>(net.pixels) * sizeof(int32_t));
+  bool read = false;
+  for (size_t i = 0; i < net.nodes.size(); ++i)
+    for (const Branch& b : net.nodes[i].branches) read = read || (flight.dense[i] && b.source < 0);
+  if (!read) return;
+  const size_t channels = static_cast<size_t>(net.image_channels), pixels = static_cast<size_t>(net.pixels);
+  flight.margin = pixels + kMaxVector;
+  const size_t row = static_cast<size_t>(flight.images) * pixels + 2 * flight.margin;
+  int32_t* out = reinterpret_cast<int32_t*>(flight.pixels.need(row * channels * sizeof(int32_t)));
+  const int32_t* in = ask.images + static_cast<size_t>(flight.first) * channels * pixels;
+  for (size_t i = 0; i < static_cast<size_t>(flight.images); ++i)
+    for (size_t c = 0; c < channels; ++c, in += pixels)
+      std::memcpy(out + c * row + flight.margin + i * pixels, in, pixels * sizeof(int32_t));
 }
 
 // Steps, or bits of a count, in which a node may send spikes; in settle in multiples of a chunk.

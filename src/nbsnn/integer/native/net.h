@@ -26,6 +26,7 @@ constexpr int kMaxVector = 64;    // the longest vector in bytes
 constexpr int kMaxRun = 48;       // look-ups that are gathered at a time: their indices fit the first cache
 constexpr int kCountRow = 8;      // counts in a row of thresholds: one byte shuffle of int16
 constexpr int kBlockLanes = 256;  // places of a block of a node computed from planes, at most
+constexpr int kImageSteps = 63;   // of nodes that read nothing but the image (image.inc): twice a count fits an int8
 
 enum Mode : int32_t { kFixedUnsigned, kFixedSigned, kSettle, kBarrier, kCounts, kModes };
 
@@ -125,6 +126,9 @@ struct Node {
   std::vector<int64_t> bias;  // [channels], or [channels][positions]
   std::vector<Branch> branches;
   Thresholds thresholds;
+  // Of a node that reads nothing but the image, where single precision serves (image.inc), in heights: [channel / 4][row][channel % 4],
+  // the bias and the weights of all branches; [channel], how far off their sums may be.
+  std::vector<float> drive, margin;
   int last_use = -1;
   int pool = 0;         // 1: the maximum of the counts of its only branch's source; -1: the minimum; 0: neurons, or a head
   int first_sum = 0;    // of a head: its place among the sums of all heads' branches
@@ -208,12 +212,11 @@ struct Flight {
   int first = 0, images = 0;
   std::vector<Value> values;
   std::vector<uint8_t> dense, records_read, planes_read;  // of each node: computed from planes; what its readers take
-  Buffer pixels;                                          // int32 [image][pixel][channel]
-  Buffer planar;  // int32 [channel][image][pixel], each channel with `margin` in front and behind
+  Buffer pixels;  // if such a node reads them: int32 [channel][image][pixel], each channel with `margin` in front and behind
   size_t margin = 0;
   const int32_t* channel(const Net& net, int c) const {
     const size_t row = static_cast<size_t>(images) * net.pixels + 2 * margin;
-    return reinterpret_cast<const int32_t*>(planar.data.get()) + static_cast<size_t>(c) * row + margin;
+    return reinterpret_cast<const int32_t*>(pixels.data.get()) + static_cast<size_t>(c) * row + margin;
   }
 };
 

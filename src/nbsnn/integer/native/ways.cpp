@@ -10,11 +10,11 @@
 namespace nbsnn {
 namespace {
 
-// Whether each tap reads one input position at most, as in every convolution.
-bool is_single(const Branch& b) {
-  for (size_t i = 0; i + 1 < b.start.size(); ++i)
-    if (b.start[i + 1] - b.start[i] > 1) return false;
-  return true;
+// Input positions that a tap reads for an output position, at most; 1 in every convolution.
+int64_t most_reads(const Branch& b) {
+  int64_t reads = 1;
+  for (size_t i = 0; i + 1 < b.start.size(); ++i) reads = std::max(reads, static_cast<int64_t>(b.start[i + 1] - b.start[i]));
+  return reads;
 }
 
 // Whether the branch passes on its source's values unchanged.
@@ -49,9 +49,7 @@ int load_of(const Node& node, const Branch& b) {
 // Weights of a constant branch as doubles, if every sum stays below 2^51 and every product with a multiplier below 2^62.
 void set_constant(const Net& net, const Node& node, Branch& b) {
   const size_t outputs = static_cast<size_t>(node.channels / b.groups), inputs = static_cast<size_t>(b.inputs / b.groups);
-  int64_t reads = 1;
-  for (size_t i = 0; i + 1 < b.start.size(); ++i) reads = std::max(reads, static_cast<int64_t>(b.start[i + 1] - b.start[i]));
-  const double unit = static_cast<double>(net.pixel_bound) * static_cast<double>(reads);
+  const double unit = static_cast<double>(net.pixel_bound) * static_cast<double>(most_reads(b));
   std::vector<double> sum(static_cast<size_t>(node.channels), 0);
   for (size_t row = 0; row < static_cast<size_t>(b.taps) * static_cast<size_t>(b.inputs); ++row)
     for (size_t o = 0; o < outputs; ++o)
@@ -62,19 +60,63 @@ void set_constant(const Net& net, const Node& node, Branch& b) {
   if (fits) b.exact.assign(b.weight.begin(), b.weight.end());
 }
 
+// Bias and weights as floats, of a node that reads nothing but the image, and how far off the sums of a channel may be (image.inc): one
+// part in 2^24 of the terms' magnitudes for each operation on them, and half a unit for the rounding of an integer current, in each
+// of T steps; a quarter more makes up for the rounding of these. Not for nodes where the average sum would often come too near a tie.
+void set_drive(const Net& net, Node& node) {
+  constexpr double kMostMargin = 1.0 / 256, kRounding = 1.0 / (1 << 24);
+  bool fits = node.planes && net.timesteps <= kImageSteps && node.levels <= net.timesteps && node.retract < 0;
+  size_t rows = 1;
+  for (const Branch& b : node.branches) {
+    fits = fits && b.source < 0 && b.groups == 1;
+    rows += static_cast<size_t>(b.taps) * static_cast<size_t>(b.inputs);
+  }
+  if (!fits) return;
+  const size_t channels = static_cast<size_t>(node.channels), padded = static_cast<size_t>(round_up(node.channels, 4));
+  const size_t positions = node.bias.size() / channels;  // with a bias of their own
+  const double unit = std::ldexp(1.0, -node.fraction_bits);
+  const auto at = [&](size_t row, size_t o) { return (o / 4 * rows + row) * 4 + o % 4; };
+  std::vector<double> size(channels, 0);
+  node.drive.assign(padded * rows, 0), node.margin.assign(padded, 0);
+  for (size_t i = 0; i < node.bias.size(); ++i) {
+    const double bias = static_cast<double>(node.bias[i]) * unit;
+    size[i / positions] = std::max(size[i / positions], std::abs(bias));
+    if (positions == 1) node.drive[at(0, i)] = static_cast<float>(bias);
+  }
+  size_t row = 1;
+  for (const Branch& b : node.branches) {
+    const double largest = static_cast<double>(net.pixel_bound) * static_cast<double>(most_reads(b));
+    for (size_t i = 0; i < b.weight.size(); ++i) {
+      const size_t o = i % channels;
+      const double weight = std::ldexp(static_cast<double>(b.multiplier[o]), -b.shift) * unit * b.weight[i];
+      node.drive[at(row + i / channels, o)] = static_cast<float>(weight);
+      size[o] += std::abs(weight) * largest;
+    }
+    row += b.weight.size() / channels;
+  }
+  double sum = 0;
+  for (size_t o = 0; o < channels; ++o) {
+    const double rounding = static_cast<double>(rows + 8) * kRounding * (size[o] + 2);
+    const double margin = net.timesteps * (rounding + static_cast<double>(node.branches.size()) * unit / 2);
+    node.margin[o] = static_cast<float>(1.25 * margin);
+    sum += margin;
+  }
+  if (sum > kMostMargin * static_cast<double>(channels)) node.margin.clear(), node.drive.clear();
+}
+
 }  // namespace
 
 void prepare_branch(const Kernel& kernel, const Net& net, Node& node, Branch& b) {
   b.wmax = 1;
   for (int16_t w : b.weight) b.wmax = std::max(b.wmax, std::abs(static_cast<int>(w)));
-  const bool possible = is_single(b) && node.positions > 1 && !node.wide && kernel.run_planes;
+  const bool possible = most_reads(b) == 1 && node.positions > 1 && !node.wide && kernel.run_planes;
   b.rows = b.source >= 0 && b.groups == 1 && b.wmax <= 31 && !node.head;
   b.identity = is_identity(node, b);
   if (b.source >= 0 && !b.identity && !node.wide) drop_dead(node, b);
   b.load = load_of(node, b);
   const bool tables = possible && b.rows && make_tables(node, b);
   const bool planes = b.source < 0 ? node.positions > 1 && !node.wide && kernel.run_planes : possible && (b.identity || tables);
-  if (planes && is_single(b))
+  if (planes && most_reads(b) == 1)
     b.gathering = make_gathering(node, b, b.source < 0 ? net.pixels : net.nodes[static_cast<size_t>(b.source)].positions);
   if (b.rows) kernel.pack(node, b, possible || node.positions == 1);
   node.planes = planes && (node.branches.empty() || node.planes);
@@ -83,6 +125,7 @@ void prepare_branch(const Kernel& kernel, const Net& net, Node& node, Branch& b)
 void prepare_network(Net& net) {
   for (Node& node : net.nodes) {
     make_thresholds(net, node);
+    set_drive(net, node);
     for (Branch& b : node.branches)
       if (node.planes && b.source < 0) set_constant(net, node, b);
   }
