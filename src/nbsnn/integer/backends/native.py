@@ -84,7 +84,7 @@ def node_seconds(
 
 def bytes_per_image(program: Program) -> int:
     """Bytes for the pixels, as doubles and integers, here and in the kernel; the kernel bounds its neurons in flight itself."""
-    return 20 * torch.Size(program.pixels.shape).numel()
+    return 16 * torch.Size(program.pixels.shape).numel()
 
 
 @dataclass(frozen=True, eq=False)
