@@ -85,16 +85,16 @@ def random_program(
             skip = Branch(last, ints(500, 2000, channels))
             made = unit(name, shape, [branch(last, channels, **square), skip])
         elif kind == "pooled":
-            window = SumPool(f"{name}.pool", last, (2, 2), (1, 1), (1, 1), (channels, shape[1] + 1, shape[2] + 1))
-            nodes.append(window)
-            shapes[window.name] = window.shape
-            made = unit(name, shape, [branch(window.name, channels, 2)])
+            pool = SumPool(f"{name}.pool", last, (2, 2), (1, 1), (1, 1), (channels, shape[1] + 1, shape[2] + 1))
+            nodes.append(pool)
+            shapes[pool.name] = pool.shape
+            made = unit(name, shape, [branch(pool.name, channels, 2)])
         elif kind in ("maximum", "minimum"):
             windows = [AxisMap(i, (i >= 0).int(), n) for i, n in ((places(n, 3, 1, 1), n) for n in shape[1:])]
-            window = MaxPool(f"{name}.pool", last, PlaneMap(windows[0], windows[1]), kind == "minimum", shape)
-            nodes.append(window)
-            shapes[window.name] = window.shape
-            made = unit(name, shape, [branch(window.name, channels, **square), Branch(window.name, ints(500, 2000, channels))])
+            pool = MaxPool(f"{name}.pool", last, PlaneMap(windows[0], windows[1]), kind == "minimum", shape)
+            nodes.append(pool)
+            shapes[pool.name] = pool.shape
+            made = unit(name, shape, [branch(pool.name, channels, **square), Branch(pool.name, ints(500, 2000, channels))])
         elif kind == "projection" and shapes[before][1:] == shape[1:]:
             made = unit(name, shape, [branch(last, channels, **square), branch(before, channels, 1)])
         else:
