@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -224,3 +225,29 @@ def test_a_compiled_network_stays_one_graph(layout):
     quantized = nbsnn.quantize(net, nbsnn.QuantSpec(3, 3)).train().to(memory_format=layout)
     found = torch._dynamo.explain(quantized)(torch.randn(2, 2, 8, 8).contiguous(memory_format=layout))
     assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+
+@needs_fused
+@pytest.mark.parametrize("size", SIZES)
+def test_numbers_that_are_multiples_of_one_of_them_become_counts(size):
+    counts = torch.from_numpy(np.random.default_rng(size).integers(0, 201, size))
+    counts[-1] = 1  # often the only one
+    for step in (0.37, 1.0, 1 / 3):
+        x = counts.float() * step
+        with ways() as each:
+            for _ in each:
+                found, unit = fused.counts(x)
+                assert torch.equal(found, counts.to(torch.uint8))
+                assert unit == float(torch.tensor(step))
+                for place, wrong in (
+                    (-1, -step),
+                    (0, 1.5 * step),
+                    (size // 2, float("nan")),
+                    (-1, float("inf")),
+                    (0, 201 * step),
+                ):
+                    other = x.clone()
+                    other[place] = wrong
+                    assert size == 1 or fused.counts(other, 200) is None
+    zeros, _ = fused.counts(torch.zeros(size))
+    assert not zeros.any()

@@ -29,7 +29,7 @@ LEVELS = [
         "statedict",
         "sums",
     ],
-    ["arguments", "quant.levels", "quant.functional", "quant.formats"],
+    ["arguments", "quant.counted", "quant.levels", "quant.functional", "quant.formats"],
     ["recipe", "surgery", "wrappers", "tracing", "inputs", "distributed", "spiking.functional"],
     ["schema", "norms", "device", "structure", "quant.flow", "quant.operations"],
     ["tensorfile", "prepare"],

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nbsnn.extension import load_extension
 
-_INTERFACE = 1  # version of the C interface, whose functions are:
+_INTERFACE = 2  # version of the C interface, whose functions are:
 _int, _int64, _pointer, _double = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
 _SIGNATURES: dict[str, list[Any]] = {
     "pool": [_pointer],
@@ -28,6 +28,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "moments": [_pointer, _int64, _int, _pointer],
     "activation": [_pointer, _int64, _pointer, _int, _double, _int, _int, _pointer, _pointer],
     "activation_gradient": [_pointer, _pointer, _int64, _pointer, _int, _double, _int, _pointer, _pointer],
+    "counts": [_pointer, _int64, _int, _int, _pointer, _pointer],
     "weight": [_pointer, _int64, _pointer, _pointer, _int, _int, _int, _pointer, _pointer, _pointer],
     "weight_gradient": [
         _pointer, _pointer, _pointer, _int64, _pointer, _pointer, _pointer, _int, _int, _pointer, _pointer
@@ -132,16 +133,30 @@ def mean_and_squares(x: Tensor) -> tuple[Tensor, Tensor] | None:
     return None if failed else (result[0], result[1])
 
 
-def activation(x: Tensor, threshold: Tensor, *, levels: int, shift: float) -> tuple[Tensor, Tensor] | None:
-    """`scaled` and y of `_QuantizeActivation`, the same bits as torch's."""
+def activation(
+    x: Tensor, threshold: Tensor, *, levels: int, shift: float, keep: bool = True
+) -> tuple[Tensor | None, Tensor] | None:
+    """`scaled` (None unless it is to be kept) and y of `_QuantizeActivation`, the same bits as torch's."""
     library = _usable(x)
     if library is None or not _plain(threshold) or (rounding := _rounding_of_torch()) is None:
         return None
-    scaled, y, n = torch.empty_like(x), torch.empty_like(x), x.numel()
+    scaled, y, n = torch.empty_like(x) if keep else None, torch.empty_like(x), x.numel()
     failed = library.nbsnn_fused_activation(
-        x.data_ptr(), n, threshold.data_ptr(), levels, shift, rounding, _threads(n), scaled.data_ptr(), y.data_ptr()
-    )
+        x.data_ptr(), n, threshold.data_ptr(), levels, shift, rounding, _threads(n),
+        None if scaled is None else scaled.data_ptr(), y.data_ptr(),
+    )  # fmt: skip
     return None if failed else (scaled, y)
+
+
+def counts(x: Tensor, most: int = 255) -> tuple[Tensor, float] | None:
+    """Numbers that are 0 to `most` times one of them, as these integers (uint8, laid out like x) and that number."""
+    library = _usable(x)
+    if library is None:
+        return None
+    result, step, n = torch.empty_like(x, dtype=torch.uint8), ctypes.c_float(), x.numel()
+    if library.nbsnn_fused_counts(x.data_ptr(), n, most, _threads(n), result.data_ptr(), ctypes.byref(step)):
+        return None
+    return result, step.value
 
 
 def activation_gradient(

@@ -109,7 +109,7 @@ int guarded(const Call& call) {
 
 using namespace nbsnn_fused;
 
-NBSNN_API int nbsnn_fused_version() { return 1; }
+NBSNN_API int nbsnn_fused_version() { return 2; }
 
 NBSNN_API void nbsnn_fused_pool(void* gomp_parallel) { parallel = reinterpret_cast<Parallel>(gomp_parallel); }
 
@@ -142,9 +142,26 @@ NBSNN_API int nbsnn_fused_activation(const float* x, int64_t n, const float* thr
   return guarded([&] {
     for_blocks((n + kBlock - 1) / kBlock, threads, [&](int64_t block) {
       const int64_t i = block * kBlock;
-      p.activation(a, x + i, scaled + i, y + i, std::min(kBlock, n - i));
+      p.activation(a, x + i, scaled ? scaled + i : nullptr, y + i, std::min(kBlock, n - i));
     });
   });
+}
+
+// Writes numbers as multiples, 0 to most <= 255, of a step, the smallest positive one of them. Returns 1 if they are no such multiples.
+NBSNN_API int nbsnn_fused_counts(const float* x, int64_t n, int most, int threads, uint8_t* to, float* step) {
+  const Passes& p = passes();
+  for (const int64_t some : {std::min(n, kBlock / 8), n}) {  // mostly the smallest one is among the first
+    const float least = p.smallest(x, some);
+    if (least == 0) return 1;
+    *step = least > FLT_MAX ? 1 : least;  // zeros are multiples of any number
+    std::atomic<bool> fine{true};
+    for_blocks((n + kBlock - 1) / kBlock, threads, [&](int64_t block) {
+      const int64_t i = block * kBlock;
+      if (fine && !p.counts(x + i, *step, most, std::min(kBlock, n - i), to + i)) fine = false;
+    });
+    if (fine) return 0;
+  }
+  return 1;
 }
 
 NBSNN_API int nbsnn_fused_activation_gradient(const float* grad, const float* scaled, int64_t n, const float* threshold, int levels,

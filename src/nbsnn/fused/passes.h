@@ -26,8 +26,10 @@ struct Weight {
 struct Passes {
   void (*dot)(const float* a, const float* b, int64_t n, double* sums);
   void (*moments)(const float* x, float first, int64_t n, double* sums);  // Σ(x − first), Σ(x − first)²
-  void (*activation)(const Activation&, const float* x, float* scaled, float* y, int64_t n);
+  void (*activation)(const Activation&, const float* x, float* scaled, float* y, int64_t n);  // scaled may be null
   void (*activation_gradient)(const Activation&, const float* grad, const float* scaled, float* inside, int64_t n, double* sums);
+  float (*smallest)(const float* x, int64_t n);  // positive number; infinity if there is none, 0 if one is negative or NaN
+  bool (*counts)(const float* x, float step, int most, int64_t n, uint8_t* to);  // x = step·to; false: some are not
   void (*weight)(const Weight&, const float* from, float* values, int64_t n);
   void (*weight_gradient)(const Weight&, const float* grad, const float* from, const float* values, float* result, int64_t n,
                           double* sums);

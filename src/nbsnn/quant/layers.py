@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nbsnn.quant.counted import convolution_of_counts
 from nbsnn.quant.formats import WeightFormat
 from nbsnn.quant.functional import at_least, quantize_activation
 
@@ -145,7 +146,9 @@ class QuantConv2d(_QuantConv, nn.Conv2d):
     """A Conv2d whose weight is quantized; its input is quantized by the activation before it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        current: Tensor = self._conv_forward(input, self.quantized_weight(), self.bias)
+        current = convolution_of_counts(self, input)
+        if current is None:
+            current = self._conv_forward(input, self.quantized_weight(), self.bias)
         return current
 
 
