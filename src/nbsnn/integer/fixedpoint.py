@@ -10,6 +10,7 @@ from torch import Tensor
 from nbsnn.errors import LoweringError
 from nbsnn.integer.affine import Affine, Synapse, Term
 from nbsnn.integer.bounds import NARROW, WIDE, largest_sum, retract_at
+from nbsnn.integer.frozen import thawed
 from nbsnn.integer.nodes import Branch, Head, Resample, Unit
 from nbsnn.integer.placing import through
 from nbsnn.integer.trace import Firing
@@ -147,6 +148,10 @@ def _overflows(whole: _Whole, setting: Setting) -> bool:
 def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
     gain = term.gain * (2.0**-setting.pixel_bits if term.value in setting.constant else 1.0)
     if term.synapse is not None:
+        there = term.take >= 0
+        if bool(there.any()) and not bool(there.all()):  # of a concatenation: rows of zeros are made last, as they cost time
+            few = replace(term, take=term.take[there], gain=term.gain[there], synapse=term.synapse.dense())
+            return _spread(_whole(few, affine, setting), there)
         synapse = term.chosen()
     else:
         channels = setting.shapes[term.value][0]
@@ -168,6 +173,17 @@ def _whole(term: Term, affine: Affine, setting: Setting) -> _Whole:
         after=None if term.after is None or term.after.is_identity else term.after, layer=synapse.layer,
     )  # fmt: skip
     return _Whole(branch, gain, load * (1 if branch.after is None else branch.after.largest))
+
+
+def _spread(whole: _Whole, there: Tensor) -> _Whole:
+    """A term with the rows of a branch where `there` [O] is true, and rows of zeros."""
+
+    def spread(rows: Tensor) -> Tensor:
+        return rows.new_zeros(len(there), *rows.shape[1:]).index_copy_(0, there.nonzero().flatten(), rows)
+
+    weight = thawed(whole.branch.weight)
+    gain, load = spread(whole.gain), spread(whole.load)
+    return _Whole(replace(whole.branch, multiplier=gain, weight=spread(weight)), gain, load)
 
 
 def _integers(synapse: Synapse, setting: Setting) -> tuple[Tensor, Tensor]:
