@@ -1,8 +1,11 @@
 """The native backend gives the bits of the torch backend: any program, mode, batch, thread count and instruction set."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -275,3 +278,40 @@ def test_the_environment_switches_the_engine_off():
     environment = {"NBSNN_NATIVE": "0", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "switched off by NBSNN_NATIVE=0"
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@needs_native
+@pytest.mark.parametrize("batch", [1, 2, 9])
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_threads_of_torch_compute_the_same(batch, mode, two_threads):
+    program = random_program(["conv", "identity"], timesteps=3)
+    pixels = random_pixels(program, batch)
+    assert_same(run(native, program, pixels, mode, threads=2), run(native, program, pixels, mode, threads=1))
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(two_threads):
+    program = random_program(["conv"], timesteps=3)
+    pixels = random_pixels(program, 9)
+    expected = native.run_counts(program, pixels, threads=2)
+    child = os.fork()
+    if not child:
+        got = native.run_counts(program, pixels, threads=2)
+        os._exit(0 if torch.equal(got.accumulators[0], expected.accumulators[0]) else 1)
+    deadline = time.monotonic() + 20
+    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if done == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done[1] == 0

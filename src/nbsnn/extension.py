@@ -1,8 +1,12 @@
-"""Load the package's C++ libraries, which are optional."""
+"""Load the package's C++ libraries, which are optional, and find the threads that they share with torch."""
 
 import ctypes
+import os
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+
+import torch
 
 
 def load_extension(folder: Path, version: str, interface: int) -> ctypes.CDLL | str:
@@ -23,3 +27,21 @@ def load_extension(folder: Path, version: str, interface: int) -> ctypes.CDLL | 
     if not hasattr(library, version) or getattr(library, version)() != interface:
         return "the extension is of another version of nbsnn; install nbsnn again (in a checkout: make)"
     return library
+
+
+def pool_of_torch() -> int | None:
+    """The address of GOMP_parallel in the OpenMP library of torch, whose threads are awake after an operation of torch.
+
+    None if torch is linked with another library, and in a forked process, where that library has lost its threads.
+    """
+    address, process = _found_pool()
+    return address if process == os.getpid() else None
+
+
+@cache
+def _found_pool() -> tuple[int | None, int]:
+    try:
+        found = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (OSError, AttributeError):
+        return None, os.getpid()
+    return ctypes.cast(found, ctypes.c_void_p).value, os.getpid()

@@ -81,7 +81,7 @@ class Recorder:
 
     def nbsnn_run(self, net: int, images: int, batch: int, mode: int, threads: int, flight: int, *rest: Any) -> int:
         done: int = self.library.nbsnn_run(net, images, batch, mode, threads, flight, *rest)
-        _, sums, steps, spikes, _ = rest
+        _, sums, steps, spikes, *_ = rest
         self._write(RUN, batch, mode, threads, flight)
         self._array(ctypes.c_int32, images, batch * self.image)
         self.numbers.append(len(self.heads))

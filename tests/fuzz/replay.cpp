@@ -11,10 +11,12 @@ extern "C" {
 const char* nbsnn_error();
 Net* nbsnn_new(int, int, int, int, int64_t);
 int nbsnn_add_node(Net*, int, int, int, int, int, int, int64_t, const int64_t*, int64_t);
-int nbsnn_add_branch(Net*, int, int, int, int, int, const uint32_t*, const uint32_t*, int64_t, const int64_t*, const int16_t*, int64_t);
+int nbsnn_add_branch(Net*, int, int, int, int, int, const uint32_t*, const uint32_t*, int64_t, const int64_t*, const int16_t*,
+                     int64_t);
 int nbsnn_add_pool(Net*, int, int, int, const uint32_t*, const uint32_t*, int64_t);
 int nbsnn_finish(Net*);
-int nbsnn_run(const Net*, const int32_t*, int, int, int, int, int32_t* const*, int64_t* const*, int32_t*, int64_t*, int64_t*);
+int nbsnn_run(const Net*, const int32_t*, int, int, int, int, int32_t* const*, int64_t* const*, int32_t*, int64_t*, int64_t*,
+              void*);
 void nbsnn_free(Net*);
 const char* nbsnn_rate_name(int);
 double nbsnn_rate(int);
@@ -87,7 +89,8 @@ int main(int, char** arguments) {
       std::vector<int32_t*> counts(spikes.size() / static_cast<size_t>(batch), nullptr);
       std::vector<int32_t> taken(steps.size());
       std::vector<int64_t> fired(spikes.size());
-      done = nbsnn_run(net, images.data(), batch, mode, threads, flight, counts.data(), targets.data(), taken.data(), fired.data(), nullptr);
+      done = nbsnn_run(net, images.data(), batch, mode, threads, flight, counts.data(), targets.data(), taken.data(), fired.data(),
+                       nullptr, nullptr);
       ++runs;
       wrong += done == 0 && (sums != expected || taken != steps || fired != spikes);
     }

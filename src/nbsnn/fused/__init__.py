@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbsnn.extension import load_extension
+from nbsnn.extension import load_extension, pool_of_torch
 
 _INTERFACE = 2  # version of the C interface, whose functions are:
 _int, _int64, _pointer, _double = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
@@ -48,7 +48,7 @@ def _loaded() -> ctypes.CDLL | str:
         return library
     for name, arguments in _SIGNATURES.items():
         getattr(library, f"nbsnn_fused_{name}").argtypes = arguments
-    library.nbsnn_fused_pool(_pool_of_torch())
+    library.nbsnn_fused_pool(pool_of_torch())
     return library
 
 
@@ -61,15 +61,6 @@ def obstacle() -> str | None:
 def _library() -> ctypes.CDLL | None:
     found = _loaded()
     return None if isinstance(found, str) else found
-
-
-def _pool_of_torch() -> int | None:
-    """The address of GOMP_parallel in the OpenMP library that torch is linked with; None if it has another one."""
-    try:
-        found = ctypes.CDLL(torch._C.__file__).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    return ctypes.cast(found, _pointer).value
 
 
 def _usable(*tensors: Tensor) -> ctypes.CDLL | None:

@@ -15,7 +15,7 @@ from nbsnn.extension import load_extension
 
 Target = Literal["baseline", "avx2", "avx512"]
 TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
-_INTERFACE = 5  # version of the C interface, whose functions are:
+_INTERFACE = 6  # version of the C interface, whose functions are:
 _net, _int, _int64, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nbsnn_version": (_int, []),
@@ -31,8 +31,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     # source, minimum, positions, start, from and its size
     "nbsnn_add_pool": (_int, [_net, _int, _int, _int, _pointer, _pointer, _int64]),
     "nbsnn_finish": (_int, [_net]),
-    # images, batch, mode, threads, images in flight, counts, sums, steps, spikes, nanoseconds
-    "nbsnn_run": (_int, [_net, _pointer, _int, _int, _int, _int, _pointer, _pointer, _pointer, _pointer, _pointer]),
+    # images, batch, mode, threads, images in flight, counts, sums, steps, spikes, nanoseconds, pool
+    "nbsnn_run": (_int, [_net, _pointer, _int, _int, _int, _int, *[_pointer] * 6]),
     "nbsnn_free": (None, [_net]),
     "nbsnn_rate_name": (ctypes.c_char_p, [_int]),  # kind of instruction
     "nbsnn_rate": (ctypes.c_double, [_int]),

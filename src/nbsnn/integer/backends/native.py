@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nbsnn.errors import ConfigError, unknown
+from nbsnn.extension import pool_of_torch
 from nbsnn.integer.backends import library
 from nbsnn.integer.backends.base import Backend, Request, register
 from nbsnn.integer.backends.library import TARGETS, Target, check_result, targets, why_not
@@ -24,9 +25,9 @@ from nbsnn.integer.taps import KernelBranch, base_of, digits_of, kernel_branch_o
 from nbsnn.integer.work import work_of
 from nbsnn.spiking.schedules import Neuron, schedule_named
 
-PRODUCTS_PER_THREAD = (
-    2 * 10**8
-)  # of a step's spikes or a bit of counts: half a millisecond; to start a thread takes a tenth of it
+# Synapses of a step's spikes, or of a bit of counts, that are worth another thread: one of torch's, and one that has to
+# be started (half a millisecond of work).
+PRODUCTS_PER_THREAD = (3 * 10**7, 2 * 10**8)
 FLIGHT = 8  # images that a thread computes together, so that weights of linear layers are read once for all
 COUNTS_MODE = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
 
@@ -134,15 +135,16 @@ def _run(
     done = handle.lib.nbsnn_run(
         handle.address, _address(pixels), batch, mode, workers, FLIGHT, kept, _addresses([*sums]), _address(steps),
         _address(spikes), None if nanoseconds is None else _address(nanoseconds),
+        pool_of_torch() if workers <= torch.get_num_threads() else None,
     )  # fmt: skip
     check_result(done)
     return Outcome(_mapped(program, sums), steps.to(torch.int64), Rows(spikes, handle.units), counts)
 
 
 def _worthwhile_threads(program: Program, handle: _Handle, batch: int, mode: int) -> int:
-    """The caller's threads, but at most one for each `PRODUCTS_PER_THREAD`."""
+    """Torch's number of threads, or fewer where the call has little to do."""
     lanes = program.timesteps.bit_length() if mode == COUNTS_MODE else program.timesteps
-    return max(1, min(torch.get_num_threads(), batch * lanes * handle.products // PRODUCTS_PER_THREAD))
+    return max(1, min(torch.get_num_threads(), batch * lanes * handle.products // PRODUCTS_PER_THREAD[pool_of_torch() is None]))
 
 
 def _kernel_heads(program: Program) -> tuple[Head, ...]:

@@ -319,9 +319,22 @@ bool run(const Net& net, const Request& ask, int flight_images) try {
     if (apart) lead(*teams[static_cast<size_t>(worker)]);
     else teams[0]->help(worker, crew->closed);
   };
-  start(crew, ask.threads - 1);
-  lead(*teams[0]);
-  crew->close();
+  if (ask.pool && ask.threads > 1) {
+    // Whoever comes first leads. All have returned when the pool returns.
+    std::atomic<int> arrived{0};
+    const std::function<void()> enter = [&] {
+      const int worker = arrived.fetch_add(1);
+      if (worker) return crew->work(worker);
+      lead(*teams[0]);
+      crew->closed.store(true);
+    };
+    ask.pool([](void* work) { (*static_cast<const std::function<void()>*>(work))(); }, const_cast<std::function<void()>*>(&enter),
+             static_cast<unsigned>(ask.threads), 0);
+  } else {
+    start(crew, ask.threads - 1);
+    lead(*teams[0]);
+    crew->close();
+  }
   for (const auto& team : teams)
     if (team->failed.load()) return false;
   return true;

@@ -197,6 +197,8 @@ struct Net {
   mutable Workspaces workspaces;
 };
 
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel of an OpenMP library
+
 struct Request {
   const int32_t* images;  // [batch, image_channels, pixels]
   int batch, mode, threads;
@@ -205,6 +207,7 @@ struct Request {
   int32_t* steps;          // [batch]
   int64_t* spikes;         // per node [batch]
   int64_t* nanoseconds;    // per node, or null: what each took, added up over flights
+  Parallel pool;           // where threads come from; null: new ones
 };
 
 // Images that one worker, or a team of workers, takes through the network together.
