@@ -38,7 +38,7 @@ def ways():
     def each():
         for target in range(3):
             if library.nbsnn_fused_use(target):
-                for threads, pool in ((1, None), (2, None), (2, fused._pool_of_torch())):
+                for threads, pool in ((1, None), (2, None), (2, fused.pool_of_torch())):
                     torch.set_num_threads(threads)
                     library.nbsnn_fused_pool(pool)
                     yield target, threads, pool
@@ -47,7 +47,7 @@ def ways():
         yield each()
     finally:
         torch.set_num_threads(before)
-        library.nbsnn_fused_pool(fused._pool_of_torch())
+        library.nbsnn_fused_pool(fused.pool_of_torch())
         best = [target for target in range(3) if library.nbsnn_fused_use(target)][-1]
         library.nbsnn_fused_use(best)
 

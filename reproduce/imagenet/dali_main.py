@@ -20,9 +20,9 @@ from nbsnn.evaluation.accuracy import evaluate
 from nbsnn.importers.reference import load_start
 from nbsnn.recipe import FLOAT_BITS, Recipe
 from nbsnn.tensorfile import is_ours, read_tensors
-from nbsnn.training.checks import with_classes
 from nbsnn.training.execution import pick_execution
 from nbsnn.training.loop import fit
+from nbsnn.training.matching import with_classes
 from nbsnn.training.options import FitOptions
 from nbsnn.training.progressive import next_form
 from nbsnn.training.state import fingerprint

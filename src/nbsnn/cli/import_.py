@@ -53,7 +53,7 @@ def import_(
     \b
     Examples:
       nbsnn import brevitas.onnx --out quantized.safetensors
-      nbsnn import neurons.nir --timesteps 7 --reset subtract --charge 0.5 --out spiking.safetensors
+      nbsnn import neurons.nir --timesteps 7 --charge 0.5 --out s.safetensors
     """
     kind = file.suffix.lower()
     if kind not in _FORMS:
