@@ -124,7 +124,8 @@ def _run(
     handle = _handle(program, target)
     _check_pixels(program, pixels)
     batch, heads, sending = len(pixels), handle.heads, program.sending
-    workers = _worthwhile_threads(program, handle, batch, mode) if threads is None else threads
+    pool = pool_of_torch()
+    workers = _worthwhile_threads(program, handle, batch, mode, pool) if threads is None else threads
     if not 1 <= workers <= 1024:
         raise ConfigError(f"threads={workers}: give a number from 1 to 1024")
     counts = {u.name: torch.empty(batch, *u.shape, dtype=torch.int32) for u in program.units} if keep_counts else {}
@@ -135,16 +136,16 @@ def _run(
     done = handle.lib.nbsnn_run(
         handle.address, _address(pixels), batch, mode, workers, FLIGHT, kept, _addresses([*sums]), _address(steps),
         _address(spikes), None if nanoseconds is None else _address(nanoseconds),
-        pool_of_torch() if workers <= torch.get_num_threads() else None,
+        pool if workers <= torch.get_num_threads() else None,
     )  # fmt: skip
     check_result(done)
     return Outcome(_mapped(program, sums), steps.to(torch.int64), Rows(spikes, handle.units), counts)
 
 
-def _worthwhile_threads(program: Program, handle: _Handle, batch: int, mode: int) -> int:
+def _worthwhile_threads(program: Program, handle: _Handle, batch: int, mode: int, pool: int | None) -> int:
     """Torch's number of threads, or fewer where the call has little to do."""
     lanes = program.timesteps.bit_length() if mode == COUNTS_MODE else program.timesteps
-    return max(1, min(torch.get_num_threads(), batch * lanes * handle.products // PRODUCTS_PER_THREAD[pool_of_torch() is None]))
+    return max(1, min(torch.get_num_threads(), batch * lanes * handle.products // PRODUCTS_PER_THREAD[pool is None]))
 
 
 def _kernel_heads(program: Program) -> tuple[Head, ...]:
