@@ -541,6 +541,16 @@ def test_a_swish_that_is_written_out_is_named():
     assert all(finding.remedy.startswith("use nn.ReLU") for finding in products)
 
 
+def settled_exactly(net, images):
+    """The quantized network, of one that `check` and `prepare` take and that settles without a neuron off."""
+    assert not [finding for finding in nbsnn.check(net, images) if finding.status == "refused"]
+    torch.testing.assert_close(nbsnn.prepare(net, images)(images), net(images))
+    quantized = nbsnn.quantize(net, SPEC, images=images).eval()
+    spiking = nbsnn.to_spiking(quantized, images[:1], schedule="settle")
+    assert nbsnn.measure_fidelity(quantized, spiking, images).differing == 0
+    return quantized
+
+
 class _Legacy(nn.Module):
     """Channels of zeros that torch's functions did not make, and a max pool after a pixel shuffle."""
 
@@ -557,11 +567,7 @@ class _Legacy(nn.Module):
 def test_constants_for_a_batch_and_pools_after_a_shuffle_are_exact_in_integers_too():
     torch.manual_seed(0)
     net, images = _Legacy().eval().double(), torch.randn(4, 2, 8, 8, dtype=torch.float64)
-    assert not [finding for finding in nbsnn.check(net, images) if finding.status == "refused"]
-    torch.testing.assert_close(nbsnn.prepare(net, images)(images), net(images))
-    quantized = nbsnn.quantize(net, SPEC, images=images).eval()
-    spiking = nbsnn.to_spiking(quantized, images[:1], schedule="settle")
-    assert nbsnn.measure_fidelity(quantized, spiking, images).differing == 0
+    quantized = settled_exactly(net, images)
     network = nbsnn.lower(quantized, images[:1])
     wanted, found = (network.simulate(images, engine=e, schedule="settle", keep_counts=True) for e in ("counts", "spikes"))
     assert all(torch.equal(count, found.counts[name]) for name, count in wanted.counts.items())
@@ -597,11 +603,7 @@ class _Extremes(nn.Module):
 def test_extremes_of_two_signals_and_borders_below_zero_become_rectifiers():
     torch.manual_seed(0)
     net, images = _Extremes().eval().double(), torch.randn(4, 2, 8, 8, dtype=torch.float64)
-    assert not [finding for finding in nbsnn.check(net, images) if finding.status == "refused"]
-    torch.testing.assert_close(nbsnn.prepare(net, images)(images), net(images))
-    quantized = nbsnn.quantize(net, SPEC, images=images).eval()
-    spiking = nbsnn.to_spiking(quantized, images[:1], schedule="settle")
-    assert nbsnn.measure_fidelity(quantized, spiking, images).differing == 0
+    settled_exactly(net, images)
 
 
 def test_a_border_below_zero_around_both_signs_is_refused_with_a_remedy():
