@@ -22,6 +22,14 @@ settings.register_profile(
 settings.load_profile("nbsnn")
 
 
+@pytest.fixture
+def threads_restored():
+    """Torch's number of threads, which a test changes, is set again behind it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -161,12 +161,9 @@ MANY = (13, 37)  # images: enough for bit planes with AVX2 (12), and a full vect
 
 
 @pytest.fixture
-def one_thread():
+def one_thread(threads_restored):
     """Steps of small networks are thousands of short calls, in which two threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_native_is_torch(network, images, pairs):

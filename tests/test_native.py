@@ -281,11 +281,8 @@ def test_the_environment_switches_the_engine_off():
 
 
 @pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
+def two_threads(threads_restored):
     torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @needs_native
