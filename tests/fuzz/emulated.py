@@ -2,7 +2,8 @@
 
 python tests/fuzz/emulated.py [pytest arguments]
 
-The package is copied, the few intrinsics of `kernel_avx512.cpp` are replaced in the copy, and "avx512" is said to be there.
+The package is copied, the few intrinsics of the kernels for AVX-512, with VBMI and without, are replaced in the copy, and both
+are said to be there.
 """
 
 import shutil
@@ -15,7 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 NATIVE = Path("nbsnn", "integer", "native")
 OPTIONS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-w"]
-TARGET = "avx512f,avx512bw,avx512vl,avx512dq,bmi,bmi2,popcnt,prefer-vector-width=512"
+KERNELS = {
+    "kernel_avx512.cpp": "avx512f,avx512bw,avx512vl,avx512dq,bmi,bmi2,popcnt,prefer-vector-width=512",
+    "kernel_avx512vbmi.cpp": "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,bmi,bmi2,popcnt,prefer-vector-width=512",
+}
 INTRINSICS = """
 #define NBSNN_INLINE static inline __attribute__((always_inline))
 struct Halves { __m256i low, high; };
@@ -33,6 +37,17 @@ NBSNN_INLINE uint64_t emulated_test(__m512i x, __m512i y) {
   for (int i = 0; i < 64; ++i) mask |= uint64_t{(a[i] & b[i]) != 0} << i;
   return mask;
 }
+NBSNN_INLINE __m512i emulated_permute(__m512i index, __m512i table) {
+  unsigned char i[64], t[64], y[64];
+  std::memcpy(i, &index, 64), std::memcpy(t, &table, 64);
+  for (int k = 0; k < 64; ++k) y[k] = t[i[k] & 63];
+  __m512i out;
+  std::memcpy(&out, y, 64);
+  return out;
+}
+NBSNN_INLINE __m512i emulated_load(const void* from) { __m512i x; std::memcpy(&x, from, 64); return x; }
+#define _mm512_permutexvar_epi8 emulated_permute
+#define _mm512_loadu_si512 emulated_load
 #define _mm512_broadcast_i32x4 emulated_broadcast
 #define _mm512_shuffle_epi8 emulated_shuffle
 #define _mm512_test_epi8_mask emulated_test
@@ -51,9 +66,10 @@ def replace(path: Path, old: str, new: str) -> None:
 def build(source: Path) -> None:
     """Build the extension of a copy of the package with the emulated kernel."""
     native = source / NATIVE
-    replace(native / "kernel_avx512.cpp", TARGET, "avx2,fma,bmi,bmi2,popcnt")
-    replace(native / "kernel_avx512.cpp", "#define NBSNN_VB 64\n", INTRINSICS)
-    replace(native / "targets.cpp", "if (target == 2)\n", "if (target == 2) return true;\n  if (target == 2)\n")
+    for kernel, target in KERNELS.items():
+        replace(native / kernel, target, "avx2,fma,bmi,bmi2,popcnt")
+        replace(native / kernel, "#define NBSNN_VB 64\n", INTRINSICS)
+    replace(native / "targets.cpp", "  if (target == 3 &&", "  if (target >= 2) return true;\n  if (target == 3 &&")
     for built in native.parent.glob("_native*"):
         subprocess.run(["g++", *OPTIONS, "-o", built, *sorted(native.glob("*.cpp"))], check=True)
 
@@ -64,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         source = Path(folder) / "src"
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
         build(source)
-        seen = "from nbsnn.integer.backends import library; assert library.targets()[-1] == 'avx512', library.targets()"
+        seen = "from nbsnn.integer.backends import library; assert library.targets()[-1] == 'avx512vbmi', library.targets()"
         subprocess.run([sys.executable, "-c", seen], cwd=folder, env={"PYTHONPATH": str(source)}, check=True)
         tests = arguments or ["-q", "tests/test_native.py", "tests/test_max_pool_integer.py"]
         return subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=ROOT, env={"PYTHONPATH": str(source)}).returncode

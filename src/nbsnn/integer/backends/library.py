@@ -13,8 +13,8 @@ from typing import Any, Literal
 from nbsnn.errors import ConfigError
 from nbsnn.extension import load_extension
 
-Target = Literal["baseline", "avx2", "avx512"]
-TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512")
+Target = Literal["baseline", "avx2", "avx512", "avx512vbmi"]
+TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512", "avx512vbmi")
 _INTERFACE = 6  # version of the C interface, whose functions are:
 _net, _int, _int64, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {

@@ -301,6 +301,7 @@ void Workspaces::give(std::unique_ptr<Workspace> space) {
 }
 
 bool run(const Net& net, const Request& ask, int flight_images) try {
+  prepare_mode(net, kernel_of(net.target), ask.mode);
   const bool apart = ask.batch >= 2 * ask.threads;  // enough images for each thread to go its own way
   int flights = (ask.batch + flight_images - 1) / flight_images;
   if (apart) flights = static_cast<int>(round_up(flights, ask.threads));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <type_traits>
 
@@ -11,6 +12,7 @@
 #endif
 
 #include "net.h"
+#include "tables.h"
 
 namespace nbsnn {
 
@@ -33,6 +35,6 @@ inline constexpr Octets kOctets;
 alignas(64) inline constexpr int8_t kPopcount[16] = {0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4};
 
 // The kernel of each instruction set (kernel_*.cpp).
-extern const Kernel kBaseline, kAvx2, kAvx512;
+extern const Kernel kBaseline, kAvx2, kAvx512, kAvx512Vbmi;
 
 }  // namespace nbsnn

@@ -64,6 +64,19 @@ struct Gathering {
   int lowest = 0, highest = 0;  // shift
 };
 
+// What the index of a look-up holds (tables.h): spikes of four inputs, or, where tables have 64 entries, of six; signed spikes of three;
+// counts of three inputs of two bits, or of two inputs of three bits.
+enum Kind : int32_t { kQuads, kSixes, kSigned, kTwoBits, kThreeBits, kKinds };
+
+// The weights of a branch as look-ups of one kind. None if they do not serve.
+struct Lookups {
+  int size = 0;                        // look-ups of an output, one for each index and tap
+  Buffer tables;                       // the different ones, of 16 sums (kQuads) or 64
+  std::vector<uint32_t> begins;        // kQuads: [output / 4][look-up][output % 4], where its table begins
+  std::vector<uint16_t> numbers;       // other kinds, likewise: which table
+  std::vector<std::vector<int>> runs;  // of four outputs: how many look-ups at a time their sums may stay in int8
+};
+
 // Buffers that later nodes use again, so that memory is that of the values alive at a time.
 struct Pool {
   std::vector<std::unique_ptr<Buffer>> all;
@@ -98,10 +111,7 @@ struct Branch {
   std::vector<int16_t> weight;  // [tap][input][output of the group]
   bool identity = false;        // acc is the source's own value
   std::vector<double> exact;    // constant: `weight` as doubles; empty if sums or products could grow too large for them
-  int look_ups = 0;             // four inputs and a tap each
-  std::vector<int8_t> tables;   // the different tables of 16 sums of four weights (tables.h); empty where planes do not serve
-  std::vector<uint32_t> codes;  // [output / 4][look-up][output % 4]: where a table begins
-  std::vector<std::vector<int>> runs;  // of four outputs: how many look-ups at a time their sums may stay in int8
+  mutable Lookups lookups[kKinds];  // those of kQuads from the start, the others by prepare_mode
   Gathering gathering;
   Buffer blocks;   // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
   int fields = 0;  // weights in a byte of rows that are added for lists of spikes (lists.inc); 0: for records
@@ -195,6 +205,7 @@ struct Net {
   bool finished = false;
   std::vector<Node> nodes;  // the heads are last
   mutable Workspaces workspaces;
+  mutable std::once_flag prepared[kKinds];  // look-ups, by prepare_mode
 };
 
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel of an OpenMP library
@@ -224,7 +235,7 @@ struct Flight {
 };
 
 struct Scratch {
-  Buffer bytes, words, current, membrane, count, constant, wide, code, columns, stage, spikes_seen;
+  Buffer bytes, words, current, membrane, count, constant, wide, code, columns, stage, merged, spikes_seen;
   std::vector<uint32_t> rows;   // of weights: lists of spikes
   std::vector<int64_t> spikes;  // per image of the flight, of the node under work
   std::vector<int> last;        // likewise
@@ -245,6 +256,7 @@ struct Item {
 // What a kernel compiled for an instruction set offers.
 struct Kernel {
   int vector;  // bytes; without run_planes no node is computed from planes
+  bool wide;   // has look-ups in tables of 64 entries
   void (*pack)(const Node&, Branch&, bool lists);
   void (*run_tile)(const Net&, const Request&, Flight&, Scratch&, const Item&);
   void (*run_planes)(const Net&, const Request&, Flight&, Scratch&, const Item&);

@@ -7,62 +7,146 @@
 namespace nbsnn {
 namespace {
 
-// Weights of one output in look-up k, which reads four neighboring inputs through one tap.
-struct Four {
-  int8_t w[4] = {0, 0, 0, 0};
+constexpr size_t kMostTables = 2048;  // of 64 entries, which should stay in the second cache
+
+// The weights that an index picks from, those of one output: [bit of the index].
+struct Weights {
+  int8_t w[8] = {};
   int up = 0, down = 0;  // sums of positive and of negative ones
 
-  Four(const Node& node, const Branch& b, int output, int k) {
-    const int first = k / b.taps * 4, tap = k % b.taps;
-    for (int j = 0; j < 4 && first + j < b.inputs && output < node.channels; ++j) {
-      const size_t row = static_cast<size_t>(tap) * static_cast<size_t>(b.inputs) + static_cast<size_t>(first + j);
-      w[j] = static_cast<int8_t>(b.weight[row * static_cast<size_t>(node.channels) + static_cast<size_t>(output)]);
-      (w[j] > 0 ? up : down) += std::abs(w[j]);
-    }
-  }
-  uint32_t key() const {
-    uint32_t bits;
-    std::memcpy(&bits, w, 4);
+  uint64_t key() const {
+    uint64_t bits = 0;
+    for (int i = 0; i < 8; ++i) bits = bits << 8 | static_cast<uint8_t>(w[i]);
     return bits;
   }
 };
 
-// Appends the sums of any subset of four weights.
-void append_table(const Four& four, std::vector<int8_t>& tables) {
-  for (int s = 0; s < 16; ++s) {
+// Reads the weights of look-ups of one kind; `weight(output, input, tap)` has those of the branch.
+template <class F>
+struct Reader {
+  const Node& node;
+  const Branch& b;
+  const Kind kind;
+  const F& weight;
+
+  // Whether all sums of subsets fit int8.
+  bool read(int output, int k, Weights& to) const {
+    Part parts[kParts];
+    const int n = parts_of(kind, (b.inputs + 3) / 4, k / b.taps, parts);
+    to = Weights{};
+    for (int i = 0; i < n; ++i)
+      for (int c = 0; c < 4; ++c) {
+        const int input = 4 * parts[i].quad + c;
+        if (!(parts[i].mask >> c & 1) || input >= b.inputs || output >= node.channels) continue;
+        const int w = weight(output, input, k % b.taps) * factor_of(kind, parts[i].plane);
+        if (std::abs(w) > INT8_MAX) return false;
+        to.w[c + parts[i].left] = static_cast<int8_t>(w);
+        (w > 0 ? to.up : to.down) += std::abs(w);
+      }
+    return to.up <= INT8_MAX && to.down <= INT8_MAX;
+  }
+};
+
+// Appends the sums of any subset of the weights.
+void append_table(const Weights& weights, int bits, std::vector<int8_t>& tables) {
+  for (int subset = 0; subset < 1 << bits; ++subset) {
     int sum = 0;
-    for (int j = 0; j < 4; ++j) sum += (s >> j & 1) * four.w[j];
+    for (int bit = 0; bit < bits; ++bit) sum += (subset >> bit & 1) * weights.w[bit];
     tables.push_back(static_cast<int8_t>(sum));
   }
 }
 
-}  // namespace
-
-bool make_tables(const Node& node, Branch& b) {
-  b.look_ups = b.taps * ((b.inputs + 3) / 4);
-  b.tables.clear(), b.codes.clear(), b.runs.clear();
-  if (b.load > INT16_MAX) return false;
-  std::unordered_map<uint32_t, uint32_t> known;
+// Look-ups of one kind; none if a sum of a table does not fit int8, or if there are more than so many tables.
+template <class F>
+Lookups make_lookups(const Node& node, const Branch& b, Kind kind, size_t most, const F& weight) {
+  const Reader<F> reader{node, b, kind, weight};
+  Lookups out;
+  out.size = b.taps * indices_of(kind, (b.inputs + 3) / 4);
+  std::unordered_map<uint64_t, size_t> known;
+  std::vector<int8_t> tables;
   for (int quad = 0; quad * 4 < node.channels; ++quad) {
-    b.runs.emplace_back();
-    int up[4] = {}, down[4] = {};
-    for (int k = 0, begin = 0; k < b.look_ups; ++k) {
-      const Four fours[4] = {
-          {node, b, 4 * quad, k}, {node, b, 4 * quad + 1, k}, {node, b, 4 * quad + 2, k}, {node, b, 4 * quad + 3, k}};
+    out.runs.emplace_back();
+    int up[4] = {}, down[4] = {}, begin = 0;
+    for (int k = 0; k < out.size; ++k) {
+      Weights weights[4];
       bool full = k % kMaxRun == 0;
-      for (int o = 0; o < 4; ++o) full = full || up[o] + fours[o].up > INT8_MAX || down[o] + fours[o].down > INT8_MAX;
-      if (full && k) b.runs.back().push_back(k - begin);
+      for (int o = 0; o < 4; ++o) {
+        if (!reader.read(4 * quad + o, k, weights[o])) return {};
+        full = full || up[o] + weights[o].up > INT8_MAX || down[o] + weights[o].down > INT8_MAX;
+      }
+      if (full && k) out.runs.back().push_back(k - begin);
       if (full) begin = k;
       for (int o = 0; o < 4; ++o) {
-        up[o] = (full ? 0 : up[o]) + fours[o].up, down[o] = (full ? 0 : down[o]) + fours[o].down;
-        const auto [place, is_new] = known.emplace(fours[o].key(), static_cast<uint32_t>(b.tables.size()));
-        if (is_new) append_table(fours[o], b.tables);
-        b.codes.push_back(place->second);
+        up[o] = (full ? 0 : up[o]) + weights[o].up, down[o] = (full ? 0 : down[o]) + weights[o].down;
+        const auto [place, is_new] = known.emplace(weights[o].key(), known.size());
+        if (is_new && known.size() > most) return {};
+        if (is_new) append_table(weights[o], bits_of_index(kind), tables);
+        if (kind == kQuads) out.begins.push_back(static_cast<uint32_t>(place->second << 4));
+        else out.numbers.push_back(static_cast<uint16_t>(place->second));
       }
-      if (k + 1 == b.look_ups) b.runs.back().push_back(b.look_ups - begin);
+    }
+    out.runs.back().push_back(out.size - begin);
+  }
+  std::memcpy(out.tables.need(tables.size()), tables.data(), tables.size());
+  return out;
+}
+
+}  // namespace
+
+int indices_of(Kind kind, int quads) {
+  if (kind == kQuads) return quads;
+  if (kind == kThreeBits) return 2 * quads;
+  const int rest = quads % 3;
+  if (kind == kSixes) return quads / 3 * 2 + rest;
+  return quads / 3 * 4 + (rest ? rest + 1 : 0);
+}
+
+int parts_of(Kind kind, int quads, int index, Part (&parts)[kParts]) {
+  int n = 0;
+  const auto add = [&](int quad, int plane, int mask, int left) {
+    if (quad < quads) parts[n++] = Part{quad, plane, mask, left};
+  };
+  if (kind == kQuads) {
+    add(index, 0, 15, 0);
+  } else if (kind == kThreeBits) {  // two channels of three planes
+    const int low = index % 2 * 2;
+    for (int plane = 0; plane < 3; ++plane) add(index / 2, plane, 3 << low, 2 * plane - low);
+  } else if (kind == kSixes) {  // of three quads, the first or the last and half of the middle one
+    const int first = index / 2 * 3, half = index % 2 * 2;
+    add(first + half, 0, 15, 0);
+    add(first + 1, 0, 3 << half, 4 - half);
+  } else {  // three channels of one quad, or the fourth channels of up to three quads; two planes
+    const int first = index / 4 * 3, in_group = std::min(3, quads - first), at = index % 4;
+    for (int plane = 0; plane < 2; ++plane) {
+      if (at < in_group) add(first + at, plane, 7, 3 * plane);
+      for (int i = 0; i < in_group && at == in_group; ++i) add(first + i, plane, 8, 3 * plane + i - 3);
     }
   }
-  return true;
+  return n;
+}
+
+bool make_tables(const Node& node, Branch& b) {
+  b.lookups[kQuads] = {};
+  if (b.load > INT16_MAX) return false;
+  const auto weight = [&](int output, int input, int tap) {
+    const size_t row = static_cast<size_t>(tap) * static_cast<size_t>(b.inputs) + static_cast<size_t>(input);
+    return static_cast<int>(b.weight[row * static_cast<size_t>(node.channels) + static_cast<size_t>(output)]);
+  };
+  b.lookups[kQuads] = make_lookups(node, b, kQuads, SIZE_MAX, weight);
+  return b.lookups[kQuads].size > 0;
+}
+
+void make_wide_tables(const Net& net, const Node& node, const Branch& b, Kind kind) {
+  const Lookups& quads = b.lookups[kQuads];
+  const auto weight = [&](int output, int input, int tap) -> int {
+    const size_t k = static_cast<size_t>(input / 4 * b.taps + tap), four = static_cast<size_t>(output / 4);
+    const size_t place = (four * static_cast<size_t>(quads.size) + k) * 4 + static_cast<size_t>(output % 4);
+    return static_cast<int8_t>(quads.tables.data.get()[quads.begins[place] + (size_t{1} << input % 4)]);  // of the subset of this one
+  };
+  const int bits = bits_in(net.nodes[static_cast<size_t>(b.source)].levels), planes = planes_of_index(kind);
+  const bool counts = kind == kTwoBits || kind == kThreeBits;
+  if (counts && (planes > bits || int64_t{b.load} * ((1 << planes) - 1) > INT16_MAX)) return;
+  b.lookups[kind] = make_lookups(node, b, kind, kMostTables, weight);
 }
 
 }  // namespace nbsnn

@@ -1,11 +1,30 @@
-// Weights as look-up tables of the sums of any subset of four.
+// Weights as look-up tables of the sums of any subset of a few of them.
 #pragma once
 #include "net.h"
 
 namespace nbsnn {
 
-// Sets tables, codes and runs of a branch with small weights [tap][input][output], of one group. Look-ups go by four inputs, then by
-// tap. Returns whether there are tables: none if the sums of all look-ups, of positive and negative spikes together, could leave int16.
+// A part of an index byte: bits of the byte in which a plane has the spikes of four channels, moved by `left`.
+struct Part {
+  int quad, plane, mask, left;  // which four channels; which of the planes of the look-up
+};
+
+constexpr int kParts = 6;  // of an index, at most
+
+inline int bits_of_index(Kind kind) { return kind == kQuads ? 4 : 6; }
+inline int planes_of_index(Kind kind) { return kind == kThreeBits ? 3 : kind == kSigned || kind == kTwoBits ? 2 : 1; }
+// What a spike of a plane of a look-up counts.
+inline int factor_of(Kind kind, int plane) { return kind == kSigned && plane ? -1 : 1 << plane; }
+
+// How many different indices there are, for so many groups of four channels, and the parts of one; returns how many parts.
+int indices_of(Kind kind, int quads);
+int parts_of(Kind kind, int quads, int index, Part (&parts)[kParts]);
+
+// Sets the look-ups of a branch with small weights [tap][input][output], of one group. Look-ups go by index, then by tap. Returns
+// whether there are tables: none if the sums of all look-ups, of positive and negative spikes together, could leave int16.
 bool make_tables(const Node& node, Branch& b);
+
+// Sets look-ups in tables of 64 entries, from those of kQuads. None where the sums of counts could leave int16.
+void make_wide_tables(const Net& net, const Node& node, const Branch& b, Kind kind);
 
 }  // namespace nbsnn

@@ -8,7 +8,8 @@ namespace nbsnn {
 bool has_target(int target) {
 #if defined(__x86_64__)
   if (target == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  if (target == 2)
+  if (target == 3 && !__builtin_cpu_supports("avx512vbmi")) return false;
+  if (target == 2 || target == 3)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq");
 #endif
@@ -17,6 +18,7 @@ bool has_target(int target) {
 
 const Kernel& kernel_of(int target) {
 #if defined(__x86_64__)
+  if (target == 3) return kAvx512Vbmi;
   if (target == 2) return kAvx512;
   if (target == 1) return kAvx2;
 #endif

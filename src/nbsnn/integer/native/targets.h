@@ -1,10 +1,10 @@
-// Instruction sets: 0 baseline (what every processor of the architecture has), 1 AVX2, 2 AVX-512.
+// Instruction sets: 0 baseline (what every processor of the architecture has), 1 AVX2, 2 AVX-512, 3 AVX-512 with VBMI.
 #pragma once
 #include "net.h"
 
 namespace nbsnn {
 
-constexpr int kTargets = 3;
+constexpr int kTargets = 4;
 
 bool has_target(int target);  // does this processor have it?
 const Kernel& kernel_of(int target);

@@ -131,6 +131,19 @@ void prepare_network(Net& net) {
   }
 }
 
+void prepare_mode(const Net& net, const Kernel& kernel, int mode) {
+  const bool counts = mode == kCounts, both_signs = mode == kFixedSigned || mode == kSettle;
+  for (Kind kind : {kSixes, kSigned, kTwoBits, kThreeBits}) {
+    const bool used = counts ? kind >= kTwoBits : kind == kSixes || (kind == kSigned && both_signs);
+    if (!used || !kernel.wide) continue;
+    std::call_once(net.prepared[kind], [&] {
+      for (const Node& node : net.nodes)
+        for (const Branch& b : node.branches)
+          if (node.planes && b.source >= 0 && !b.identity) make_wide_tables(net, node, b, kind);
+    });
+  }
+}
+
 void choose_ways(const Net& net, const Kernel& kernel, Flight& flight) {
   flight.dense.assign(net.nodes.size(), 0), flight.records_read = flight.planes_read = flight.dense;
   for (size_t i = 0; i < net.nodes.size(); ++i) {
