@@ -174,7 +174,6 @@ struct Value {
     for (int step : last) most = step > most ? step : most;
     return (most + kLanes - 1) / kLanes;
   }
-  int live_lanes(int mode) const { return std::min(lanes, live_chunks(mode) * kLanes); }
   uint8_t* row(int plane, int quad) const {
     return planes->data.get() + front + (static_cast<size_t>(plane) * quads + quad) * stride;
   }
