@@ -51,17 +51,21 @@ void load_pixels(const Net& net, const Request& ask, Flight& flight) {
       std::memcpy(out + c * row + flight.margin + i * pixels, in, pixels * sizeof(int32_t));
 }
 
+// Steps in which a node may receive something, its bias in the first T ones.
+int inputs_of(const Net& net, const Request& ask, const Flight& flight, const Node& node) {
+  int steps = net.timesteps;
+  for (const Branch& b : node.branches)
+    if (ask.mode == kSettle && b.source >= 0)
+      for (int last : flight.values[static_cast<size_t>(b.source)].last) steps = std::max(steps, last);
+  return steps;
+}
+
 // Steps, or bits of a count, in which a node may send spikes; in settle in multiples of a chunk.
-int lanes_of(const Net& net, const Request& ask, const Flight& flight, const Node& node) {
-  int lanes = net.timesteps;
-  if (ask.mode == kCounts) lanes = bits_in(node.levels);
-  if (ask.mode == kSettle) {
-    for (const Branch& b : node.branches)
-      if (b.source >= 0)
-        for (int last : flight.values[static_cast<size_t>(b.source)].last) lanes = last > lanes ? last : lanes;
-    if (!node.pool) lanes += node.levels + 1;  // after its last input a neuron moves to its count by one spike a step
-  }
-  return ask.mode == kSettle ? static_cast<int>(round_up(lanes, kLanes)) : lanes;
+int lanes_of(const Request& ask, const Node& node, int inputs) {
+  if (ask.mode == kCounts) return bits_in(node.levels);
+  if (ask.mode != kSettle) return inputs;
+  // After its last input a neuron moves to its count by one spike a step.
+  return static_cast<int>(round_up(node.pool ? inputs : inputs + node.levels + 1, kLanes));
 }
 
 // A value's planes, with room before and behind each row for what shifted vectors touch of its neighbors.
@@ -82,9 +86,11 @@ struct Shape {
   int places, channels;
 };
 
-Shape block_of(const Node& node, const Flight& flight, const Value& value, int vector, int members) {
+Shape block_of(const Net& net, const Request& ask, const Flight& flight, int index, int vector, int members) {
+  const Node& node = net.nodes[static_cast<size_t>(index)];
   constexpr int64_t kRowsAtATime = 12, kSums = 384 << 10;
-  const int64_t steps = std::min(value.lanes, 8), all = round_up(static_cast<int64_t>(flight.images) * node.positions, vector);
+  const int64_t steps = std::min({inputs_of(net, ask, flight, node), flight.values[static_cast<size_t>(index)].lanes, 8});
+  const int64_t all = round_up(static_cast<int64_t>(flight.images) * node.positions, vector);
   int64_t branches = 0;
   for (const Branch& b : node.branches) branches += b.source >= 0;
   int64_t places = std::min<int64_t>(
@@ -148,7 +154,7 @@ struct Team {
       s.last.assign(static_cast<size_t>(flight.images), 0), s.spikes.assign(static_cast<size_t>(flight.images), 0);
     if (node.head) return;
     const bool two = ask.mode == kFixedSigned || ask.mode == kSettle;
-    value.lanes = lanes_of(net, ask, flight, node);
+    value.lanes = lanes_of(ask, node, inputs_of(net, ask, flight, node));
     value.chunks = (value.lanes + kLanes - 1) / kLanes;
     value.last.assign(static_cast<size_t>(flight.images), 0);
     if (!flight.dense[index] || flight.records_read[index]) {
@@ -209,7 +215,7 @@ struct Team {
     const int number = static_cast<int>(index), images = flight.images;
     Scratch& mine = scratch[static_cast<size_t>(rank)];
     if (flight.dense[index]) {
-      const Shape shape = block_of(node, flight, flight.values[index], kernel.vector, members);
+      const Shape shape = block_of(net, ask, flight, number, kernel.vector, members);
       share(next, static_cast<int>(round_up(images * node.positions, kernel.vector)), shape.places, number,
             (node.channels + shape.channels - 1) / shape.channels, shape.channels,
             [&](const Item& item) { kernel.run_planes(net, ask, flight, mine, item); });
