@@ -88,7 +88,7 @@ struct Shape {
 
 Shape block_of(const Net& net, const Request& ask, const Flight& flight, int index, int vector, int members) {
   const Node& node = net.nodes[static_cast<size_t>(index)];
-  constexpr int64_t kRowsAtATime = 12, kSums = 384 << 10;
+  constexpr int64_t kRowsAtATime = 12, kSums = 384 << 10, kNear = 128 << 10;
   const int64_t steps = std::min({inputs_of(net, ask, flight, node), flight.values[static_cast<size_t>(index)].lanes, 8});
   const int64_t all = round_up(static_cast<int64_t>(flight.images) * node.positions, vector);
   int64_t branches = 0;
@@ -97,6 +97,7 @@ Shape block_of(const Net& net, const Request& ask, const Flight& flight, int ind
       {round_up(std::max<int64_t>(1, kRowsAtATime * kMaxVector / (steps * vector)) * vector, vector), kBlockLanes, all});
   int64_t channels = std::min<int64_t>(round_up(node.channels, 4), kGroup);
   const auto bytes = [&] { return branches * channels * places * steps * 2; };
+  while (bytes() * (places + vector) <= kNear * places && places + vector <= std::min<int64_t>(kBlockLanes, all)) places += vector;
   while (bytes() > kSums && places > vector) places -= vector;
   while (bytes() > kSums && channels > 32) channels = round_up(channels / 2, 16);
   const auto blocks = [&] { return (all + places - 1) / places * ((node.channels + channels - 1) / channels); };
