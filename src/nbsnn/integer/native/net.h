@@ -234,7 +234,7 @@ struct Flight {
 };
 
 struct Scratch {
-  Buffer bytes, words, current, membrane, count, constant, wide, code, columns, stage, merged, spikes_seen;
+  Buffer bytes, words, current, membrane, count, joined, constant, wide, code, columns, stage, merged, spikes_seen;
   std::vector<uint32_t> rows;   // of weights: lists of spikes
   std::vector<int64_t> spikes;  // per image of the flight, of the node under work
   std::vector<int> last;        // likewise
