@@ -151,14 +151,16 @@ struct Team {
     const Node& node = net.nodes[index];
     Value& value = flight.values[index];
     next.store(0), next_record.store(0);
-    for (Scratch& s : scratch)
+    for (Scratch& s : scratch) {
       s.last.assign(static_cast<size_t>(flight.images), 0), s.spikes.assign(static_cast<size_t>(flight.images), 0);
+      s.lists.tile = -1;
+    }
     if (node.head) return;
     const bool two = ask.mode == kFixedSigned || ask.mode == kSettle;
     value.lanes = lanes_of(ask, node, inputs_of(net, ask, flight, node));
     value.chunks = (value.lanes + kLanes - 1) / kLanes;
     value.last.assign(static_cast<size_t>(flight.images), 0);
-    if (!flight.dense[index] || flight.records_read[index]) {
+    if (flight.records_read[index]) {
       value.record = node.record(two);
       value.records =
           pool.take(static_cast<size_t>(flight.images) * value.chunks * node.positions * node.groups() * value.record * 2);

@@ -233,9 +233,32 @@ struct Flight {
   }
 };
 
+// The spikes of one plane and position of a tile, whose rows of weights begin at `begin`.
+struct List {
+  int position, lane, n;  // in a tile and a chunk
+  bool negative;
+  size_t begin;
+};
+
+// The spikes that a tile sees of a branch in one chunk.
+struct Listed {
+  const Branch* branch;
+  int chunk;
+  std::vector<uint32_t> rows;
+  std::vector<List> lists;
+};
+
+// Those of all branches and chunks of the tile under work, which all its channels read.
+struct Lists {
+  int tile = -1;  // its first place
+  size_t used = 0;
+  std::vector<Listed> all;
+};
+
 struct Scratch {
   Buffer bytes, words, current, membrane, count, joined, constant, wide, code, columns, stage, merged, spikes_seen;
-  std::vector<uint32_t> rows;   // of weights: lists of spikes
+  Lists lists;
+  std::vector<uint32_t> rows;   // of weights: lists of spikes of a block
   std::vector<int64_t> spikes;  // per image of the flight, of the node under work
   std::vector<int> last;        // likewise
 };

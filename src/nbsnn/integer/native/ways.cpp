@@ -144,11 +144,23 @@ void prepare_mode(const Net& net, const Kernel& kernel, int mode) {
   }
 }
 
+namespace {
+
+// Whether a node is computed from planes. Lists of spikes, where all of its branches have them, compete with full vectors; records of
+// events with a quarter. A small map sees much padding, which lists leave out.
+bool takes_planes(const Node& node, int vector, int images) {
+  const bool lists = std::all_of(node.branches.begin(), node.branches.end(), [](const Branch& b) { return b.fields > 0; });
+  const int64_t places = static_cast<int64_t>(images) * node.positions;
+  return node.planes && (lists ? places * 2 >= vector && node.positions * 8 > vector : places * 4 >= vector);
+}
+
+}  // namespace
+
 void choose_ways(const Net& net, const Kernel& kernel, Flight& flight) {
   flight.dense.assign(net.nodes.size(), 0), flight.records_read = flight.planes_read = flight.dense;
   for (size_t i = 0; i < net.nodes.size(); ++i) {
     const Node& node = net.nodes[i];
-    flight.dense[i] = node.planes && static_cast<int64_t>(flight.images) * node.positions * 4 >= kernel.vector;
+    flight.dense[i] = takes_planes(node, kernel.vector, flight.images);
     for (const Branch& b : node.branches)
       if (b.source >= 0)
         (flight.dense[i] || b.fields || node.head ? flight.planes_read : flight.records_read)[static_cast<size_t>(b.source)] = 1;

@@ -13,7 +13,7 @@ void prepare_network(Net& net);
 // The look-ups that a mode needs, made by the first run that does; later ones wait for it.
 void prepare_mode(const Net& net, const Kernel& kernel, int mode);
 
-// Which nodes of a flight are computed from planes, those that fill a quarter of a vector, and which forms of each value are read.
+// Which nodes of a flight are computed from planes, those that fill enough of a vector, and which forms of each value are read.
 void choose_ways(const Net& net, const Kernel& kernel, Flight& flight);
 
 }  // namespace nbsnn
