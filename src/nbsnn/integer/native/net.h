@@ -23,7 +23,7 @@ constexpr int kHeader = 16;       // uint16 in front of a record's channels
 constexpr int kSlack = 16;        // uint16 behind them, which the vectorised writer may touch
 constexpr int kMaxRow = 256;      // the longest weight row in bytes, any instruction set
 constexpr int kMaxVector = 64;    // the longest vector in bytes
-constexpr int kMaxRun = 48;       // look-ups that are gathered at a time: their indices fit the first cache
+constexpr int kMaxRun = 72;       // look-ups that are gathered at a time: their indices fit the first cache
 constexpr int kCountRow = 8;      // counts in a row of thresholds: one byte shuffle of int16
 constexpr int kBlockLanes = 256;  // places of a block of a node computed from planes, at most
 constexpr int kImageSteps = 63;   // of nodes that read nothing but the image (image.inc): twice a count fits an int8
@@ -74,7 +74,8 @@ struct Lookups {
   Buffer tables;                       // the different ones, of 16 sums (kQuads) or 64
   std::vector<uint32_t> begins;        // kQuads: [output / 4][look-up][output % 4], where its table begins
   std::vector<uint16_t> numbers;       // other kinds, likewise: which table
-  std::vector<std::vector<int>> runs;  // of four outputs: how many look-ups at a time their sums may stay in int8
+  std::vector<std::vector<int>> runs;  // of four outputs: how many look-ups at a time their sums may stay in eight bits
+  std::vector<std::vector<uint8_t>> below;  // other kinds: how far below zero these sums may be, [run · 4 + output]
 };
 
 // Buffers that later nodes use again, so that memory is that of the values alive at a time.

@@ -47,6 +47,32 @@ struct Reader {
   }
 };
 
+// Bounds of the sums of four outputs in a run: those of kQuads are signed bytes, the others begin so far above zero that they are
+// unsigned ones.
+struct RunBounds {
+  const Kind kind;
+  int up[4] = {}, down[4] = {}, n = 0;
+
+  explicit RunBounds(Kind k) : kind(k) {}
+  bool fit(const Weights (&more)[4]) const {
+    bool fits = true;
+    for (int o = 0; o < 4; ++o) {
+      const int above = up[o] + more[o].up, below = down[o] + more[o].down;
+      fits = fits && (kind == kQuads ? above <= INT8_MAX && below <= INT8_MAX : above + below <= UINT8_MAX);
+    }
+    return fits;
+  }
+  void add(const Weights (&more)[4]) {
+    for (int o = 0; o < 4; ++o) up[o] += more[o].up, down[o] += more[o].down;
+    ++n;
+  }
+  void end(std::vector<int>& runs, std::vector<uint8_t>& below) {
+    runs.push_back(n);
+    for (int o = 0; o < 4; ++o) below.push_back(static_cast<uint8_t>(down[o]));
+    n = 0, std::fill(up, up + 4, 0), std::fill(down, down + 4, 0);
+  }
+};
+
 // Appends the sums of any subset of the weights.
 void append_table(const Weights& weights, int bits, std::vector<int8_t>& tables) {
   for (int subset = 0; subset < 1 << bits; ++subset) {
@@ -65,27 +91,23 @@ Lookups make_lookups(const Node& node, const Branch& b, Kind kind, size_t most, 
   std::unordered_map<uint64_t, size_t> known;
   std::vector<int8_t> tables;
   for (int quad = 0; quad * 4 < node.channels; ++quad) {
-    out.runs.emplace_back();
-    int up[4] = {}, down[4] = {}, begin = 0;
+    out.runs.emplace_back(), out.below.emplace_back();
+    RunBounds bounds(kind);
     for (int k = 0; k < out.size; ++k) {
       Weights weights[4];
-      bool full = k % kMaxRun == 0;
-      for (int o = 0; o < 4; ++o) {
+      for (int o = 0; o < 4; ++o)
         if (!reader.read(4 * quad + o, k, weights[o])) return {};
-        full = full || up[o] + weights[o].up > INT8_MAX || down[o] + weights[o].down > INT8_MAX;
-      }
-      if (full && k) out.runs.back().push_back(k - begin);
-      if (full) begin = k;
-      for (int o = 0; o < 4; ++o) {
-        up[o] = (full ? 0 : up[o]) + weights[o].up, down[o] = (full ? 0 : down[o]) + weights[o].down;
-        const auto [place, is_new] = known.emplace(weights[o].key(), known.size());
+      if (k && (k % kMaxRun == 0 || !bounds.fit(weights))) bounds.end(out.runs.back(), out.below.back());
+      bounds.add(weights);
+      for (const Weights& w : weights) {
+        const auto [place, is_new] = known.emplace(w.key(), known.size());
         if (is_new && known.size() > most) return {};
-        if (is_new) append_table(weights[o], bits_of_index(kind), tables);
+        if (is_new) append_table(w, bits_of_index(kind), tables);
         if (kind == kQuads) out.begins.push_back(static_cast<uint32_t>(place->second << 4));
         else out.numbers.push_back(static_cast<uint16_t>(place->second));
       }
     }
-    out.runs.back().push_back(out.size - begin);
+    bounds.end(out.runs.back(), out.below.back());
   }
   std::memcpy(out.tables.need(tables.size()), tables.data(), tables.size());
   return out;
