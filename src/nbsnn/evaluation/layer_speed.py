@@ -1,9 +1,9 @@
 """How fast the native kernel computes each layer, as a share of what the processor's instructions allow.
 
-Work is counted in binary synapses: a synapse that reads one plane of spikes (a step) or of counts (a bit). The limit of a layer
-is that of the faster kind of instruction, on one core with operands in the first cache: look-ups, one for each digit of the
-weights, or dot products of 8-bit numbers, which handle all planes of a count at once. The image's 24-bit pixels need three dot
-products.
+Work is counted in binary synapses: a synapse that reads one plane of spikes (a step) or of counts (a bit). The limit of a
+layer is that of the fastest kind of instruction that serves, on one core with operands in the first cache: look-ups, one
+for each digit of the weights; wide look-ups, for counts of two bits or more and for ternary weights; or dot products of
+8-bit numbers, which handle all planes of a count at once. The image's 24-bit pixels need three dot products.
 """
 
 from dataclasses import asdict, dataclass
@@ -23,6 +23,8 @@ from nbsnn.integer.program import Program
 from nbsnn.spiking.schedules import check_pair, schedule_named
 
 _PIXEL_BYTES = 3
+_KINDS = {"look-up": ("look-up",), "wide": ("wide",), "dot": ("dot", "float")}
+_WIDE = 9  # largest |weight| whose sums with counts fit a table of int8
 _DIGIT = 8  # largest |weight| of a digit but the last, which takes up to 31
 
 
@@ -103,8 +105,10 @@ def _work(program: Program, node: Unit | Head, branch: Branch, rates: tuple[Rate
     """Synapses and binary synapses of a branch, and its limit in the latter a second."""
     places = prod(branch.after.size if branch.after is not None else node.shape[1:])
     synapses = (thawed(branch.weight).numel() if branch.weight is not None else node.shape[0]) * places
-    look_up = max((rate.per_second for rate in rates if rate.kind == "look-up"), default=0.0)
-    dot = max(rate.per_second for rate in rates if rate.kind != "look-up")
+    fastest = {
+        kind: max((rate.per_second for rate in rates if rate.kind in kinds), default=0.0) for kind, kinds in _KINDS.items()
+    }
+    look_up, dot = fastest["look-up"], fastest["dot"]
     if branch.source in program.constants:
         return synapses, synapses, dot / _PIXEL_BYTES
     planes = program.timesteps if engine == "spikes" else program.timesteps.bit_length()
@@ -112,4 +116,6 @@ def _work(program: Program, node: Unit | Head, branch: Branch, rates: tuple[Rate
     digits = 1
     while largest > 31:
         largest, digits = (largest + _DIGIT) // (2 * _DIGIT), digits + 1
+    if digits == 1 and (largest == 1 or (largest <= _WIDE and engine == "counts" and planes > 1)):
+        look_up = max(look_up, fastest["wide"])
     return synapses, synapses * planes, max(look_up / digits, dot * (planes if engine == "counts" else 1))

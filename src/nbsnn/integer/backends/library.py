@@ -78,7 +78,8 @@ class Rate:
     """How many synapses a second one core handles with one kind of instruction, with operands in the first cache.
 
     Attributes:
-        kind: "look-up" (synapses with spikes), "dot" (products of 8-bit numbers) or "float" (single precision).
+        kind: "look-up" (synapses with spikes), "wide" (likewise, in tables of 64 entries), "dot" (products of 8-bit numbers) or
+            "float" (single precision).
         instruction: its name and the bits of a vector.
         per_second: synapses.
     """

@@ -67,6 +67,7 @@ struct Rate {
 #define NBSNN_REGISTER "v"
 #define NBSNN_256 __attribute__((target("avx2,fma")))
 #define NBSNN_512 __attribute__((target("avx512f,avx512bw")))
+#define NBSNN_VBMI __attribute__((target("avx512f,avx512bw,avx512vbmi")))
 #define NBSNN_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 
 #define LOAD_256(p) _mm256_load_si256(reinterpret_cast<const __m256i*>(p))
@@ -89,6 +90,8 @@ NBSNN_KIND(multiply_256, NBSNN_256, __m256, __m256, FLOAT_256, FLOAT_256, _mm256
 #define FLOAT_512(p) _mm512_load_ps(p)
 #define MULTIPLY_512(a, x, w) _mm512_fmadd_ps(x, w, a)
 NBSNN_KIND(look_up_512, NBSNN_512, __m512i, __m512i, LOAD_512, TABLE_512, _mm512_setzero_si512(), LOOK_UP_512)
+#define LOOK_UP_64(a, x, w) _mm512_add_epi8(a, _mm512_permutexvar_epi8(x, w))
+NBSNN_KIND(look_up_64, NBSNN_VBMI, __m512i, __m512i, LOAD_512, LOAD_512, _mm512_setzero_si512(), LOOK_UP_64)
 NBSNN_KIND(pairs_512, NBSNN_512, __m512i, __m512i, LOAD_512, LOAD_512, _mm512_setzero_si512(), PAIRS_512)
 NBSNN_KIND(dot_512, NBSNN_VNNI, __m512i, __m512i, LOAD_512, LOAD_512, _mm512_setzero_si512(), DOT_512)
 NBSNN_KIND(multiply_512, NBSNN_512, __m512, __m512, FLOAT_512, FLOAT_512, _mm512_setzero_ps(), MULTIPLY_512)
@@ -105,6 +108,7 @@ bool has_avx_vnni() { return false; }
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
+bool has_vbmi() { return has_avx512() && __builtin_cpu_supports("avx512vbmi"); }
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"); }
 
 constexpr Rate kRates[] = {
@@ -112,7 +116,7 @@ constexpr Rate kRates[] = {
     {"float fma 256", 8, 32, has_avx2, multiply_256},        {"look-up vpshufb 512", 256, 64, has_avx512, look_up_512},
     {"dot vpmaddubsw 512", 64, 64, has_avx512, pairs_512},   {"float fma 512", 16, 64, has_avx512, multiply_512},
     {"dot vpdpbusd 256", 32, 32, has_vnni, dot_256},         {"dot vpdpbusd 512", 64, 64, has_vnni, dot_512},
-    {"dot vpdpbusd avx", 32, 32, has_avx_vnni, dot_vex},
+    {"dot vpdpbusd avx", 32, 32, has_avx_vnni, dot_vex},     {"wide vpermb 512", 384, 64, has_vbmi, look_up_64},
 };
 #elif defined(__aarch64__)
 #define NBSNN_REGISTER "w"
@@ -135,7 +139,7 @@ constexpr int kCount = sizeof(kRates) / sizeof(kRates[0]);
 }  // namespace
 }  // namespace nbsnn
 
-// The name of a kind of instruction, "look-up", "dot" or "float" first, then the instruction and the bits of its vectors; null
+// The name of a kind of instruction, "look-up", "wide", "dot" or "float" first, then the instruction and the bits of its vectors; null
 // beyond the last.
 NBSNN_API const char* nbsnn_rate_name(int kind) { return kind >= 0 && kind < nbsnn::kCount ? nbsnn::kRates[kind].name : nullptr; }
 
