@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#include "net.h"
+#include "flight.h"
 #include "tables.h"
 
 namespace nbsnn {

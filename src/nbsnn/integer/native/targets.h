@@ -1,6 +1,6 @@
 // Instruction sets: 0 baseline (what every processor of the architecture has), 1 AVX2, 2 AVX-512, 3 AVX-512 with VBMI.
 #pragma once
-#include "net.h"
+#include "flight.h"
 
 namespace nbsnn {
 

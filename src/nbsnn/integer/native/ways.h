@@ -1,6 +1,6 @@
 // The rule that chooses the algorithm: events or bit planes (docs/kernel.md, "The rule").
 #pragma once
-#include "net.h"
+#include "flight.h"
 
 namespace nbsnn {
 

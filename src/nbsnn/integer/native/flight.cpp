@@ -1,0 +1,69 @@
+#include "flight.h"
+
+#include <cstring>
+
+namespace nbsnn {
+
+void load_pixels(const Net& net, const Request& ask, Flight& flight) {
+  bool read = false;
+  for (size_t i = 0; i < net.nodes.size(); ++i)
+    for (const Branch& b : net.nodes[i].branches) read = read || (flight.dense[i] && b.source < 0);
+  if (!read) return;
+  const size_t channels = static_cast<size_t>(net.image_channels), pixels = static_cast<size_t>(net.pixels);
+  flight.margin = pixels + kMaxVector;
+  const size_t row = static_cast<size_t>(flight.images) * pixels + 2 * flight.margin;
+  int32_t* out = reinterpret_cast<int32_t*>(flight.pixels.need(row * channels * sizeof(int32_t)));
+  const int32_t* in = ask.images + static_cast<size_t>(flight.first) * channels * pixels;
+  for (size_t i = 0; i < static_cast<size_t>(flight.images); ++i)
+    for (size_t c = 0; c < channels; ++c, in += pixels)
+      std::memcpy(out + c * row + flight.margin + i * pixels, in, pixels * sizeof(int32_t));
+}
+
+int inputs_of(const Net& net, const Request& ask, const Flight& flight, const Node& node) {
+  int steps = net.timesteps;
+  for (const Branch& b : node.branches)
+    if (ask.mode == kSettle && b.source >= 0)
+      for (int last : flight.values[static_cast<size_t>(b.source)].last) steps = std::max(steps, last);
+  return steps;
+}
+
+int lanes_of(const Request& ask, const Node& node, int inputs) {
+  if (ask.mode == kCounts) return bits_in(node.levels);
+  if (ask.mode != kSettle) return inputs;
+  // After its last input a neuron moves to its count by one spike a step.
+  return static_cast<int>(round_up(node.pool ? inputs : inputs + node.levels + 1, kLanes));
+}
+
+void take_planes(const Node& node, const Flight& flight, Value& value, Pool& pool) {
+  const size_t places = static_cast<size_t>(flight.images) * static_cast<size_t>(node.positions);
+  const size_t margin = static_cast<size_t>(round_up(node.positions + kMaxVector, kMaxVector));
+  value.quads = (node.channels + 3) / 4;
+  value.used.assign(static_cast<size_t>(value.lanes * value.signs), 0);
+  value.fired.assign(value.used.size(), 0);
+  value.front = margin;
+  // An odd number of cache lines, so that rows do not fall on the same sets.
+  value.stride = static_cast<size_t>(round_up(static_cast<int64_t>(places), kMaxVector)) | kMaxVector;
+  value.planes = pool.take(value.used.size() * static_cast<size_t>(value.quads) * value.stride + 2 * margin + kBlockLanes);
+}
+
+Shape block_of(const Net& net, const Request& ask, const Flight& flight, int index, int vector, int members) {
+  const Node& node = net.nodes[static_cast<size_t>(index)];
+  constexpr int64_t kRowsAtATime = 12, kSums = 384 << 10, kNear = 128 << 10;
+  const int64_t steps = std::min({inputs_of(net, ask, flight, node), flight.values[static_cast<size_t>(index)].lanes, 8});
+  const int64_t all = round_up(static_cast<int64_t>(flight.images) * node.positions, vector);
+  int64_t branches = 0;
+  for (const Branch& b : node.branches) branches += b.source >= 0;
+  int64_t places = std::min<int64_t>(
+      {round_up(std::max<int64_t>(1, kRowsAtATime * kMaxVector / (steps * vector)) * vector, vector), kBlockLanes, all});
+  int64_t channels = std::min<int64_t>(round_up(node.channels, 4), kGroup);
+  const auto bytes = [&] { return branches * channels * places * steps * 2; };
+  while (bytes() * (places + vector) <= kNear * places && places + vector <= std::min<int64_t>(kBlockLanes, all)) places += vector;
+  while (bytes() > kSums && places > vector) places -= vector;
+  while (bytes() > kSums && channels > 32) channels = round_up(channels / 2, 16);
+  const auto blocks = [&] { return (all + places - 1) / places * ((node.channels + channels - 1) / channels); };
+  while (members > 1 && blocks() < 3 * members && places > vector) places = round_up(places / 2, vector);
+  while (members > 1 && blocks() < 2 * members && channels > 16) channels = round_up(channels / 2, 16);
+  return Shape{static_cast<int>(places), static_cast<int>(channels)};
+}
+
+}  // namespace nbsnn
