@@ -89,6 +89,29 @@ def test_long_lists_and_wide_layers():
 
 
 @needs_native
+@pytest.mark.parametrize("timesteps", [3, 7, 15])
+@pytest.mark.parametrize("weight", [1, 4, 9, 21])
+@pytest.mark.parametrize("pattern", [(1,), (-1,), (1, -1), (1, 1, -1)], ids=str)
+def test_sums_reach_the_bounds_of_a_byte(timesteps, weight, pattern):
+    """Every neuron of the source fires in every step, every weight is at its extreme."""
+    program = random_program(["conv"], timesteps=timesteps, channels=13, size=6, weight=weight)
+    stem, unit, *_ = program.units
+    (branch,) = unit.branches
+    signs = torch.tensor(pattern).repeat(branch.weight.numel())[: branch.weight.numel()].reshape(branch.weight.shape)
+    branch = replace(branch, weight=(weight * signs).to(torch.int8), multiplier=torch.full((13,), 3, dtype=torch.int32))
+    changed = {
+        stem.name: replace(stem, bias=torch.full((13,), 400_000, dtype=torch.int32)),
+        unit.name: replace(unit, branches=(branch,)),
+    }
+    program = replace(program, nodes=tuple(changed.get(n.name, n) for n in program.nodes))
+    pixels = random_pixels(program, 5)
+    for mode in MODES:
+        expected = run(engine_torch, program, pixels, mode)
+        for target in native.targets():
+            assert_same(run(native, program, pixels, mode, target=target, threads=1), expected)
+
+
+@needs_native
 def test_positive_and_negative_spikes_of_one_step_do_not_wrap_their_sum():
     """1,200 sources: weights of +31 fire in step 2, while those of -31 take a spike back; each half alone fits int16."""
     size, threshold = 1200, 2**12
