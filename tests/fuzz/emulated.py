@@ -45,8 +45,35 @@ NBSNN_INLINE __m512i emulated_permute(__m512i index, __m512i table) {
   std::memcpy(&out, y, 64);
   return out;
 }
+NBSNN_INLINE __m512i emulated_permute_words(__m512i low, __m512i index, __m512i high, int last) {
+  int16_t i[32], t[64], y[32];
+  std::memcpy(i, &index, 64), std::memcpy(t, &low, 64), std::memcpy(t + 32, &high, 64);
+  for (int k = 0; k < 32; ++k) y[k] = t[i[k] & last];
+  __m512i out;
+  std::memcpy(&out, y, 64);
+  return out;
+}
+NBSNN_INLINE __m512i emulated_subtract(__m512i x, __m512i y) {
+  const Halves a = parts(x), b = parts(y);
+  return join(_mm256_subs_epi16(a.low, b.low), _mm256_subs_epi16(a.high, b.high));
+}
+NBSNN_INLINE __m512i emulated_distance(__m512i x, __m512i y) {
+  const Halves a = parts(x), b = parts(y);
+  return join(_mm256_sad_epu8(a.low, b.low), _mm256_sad_epu8(a.high, b.high));
+}
+NBSNN_INLINE int64_t emulated_total(__m512i x) {
+  int64_t words[8], total = 0;
+  std::memcpy(words, &x, 64);
+  for (int64_t word : words) total += word;
+  return total;
+}
 NBSNN_INLINE __m512i emulated_load(const void* from) { __m512i x; std::memcpy(&x, from, 64); return x; }
 #define _mm512_permutexvar_epi8 emulated_permute
+#define _mm512_permutexvar_epi16(index, table) emulated_permute_words(table, index, table, 31)
+#define _mm512_permutex2var_epi16(low, index, high) emulated_permute_words(low, index, high, 63)
+#define _mm512_subs_epi16 emulated_subtract
+#define _mm512_sad_epu8 emulated_distance
+#define _mm512_reduce_add_epi64 emulated_total
 #define _mm512_loadu_si512 emulated_load
 #define _mm512_broadcast_i32x4 emulated_broadcast
 #define _mm512_shuffle_epi8 emulated_shuffle
