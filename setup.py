@@ -6,12 +6,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = [
-    "kernel_baseline",
-    "kernel_avx2",
-    "kernel_avx512",
-    "kernel_avx512vbmi",
-]  # the integer networks' kernel for each instruction set
+# The integer networks' kernel for each instruction set.
+KERNELS = ["kernel_baseline", "kernel_avx2", "kernel_avx512", "kernel_avx512vbmi"]
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"]
 
 

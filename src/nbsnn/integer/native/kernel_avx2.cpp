@@ -9,16 +9,8 @@
 #pragma GCC target("avx2,fma,bmi,bmi2,popcnt")
 #endif
 #define NBSNN_VB 32
-namespace nbsnn {
-namespace {
 #include "kernel.inc"
-}
-}  // namespace nbsnn
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "end_target.inc"
 
 namespace nbsnn {
 const Kernel kAvx2 = kKernel;

@@ -9,16 +9,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,bmi,bmi2,popcnt,prefer-vector-width=512")
 #endif
 #define NBSNN_VB 64
-namespace nbsnn {
-namespace {
 #include "kernel.inc"
-}
-}  // namespace nbsnn
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "end_target.inc"
 
 namespace nbsnn {
 const Kernel kAvx512 = kKernel;

@@ -10,16 +10,8 @@
 #endif
 #define NBSNN_VB 64
 #define NBSNN_WIDE
-namespace nbsnn {
-namespace {
 #include "kernel.inc"
-}
-}  // namespace nbsnn
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "end_target.inc"
 
 namespace nbsnn {
 const Kernel kAvx512Vbmi = kKernel;

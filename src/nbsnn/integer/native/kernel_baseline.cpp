@@ -2,9 +2,8 @@
 #include "kernel.h"
 
 #define NBSNN_VB 16
-namespace nbsnn {
-namespace {
 #include "kernel.inc"
-}
+
+namespace nbsnn {
 const Kernel kBaseline = kKernel;
 }  // namespace nbsnn

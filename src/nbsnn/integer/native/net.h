@@ -1,7 +1,6 @@
 // An integer network as the kernels hold it.
 #pragma once
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>

@@ -68,7 +68,7 @@ struct RunBounds {
   }
   void end(std::vector<int>& runs, std::vector<uint8_t>& below) {
     runs.push_back(n);
-    for (int o = 0; o < 4; ++o) below.push_back(static_cast<uint8_t>(down[o]));
+    for (int o = 0; o < 4 && kind != kQuads; ++o) below.push_back(static_cast<uint8_t>(down[o]));
     n = 0, std::fill(up, up + 4, 0), std::fill(down, down + 4, 0);
   }
 };

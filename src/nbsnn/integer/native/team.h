@@ -1,5 +1,6 @@
 // A team of threads that takes flights of images through a network, node by node.
 #pragma once
+#include <atomic>
 #include <chrono>
 #include <thread>
 
