@@ -87,7 +87,7 @@ class Recorder:
         self.numbers.append(len(self.heads))
         for size, address in zip(self.heads, sums, strict=True):
             self._array(ctypes.c_int64, address, batch * size)
-        self._array(ctypes.c_int32, steps, batch)
+        self._array(ctypes.c_int64, steps, batch)
         self._array(ctypes.c_int64, spikes, batch * self.nodes)
         return done
 

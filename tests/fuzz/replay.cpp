@@ -15,7 +15,7 @@ int nbsnn_add_branch(Net*, int, int, int, int, int, const uint32_t*, const uint3
                      int64_t);
 int nbsnn_add_pool(Net*, int, int, int, const uint32_t*, const uint32_t*, int64_t);
 int nbsnn_finish(Net*);
-int nbsnn_run(const Net*, const int32_t*, int, int, int, int, int32_t* const*, int64_t* const*, int32_t*, int64_t*, int64_t*,
+int nbsnn_run(const Net*, const int32_t*, int, int, int, int, int32_t* const*, int64_t* const*, int64_t*, int64_t*, int64_t*,
               void*);
 void nbsnn_free(Net*);
 const char* nbsnn_rate_name(int);
@@ -80,14 +80,14 @@ int main(int, char** arguments) {
       const auto images = array<int32_t>();
       std::vector<std::vector<int64_t>> expected(static_cast<size_t>(number()));  // sums of each branch of the heads
       for (auto& sum : expected) sum = array<int64_t>();
-      const auto steps = array<int32_t>();
+      const auto steps = array<int64_t>();
       const auto spikes = array<int64_t>();
       std::vector<std::vector<int64_t>> sums;
       for (const auto& sum : expected) sums.emplace_back(sum.size());
       std::vector<int64_t*> targets;
       for (auto& sum : sums) targets.push_back(sum.data());
       std::vector<int32_t*> counts(spikes.size() / static_cast<size_t>(batch), nullptr);
-      std::vector<int32_t> taken(steps.size());
+      std::vector<int64_t> taken(steps.size());
       std::vector<int64_t> fired(spikes.size());
       done = nbsnn_run(net, images.data(), batch, mode, threads, flight, counts.data(), targets.data(), taken.data(), fired.data(),
                        nullptr, nullptr);

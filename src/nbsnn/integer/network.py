@@ -11,12 +11,14 @@ from torch import Tensor
 from nbsnn.errors import ConfigError, LoweringError, unknown
 from nbsnn.inputs import as_images
 from nbsnn.integer.backends import Backend, Engine, Request, choose
+from nbsnn.integer.backends.native import NATIVE
 from nbsnn.integer.backends.torch import TORCH, Watch
 from nbsnn.integer.checking import check_structure
 from nbsnn.integer.description import UnitRow, describe_units
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.layers import LayerTable, layers_of
 from nbsnn.integer.nodes import Unit
+from nbsnn.integer.passes import logits_of
 from nbsnn.integer.pixels import to_integers
 from nbsnn.integer.plain import moved
 from nbsnn.integer.products import with_pools
@@ -295,13 +297,14 @@ class IntegerNetwork:
         """The images in flight, as integers on the network's device."""
         size = max(1, min(_MOST_IN_FLIGHT, _IN_FLIGHT_BYTES // backend.bytes_per_image(self.program)))
         for chunk in torch.split(images, size) if len(images) > size else (images,):
-            yield to_integers(self.program.pixels, chunk.to(self.device))
+            yield to_integers(self.program.pixels, chunk.to(self.device), native=backend is NATIVE)
 
 
 def _joined(program: Program, outcomes: list[Outcome], backend: str) -> Result:
     first = outcomes[0]
     if len(outcomes) == 1:
-        logits = program.result(first.accumulators)
+        logits = logits_of(program, first.accumulators) if backend == NATIVE.name else None
+        logits = program.result(first.accumulators) if logits is None else logits
         return Result(logits, first.steps, first.spikes, first.counts, first.fired, backend)
     results = [program.result(outcome.accumulators) for outcome in outcomes]
     return Result(

@@ -4,9 +4,9 @@
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -195,13 +195,18 @@ class Head:
     def sources(self) -> tuple[str, ...]:
         return tuple(branch.source for branch in self.branches)
 
+    @cached_property
+    def _numbers(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The bias and the branches' multipliers, in float64, to broadcast over [B, *shape]."""
+        trailing = len(self.shape) - 1
+        return placed(self.bias, self.shape), tuple(per_channel(thawed(b.multiplier), trailing) for b in self.branches)
+
     def numbers(self, accumulators: "tuple[Tensor, ...] | list[Tensor]") -> Tensor:
         """[B, O, ...] float64 from one [B, O, ...] integer accumulator per branch."""
-        trailing = len(self.shape) - 1
-        total = placed(self.bias, self.shape)
+        total, factors = self._numbers
         # Products and sums one after the other: a fused multiply-add would round differently.
-        for branch, accumulator in zip(self.branches, accumulators, strict=True):
-            total = total + accumulator.to(torch.float64) * per_channel(thawed(branch.multiplier), trailing)
+        for factor, accumulator in zip(factors, accumulators, strict=True):
+            total = total + accumulator * factor
         whole = (len(accumulators[0]), *self.shape)
         return total if total.shape == whole else total.expand(whole)
 

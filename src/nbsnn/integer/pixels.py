@@ -11,6 +11,7 @@ from nbsnn.errors import ConfigError, LoweringError
 from nbsnn.inputs import as_images, check_normalization
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.nodes import Pixels
+from nbsnn.integer.passes import rounded
 from nbsnn.shapes import per_channel
 
 PIXEL_BITS = 20  # fraction bits of a pixel: an early count changed by rounding changes later ones
@@ -57,11 +58,12 @@ def pixel_table(mean: Sequence[float], std: Sequence[float], fraction_bits: int)
     return whole.to(torch.int32)
 
 
-def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
+def to_integers(pixels: Pixels, images: Tensor, *, native: bool = False) -> Tensor:
     """Images on the network's grid, [B, C, H, W] int32, contiguous.
 
     Args:
         images: [B, C, H, W] uint8, or normalized floats, which are rounded; in any memory format.
+        native: by the native extension, where it can; the bits are the same.
     Raises:
         LoweringError: wrong shape, out of range, not finite, or 8-bit pixels for a network without mean and std.
     """
@@ -78,7 +80,9 @@ def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
     low, high = pixels.low - slack, pixels.high + slack
     # Single precision holds the integers up to 2^24, and a product with a power of two is exact.
     exact = images.dtype != torch.float64 and max(-low, high) < 2**24
-    whole: Tensor = images.to(torch.float32 if exact else torch.float64) * 2**pixels.fraction_bits
+    if native and exact and (whole := rounded(pixels, images, slack)) is not None:
+        return whole
+    whole = images.to(torch.float32 if exact else torch.float64) * 2**pixels.fraction_bits
     least, most = (float(edge) for edge in torch.aminmax(whole.round_()))
     if not (low <= least and most <= high):  # so is NaN
         as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)

@@ -15,8 +15,8 @@ from nbsnn.extension import load_extension
 
 Target = Literal["baseline", "avx2", "avx512", "avx512vbmi"]
 TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512", "avx512vbmi")
-_INTERFACE = 6  # version of the C interface, whose functions are:
-_net, _int, _int64, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_INTERFACE = 7  # version of the C interface, whose functions are:
+_net, _int, _int64, _float, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nbsnn_version": (_int, []),
     "nbsnn_error": (ctypes.c_char_p, []),
@@ -34,6 +34,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     # images, batch, mode, threads, images in flight, counts, sums, steps, spikes, nanoseconds, pool
     "nbsnn_run": (_int, [_net, _pointer, _int, _int, _int, _int, *[_pointer] * 6]),
     "nbsnn_free": (None, [_net]),
+    # images, their numbers, scale, least and greatest integer, how far beyond them is not refused, integers
+    "nbsnn_round": (_int, [_pointer, _int64, *[_float] * 4, _pointer]),
+    "nbsnn_logits": (None, [_pointer, _int64, _int64, *[_pointer] * 3]),  # sums, images, outputs, bias, factor, logits
+    "nbsnn_within": (_int, [_pointer, _int64, _int, _int]),  # integers, how many, least and greatest
     "nbsnn_rate_name": (ctypes.c_char_p, [_int]),  # kind of instruction
     "nbsnn_rate": (ctypes.c_double, [_int]),
 }  # fmt: skip
@@ -62,7 +66,12 @@ def why_not() -> str | None:
 def targets() -> tuple[Target, ...]:
     """Instruction sets that the extension can use on this processor, the best one last."""
     found = loaded()
-    return () if isinstance(found, str) else tuple(t for i, t in enumerate(TARGETS) if found.nbsnn_has_target(i))
+    return () if isinstance(found, str) else _targets_of(found)
+
+
+@cache
+def _targets_of(found: ctypes.CDLL) -> tuple[Target, ...]:
+    return tuple(t for i, t in enumerate(TARGETS) if found.nbsnn_has_target(i))
 
 
 def check_result(result: int) -> None:

@@ -98,6 +98,8 @@ class _Handle:
         units: unit → its index among the kernel's nodes.
         no_counts: a null pointer per node, for runs that do not return counts.
         products: synapses of an image.
+        edges: the least and the greatest pixel.
+        maps: whether a head has a map of places that the kernel leaves out.
     """
 
     address: int
@@ -106,6 +108,8 @@ class _Handle:
     units: dict[str, int]
     no_counts: "ctypes.Array[ctypes.c_void_p]"
     products: int
+    edges: tuple[int, int]
+    maps: bool
 
     def __post_init__(self) -> None:
         finalize(self, self.lib.nbsnn_free, self.address)
@@ -122,7 +126,7 @@ def _run(
 ) -> Outcome:
     """Run; with `nanoseconds` [nodes of the kernel] int64, add the time of each node to it."""
     handle = _handle(program, target)
-    _check_pixels(program, pixels)
+    _check_pixels(program, handle, pixels)
     batch, heads, sending = len(pixels), handle.heads, program.sending
     pool = pool_of_torch()
     workers = _worthwhile_threads(program, handle, batch, mode, pool) if threads is None else threads
@@ -131,7 +135,7 @@ def _run(
     counts = {u.name: torch.empty(batch, *u.shape, dtype=torch.int32) for u in program.units} if keep_counts else {}
     kept = _addresses([*(counts.get(n.name) for n in sending), *(None for _ in heads)]) if counts else handle.no_counts
     sums = [torch.empty(batch, *head.shape, dtype=torch.int64) for head in heads]
-    steps = torch.zeros(batch, dtype=torch.int32)
+    steps = torch.empty(batch, dtype=torch.int64)
     spikes = torch.zeros(len(sending) + len(heads), batch, dtype=torch.int64)
     done = handle.lib.nbsnn_run(
         handle.address, _address(pixels), batch, mode, workers, FLIGHT, kept, _addresses([*sums]), _address(steps),
@@ -139,7 +143,7 @@ def _run(
         pool if workers <= torch.get_num_threads() else None,
     )  # fmt: skip
     check_result(done)
-    return Outcome(_mapped(program, sums), steps.to(torch.int64), Rows(spikes, handle.units), counts)
+    return Outcome(_mapped(program, sums) if handle.maps else tuple(sums), steps, Rows(spikes, handle.units), counts)
 
 
 def _worthwhile_threads(program: Program, handle: _Handle, batch: int, mode: int, pool: int | None) -> int:
@@ -166,15 +170,15 @@ def _mapped(program: Program, sums: Sequence[Tensor]) -> tuple[Tensor, ...]:
     )
 
 
-def _check_pixels(program: Program, pixels: Tensor) -> None:
+def _check_pixels(program: Program, handle: _Handle, pixels: Tensor) -> None:
     if pixels.dtype != torch.int32 or pixels.device.type != "cpu" or not pixels.is_contiguous():
         raise ConfigError(f"pixels are {pixels.dtype} on {pixels.device}: give a contiguous int32 tensor on the CPU")
     if tuple(pixels.shape[1:]) != program.pixels.shape or not len(pixels):
         raise ConfigError(
             f"pixels of shape {tuple(pixels.shape)}: give [B, {', '.join(map(str, program.pixels.shape))}], B ≥ 1"
         )
-    low, high = (int(x) for x in torch.aminmax(pixels))
-    if low < program.pixels.low or high > program.pixels.high:
+    if not handle.lib.nbsnn_within(_address(pixels), pixels.numel(), *handle.edges):
+        low, high = (int(x) for x in torch.aminmax(pixels))
         raise ConfigError(f"pixels from {low} to {high}: the network takes {program.pixels.low} to {program.pixels.high}")
 
 
@@ -199,7 +203,9 @@ def _build(lib: ctypes.CDLL, program: Program, target: int) -> _Handle:
     heads = _kernel_heads(program)
     nodes: tuple[Unit | MaxPool | Head, ...] = (*program.sending, *heads)
     units = {node.name: i for i, node in enumerate(program.sending) if isinstance(node, Unit)}
-    handle = _Handle(address, lib, heads, units, _addresses([None for _ in nodes]), work_of(program).products)
+    edges = max(program.pixels.low, -(2**31)), min(program.pixels.high, 2**31 - 1)  # pixels have 32 bits
+    maps = any(branch.after for head in program.heads for branch in head.branches)
+    handle = _Handle(address, lib, heads, units, _addresses([None for _ in nodes]), work_of(program).products, edges, maps)
     index = {IMAGE: -1} | {node.name: i for i, node in enumerate(program.sending)}
     for node in nodes:
         if isinstance(node, MaxPool):

@@ -35,7 +35,7 @@ using nbsnn::fail;
 using nbsnn::is_table;
 
 // Of this interface; native.py asks for it, since a library may be older than the Python beside it.
-NBSNN_API int nbsnn_version() { return 6; }
+NBSNN_API int nbsnn_version() { return 7; }
 
 NBSNN_API const char* nbsnn_error() { return nbsnn::error.c_str(); }
 NBSNN_API int nbsnn_has_target(int target) { return nbsnn::has_target(target); }
@@ -143,10 +143,10 @@ NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
 // Runs `batch` images [batch, image_channels, pixels] with up to `threads` threads, the caller's included; one that starts late may
 // leave this code shortly after the call, so do not unload it right then. `counts` holds a pointer per node, [batch, channels,
 // positions] or null; `sums` one per branch of the heads. Other outputs: steps [batch] and spikes [nodes][batch], and nanoseconds
-// [nodes], or null, all zero at first. The time of a node is that of its leading thread, from its begin to its end. `pool` is the
+// [nodes], or null, both zero at first. The time of a node is that of its leading thread, from its begin to its end. `pool` is the
 // address of GOMP_parallel, whose threads are taken in place of new ones, or null.
 NBSNN_API int nbsnn_run(const nbsnn::Net* net, const int32_t* images, int batch, int mode, int threads, int flight_images,
-                        int32_t* const* counts, int64_t* const* sums, int32_t* steps, int64_t* spikes, int64_t* nanoseconds,
+                        int32_t* const* counts, int64_t* const* sums, int64_t* steps, int64_t* spikes, int64_t* nanoseconds,
                         void* pool) {
   if (!net->finished) return fail("the network is not finished");
   if (batch < 1 || mode < 0 || mode >= nbsnn::kModes || threads < 1 || threads > 1024 || flight_images < 1)

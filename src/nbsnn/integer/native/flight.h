@@ -63,7 +63,7 @@ struct Request {
   int batch, mode, threads;
   int32_t* const* counts;  // per node [batch, channels, positions], or null
   int64_t* const* sums;    // per branch of the heads, in order, [batch, channels, positions]
-  int32_t* steps;          // [batch]
+  int64_t* steps;          // [batch]
   int64_t* spikes;         // per node [batch]
   int64_t* nanoseconds;    // per node, or null: what each took, added up over flights
   Parallel pool;           // where threads come from; null: new ones
