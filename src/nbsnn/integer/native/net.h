@@ -58,13 +58,13 @@ struct Gathering {
 };
 
 // What the index of a look-up holds (tables.h): spikes of four inputs, or, where tables have 64 entries, of six; signed spikes of three;
-// counts of three inputs of two bits, or of two inputs of three bits.
-enum Kind : int32_t { kQuads, kSixes, kSigned, kTwoBits, kThreeBits, kKinds };
+// counts of three inputs of two bits, or of two inputs of three bits; or signed spikes of four, of which 81 of 128 entries are used.
+enum Kind : int32_t { kQuads, kSixes, kSigned, kTwoBits, kThreeBits, kSignedFours, kKinds };
 
 // The weights of a branch as look-ups of one kind. None if they do not serve.
 struct Lookups {
   int size = 0;                        // look-ups of an output, one for each index and tap
-  Buffer tables;                       // the different ones, of 16 sums (kQuads) or 64
+  Buffer tables;                       // the different ones, of 16 sums (kQuads), 64, or 128 (kSignedFours)
   std::vector<uint32_t> begins;        // kQuads: [output / 4][look-up][output % 4], where its table begins
   std::vector<uint16_t> numbers;       // other kinds, likewise: which table
   std::vector<std::vector<int>> runs;  // of four outputs: how many look-ups at a time their sums may stay in eight bits

@@ -73,11 +73,18 @@ struct RunBounds {
   }
 };
 
-// Appends the sums of any subset of the weights.
-void append_table(const Weights& weights, int bits, std::vector<int8_t>& tables) {
-  for (int subset = 0; subset < 1 << bits; ++subset) {
+// Appends the sums for every index.
+void append_table(const Weights& weights, Kind kind, std::vector<int8_t>& tables) {
+  const int bits = kind == kQuads ? 4 : 6;
+  for (int index = 0; kind != kSignedFours && index < 1 << bits; ++index) {
     int sum = 0;
-    for (int bit = 0; bit < bits; ++bit) sum += (subset >> bit & 1) * weights.w[bit];
+    for (int bit = 0; bit < bits; ++bit) sum += (index >> bit & 1) * weights.w[bit];
+    tables.push_back(static_cast<int8_t>(sum));
+  }
+  for (int index = 0; kind == kSignedFours && index < 128; ++index) {
+    int sum = 0;
+    for (int c = 0; c < 4 && index < kDigitSums; ++c)
+      if (const int digit = index / kDigits[c] % 3) sum += weights.w[c + 4 * (digit - 1)];
     tables.push_back(static_cast<int8_t>(sum));
   }
 }
@@ -102,7 +109,7 @@ Lookups make_lookups(const Node& node, const Branch& b, Kind kind, size_t most, 
       for (const Weights& w : weights) {
         const auto [place, is_new] = known.emplace(w.key(), known.size());
         if (is_new && known.size() > most) return {};
-        if (is_new) append_table(w, bits_of_index(kind), tables);
+        if (is_new) append_table(w, kind, tables);
         if (kind == kQuads) out.begins.push_back(static_cast<uint32_t>(place->second << 4));
         else out.numbers.push_back(static_cast<uint16_t>(place->second));
       }
@@ -116,7 +123,7 @@ Lookups make_lookups(const Node& node, const Branch& b, Kind kind, size_t most, 
 }  // namespace
 
 int indices_of(Kind kind, int quads) {
-  if (kind == kQuads) return quads;
+  if (kind == kQuads || kind == kSignedFours) return quads;
   if (kind == kThreeBits) return 2 * quads;
   const int rest = quads % 3;
   if (kind == kSixes) return quads / 3 * 2 + rest;
@@ -130,6 +137,8 @@ int parts_of(Kind kind, int quads, int index, Part (&parts)[kParts]) {
   };
   if (kind == kQuads) {
     add(index, 0, 15, 0);
+  } else if (kind == kSignedFours) {
+    for (int plane = 0; plane < 2; ++plane) add(index, plane, 15, 4 * plane);
   } else if (kind == kThreeBits) {  // two channels of three planes
     const int low = index % 2 * 2;
     for (int plane = 0; plane < 3; ++plane) add(index / 2, plane, 3 << low, 2 * plane - low);
@@ -159,6 +168,7 @@ bool make_tables(const Node& node, Branch& b) {
 }
 
 void make_wide_tables(const Net& net, const Node& node, const Branch& b, Kind kind) {
+  if (kind == kSigned && b.lookups[kSignedFours].size) return;
   const Lookups& quads = b.lookups[kQuads];
   const auto weight = [&](int output, int input, int tap) -> int {
     const size_t k = static_cast<size_t>(input / 4 * b.taps + tap), four = static_cast<size_t>(output / 4);

@@ -16,6 +16,14 @@ bool has_target(int target) {
   return target == 0;
 }
 
+bool permutes_pairs() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 const Kernel& kernel_of(int target) {
 #if defined(__x86_64__)
   if (target == 3) return kAvx512Vbmi;

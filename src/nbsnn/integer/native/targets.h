@@ -9,6 +9,9 @@ constexpr int kTargets = 4;
 bool has_target(int target);  // does this processor have it?
 const Kernel& kernel_of(int target);
 
+// Whether it permutes two vectors of bytes (vpermi2b) as fast as one: AMD's do, others take several operations for it.
+bool permutes_pairs();
+
 // Runs a request (crew.cpp); false if memory did not suffice.
 bool run(const Net& net, const Request& ask, int flight_images);
 

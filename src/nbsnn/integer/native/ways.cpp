@@ -5,6 +5,7 @@
 
 #include "gathering.h"
 #include "tables.h"
+#include "targets.h"
 #include "thresholds.h"
 
 namespace nbsnn {
@@ -133,9 +134,9 @@ void prepare_network(Net& net) {
 
 void prepare_mode(const Net& net, const Kernel& kernel, int mode) {
   const bool counts = mode == kCounts, both_signs = mode == kFixedSigned || mode == kSettle;
-  for (Kind kind : {kSixes, kSigned, kTwoBits, kThreeBits}) {
-    const bool used = counts ? kind >= kTwoBits : kind == kSixes || (kind == kSigned && both_signs);
-    if (!used || !kernel.wide) continue;
+  for (Kind kind : {kSixes, kSignedFours, kSigned, kTwoBits, kThreeBits}) {
+    const bool used = is_signed(kind) ? both_signs : (kind == kSixes) != counts;
+    if (!used || !kernel.wide || (kind == kSignedFours && !permutes_pairs())) continue;
     std::call_once(net.prepared[kind], [&] {
       for (const Node& node : net.nodes)
         for (const Branch& b : node.branches)
