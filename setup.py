@@ -49,7 +49,7 @@ setup(
         extension(
             "nbsnn.integer._native",
             "src/nbsnn/integer/native",
-            ["engine", "ways", "gathering", "tables", "thresholds", "flight", "crew", "targets", "rates", "passes", *KERNELS],
+            ["engine", "ways", "gathering", "tables", "dots", "thresholds", "flight", "crew", "targets", "rates", "passes", *KERNELS],
         ),
         # Quantized numbers are the same bits as torch's: no multiplication and addition is contracted.
         extension("nbsnn.fused._native", "src/nbsnn/fused", ["fused", "targets"], "-ffp-contract=off"),

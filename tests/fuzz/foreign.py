@@ -59,8 +59,8 @@ class Recorder:
         return self.library.nbsnn_add_node(net, head, *rest)
 
     def nbsnn_add_branch(self, net: int, *rest: int) -> int:
-        source, inputs, groups, taps, shift, start, origin, origins, multiplier, weight, size = rest
-        self._write(BRANCH, source, inputs, groups, taps, shift)
+        source, inputs, groups, taps, shift, start, origin, origins, multiplier, weight, size, is_digit = rest
+        self._write(BRANCH, source, inputs, groups, taps, shift, is_digit)
         self._array(ctypes.c_uint32, start, taps * self.positions + 1)
         self._array(ctypes.c_uint32, origin, origins)
         self._array(ctypes.c_int64, multiplier, size // (taps * inputs) * groups)
@@ -105,9 +105,9 @@ def record(path: Path, networks: int, seed: int) -> None:
     recorder = Recorder(found)
     with mock.patch.object(library, "loaded", return_value=recorder):
         for number in range(networks):
-            timesteps, channels = (3, 7, 1, 15)[number % 4], (8, 9, 40, 20, 64)[number % 5]
+            timesteps, channels = (3, 7, 1, 15)[number % 4], (8, 9, 40, 20, 64, 33)[number % 6]
             kinds = list(KINDS) if number % 3 == 0 else [KINDS[number % len(KINDS)], KINDS[(number + 3) % len(KINDS)]]
-            weight = (3, 1, 4, 31)[number % 4]
+            weight = (3, 1, 4, 31, 127)[number % 5]
             program = random_program(kinds, timesteps=timesteps, seed=seed + number, channels=channels, weight=weight)
             for batch, threads in ((1, 1), (2, 2), (7, 1), (33, 2)):
                 pixels = random_pixels(program, batch, seed=number)

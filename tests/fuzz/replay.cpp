@@ -9,10 +9,12 @@
 struct Net;
 extern "C" {
 const char* nbsnn_error();
+const char* nbsnn_target_name(int);
+int nbsnn_has_target(int);
 Net* nbsnn_new(int, int, int, int, int64_t);
 int nbsnn_add_node(Net*, int, int, int, int, int, int, int64_t, const int64_t*, int64_t);
 int nbsnn_add_branch(Net*, int, int, int, int, int, const uint32_t*, const uint32_t*, int64_t, const int64_t*, const int16_t*,
-                     int64_t);
+                     int64_t, int);
 int nbsnn_add_pool(Net*, int, int, int, const uint32_t*, const uint32_t*, int64_t);
 int nbsnn_finish(Net*);
 int nbsnn_run(const Net*, const int32_t*, int, int, int, int, int32_t* const*, int64_t* const*, int64_t*, int64_t*, int64_t*,
@@ -42,10 +44,8 @@ std::vector<T> array() {  // its length, then its numbers
 
 enum Kind { kEnd, kNew, kNode, kBranch, kPool, kFinish, kRun };
 
-}  // namespace
-
-int main(int, char** arguments) {
-  file.open(arguments[1], std::ios::binary);
+// Runs all networks of the file with one instruction set; returns whether all went well.
+bool replay(int target) {
   Net* net = nullptr;
   int runs = 0, wrong = 0, failed = 0;
   for (int64_t kind = number(); kind != kEnd; kind = number()) {
@@ -53,7 +53,7 @@ int main(int, char** arguments) {
     if (kind == kNew) {
       if (net) nbsnn_free(net);
       const int timesteps = small(), channels = small(), pixels = small();
-      net = nbsnn_new(0, timesteps, channels, pixels, number());
+      net = nbsnn_new(target, timesteps, channels, pixels, number());
       done = net ? 0 : -1;
     } else if (kind == kNode) {
       int n[6];
@@ -62,13 +62,13 @@ int main(int, char** arguments) {
       const auto bias = array<int64_t>();
       done = nbsnn_add_node(net, n[0], n[1], n[2], n[3], n[4], n[5], retract, bias.data(), static_cast<int64_t>(bias.size()));
     } else if (kind == kBranch) {
-      int n[5];
+      int n[6];
       for (int& value : n) value = small();
       const auto start = array<uint32_t>(), from = array<uint32_t>();
       const auto multiplier = array<int64_t>();
       const auto weight = array<int16_t>();
       done = nbsnn_add_branch(net, n[0], n[1], n[2], n[3], n[4], start.data(), from.data(), static_cast<int64_t>(from.size()),
-                              multiplier.data(), weight.data(), static_cast<int64_t>(weight.size()));
+                              multiplier.data(), weight.data(), static_cast<int64_t>(weight.size()), n[5]);
     } else if (kind == kPool) {
       const int source = small(), lowest = small(), positions = small();
       const auto start = array<uint32_t>(), from = array<uint32_t>();
@@ -96,7 +96,21 @@ int main(int, char** arguments) {
     }
     if (done < 0) std::printf("call of kind %d failed: %s\n", static_cast<int>(kind), nbsnn_error()), ++failed;
   }
-  std::printf("%d runs, %d with other bits, %d failed calls\n", runs, wrong, failed);
+  if (net) nbsnn_free(net);
+  std::printf("%s: %d runs, %d with other bits, %d failed calls\n", nbsnn_target_name(target), runs, wrong, failed);
+  return !wrong && !failed && runs;
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  bool fine = true;
+  for (int target = 0; nbsnn_target_name(target); ++target) {
+    if (!nbsnn_has_target(target)) continue;
+    file.open(arguments[1], std::ios::binary);
+    fine = replay(target) && fine;
+    file.close();
+  }
   for (int kind = 0; nbsnn_rate_name(kind); ++kind) std::printf("%s: %.1f G/s\n", nbsnn_rate_name(kind), nbsnn_rate(kind) / 1e9);
-  return wrong || failed || !runs;
+  return !fine;
 }

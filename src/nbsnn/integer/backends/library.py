@@ -13,20 +13,20 @@ from typing import Any, Literal
 from nbsnn.errors import ConfigError
 from nbsnn.extension import load_extension
 
-Target = Literal["baseline", "avx2", "avx512", "avx512vbmi"]
-TARGETS: tuple[Target, ...] = ("baseline", "avx2", "avx512", "avx512vbmi")
-_INTERFACE = 7  # version of the C interface, whose functions are:
+Target = Literal["baseline", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512vbmi", "amx", "dotprod"]
+_INTERFACE = 8  # version of the C interface, whose functions are:
 _net, _int, _int64, _float, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nbsnn_version": (_int, []),
     "nbsnn_error": (ctypes.c_char_p, []),
+    "nbsnn_target_name": (ctypes.c_char_p, [_int]),  # of those of this processor family, the best one last
     "nbsnn_has_target": (_int, [_int]),
     "nbsnn_new": (_net, [_int, _int, _int, _int, _int64]),  # target, T, image channels, pixels, pixel bound
     # head, wide, channels, positions, levels, fraction bits, retract, bias and its size
     "nbsnn_add_node": (_int, [_net, _int, _int, _int, _int, _int, _int, _int64, _pointer, _int64]),
-    # source, inputs, groups, taps, shift, start, from and its size, multiplier, weight and its size
+    # source, inputs, groups, taps, shift, start, from and its size, multiplier, weight and its size, whether it is a digit
     "nbsnn_add_branch": (
-        _int, [_net, _int, _int, _int, _int, _int, _pointer, _pointer, _int64, _pointer, _pointer, _int64]
+        _int, [_net, _int, _int, _int, _int, _int, _pointer, _pointer, _int64, _pointer, _pointer, _int64, _int]
     ),
     # source, minimum, positions, start, from and its size
     "nbsnn_add_pool": (_int, [_net, _int, _int, _int, _pointer, _pointer, _int64]),
@@ -65,13 +65,18 @@ def why_not() -> str | None:
 
 def targets() -> tuple[Target, ...]:
     """Instruction sets that the extension can use on this processor, the best one last."""
-    found = loaded()
-    return () if isinstance(found, str) else _targets_of(found)
+    return tuple(target_numbers())
 
 
 @cache
-def _targets_of(found: ctypes.CDLL) -> tuple[Target, ...]:
-    return tuple(t for i, t in enumerate(TARGETS) if found.nbsnn_has_target(i))
+def target_numbers() -> dict[Target, int]:
+    """Their numbers in the extension."""
+    found, numbers = loaded(), {}
+    if isinstance(found, str):
+        return {}
+    while (name := found.nbsnn_target_name(len(numbers))) is not None:
+        numbers[name.decode()] = len(numbers)
+    return {name: number for name, number in numbers.items() if found.nbsnn_has_target(number)}
 
 
 def check_result(result: int) -> None:

@@ -17,7 +17,7 @@ from nbsnn.errors import ConfigError, unknown
 from nbsnn.extension import pool_of_torch
 from nbsnn.integer.backends import library
 from nbsnn.integer.backends.base import Backend, Request, register
-from nbsnn.integer.backends.library import TARGETS, Target, check_result, targets, why_not
+from nbsnn.integer.backends.library import Target, check_result, target_numbers, targets, why_not
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.nodes import IMAGE, Head, MaxPool, Unit
 from nbsnn.integer.program import Outcome, Program, Rows
@@ -191,7 +191,7 @@ def _handle(program: Program, target: Target | None) -> _Handle:
     chosen = target or known[-1]
     if chosen not in known:
         raise ConfigError(unknown("target", chosen, known))
-    return program.prepared(("native", chosen), lambda: _build(lib, program, TARGETS.index(chosen)))
+    return program.prepared(("native", chosen), lambda: _build(lib, program, target_numbers()[chosen]))
 
 
 def _build(lib: ctypes.CDLL, program: Program, target: int) -> _Handle:
@@ -225,18 +225,18 @@ def _build(lib: ctypes.CDLL, program: Program, target: int) -> _Handle:
         ))  # fmt: skip
         for branch in node.branches:
             source, read = index[base_of(program, branch.source)], kernel_branch_of(program, branch, node.shape)
-            for part in digits_of(read) if unit and source >= 0 else [read]:
-                _add_branch(lib, address, source, part)
+            for number, part in enumerate(digits_of(read) if unit and source >= 0 else [read]):
+                _add_branch(lib, address, source, part, is_digit=number > 0)
     check_result(lib.nbsnn_finish(address))
     return handle
 
 
-def _add_branch(lib: ctypes.CDLL, net: int, source: int, s: KernelBranch) -> None:
+def _add_branch(lib: ctypes.CDLL, net: int, source: int, s: KernelBranch, *, is_digit: bool) -> None:
     multiplier = s.multiplier.to(torch.int64).contiguous() if not s.multiplier.is_floating_point() else torch.zeros(
         len(s.multiplier), dtype=torch.int64)  # fmt: skip
     check_result(lib.nbsnn_add_branch(
         net, source, s.inputs, s.groups, s.taps, s.shift, s.start.ctypes.data, s.origin.ctypes.data, len(s.origin),
-        _address(multiplier), s.weight.ctypes.data, s.weight.size,
+        _address(multiplier), s.weight.ctypes.data, s.weight.size, int(is_digit),
     ))  # fmt: skip
 
 

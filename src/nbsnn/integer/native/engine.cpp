@@ -35,9 +35,10 @@ using nbsnn::fail;
 using nbsnn::is_table;
 
 // Of this interface; native.py asks for it, since a library may be older than the Python beside it.
-NBSNN_API int nbsnn_version() { return 7; }
+NBSNN_API int nbsnn_version() { return 8; }
 
 NBSNN_API const char* nbsnn_error() { return nbsnn::error.c_str(); }
+NBSNN_API const char* nbsnn_target_name(int target) { return nbsnn::target_name(target); }
 NBSNN_API int nbsnn_has_target(int target) { return nbsnn::has_target(target); }
 NBSNN_API void nbsnn_free(nbsnn::Net* net) { delete net; }
 
@@ -74,10 +75,11 @@ NBSNN_API int nbsnn_add_node(nbsnn::Net* net, int head, int wide, int channels, 
 }
 
 // A synapse of the node added last. `weight` is [taps][inputs][channels / groups]; `start` [taps · positions + 1] and `from` say
-// which input positions each tap reads for each output position.
+// which input positions each tap reads for each output position. With `is_digit` they are those of the branch before, whose
+// weights have 16 times these as their further digits.
 NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int groups, int taps, int shift, const uint32_t* start,
                                const uint32_t* from, int64_t from_size, const int64_t* multiplier, const int16_t* weight,
-                               int64_t weight_size) try {
+                               int64_t weight_size, int is_digit) try {
   if (net->nodes.empty()) return fail("a branch needs a node");
   nbsnn::Node& node = net->nodes.back();
   const int index = static_cast<int>(net->nodes.size()) - 1;
@@ -86,10 +88,13 @@ NBSNN_API int nbsnn_add_branch(nbsnn::Net* net, int source, int inputs, int grou
   if (inputs != (source < 0 ? net->image_channels : net->nodes[static_cast<size_t>(source)].channels)) return fail("bad inputs");
   if (groups < 1 || inputs % groups || node.channels % groups || taps < 1 || shift < 0 || shift > 62) return fail("bad branch");
   if (weight_size != static_cast<int64_t>(taps) * inputs * (node.channels / groups)) return fail("bad weight size");
+  if (is_digit && (node.branches.empty() || node.branches.back().source != source || node.branches.back().taps != taps))
+    return fail("bad digit");
   const int64_t slots = static_cast<int64_t>(taps) * node.positions;
   if (!is_table(start, from, slots, from_size, positions)) return fail("bad tap table");
   nbsnn::Branch b{};
   b.source = source, b.inputs = inputs, b.groups = groups, b.taps = taps, b.shift = shift;
+  b.is_digit = is_digit;
   b.start.assign(start, start + slots + 1);
   b.from.assign(from, from + from_size);
   b.multiplier.assign(static_cast<size_t>(nbsnn::round_up(node.channels, nbsnn::kGroup) + nbsnn::kMaxRow), 0);

@@ -10,8 +10,10 @@
 #include <immintrin.h>
 #endif
 
+#include "dots.h"
 #include "flight.h"
 #include "tables.h"
+#include "targets.h"
 
 namespace nbsnn {
 

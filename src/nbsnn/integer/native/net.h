@@ -71,6 +71,14 @@ struct Lookups {
   std::vector<std::vector<uint8_t>> below;  // other kinds: how far below zero these sums may be, [run · 4 + output]
 };
 
+// Whole weights of eight bits for products with counts (dots.h). None if they do not serve.
+struct Dots {
+  int branches = 0;         // whose digits they are: this one and the next ones
+  int words = 0, apart = 0;  // of an output, a multiple of the depth; see DotRun
+  size_t group_stride = 0;
+  Buffer weights;
+};
+
 struct Branch {
   int source;  // node, or -1: the image, constant in time
   int inputs;  // channels of the source
@@ -85,8 +93,10 @@ struct Branch {
   std::vector<int32_t> multiplier32;
   std::vector<int16_t> weight;  // [tap][input][output of the group]
   bool identity = false;        // acc is the source's own value
+  bool is_digit = false;        // the weights are further digits of the branch before: of its weights, Σ 16^i · digit
   std::vector<double> exact;    // constant: `weight` as doubles; empty if sums or products could grow too large for them
   mutable Lookups lookups[kKinds];  // those of kQuads from the start, the others by prepare_mode
+  mutable Dots dots;                // by prepare_mode
   Gathering gathering;
   Buffer blocks;   // rows: [block][tap][input][row_bytes], bytes of a vector interleaved for the spill
   int fields = 0;  // weights in a byte of rows that are added for lists of spikes (lists.inc); 0: for records
@@ -152,7 +162,7 @@ struct Net {
   bool finished = false;
   std::vector<Node> nodes;  // the heads are last
   mutable Workspaces workspaces;
-  mutable std::once_flag prepared[kKinds];  // look-ups, by prepare_mode
+  mutable std::once_flag prepared[kKinds + 1];  // look-ups, then products, by prepare_mode
 };
 
 }  // namespace nbsnn

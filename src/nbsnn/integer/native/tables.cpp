@@ -167,14 +167,16 @@ bool make_tables(const Node& node, Branch& b) {
   return b.lookups[kQuads].size > 0;
 }
 
+int weight_of(const Branch& b, int output, int look_up, int i) {
+  const Lookups& quads = b.lookups[kQuads];
+  const size_t four = static_cast<size_t>(output / 4) * static_cast<size_t>(quads.size) + static_cast<size_t>(look_up);
+  const uint32_t begin = quads.begins[four * 4 + static_cast<size_t>(output % 4)];
+  return static_cast<int8_t>(quads.tables.data.get()[begin + (1u << i)]);  // of the subset of this one
+}
+
 void make_wide_tables(const Net& net, const Node& node, const Branch& b, Kind kind) {
   if (kind == kSigned && b.lookups[kSignedFours].size) return;
-  const Lookups& quads = b.lookups[kQuads];
-  const auto weight = [&](int output, int input, int tap) -> int {
-    const size_t k = static_cast<size_t>(input / 4 * b.taps + tap), four = static_cast<size_t>(output / 4);
-    const size_t place = (four * static_cast<size_t>(quads.size) + k) * 4 + static_cast<size_t>(output % 4);
-    return static_cast<int8_t>(quads.tables.data.get()[quads.begins[place] + (size_t{1} << input % 4)]);  // of the subset of this one
-  };
+  const auto weight = [&](int output, int input, int tap) { return weight_of(b, output, input / 4 * b.taps + tap, input % 4); };
   const int bits = bits_in(net.nodes[static_cast<size_t>(b.source)].levels), planes = planes_of_index(kind);
   const bool counts = kind == kTwoBits || kind == kThreeBits;
   if (counts && (planes > bits || int64_t{b.load} * ((1 << planes) - 1) > INT16_MAX)) return;

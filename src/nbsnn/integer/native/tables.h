@@ -28,6 +28,9 @@ int parts_of(Kind kind, int quads, int index, Part (&parts)[kParts]);
 // whether there are tables: none if the sums of all look-ups, of positive and negative spikes together, could leave int16.
 bool make_tables(const Node& node, Branch& b);
 
+// The weight of input i of the four of a look-up of kQuads.
+int weight_of(const Branch& b, int output, int look_up, int i);
+
 // Sets look-ups in tables of 64 entries or more, from those of kQuads. None where the sums of counts could leave int16, and none of
 // kSigned where there are those of kSignedFours, which are made first.
 void make_wide_tables(const Net& net, const Node& node, const Branch& b, Kind kind);

@@ -1,19 +1,51 @@
-// The instruction sets that this processor family may have; `kernel_of` picks one at run time.
+// The instruction sets that this processor family may have.
 #include "targets.h"
 
+#include "dots.h"
 #include "kernel.h"
 
 namespace nbsnn {
+namespace {
+
+struct Target {
+  const char* name;
+  const Kernel* kernel;
+  const DotProduct* dots;  // null: none
+  bool (*exists)();
+};
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); }
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+}
+bool has_vbmi() { return has_avx512() && __builtin_cpu_supports("avx512vbmi"); }
+
+constexpr Target kTargets[] = {
+    {"baseline", &kBaseline, nullptr, always},         {"avx2", &kAvx2, &kPairs256, has_avx2},
+    {"avxvnni", &kAvx2, &kDots256, has_avx2},          {"avx512", &kAvx512, &kPairs512, has_avx512},
+    {"avx512vnni", &kAvx512, &kDots512, has_avx512},   {"avx512vbmi", &kAvx512Vbmi, &kDots512, has_vbmi},
+    {"amx", &kAvx512Vbmi, &kDotTiles, has_vbmi},
+};
+#elif defined(__aarch64__)
+constexpr Target kTargets[] = {{"baseline", &kBaseline, nullptr, always}, {"dotprod", &kBaseline, &kDots128, always}};
+#else
+constexpr Target kTargets[] = {{"baseline", &kBaseline, nullptr, always}};
+#endif
+
+constexpr int kCount = sizeof(kTargets) / sizeof(kTargets[0]);
+
+}  // namespace
+
+const char* target_name(int target) { return target >= 0 && target < kCount ? kTargets[target].name : nullptr; }
 
 bool has_target(int target) {
-#if defined(__x86_64__)
-  if (target == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  if (target == 3 && !__builtin_cpu_supports("avx512vbmi")) return false;
-  if (target == 2 || target == 3)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq");
-#endif
-  return target == 0;
+  if (target < 0 || target >= kCount) return false;
+  const Target& found = kTargets[target];
+  return found.exists() && (!found.dots || found.dots->exists());
 }
 
 bool permutes_pairs() {
@@ -24,14 +56,7 @@ bool permutes_pairs() {
 #endif
 }
 
-const Kernel& kernel_of(int target) {
-#if defined(__x86_64__)
-  if (target == 3) return kAvx512Vbmi;
-  if (target == 2) return kAvx512;
-  if (target == 1) return kAvx2;
-#endif
-  (void)target;
-  return kBaseline;
-}
+const Kernel& kernel_of(int target) { return *kTargets[target].kernel; }
+const DotProduct* dots_of(int target) { return kTargets[target].dots; }
 
 }  // namespace nbsnn

@@ -1,13 +1,15 @@
-// Instruction sets: 0 baseline (what every processor of the architecture has), 1 AVX2, 2 AVX-512, 3 AVX-512 with VBMI.
+// Instruction sets of this processor family, the best one last: a kernel, and what it multiplies counts with.
 #pragma once
 #include "flight.h"
 
 namespace nbsnn {
 
-constexpr int kTargets = 4;
+struct DotProduct;
 
-bool has_target(int target);  // does this processor have it?
+const char* target_name(int target);  // null beyond the last
+bool has_target(int target);          // does this processor have it?
 const Kernel& kernel_of(int target);
+const DotProduct* dots_of(int target);  // null: none
 
 // Whether it permutes two vectors of bytes (vpermi2b) as fast as one: AMD's do, others take several operations for it.
 bool permutes_pairs();
