@@ -51,6 +51,8 @@ def assert_same(got, expected):
         (["conv", "projection"], 1, 16, False, 31),
         (["conv", "pointwise"], 4, 130, False, 2),
         (["conv", "projection"], 3, 12, False, 127),  # two digits of four bits
+        (["strided", "conv"], 7, 70, False, 127),  # dot products of many words
+        (["conv"], 7, 70, False, 7),  # whose sums fit 16 bits
         (["strided", "identity", "wide"], 7, 10, False, 32767),  # four
     ],
 )
