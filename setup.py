@@ -6,7 +6,9 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# The integer networks' kernel for each instruction set.
+# Of the integer networks' engine.
+PARTS = ["engine", "ways", "gathering", "tables", "dots", "thresholds", "flight", "crew", "targets", "rates", "passes"]
+# Its kernel for each instruction set.
 KERNELS = ["kernel_baseline", "kernel_avx2", "kernel_avx512", "kernel_avx512vbmi"]
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"]
 
@@ -49,7 +51,7 @@ setup(
         extension(
             "nbsnn.integer._native",
             "src/nbsnn/integer/native",
-            ["engine", "ways", "gathering", "tables", "dots", "thresholds", "flight", "crew", "targets", "rates", "passes", *KERNELS],
+            [*PARTS, *KERNELS],
         ),
         # Quantized numbers are the same bits as torch's: no multiplication and addition is contracted.
         extension("nbsnn.fused._native", "src/nbsnn/fused", ["fused", "targets"], "-ffp-contract=off"),

@@ -22,34 +22,32 @@ namespace nbsnn {
 
 // The body of a product for OUTPUTS outputs at a time, of the four that share a word of weights: sums of a few words by ADD, which
 // WIDEN makes 32 bits of.
-#define NBSNN_DOTS(NAME, TARGET, VECTOR, OUTPUTS, APART, LOAD, BROADCAST, ADD, WIDEN, PLUS, STORE)                              \
-  TARGET void NAME(const DotRun& run) {                                                                                  \
-    constexpr int kBytes = sizeof(VECTOR);                                                                               \
-    for (int output = 0; output < 4 * run.groups; output += OUTPUTS) {                                                   \
-      const int8_t* weights = run.weights + output / 4 * run.group_stride + output % 4 * 4;                              \
-      int32_t* sums = run.sums + static_cast<size_t>(output) * run.output_stride;                                        \
-      bool first = run.first;                                                                                            \
-      for (int k = 0; k < run.n; first = false) {                                                                        \
-        VECTOR a[OUTPUTS][kDotStrips] = {};                                                                              \
-        for (const int end = std::min(run.n, k + APART); k < end; ++k) {                                                 \
-          VECTOR x[kDotStrips];                                                                                          \
-          _Pragma("GCC unroll 4") for (int s = 0; s < kDotStrips; ++s)                                                   \
-              x[s] = LOAD(run.words + (k * kDotStrips + s) * kBytes);                                                    \
-          _Pragma("GCC unroll 4") for (int o = 0; o < OUTPUTS; ++o) {                                                    \
-            int32_t four;                                                                                                \
-            std::memcpy(&four, weights + k * 16 + o * 4, 4);                                                             \
-            const VECTOR w = BROADCAST(four);                                                                            \
-            _Pragma("GCC unroll 4") for (int s = 0; s < kDotStrips; ++s) a[o][s] = ADD(a[o][s], x[s], w);                \
-          }                                                                                                              \
-        }                                                                                                                \
-        _Pragma("GCC unroll 4") for (int o = 0; o < OUTPUTS; ++o)                                                        \
-            _Pragma("GCC unroll 4") for (int s = 0; s < kDotStrips; ++s) {                                               \
-          int32_t* to = sums + static_cast<size_t>(o) * run.output_stride + static_cast<size_t>(s) * (kBytes / 4);       \
-          const VECTOR sum = WIDEN(a[o][s]);                                                                             \
-          STORE(to, first ? sum : PLUS(sum, LOAD(to)));                                                                  \
-        }                                                                                                                \
-      }                                                                                                                  \
-    }                                                                                                                    \
+#define NBSNN_DOTS(NAME, TARGET, VECTOR, OUTPUTS, APART, LOAD, BROADCAST, ADD, WIDEN, PLUS, STORE)                               \
+  TARGET void NAME(const DotRun& run) {                                                                                          \
+    constexpr int kBytes = sizeof(VECTOR);                                                                                       \
+    for (int output = 0; output < 4 * run.groups; output += OUTPUTS) {                                                           \
+      const int8_t* weights = run.weights + output / 4 * run.group_stride + output % 4 * 4;                                      \
+      int32_t* sums = run.sums + static_cast<size_t>(output) * run.output_stride;                                                \
+      bool first = run.first;                                                                                                    \
+      for (int k = 0; k < run.n; first = false) {                                                                                \
+        VECTOR a[OUTPUTS][kDotStrips] = {};                                                                                      \
+        for (const int end = std::min(run.n, k + APART); k < end; ++k) {                                                         \
+          VECTOR x[kDotStrips];                                                                                                  \
+          _Pragma("GCC unroll 4") for (int s = 0; s < kDotStrips; ++s) x[s] = LOAD(run.words + (k * kDotStrips + s) * kBytes);   \
+          _Pragma("GCC unroll 4") for (int o = 0; o < OUTPUTS; ++o) {                                                            \
+            int32_t four;                                                                                                        \
+            std::memcpy(&four, weights + k * 16 + o * 4, 4);                                                                     \
+            const VECTOR w = BROADCAST(four);                                                                                    \
+            _Pragma("GCC unroll 4") for (int s = 0; s < kDotStrips; ++s) a[o][s] = ADD(a[o][s], x[s], w);                        \
+          }                                                                                                                      \
+        }                                                                                                                        \
+        _Pragma("GCC unroll 4") for (int o = 0; o < OUTPUTS; ++o) _Pragma("GCC unroll 4") for (int s = 0; s < kDotStrips; ++s) { \
+          int32_t* to = sums + static_cast<size_t>(o) * run.output_stride + static_cast<size_t>(s) * (kBytes / 4);               \
+          const VECTOR sum = WIDEN(a[o][s]);                                                                                     \
+          STORE(to, first ? sum : PLUS(sum, LOAD(to)));                                                                          \
+        }                                                                                                                        \
+      }                                                                                                                          \
+    }                                                                                                                            \
   }
 
 #define SAME(a) a
@@ -70,16 +68,17 @@ bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #define WIDEN_256(a) _mm256_madd_epi16(a, _mm256_set1_epi16(1))
 #define PAIRS_512(a, x, w) _mm512_add_epi16(a, _mm512_maddubs_epi16(x, w))
 #define WIDEN_512(a) _mm512_madd_epi16(a, _mm512_set1_epi16(1))
-NBSNN_DOTS(pairs_256, NBSNN_AVX2, __m256i, 2, run.apart, LOAD_256, _mm256_set1_epi32, PAIRS_256, WIDEN_256, _mm256_add_epi32, STORE_256)
-NBSNN_DOTS(pairs_512, NBSNN_AVX512, __m512i, 4, run.apart, _mm512_loadu_si512, _mm512_set1_epi32, PAIRS_512, WIDEN_512, _mm512_add_epi32,
-           _mm512_storeu_si512)
-NBSNN_DOTS(dots_512, NBSNN_VNNI, __m512i, 4, run.n, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_dpbusd_epi32, SAME, _mm512_add_epi32,
-           _mm512_storeu_si512)
+NBSNN_DOTS(pairs_256, NBSNN_AVX2, __m256i, 2, run.apart, LOAD_256, _mm256_set1_epi32, PAIRS_256, WIDEN_256, _mm256_add_epi32,
+           STORE_256)
+NBSNN_DOTS(pairs_512, NBSNN_AVX512, __m512i, 4, run.apart, _mm512_loadu_si512, _mm512_set1_epi32, PAIRS_512, WIDEN_512,
+           _mm512_add_epi32, _mm512_storeu_si512)
+NBSNN_DOTS(dots_512, NBSNN_VNNI, __m512i, 4, run.n, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_dpbusd_epi32, SAME,
+           _mm512_add_epi32, _mm512_storeu_si512)
 
 #if __GNUC__ >= 12 || __clang_major__ >= 12  // know AVX-VNNI
 #define NBSNN_AVX_VNNI __attribute__((target("avx2,avxvnni")))
-NBSNN_DOTS(dots_256, NBSNN_AVX_VNNI, __m256i, 2, run.n, LOAD_256, _mm256_set1_epi32, _mm256_dpbusd_avx_epi32, SAME, _mm256_add_epi32,
-           STORE_256)
+NBSNN_DOTS(dots_256, NBSNN_AVX_VNNI, __m256i, 2, run.n, LOAD_256, _mm256_set1_epi32, _mm256_dpbusd_avx_epi32, SAME,
+           _mm256_add_epi32, STORE_256)
 bool has_avx_vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 #else
 constexpr auto dots_256 = pairs_256;

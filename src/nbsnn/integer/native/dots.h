@@ -8,8 +8,8 @@
 namespace nbsnn {
 
 constexpr int kDotStrips = 4;
-constexpr int kDotRun = 64;         // words of a place that are gathered at a time: a vector's 16 KB stay in the first cache
-constexpr int kDotOutputs = 16;     // that share a tile at most: sums have room for so many beyond the last
+constexpr int kDotRun = 64;      // words of a place that are gathered at a time: a vector's 16 KB stay in the first cache
+constexpr int kDotOutputs = 16;  // that share a tile at most: sums have room for so many beyond the last
 constexpr int kMostDotWeight = 127;
 constexpr int kMostDotCount = 127;  // so that two products fit 16 bits
 
@@ -21,9 +21,9 @@ struct DotRun {
   const int8_t* weights;  // of the first outputs and the first word
   size_t group_stride;    // from the weights of some outputs to those of the next, as many as the instruction takes together
   int groups;
-  int32_t* sums;          // [output][strip][lane]
+  int32_t* sums;  // [output][strip][lane]
   size_t output_stride;
-  bool first;             // sums are written; otherwise they are added to
+  bool first;  // sums are written; otherwise they are added to
 };
 
 struct DotProduct {

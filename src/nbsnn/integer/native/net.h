@@ -63,17 +63,17 @@ enum Kind : int32_t { kQuads, kSixes, kSigned, kTwoBits, kThreeBits, kSignedFour
 
 // The weights of a branch as look-ups of one kind. None if they do not serve.
 struct Lookups {
-  int size = 0;                        // look-ups of an output, one for each index and tap
-  Buffer tables;                       // the different ones, of 16 sums (kQuads), 64, or 128 (kSignedFours)
-  std::vector<uint32_t> begins;        // kQuads: [output / 4][look-up][output % 4], where its table begins
-  std::vector<uint16_t> numbers;       // other kinds, likewise: which table
-  std::vector<std::vector<int>> runs;  // of four outputs: how many look-ups at a time their sums may stay in eight bits
+  int size = 0;                             // look-ups of an output, one for each index and tap
+  Buffer tables;                            // the different ones, of 16 sums (kQuads), 64, or 128 (kSignedFours)
+  std::vector<uint32_t> begins;             // kQuads: [output / 4][look-up][output % 4], where its table begins
+  std::vector<uint16_t> numbers;            // other kinds, likewise: which table
+  std::vector<std::vector<int>> runs;       // of four outputs: how many look-ups at a time their sums may stay in eight bits
   std::vector<std::vector<uint8_t>> below;  // other kinds: how far below zero these sums may be, [run · 4 + output]
 };
 
 // Whole weights of eight bits for products with counts (dots.h). None if they do not serve.
 struct Dots {
-  int branches = 0;         // whose digits they are: this one and the next ones
+  int branches = 0;          // whose digits they are: this one and the next ones
   int words = 0, apart = 0;  // of an output, a multiple of the depth; see DotRun
   size_t group_stride = 0;
   Buffer weights;
@@ -91,10 +91,10 @@ struct Branch {
   std::vector<uint32_t> start, from;  // input positions of (tap, output position): from[start[tap * positions + position] ..]
   std::vector<int64_t> multiplier;    // [channels], padded with zeros
   std::vector<int32_t> multiplier32;
-  std::vector<int16_t> weight;  // [tap][input][output of the group]
-  bool identity = false;        // acc is the source's own value
-  bool is_digit = false;        // the weights are further digits of the branch before: of its weights, Σ 16^i · digit
-  std::vector<double> exact;    // constant: `weight` as doubles; empty if sums or products could grow too large for them
+  std::vector<int16_t> weight;      // [tap][input][output of the group]
+  bool identity = false;            // acc is the source's own value
+  bool is_digit = false;            // the weights are further digits of the branch before: of its weights, Σ 16^i · digit
+  std::vector<double> exact;        // constant: `weight` as doubles; empty if sums or products could grow too large for them
   mutable Lookups lookups[kKinds];  // those of kQuads from the start, the others by prepare_mode
   mutable Dots dots;                // by prepare_mode
   Gathering gathering;

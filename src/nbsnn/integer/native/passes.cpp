@@ -69,7 +69,8 @@ NBSNN_API int nbsnn_within(const int32_t* pixels, int64_t n, int32_t low, int32_
 }
 
 // Writes bias + sum · factor, [batch, outputs], computed in double precision.
-NBSNN_API void nbsnn_logits(const int64_t* sums, int64_t batch, int64_t outputs, const double* bias, const double* factor, float* out) {
+NBSNN_API void nbsnn_logits(const int64_t* sums, int64_t batch, int64_t outputs, const double* bias, const double* factor,
+                            float* out) {
   for (int64_t i = 0; i < batch; ++i)
     for (int64_t o = 0; o < outputs; ++o) *out++ = static_cast<float>(bias[o] + static_cast<double>(*sums++) * factor[o]);
 }

@@ -25,9 +25,9 @@ bool has_avx512() {
 bool has_vbmi() { return has_avx512() && __builtin_cpu_supports("avx512vbmi"); }
 
 constexpr Target kTargets[] = {
-    {"baseline", &kBaseline, nullptr, always},         {"avx2", &kAvx2, &kPairs256, has_avx2},
-    {"avxvnni", &kAvx2, &kDots256, has_avx2},          {"avx512", &kAvx512, &kPairs512, has_avx512},
-    {"avx512vnni", &kAvx512, &kDots512, has_avx512},   {"avx512vbmi", &kAvx512Vbmi, &kDots512, has_vbmi},
+    {"baseline", &kBaseline, nullptr, always},       {"avx2", &kAvx2, &kPairs256, has_avx2},
+    {"avxvnni", &kAvx2, &kDots256, has_avx2},        {"avx512", &kAvx512, &kPairs512, has_avx512},
+    {"avx512vnni", &kAvx512, &kDots512, has_avx512}, {"avx512vbmi", &kAvx512Vbmi, &kDots512, has_vbmi},
     {"amx", &kAvx512Vbmi, &kDotTiles, has_vbmi},
 };
 #elif defined(__aarch64__)

@@ -154,7 +154,8 @@ void prepare_dots(const Net& net, const DotProduct& product) {
       double look_ups = 0;
       for (size_t i = b; i < node.branches.size() && (i == b || node.branches[i].is_digit); ++i)
         look_ups += look_ups_of(node.branches[i], bits_in(net.nodes[static_cast<size_t>(branch.source)].levels));
-      if (product.cycles * branch.lookups[kQuads].size < kMostLookUpCycles * look_ups) branch.dots = make_dots(net, node, b, product);
+      if (product.cycles * branch.lookups[kQuads].size < kMostLookUpCycles * look_ups)
+        branch.dots = make_dots(net, node, b, product);
     }
 }
 
@@ -171,7 +172,8 @@ void prepare_mode(const Net& net, const Kernel& kernel, int mode) {
           if (node.planes && b.source >= 0 && !b.identity) make_wide_tables(net, node, b, kind);
     });
   }
-  if (const DotProduct* product = counts ? dots_of(net.target) : nullptr) std::call_once(net.prepared[kKinds], [&] { prepare_dots(net, *product); });
+  if (const DotProduct* product = counts ? dots_of(net.target) : nullptr)
+    std::call_once(net.prepared[kKinds], [&] { prepare_dots(net, *product); });
 }
 
 namespace {
