@@ -78,6 +78,16 @@ NBSNN_INLINE __m512i emulated_windows(__m512i places, __m512i words) {
   }
   return emulated_load(y);
 }
+NBSNN_INLINE __m512i emulated_permute_both(__m512i low, __m512i index, __m512i high) {
+  unsigned char i[64], t[128], y[64];
+  std::memcpy(i, &index, 64), std::memcpy(t, &low, 64), std::memcpy(t + 64, &high, 64);
+  for (int k = 0; k < 64; ++k) y[k] = t[i[k] & 127];
+  return emulated_load(y);
+}
+NBSNN_INLINE __m512i emulated_extend(__m256i x) { return join(x, _mm256_setzero_si256()); }
+#define _mm512_load_si512 emulated_load
+#define _mm512_permutex2var_epi8 emulated_permute_both
+#define _mm512_zextsi256_si512 emulated_extend
 #define _mm512_set1_epi64 emulated_each
 #define _mm512_multishift_epi64_epi8 emulated_windows
 #define _mm512_permutexvar_epi8 emulated_permute
