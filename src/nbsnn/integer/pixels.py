@@ -82,7 +82,7 @@ def to_integers(pixels: Pixels, images: Tensor, *, native: bool = False) -> Tens
     exact = images.dtype != torch.float64 and max(-low, high) < 2**24
     if native and exact and (whole := rounded(pixels, images, slack)) is not None:
         return whole
-    whole = images.to(torch.float32 if exact else torch.float64) * 2**pixels.fraction_bits
+    whole: Tensor = images.to(torch.float32 if exact else torch.float64) * 2**pixels.fraction_bits
     least, most = (float(edge) for edge in torch.aminmax(whole.round_()))
     if not (low <= least and most <= high):  # so is NaN
         as_images(images, ranks=(images.dim(),), finite=True, error=LoweringError)

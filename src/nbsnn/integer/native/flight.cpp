@@ -1,6 +1,7 @@
 #include "flight.h"
 
 #include <cstring>
+#include <limits>
 
 namespace nbsnn {
 
@@ -46,6 +47,26 @@ void take_planes(const Node& node, const Flight& flight, Value& value, Pool& poo
   value.planes = pool.take(value.used.size() * static_cast<size_t>(value.quads) * value.stride + 2 * margin + kBlockLanes);
 }
 
+namespace {
+
+// Blocks of at most `most` for several members: the largest of those with which all have done soonest. A block gathers its indices for
+// itself, which takes as long as some channels; of one vector, look-ups do not share the loads of tables.
+Shape shared(int channels, int vectors, int vector, int members, const Shape& most) {
+  constexpr float kGather = 6, kAlone = 1.2f;
+  Shape best = most;
+  float least = std::numeric_limits<float>::infinity();
+  for (int c = most.channels;; c = static_cast<int>(round_up(c / 2, 16))) {
+    for (int v = most.places / vector; v > 0; --v) {
+      const int blocks = (vectors + v - 1) / v * ((channels + c - 1) / c), turns = (blocks + members - 1) / members;
+      const float cost = static_cast<float>(turns * v) * (static_cast<float>(c) + kGather) * (v > 1 ? 1 : kAlone);
+      if (cost < least) least = cost, best = Shape{v * vector, c};
+    }
+    if (c <= 16 || vectors >= 2 * members) return best;
+  }
+}
+
+}  // namespace
+
 Shape block_of(const Net& net, const Request& ask, const Flight& flight, int index, int vector, int members) {
   const Node& node = net.nodes[static_cast<size_t>(index)];
   constexpr int64_t kRowsAtATime = 12, kSums = 384 << 10, kNear = 128 << 10;
@@ -60,9 +81,8 @@ Shape block_of(const Net& net, const Request& ask, const Flight& flight, int ind
   while (bytes() * (places + vector) <= kNear * places && places + vector <= std::min<int64_t>(kBlockLanes, all)) places += vector;
   while (bytes() > kSums && places > vector) places -= vector;
   while (bytes() > kSums && channels > 32) channels = round_up(channels / 2, 16);
-  const auto blocks = [&] { return (all + places - 1) / places * ((node.channels + channels - 1) / channels); };
-  while (members > 1 && blocks() < 3 * members && places > vector) places = round_up(places / 2, vector);
-  while (members > 1 && blocks() < 2 * members && channels > 16) channels = round_up(channels / 2, 16);
+  if (members > 1) return shared(node.channels, static_cast<int>(all / vector), vector, members,
+                                 Shape{static_cast<int>(places), static_cast<int>(channels)});
   return Shape{static_cast<int>(places), static_cast<int>(channels)};
 }
 

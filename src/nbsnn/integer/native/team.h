@@ -9,32 +9,48 @@
 
 namespace nbsnn {
 
-template <class F>
-void spin_until(F&& done) {
-  for (int spins = 0; !done(); ++spins)
-    if (spins > 1000) std::this_thread::yield();
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
 }
 
-// A barrier for a few threads that are rarely far apart; their number may differ for each use.
-class Barrier {
- public:
-  void wait(int members) {
-    if (members == 1) return;
-    const int turn = turn_.load();
-    if (waiting_.fetch_add(1) + 1 == members) {
-      waiting_.store(0);
-      turn_.fetch_add(1);
-    } else {
-      spin_until([&] { return turn_.load() != turn; });
-    }
-  }
+template <class F>
+void spin_until(F&& done) {
+  constexpr int kSpins = 500;  // some 10 µs: longer than threads that run are apart
+  for (int spins = 0; !done(); ++spins) spins < kSpins ? relax() : std::this_thread::yield();
+}
 
- private:
-  std::atomic<int> waiting_{0}, turn_{0};
+// The same work for each item [0, items): `all` positions in tiles, times `groups` of `block` channels.
+struct Phase {
+  bool records;
+  int node, all, tile, groups, block;
+  int items() const { return (all + tile - 1) / tile * groups; }
+  Item item(int i) const {
+    const int begin = i / groups * tile;
+    return Item{node, begin, std::min(begin + tile, all), i % groups, block};
+  }
 };
 
-// One team takes its flights through the network; a team of several shares each node's tiles. Its leader does not wait for
-// members that have not started: they join at the next node. Starting a thread may take longer than a small network takes.
+// Items of a phase that were not drawn yet, of the part of one member, which then reads much of what it wrote itself before. The
+// number of the phase is next to them, so that a member that comes late draws nothing of a later phase that it does not know.
+struct alignas(64) Part {
+  std::atomic<uint64_t> left{0};  // phase · 2^32 + items
+
+  void open(uint32_t phase, int items) { left.store(uint64_t{phase} << 32 | static_cast<uint32_t>(items), std::memory_order_release); }
+  // How many there were before this one, or 0.
+  int draw(uint32_t phase) {
+    uint64_t now = left.load(std::memory_order_acquire);
+    while (now >> 32 == phase && static_cast<uint32_t>(now))
+      if (left.compare_exchange_weak(now, now - 1, std::memory_order_acquire)) return static_cast<int>(static_cast<uint32_t>(now));
+    return 0;
+  }
+};
+
+// One team takes its flights through the network; a team of several shares each node's tiles. Its leader waits for tiles that others
+// have drawn, not for threads that have not started, or that the system has stopped meanwhile: they join at the next node.
 struct Team {
   const Net& net;
   const Request& ask;
@@ -44,11 +60,10 @@ struct Team {
   Flight& flight;
   Pool& pool;
   std::vector<Scratch>& scratch;
-  Barrier barrier;
-  alignas(64) std::atomic<int> next{0}, next_record{0};
-  alignas(64) std::atomic<uint64_t> call{0};  // nodes opened so far · 2^16 + members that work on the last one
-  std::atomic<int> arrived{1};
-  size_t open = 0;  // that node
+  const std::unique_ptr<Part[]> parts;                  // of each member
+  alignas(64) std::atomic<uint64_t> call{0};            // phases so far · 2^16 + members that have a part of the last one
+  alignas(64) std::atomic<int> arrived{1}, done{0};     // members; items of the phase that others than the leader have done
+  Phase phase{};                                        // which changes only when all of its items are done
   std::atomic<bool> failed{false};
 
   Team(const Net& n, const Request& a, int s)
@@ -59,7 +74,8 @@ struct Team {
         space(n.workspaces.take()),
         flight(space->flight),
         pool(space->pool),
-        scratch(space->scratch) {
+        scratch(space->scratch),
+        parts(new Part[static_cast<size_t>(s)]) {
     if (scratch.size() < static_cast<size_t>(s)) scratch.resize(static_cast<size_t>(s));
   }
   ~Team() {
@@ -77,7 +93,6 @@ struct Team {
   void begin_node(size_t index) {
     const Node& node = net.nodes[index];
     Value& value = flight.values[index];
-    next.store(0), next_record.store(0);
     for (Scratch& s : scratch) {
       s.last.assign(static_cast<size_t>(flight.images), 0), s.spikes.assign(static_cast<size_t>(flight.images), 0);
       s.lists.tile = -1;
@@ -111,22 +126,51 @@ struct Team {
           if (*buffer) pool.idle.push_back(*buffer), *buffer = nullptr;
   }
 
-  // Takes one flight through all nodes. After a failure (no memory) all members go on to the end, idle.
+  // Takes one flight through all nodes. After a failure (no memory) items do nothing.
   void lead(int first, int images) {
     guard([&] { begin_flight(first, images); });
-    for (open = 0; open < net.nodes.size(); ++open) {
+    for (size_t i = 0; i < net.nodes.size(); ++i) {
       const auto begun = std::chrono::steady_clock::now();
-      guard([&] { begin_node(open); });
-      const int members = std::min(arrived.load(), size);
-      call.store(((call.load() >> 16) + 1) << 16 | static_cast<uint64_t>(members));
-      work_on(open, 0, members);
-      guard([&] { end_node(open); });
+      guard([&] { begin_node(i); });
+      compute(i);
+      guard([&] { end_node(i); });
       if (ask.nanoseconds) {  // teams that go their own ways add to the same numbers
         const auto taken = std::chrono::nanoseconds(std::chrono::steady_clock::now() - begun).count();
-        __atomic_fetch_add(ask.nanoseconds + open, taken, __ATOMIC_RELAXED);
+        __atomic_fetch_add(ask.nanoseconds + i, taken, __ATOMIC_RELAXED);
       }
     }
   }
+
+  void compute(size_t index) {
+    if (failed.load()) return;
+    const Node& node = net.nodes[index];
+    const int number = static_cast<int>(index), places = flight.images * node.positions, members = std::min(arrived.load(), size);
+    if (flight.dense[index]) {
+      const Shape shape = block_of(net, ask, flight, number, kernel.vector, members);
+      run({false, number, static_cast<int>(round_up(places, kernel.vector)), shape.places,
+           (node.channels + shape.channels - 1) / shape.channels, shape.channels}, members);
+      if (flight.records_read[index]) run({true, number, places, kTile, 1, 0}, members);
+    } else {
+      int tile = kTile;
+      while (members > 1 && tile > 1 && (places + tile - 1) / tile * node.groups() < 2 * members) tile /= 2;
+      run({false, number, places, tile, node.groups(), kGroup}, members);
+    }
+  }
+
+  // Opens a phase, and returns when it is done.
+  void run(const Phase& next, int members) {
+    phase = next;
+    done.store(0, std::memory_order_relaxed);
+    const int items = phase.items();
+    const uint64_t number = (call.load(std::memory_order_relaxed) >> 16) + 1;
+    for (int m = 0; m < members; ++m)
+      parts[static_cast<size_t>(m)].open(static_cast<uint32_t>(number), begin_of(m + 1, members) - begin_of(m, members));
+    call.store(number << 16 | static_cast<uint64_t>(members));
+    const int mine = take_part(number << 16 | static_cast<uint64_t>(members), 0, 0);
+    spin_until([&] { return done.load(std::memory_order_acquire) == items - mine; });
+  }
+  // The first item of a member's part.
+  int begin_of(int member, int members) const { return static_cast<int>(static_cast<int64_t>(phase.items()) * member / members); }
 
   // What member `rank` > 0 does until the run is closed.
   void help(int rank, const std::atomic<bool>& closed) {
@@ -135,42 +179,31 @@ struct Team {
       spin_until([&] { return closed.load() || call.load() != seen; });
       if (closed.load()) return;
       seen = call.load();
-      const int members = static_cast<int>(seen & 0xffff);
-      if (ticket < members) work_on(open, rank, members);
+      const int drawn = take_part(seen, rank, ticket);
+      if (drawn) done.fetch_add(drawn, std::memory_order_release);
     }
   }
 
-  void work_on(size_t index, int rank, int members) {
-    const Node& node = net.nodes[index];
-    const int number = static_cast<int>(index), images = flight.images;
-    Scratch& mine = scratch[static_cast<size_t>(rank)];
-    if (flight.dense[index]) {
-      const Shape shape = block_of(net, ask, flight, number, kernel.vector, members);
-      share(next, static_cast<int>(round_up(images * node.positions, kernel.vector)), shape.places, number,
-            (node.channels + shape.channels - 1) / shape.channels, shape.channels,
-            [&](const Item& item) { kernel.run_planes(net, ask, flight, mine, item); });
-      if (flight.records_read[index]) {
-        barrier.wait(members);
-        share(next_record, images * node.positions, 1, number, 1, 0,
-              [&](const Item& item) { kernel.run_records(net, flight, item); });
+  // Draws items of this member's part, then of the others'; returns how many. The phase is read only by those that have drawn one.
+  int take_part(uint64_t opened, int rank, int ticket) {
+    const int members = static_cast<int>(opened & 0xffff);
+    int drawn = 0;
+    for (int i = 0; i < members; ++i) {
+      const int owner = (ticket + i) % members;
+      while (const int left = parts[static_cast<size_t>(owner)].draw(static_cast<uint32_t>(opened >> 16))) {
+        const Item item = phase.item(begin_of(owner + 1, members) - left);
+        guard([&] { work_on(item, scratch[static_cast<size_t>(rank)]); });
+        ++drawn;
       }
-    } else {
-      int tile = kTile;
-      while (members > 1 && tile > 1 && (images * node.positions + tile - 1) / tile * node.groups() < 2 * members) tile /= 2;
-      share(next, images * node.positions, tile, number, node.groups(), kGroup,
-            [&](const Item& item) { kernel.run_tile(net, ask, flight, mine, item); });
     }
-    barrier.wait(members);
+    return drawn;
   }
 
-  // Calls `work` for each item that this member draws: `all` positions in tiles, times `groups` of `block` channels.
-  template <class F>
-  void share(std::atomic<int>& from, int all, int tile, int node, int groups, int block, F&& work) {
-    const int items = (all + tile - 1) / tile * groups;
-    for (int i = from.fetch_add(1); i < items; i = from.fetch_add(1)) {
-      const int begin = i / groups * tile, end = begin + tile < all ? begin + tile : all;
-      guard([&] { work(Item{node, begin, end, i % groups, block}); });
-    }
+  void work_on(const Item& item, Scratch& mine) {
+    if (phase.records)
+      for (Item one = item; one.begin < item.end; ++one.begin) kernel.run_records(net, flight, one);
+    else if (flight.dense[static_cast<size_t>(item.node)]) kernel.run_planes(net, ask, flight, mine, item);
+    else kernel.run_tile(net, ask, flight, mine, item);
   }
 
   template <class F>
