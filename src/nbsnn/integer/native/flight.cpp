@@ -49,20 +49,36 @@ void take_planes(const Node& node, const Flight& flight, Value& value, Pool& poo
 
 namespace {
 
+// Channels of which a block of a node is a multiple, where several members share them: whole rows of weights if a plane of a source has
+// so few spikes that it is probably added by lists.
+int unit_of(const Net& net, const Flight& flight, const Node& node) {
+  constexpr int64_t kFew = 10;  // neurons for each that fires
+  int unit = 16;
+  for (const Branch& b : node.branches) {
+    if (b.source < 0 || !b.fields || b.row_bytes * b.fields >= node.channels) continue;
+    const Value& in = flight.values[static_cast<size_t>(b.source)];
+    const int64_t neurons = static_cast<int64_t>(flight.images) * net.nodes[static_cast<size_t>(b.source)].positions * b.inputs;
+    for (int64_t fired : in.fired)
+      if (fired && fired * kFew < neurons) unit = b.row_bytes * b.fields;
+  }
+  return unit;
+}
+
 // Blocks of at most `most` for several members: the largest of those with which all have done soonest. A block gathers its indices for
 // itself, which takes as long as some channels; of one vector, look-ups do not share the loads of tables.
-Shape shared(int channels, int vectors, int vector, int members, const Shape& most) {
+Shape shared(int channels, int unit, int vectors, int vector, int members, const Shape& most) {
   constexpr float kGather = 6, kAlone = 1.2f;
   Shape best = most;
   float least = std::numeric_limits<float>::infinity();
-  for (int c = most.channels;; c = static_cast<int>(round_up(c / 2, 16))) {
+  for (int parts = 1; parts <= (vectors < 2 * members ? members : 1); ++parts) {
+    const int c = std::min(most.channels, static_cast<int>(round_up((channels + parts - 1) / parts, unit)));
     for (int v = most.places / vector; v > 0; --v) {
       const int blocks = (vectors + v - 1) / v * ((channels + c - 1) / c), turns = (blocks + members - 1) / members;
       const float cost = static_cast<float>(turns * v) * (static_cast<float>(c) + kGather) * (v > 1 ? 1 : kAlone);
       if (cost < least) least = cost, best = Shape{v * vector, c};
     }
-    if (c <= 16 || vectors >= 2 * members) return best;
   }
+  return best;
 }
 
 }  // namespace
@@ -81,9 +97,9 @@ Shape block_of(const Net& net, const Request& ask, const Flight& flight, int ind
   while (bytes() * (places + vector) <= kNear * places && places + vector <= std::min<int64_t>(kBlockLanes, all)) places += vector;
   while (bytes() > kSums && places > vector) places -= vector;
   while (bytes() > kSums && channels > 32) channels = round_up(channels / 2, 16);
-  if (members > 1) return shared(node.channels, static_cast<int>(all / vector), vector, members,
-                                 Shape{static_cast<int>(places), static_cast<int>(channels)});
-  return Shape{static_cast<int>(places), static_cast<int>(channels)};
+  const Shape most{static_cast<int>(places), static_cast<int>(channels)};
+  if (members == 1) return most;
+  return shared(node.channels, unit_of(net, flight, node), static_cast<int>(all / vector), vector, members, most);
 }
 
 }  // namespace nbsnn
