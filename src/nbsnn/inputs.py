@@ -51,9 +51,8 @@ def as_images(
         `value` itself; `to_network` moves it to the network's device.
     """
     allowed = (4,) if ranks is None and network is None else ranks or _ranks_of(network)
-    shapes = " or ".join(_SHAPES[rank] for rank in sorted(allowed, reverse=True))
     if not isinstance(value, Tensor):
-        raise error(f"{name} is {described_kind(value)}; give a tensor {shapes}{_remedy(value, name)}")
+        raise error(f"{name} is {described_kind(value)}; give a tensor {_shapes_of(allowed)}{_remedy(value, name)}")
     if value.layout is not torch.strided:
         raise error(f"{name} is a tensor of layout {value.layout}; give a dense one: {name}.to_dense()")
     if value.dtype == torch.uint8 and not pixels:
@@ -64,16 +63,21 @@ def as_images(
     if value.dim() not in allowed:
         single = value.dim() == 3 and 4 in allowed
         remedy = f"one image as {name}[None], grey ones as {name}[:, None]" if single else f"reshape {name} to that"
-        raise error(f"{name} has shape {list(value.shape)}; give a batch {shapes}: {remedy}")
+        raise error(f"{name} has shape {list(value.shape)}; give a batch {_shapes_of(allowed)}: {remedy}")
     if channels is not None and value.shape[1] != channels:
         wanted = ", ".join(["B", str(channels), "H", "W"][: value.dim()])
         raise error(f"{name} has shape {list(value.shape)}; the network takes [{wanted}]")
     if len(value) < least or not value.numel():
         wanted = f"at least {least} images" if least > 1 else "one image or more"
-        raise error(f"{name} has shape {list(value.shape)}; give {wanted}, {shapes}")
+        raise error(f"{name} has shape {list(value.shape)}; give {wanted}, {_shapes_of(allowed)}")
     if finite:
         check_images(value, error, name=name)
     return value
+
+
+def _shapes_of(ranks: Collection[int]) -> str:
+    """For messages."""
+    return " or ".join(_SHAPES[rank] for rank in sorted(ranks, reverse=True))
 
 
 def gathered(

@@ -295,9 +295,11 @@ class IntegerNetwork:
 
     def _chunks(self, images: Tensor, backend: Backend) -> Iterator[Tensor]:
         """The images in flight, as integers on the network's device."""
+        device = self.device
         size = max(1, min(_MOST_IN_FLIGHT, _IN_FLIGHT_BYTES // backend.bytes_per_image(self.program)))
         for chunk in torch.split(images, size) if len(images) > size else (images,):
-            yield to_integers(self.program.pixels, chunk.to(self.device), native=backend is NATIVE)
+            there = chunk if chunk.device == device else chunk.to(device)
+            yield to_integers(self.program.pixels, there, native=backend is NATIVE)
 
 
 def _joined(program: Program, outcomes: list[Outcome], backend: str) -> Result:

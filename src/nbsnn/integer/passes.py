@@ -28,16 +28,27 @@ def rounded(pixels: Pixels, images: Tensor, slack: int) -> Tensor | None:
 
 def logits_of(program: Program, accumulators: Sequence[Tensor]) -> Tensor | None:
     """The result of a network with one head of one branch and no places, as `Program.result`."""
-    head, found = program.head, library.loaded()
-    simple = program.readout is None and len(accumulators) == 1 and len(head.shape) == 1
-    if not simple or not _is_plain(sums := accumulators[0], torch.int64) or isinstance(found, str):
+    numbers = program.prepared("logits", lambda: _simple_head(program))
+    found = library.loaded()
+    if (
+        numbers is None
+        or len(accumulators) != 1
+        or not _is_plain(sums := accumulators[0], torch.int64)
+        or isinstance(found, str)
+    ):
         return None
-    bias, factor = thawed(head.bias), thawed(head.branches[0].multiplier)
-    if not (bias.is_contiguous() and factor.is_contiguous()):
-        return None
+    bias, factor = numbers
     out = torch.empty(sums.shape, dtype=torch.float32)
-    found.nbsnn_logits(sums.data_ptr(), sums.shape[0], sums.shape[1], bias.data_ptr(), factor.data_ptr(), out.data_ptr())
+    found.nbsnn_logits(sums.data_ptr(), len(sums), len(bias), bias.data_ptr(), factor.data_ptr(), out.data_ptr())
     return out
+
+
+def _simple_head(program: Program) -> tuple[Tensor, Tensor] | None:
+    """Bias and multiplier [O] of a head that is the network's result."""
+    head = program.head
+    if program.readout is not None or program.more or len(head.branches) != 1 or len(head.shape) != 1:
+        return None
+    return thawed(head.bias).contiguous(), thawed(head.branches[0].multiplier).contiguous()
 
 
 def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:

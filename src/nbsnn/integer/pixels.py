@@ -80,8 +80,8 @@ def to_integers(pixels: Pixels, images: Tensor, *, native: bool = False) -> Tens
     low, high = pixels.low - slack, pixels.high + slack
     # Single precision holds the integers up to 2^24, and a product with a power of two is exact.
     exact = images.dtype != torch.float64 and max(-low, high) < 2**24
-    if native and exact and (whole := rounded(pixels, images, slack)) is not None:
-        return whole
+    if native and exact and (integers := rounded(pixels, images, slack)) is not None:
+        return integers
     whole: Tensor = images.to(torch.float32 if exact else torch.float64) * 2**pixels.fraction_bits
     least, most = (float(edge) for edge in torch.aminmax(whole.round_()))
     if not (low <= least and most <= high):  # so is NaN
