@@ -305,6 +305,18 @@ def test_the_environment_switches_the_engine_off():
     assert done.stdout.strip() == "switched off by NBSNN_NATIVE=0"
 
 
+@needs_native
+def test_the_environment_limits_the_instruction_sets(monkeypatch):
+    first, *others = native.targets()
+    monkeypatch.setenv("NBSNN_NATIVE", first)
+    assert native.targets() == (first,) and native.why_not() is None
+    for other in others:
+        with pytest.raises(ConfigError, match=f"unknown target '{other}'; known: {first}$"):
+            native.run_counts(random_program(["conv"]), random_pixels(random_program(["conv"]), 1), target=other)
+    monkeypatch.setenv("NBSNN_NATIVE", "sse9")
+    assert "unknown NBSNN_NATIVE 'sse9'" in native.why_not() and native.why_not().endswith("unset it")
+
+
 @pytest.fixture
 def two_threads(threads_restored):
     torch.set_num_threads(2)

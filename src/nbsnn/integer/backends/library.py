@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from nbsnn.errors import ConfigError
+from nbsnn.errors import ConfigError, unknown
 from nbsnn.extension import load_extension
 
 Target = Literal["baseline", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512vbmi", "amx", "dotprod"]
@@ -57,15 +57,22 @@ def loaded() -> ctypes.CDLL | str:
 
 def why_not() -> str | None:
     """None if the native backend can run, otherwise the reason, for messages."""
-    if os.environ.get("NBSNN_NATIVE") == "0":
+    wanted = os.environ.get("NBSNN_NATIVE") or "1"
+    if wanted == "0":
         return "switched off by NBSNN_NATIVE=0"
     found = loaded()
-    return found if isinstance(found, str) else None
+    if isinstance(found, str):
+        return found
+    if wanted != "1" and wanted not in target_numbers():
+        return f"{unknown('NBSNN_NATIVE', wanted, target_numbers())}; unset it"
+    return None
 
 
 def targets() -> tuple[Target, ...]:
-    """Instruction sets that the extension can use on this processor, the best one last."""
-    return tuple(target_numbers())
+    """Instruction sets that the extension can use on this processor, the best one last; none beyond the one in NBSNN_NATIVE."""
+    known = tuple(target_numbers())
+    wanted = os.environ.get("NBSNN_NATIVE")
+    return known[: known.index(wanted) + 1] if wanted in known else known
 
 
 @cache
