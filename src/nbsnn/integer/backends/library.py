@@ -78,7 +78,8 @@ def targets() -> tuple[Target, ...]:
 @cache
 def target_numbers() -> dict[Target, int]:
     """Their numbers in the extension."""
-    found, numbers = loaded(), {}
+    found = loaded()
+    numbers: dict[Target, int] = {}
     if isinstance(found, str):
         return {}
     while (name := found.nbsnn_target_name(len(numbers))) is not None:
