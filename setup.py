@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # Of the integer networks' engine.
-PARTS = ["engine", "ways", "gathering", "tables", "dots", "thresholds", "flight", "crew", "targets", "rates", "passes"]
+PARTS = ["engine", "ways", "gathering", "tables", "dots", "thresholds", "flight", "crew", "targets", "rates", "logits"]
 # Its kernel for each instruction set.
 KERNELS = ["kernel_baseline", "kernel_avx2", "kernel_avx512", "kernel_avx512vbmi"]
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"]

@@ -790,7 +790,6 @@ class OutOfMemory:
 
     nbsnn_new = staticmethod(lambda *_: 0)
     nbsnn_has_target = staticmethod(lambda _: 1)
-    nbsnn_round = staticmethod(lambda *_: 0)
     nbsnn_error = staticmethod(lambda: b"out of memory")
 
 

@@ -79,14 +79,12 @@ class Recorder:
         self._write(FINISH)
         return self.library.nbsnn_finish(net)
 
-    def nbsnn_run(self, net: int, images: int, batch: int, mode: int, threads: int, flight: int, *rest: Any) -> int:
-        done: int = self.library.nbsnn_run(net, images, batch, mode, threads, flight, *rest)
-        _, sums, steps, spikes, *_ = rest
+    def nbsnn_run(self, net: int, images: int, floats: bool, *rest: Any) -> int:
+        done: int = self.library.nbsnn_run(net, images, floats, *rest)
+        batch, mode, threads, flight, _, sums, _, steps, spikes, *_ = rest
         self._write(RUN, batch, mode, threads, flight)
         self._array(ctypes.c_int32, images, batch * self.image)
-        self.numbers.append(len(self.heads))
-        for size, address in zip(self.heads, sums, strict=True):
-            self._array(ctypes.c_int64, address, batch * size)
+        self._array(ctypes.c_int64, sums, batch * sum(self.heads))
         self._array(ctypes.c_int64, steps, batch)
         self._array(ctypes.c_int64, spikes, batch * self.nodes)
         return done

@@ -11,13 +11,13 @@ extern "C" {
 const char* nbsnn_error();
 const char* nbsnn_target_name(int);
 int nbsnn_has_target(int);
-Net* nbsnn_new(int, int, int, int, int64_t);
+Net* nbsnn_new(int, int, int, int, int, int, float, float);
 int nbsnn_add_node(Net*, int, int, int, int, int, int, int64_t, const int64_t*, int64_t);
 int nbsnn_add_branch(Net*, int, int, int, int, int, const uint32_t*, const uint32_t*, int64_t, const int64_t*, const int16_t*,
                      int64_t, int);
 int nbsnn_add_pool(Net*, int, int, int, const uint32_t*, const uint32_t*, int64_t);
 int nbsnn_finish(Net*);
-int nbsnn_run(const Net*, const int32_t*, int, int, int, int, int32_t* const*, int64_t* const*, int64_t*, int64_t*, int64_t*,
+int nbsnn_run(const Net*, const void*, int, int, int, int, int, int32_t* const*, int64_t*, float*, int64_t*, int64_t*, int64_t*,
               void*);
 void nbsnn_free(Net*);
 const char* nbsnn_rate_name(int);
@@ -52,8 +52,9 @@ bool replay(int target) {
     int done = 0;
     if (kind == kNew) {
       if (net) nbsnn_free(net);
-      const int timesteps = small(), channels = small(), pixels = small();
-      net = nbsnn_new(target, timesteps, channels, pixels, number());
+      const int timesteps = small(), channels = small(), pixels = small(), low = small(), high = small();
+      const float scale = static_cast<float>(number()), slack = static_cast<float>(number());
+      net = nbsnn_new(target, timesteps, channels, pixels, low, high, scale, slack);
       done = net ? 0 : -1;
     } else if (kind == kNode) {
       int n[6];
@@ -78,19 +79,15 @@ bool replay(int target) {
     } else if (kind == kRun) {
       const int batch = small(), mode = small(), threads = small(), flight = small();
       const auto images = array<int32_t>();
-      std::vector<std::vector<int64_t>> expected(static_cast<size_t>(number()));  // sums of each branch of the heads
-      for (auto& sum : expected) sum = array<int64_t>();
+      const auto expected = array<int64_t>();  // sums of the heads
       const auto steps = array<int64_t>();
       const auto spikes = array<int64_t>();
-      std::vector<std::vector<int64_t>> sums;
-      for (const auto& sum : expected) sums.emplace_back(sum.size());
-      std::vector<int64_t*> targets;
-      for (auto& sum : sums) targets.push_back(sum.data());
+      std::vector<int64_t> sums(expected.size());
       std::vector<int32_t*> counts(spikes.size() / static_cast<size_t>(batch), nullptr);
       std::vector<int64_t> taken(steps.size());
       std::vector<int64_t> fired(spikes.size());
-      done = nbsnn_run(net, images.data(), batch, mode, threads, flight, counts.data(), targets.data(), taken.data(), fired.data(),
-                       nullptr, nullptr);
+      done = nbsnn_run(net, images.data(), 0, batch, mode, threads, flight, counts.data(), sums.data(), nullptr, taken.data(),
+                       fired.data(), nullptr, nullptr);
       ++runs;
       wrong += done == 0 && (sums != expected || taken != steps || fired != spikes);
     }

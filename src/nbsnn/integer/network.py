@@ -11,14 +11,13 @@ from torch import Tensor
 from nbsnn.errors import ConfigError, LoweringError, unknown
 from nbsnn.inputs import as_images
 from nbsnn.integer.backends import Backend, Engine, Request, choose
-from nbsnn.integer.backends.native import NATIVE
+from nbsnn.integer.backends.native import NATIVE, takes_floats
 from nbsnn.integer.backends.torch import TORCH, Watch
 from nbsnn.integer.checking import check_structure
 from nbsnn.integer.description import UnitRow, describe_units
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.layers import LayerTable, layers_of
 from nbsnn.integer.nodes import Unit
-from nbsnn.integer.passes import logits_of
 from nbsnn.integer.pixels import to_integers
 from nbsnn.integer.plain import moved
 from nbsnn.integer.products import with_pools
@@ -157,17 +156,19 @@ class IntegerNetwork:
         chosen_neuron, chosen_schedule = check_pair(neuron, schedule)
         if engine == "spikes" and not schedule_named(schedule).exact:
             self._check_levels()
-        images = self._checked(images)
         fired_is_count = engine == "counts" or chosen_neuron == "unsigned"  # no negative spikes
         request = Request(self.device, engine, chosen_neuron, chosen_schedule, keep_fired and not fired_is_count)
         chosen = choose(backend, request)
+        floats = chosen is NATIVE and takes_floats(self.program, images)
+        images = images if floats else self._checked(images)
         wanted: dict[str, Any] = {"keep_counts": keep_counts or (keep_fired and fired_is_count)}
         if engine == "spikes":
             wanted |= {"neuron": chosen_neuron, "schedule": chosen_schedule}
             wanted |= {"keep_fired": True} if request.keep_fired else {}
+        wanted |= {"floats": True} if floats else {}
         run = chosen.run_counts if engine == "counts" else chosen.run_spikes
-        with torch.no_grad():
-            outcomes = [run(self.program, pixels, **wanted) for pixels in self._chunks(images, chosen)]
+        with torch.set_grad_enabled(False):
+            outcomes = [run(self.program, pixels, **wanted) for pixels in self._chunks(images, chosen, floats)]
             result = _joined(self.program, outcomes, chosen.name)
         if keep_fired and fired_is_count:
             result = replace(result, fired=with_pools(self.program, result.counts))
@@ -293,22 +294,19 @@ class IntegerNetwork:
                     f"use {exact_schedules()}"
                 )
 
-    def _chunks(self, images: Tensor, backend: Backend) -> Iterator[Tensor]:
-        """The images in flight, as integers on the network's device."""
+    def _chunks(self, images: Tensor, backend: Backend, floats: bool = False) -> Iterator[Tensor]:
+        """The images in flight, as integers on the network's device, or with `floats` as they are."""
         device = self.device
         size = max(1, min(_MOST_IN_FLIGHT, _IN_FLIGHT_BYTES // backend.bytes_per_image(self.program)))
         for chunk in torch.split(images, size) if len(images) > size else (images,):
-            there = chunk if chunk.device == device else chunk.to(device)
-            yield to_integers(self.program.pixels, there, native=backend is NATIVE)
+            yield chunk if floats else to_integers(self.program.pixels, chunk.to(device))
 
 
 def _joined(program: Program, outcomes: list[Outcome], backend: str) -> Result:
     first = outcomes[0]
+    results = [program.result(each.accumulators) if each.result is None else each.result for each in outcomes]
     if len(outcomes) == 1:
-        logits = logits_of(program, first.accumulators) if backend == NATIVE.name else None
-        logits = program.result(first.accumulators) if logits is None else logits
-        return Result(logits, first.steps, first.spikes, first.counts, first.fired, backend)
-    results = [program.result(outcome.accumulators) for outcome in outcomes]
+        return Result(results[0], first.steps, first.spikes, first.counts, first.fired, backend)
     return Result(
         map_outputs(lambda *parts: torch.cat(parts), *results),
         torch.cat([outcome.steps for outcome in outcomes]),

@@ -11,7 +11,6 @@ from nbsnn.errors import ConfigError, LoweringError
 from nbsnn.inputs import as_images, check_normalization
 from nbsnn.integer.frozen import thawed
 from nbsnn.integer.nodes import Pixels
-from nbsnn.integer.passes import rounded
 from nbsnn.shapes import per_channel
 
 PIXEL_BITS = 20  # fraction bits of a pixel: an early count changed by rounding changes later ones
@@ -58,12 +57,21 @@ def pixel_table(mean: Sequence[float], std: Sequence[float], fraction_bits: int)
     return whole.to(torch.int32)
 
 
-def to_integers(pixels: Pixels, images: Tensor, *, native: bool = False) -> Tensor:
+def slack_of(pixels: Pixels) -> int:
+    """How far beyond the grid a float may be: other operations, as in (x/255 - mean)/std, give another last place."""
+    return int(2 ** max(pixels.fraction_bits - PIXEL_BITS, 0))
+
+
+def fits_single(pixels: Pixels) -> bool:
+    """Whether single precision has the integers of floats: those up to 2^24; a product with a power of two is exact."""
+    return max(-pixels.low, pixels.high) + slack_of(pixels) < 2**24
+
+
+def to_integers(pixels: Pixels, images: Tensor) -> Tensor:
     """Images on the network's grid, [B, C, H, W] int32, contiguous.
 
     Args:
         images: [B, C, H, W] uint8, or normalized floats, which are rounded; in any memory format.
-        native: by the native extension, where it can; the bits are the same.
     Raises:
         LoweringError: wrong shape, out of range, not finite, or 8-bit pixels for a network without mean and std.
     """
@@ -75,13 +83,9 @@ def to_integers(pixels: Pixels, images: Tensor, *, native: bool = False) -> Tens
         index = images + _first_entries(pixels.shape[0], len(pixels.shape) - 1, images.device)
         looked_up: Tensor = thawed(pixels.table).view(-1).index_select(0, index.flatten())
         return looked_up.view(images.shape)  # contiguous, also where the images are channels last
-    # A little more: normalized by other operations, such as (x/255 - mean)/std, black and white differ in the last place.
-    slack = 2 ** max(pixels.fraction_bits - PIXEL_BITS, 0)
+    slack = slack_of(pixels)
     low, high = pixels.low - slack, pixels.high + slack
-    # Single precision holds the integers up to 2^24, and a product with a power of two is exact.
-    exact = images.dtype != torch.float64 and max(-low, high) < 2**24
-    if native and exact and (integers := rounded(pixels, images, slack)) is not None:
-        return integers
+    exact = images.dtype != torch.float64 and fits_single(pixels)
     whole: Tensor = images.to(torch.float32 if exact else torch.float64) * 2**pixels.fraction_bits
     least, most = (float(edge) for edge in torch.aminmax(whole.round_()))
     if not (low <= least and most <= high):  # so is NaN

@@ -225,6 +225,7 @@ class Outcome:
         counts: unit → [B, *shape] int32 net counts, if requested.
         fired: unit or max pool → [B, *shape] int32 spikes, or changes of the maximum, of either sign in all steps, if asked for
             (`keep_fired`); only the torch backend has them, for signed neurons: unsigned ones have fired their counts.
+        result: `Program.result` of the accumulators, if the backend computed it.
     """
 
     accumulators: tuple[Tensor, ...]
@@ -232,3 +233,4 @@ class Outcome:
     spikes: Mapping[str, Tensor]
     counts: dict[str, Tensor] = field(default_factory=dict)
     fired: dict[str, Tensor] = field(default_factory=dict)
+    result: Any = None

@@ -14,14 +14,15 @@ from nbsnn.errors import ConfigError, unknown
 from nbsnn.extension import load_extension
 
 Target = Literal["baseline", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512vbmi", "amx", "dotprod"]
-_INTERFACE = 8  # version of the C interface, whose functions are:
+_INTERFACE = 9  # version of the C interface, whose functions are:
 _net, _int, _int64, _float, _pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "nbsnn_version": (_int, []),
     "nbsnn_error": (ctypes.c_char_p, []),
     "nbsnn_target_name": (ctypes.c_char_p, [_int]),  # of those of this processor family, the best one last
     "nbsnn_has_target": (_int, [_int]),
-    "nbsnn_new": (_net, [_int, _int, _int, _int, _int64]),  # target, T, image channels, pixels, pixel bound
+    # target, T, image channels, pixels, least and greatest pixel, scale of floats, how far beyond they may be
+    "nbsnn_new": (_net, [*[_int] * 6, _float, _float]),
     # head, wide, channels, positions, levels, fraction bits, retract, bias and its size
     "nbsnn_add_node": (_int, [_net, _int, _int, _int, _int, _int, _int, _int64, _pointer, _int64]),
     # source, inputs, groups, taps, shift, start, from and its size, multiplier, weight and its size, whether it is a digit
@@ -30,14 +31,11 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     ),
     # source, minimum, positions, start, from and its size
     "nbsnn_add_pool": (_int, [_net, _int, _int, _int, _pointer, _pointer, _int64]),
+    "nbsnn_set_result": (_int, [_net, _pointer, _pointer, _int64]),  # bias, factors and their size
     "nbsnn_finish": (_int, [_net]),
-    # images, batch, mode, threads, images in flight, counts, sums, steps, spikes, nanoseconds, pool
-    "nbsnn_run": (_int, [_net, _pointer, _int, _int, _int, _int, *[_pointer] * 6]),
+    # images, whether floats, batch, mode, threads, images in flight, counts, sums, result, steps, spikes, nanoseconds, pool
+    "nbsnn_run": (_int, [_net, _pointer, *[_int] * 5, *[_pointer] * 7]),
     "nbsnn_free": (None, [_net]),
-    # images, their numbers, scale, least and greatest integer, how far beyond them is not refused, integers
-    "nbsnn_round": (_int, [_pointer, _int64, *[_float] * 4, _pointer]),
-    "nbsnn_logits": (None, [_pointer, _int64, _int64, *[_pointer] * 3]),  # sums, images, outputs, bias, factor, logits
-    "nbsnn_within": (_int, [_pointer, _int64, _int, _int]),  # integers, how many, least and greatest
     "nbsnn_rate_name": (ctypes.c_char_p, [_int]),  # kind of instruction
     "nbsnn_rate": (ctypes.c_double, [_int]),
 }  # fmt: skip

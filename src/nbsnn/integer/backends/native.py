@@ -3,13 +3,9 @@
 All indices used in C++ are computed and checked here, and checked again in C++.
 """
 
-import ctypes
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from weakref import finalize
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,12 +13,11 @@ from nbsnn.errors import ConfigError, unknown
 from nbsnn.extension import pool_of_torch
 from nbsnn.integer.backends import library
 from nbsnn.integer.backends.base import Backend, Request, register
+from nbsnn.integer.backends.handles import Handle, address_of, addresses_of, build
 from nbsnn.integer.backends.library import Target, check_result, target_numbers, targets, why_not
-from nbsnn.integer.frozen import thawed
-from nbsnn.integer.nodes import IMAGE, Head, MaxPool, Unit
+from nbsnn.integer.nodes import Head
+from nbsnn.integer.pixels import fits_single, to_integers
 from nbsnn.integer.program import Outcome, Program, Rows
-from nbsnn.integer.taps import KernelBranch, base_of, digits_of, kernel_branch_of, windows_of
-from nbsnn.integer.work import work_of
 from nbsnn.spiking.schedules import Neuron, schedule_named
 
 # Synapses of a step's spikes, or of a bit of counts, that are worth another thread: one of torch's, and one that has to
@@ -33,15 +28,22 @@ COUNTS_MODE = 4  # the mode of `run_counts`; those of `run_spikes` are the sched
 
 
 def run_counts(
-    program: Program, pixels: Tensor, *, keep_counts: bool = False, target: Target | None = None, threads: int | None = None
+    program: Program,
+    pixels: Tensor,
+    *,
+    keep_counts: bool = False,
+    target: Target | None = None,
+    threads: int | None = None,
+    floats: bool = False,
 ) -> Outcome:
     """The quantized network in integers; see `Outcome` for arguments and result.
 
     Args:
         target: instruction set; the best of this processor unless given.
         threads: workers; `torch.get_num_threads()` unless given, or fewer where the call has little to do.
+        floats: `pixels` are images for which `takes_floats` holds.
     """
-    return _run(program, pixels, COUNTS_MODE, keep_counts, target, threads)
+    return _run(program, pixels, COUNTS_MODE, keep_counts, target, threads, floats=floats)
 
 
 def run_spikes(
@@ -53,12 +55,13 @@ def run_spikes(
     keep_counts: bool = False,
     target: Target | None = None,
     threads: int | None = None,
+    floats: bool = False,
 ) -> Outcome:
     """Step by step, by events or bit planes (docs/kernel.md); see `Outcome` and `run_counts` for arguments and result."""
     found = schedule_named(schedule)
     if neuron not in found.native:
         raise ConfigError(f"the native backend does not know {neuron} neurons under schedule={schedule!r}; use backend='torch'")
-    outcome = _run(program, pixels, found.native[neuron], keep_counts, target, threads)
+    outcome = _run(program, pixels, found.native[neuron], keep_counts, target, threads, floats=floats)
     if found.order == "in turn":
         outcome.steps.fill_(found.steps(program.timesteps, program.depth))  # the kernel counts the steps of a window
     return outcome
@@ -88,33 +91,6 @@ def bytes_per_image(program: Program) -> int:
     return 16 * torch.Size(program.pixels.shape).numel()
 
 
-@dataclass(frozen=True, eq=False)
-class _Handle:
-    """A network inside the extension, freed with this object, and what every run of it needs.
-
-    Attributes:
-        address, lib: of the network.
-        heads: the kernel's heads.
-        units: unit → its index among the kernel's nodes.
-        no_counts: a null pointer per node, for runs that do not return counts.
-        products: synapses of an image.
-        edges: the least and the greatest pixel.
-        maps: whether a head has a map of places that the kernel leaves out.
-    """
-
-    address: int
-    lib: ctypes.CDLL
-    heads: tuple[Head, ...]
-    units: dict[str, int]
-    no_counts: "ctypes.Array[ctypes.c_void_p]"
-    products: int
-    edges: tuple[int, int]
-    maps: bool
-
-    def __post_init__(self) -> None:
-        finalize(self, self.lib.nbsnn_free, self.address)
-
-
 def _run(
     program: Program,
     pixels: Tensor,
@@ -123,42 +99,47 @@ def _run(
     target: Target | None,
     threads: int | None,
     nanoseconds: Tensor | None = None,
+    floats: bool = False,
 ) -> Outcome:
     """Run; with `nanoseconds` [nodes of the kernel] int64, add the time of each node to it."""
     handle = _handle(program, target)
-    _check_pixels(program, handle, pixels)
+    if not floats:
+        _check_pixels(program, pixels)
     batch, heads, sending = len(pixels), handle.heads, program.sending
     pool = pool_of_torch()
     workers = _worthwhile_threads(program, handle, batch, mode, pool) if threads is None else threads
     if not 1 <= workers <= 1024:
         raise ConfigError(f"threads={workers}: give a number from 1 to 1024")
     counts = {u.name: torch.empty(batch, *u.shape, dtype=torch.int32) for u in program.units} if keep_counts else {}
-    kept = _addresses([*(counts.get(n.name) for n in sending), *(None for _ in heads)]) if counts else handle.no_counts
-    sums = [torch.empty(batch, *head.shape, dtype=torch.int64) for head in heads]
+    kept = addresses_of([*(counts.get(n.name) for n in sending), *(None for _ in heads)]) if counts else handle.no_counts
+    sums, each = _sums(heads, batch)
+    result = torch.empty(batch, *program.head.shape) if handle.result else None
     steps = torch.empty(batch, dtype=torch.int64)
-    spikes = torch.zeros(len(sending) + len(heads), batch, dtype=torch.int64)
+    spikes = torch.empty(len(sending) + len(heads), batch, dtype=torch.int64)
     done = handle.lib.nbsnn_run(
-        handle.address, _address(pixels), batch, mode, workers, FLIGHT, kept, _addresses([*sums]), _address(steps),
-        _address(spikes), None if nanoseconds is None else _address(nanoseconds),
-        pool if workers <= torch.get_num_threads() else None,
+        handle.address, address_of(pixels), floats, batch, mode, workers, FLIGHT, kept, address_of(sums), address_of(result),
+        address_of(steps), address_of(spikes), address_of(nanoseconds), pool if workers <= torch.get_num_threads() else None,
     )  # fmt: skip
     check_result(done)
-    return Outcome(_mapped(program, sums) if handle.maps else tuple(sums), steps, Rows(spikes, handle.units), counts)
+    if done:
+        raise _refusal(program, pixels)
+    return Outcome(_mapped(program, each) if handle.maps else each, steps, Rows(spikes, handle.units), counts, result=result)
 
 
-def _worthwhile_threads(program: Program, handle: _Handle, batch: int, mode: int, pool: int | None) -> int:
+def _sums(heads: Sequence[Head], batch: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Memory for the accumulators of the kernel's heads, one after the other, and each one's."""
+    if len(heads) == 1:
+        sums = torch.empty(batch, *heads[0].shape, dtype=torch.int64)
+        return sums, (sums,)
+    sizes = [batch * math.prod(head.shape) for head in heads]
+    sums = torch.empty(sum(sizes), dtype=torch.int64)
+    return sums, tuple(part.view(batch, *head.shape) for head, part in zip(heads, torch.split(sums, sizes), strict=True))
+
+
+def _worthwhile_threads(program: Program, handle: Handle, batch: int, mode: int, pool: int | None) -> int:
     """Torch's number of threads, or fewer where the call has little to do."""
     lanes = program.timesteps.bit_length() if mode == COUNTS_MODE else program.timesteps
     return max(1, min(torch.get_num_threads(), batch * lanes * handle.products // PRODUCTS_PER_THREAD[pool is None]))
-
-
-def _kernel_heads(program: Program) -> tuple[Head, ...]:
-    """A head of the kernel for each branch of each head, without the map of places behind it."""
-    return tuple(
-        Head((*head.shape[:1], *branch.after.size) if branch.after else head.shape, (replace(branch, after=None),), head.bias)
-        for head in program.heads
-        for branch in head.branches
-    )
 
 
 def _mapped(program: Program, sums: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -170,19 +151,41 @@ def _mapped(program: Program, sums: Sequence[Tensor]) -> tuple[Tensor, ...]:
     )
 
 
-def _check_pixels(program: Program, handle: _Handle, pixels: Tensor) -> None:
+def takes_floats(program: Program, images: object) -> bool:
+    """Whether a run takes images in place of integers: plain float32 ones [B, *shape] that single precision rounds exactly."""
+    return (
+        type(images) is Tensor
+        and images.dtype is torch.float32
+        and images.is_cpu
+        and images.layout is torch.strided
+        and images.is_contiguous()
+        and images.shape[1:] == program.pixels.shape
+        and len(images) > 0
+        and program.prepared("fits single", lambda: fits_single(program.pixels))
+    )
+
+
+def _check_pixels(program: Program, pixels: Tensor) -> None:
     if pixels.dtype != torch.int32 or pixels.device.type != "cpu" or not pixels.is_contiguous():
         raise ConfigError(f"pixels are {pixels.dtype} on {pixels.device}: give a contiguous int32 tensor on the CPU")
     if tuple(pixels.shape[1:]) != program.pixels.shape or not len(pixels):
         raise ConfigError(
             f"pixels of shape {tuple(pixels.shape)}: give [B, {', '.join(map(str, program.pixels.shape))}], B ≥ 1"
         )
-    if not handle.lib.nbsnn_within(_address(pixels), pixels.numel(), *handle.edges):
-        low, high = (int(x) for x in torch.aminmax(pixels))
-        raise ConfigError(f"pixels from {low} to {high}: the network takes {program.pixels.low} to {program.pixels.high}")
 
 
-def _handle(program: Program, target: Target | None) -> _Handle:
+def _refusal(program: Program, pixels: Tensor) -> ConfigError:
+    """The error for pixels that the kernel refused.
+
+    Raises:
+        LoweringError: they are images.
+    """
+    pixels = to_integers(program.pixels, pixels) if pixels.is_floating_point() else pixels
+    low, high = (int(x) for x in torch.aminmax(pixels))
+    return ConfigError(f"pixels from {low} to {high}: the network takes {program.pixels.low} to {program.pixels.high}")
+
+
+def _handle(program: Program, target: Target | None) -> Handle:
     """The program in the extension, made once per instruction set; the best one for None."""
     lib = library.loaded()
     if isinstance(lib, str):
@@ -191,61 +194,7 @@ def _handle(program: Program, target: Target | None) -> _Handle:
     chosen = target or known[-1]
     if chosen not in known:
         raise ConfigError(unknown("target", chosen, known))
-    return program.prepared(("native", chosen), lambda: _build(lib, program, target_numbers()[chosen]))
-
-
-def _build(lib: ctypes.CDLL, program: Program, target: int) -> _Handle:
-    channels, *sides = program.pixels.shape
-    bound = max(-program.pixels.low, program.pixels.high)
-    address = lib.nbsnn_new(target, program.timesteps, channels, math.prod(sides), bound)
-    if not address:
-        check_result(-1)
-    heads = _kernel_heads(program)
-    nodes: tuple[Unit | MaxPool | Head, ...] = (*program.sending, *heads)
-    units = {node.name: i for i, node in enumerate(program.sending) if isinstance(node, Unit)}
-    edges = max(program.pixels.low, -(2**31)), min(program.pixels.high, 2**31 - 1)  # pixels have 32 bits
-    maps = any(branch.after for head in program.heads for branch in head.branches)
-    handle = _Handle(address, lib, heads, units, _addresses([None for _ in nodes]), work_of(program).products, edges, maps)
-    index = {IMAGE: -1} | {node.name: i for i, node in enumerate(program.sending)}
-    for node in nodes:
-        if isinstance(node, MaxPool):
-            start, origin = windows_of(program, node)
-            check_result(lib.nbsnn_add_pool(
-                address, index[base_of(program, node.source)], int(node.lowest), len(start) - 1, start.ctypes.data,
-                origin.ctypes.data, len(origin),
-            ))  # fmt: skip
-            continue
-        positions = int(np.prod(node.shape[1:], dtype=np.int64))
-        unit = node if isinstance(node, Unit) else None
-        levels, bits, retract = (unit.levels, unit.fraction_bits, unit.retract) if unit else (1, 1, 0)
-        wide = unit.wide if unit else True
-        bias = thawed(node.bias).to(torch.int64).contiguous() if unit else torch.zeros(node.shape[0], dtype=torch.int64)
-        check_result(lib.nbsnn_add_node(
-            address, int(unit is None), int(wide), node.shape[0], positions, levels, bits, retract, _address(bias), bias.numel()
-        ))  # fmt: skip
-        for branch in node.branches:
-            source, read = index[base_of(program, branch.source)], kernel_branch_of(program, branch, node.shape)
-            for number, part in enumerate(digits_of(read) if unit and source >= 0 else [read]):
-                _add_branch(lib, address, source, part, is_digit=number > 0)
-    check_result(lib.nbsnn_finish(address))
-    return handle
-
-
-def _add_branch(lib: ctypes.CDLL, net: int, source: int, s: KernelBranch, *, is_digit: bool) -> None:
-    multiplier = s.multiplier.to(torch.int64).contiguous() if not s.multiplier.is_floating_point() else torch.zeros(
-        len(s.multiplier), dtype=torch.int64)  # fmt: skip
-    check_result(lib.nbsnn_add_branch(
-        net, source, s.inputs, s.groups, s.taps, s.shift, s.start.ctypes.data, s.origin.ctypes.data, len(s.origin),
-        _address(multiplier), s.weight.ctypes.data, s.weight.size, int(is_digit),
-    ))  # fmt: skip
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.data_ptr()
-
-
-def _addresses(tensors: list[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+    return program.prepared(("native", chosen), lambda: build(lib, program, target_numbers()[chosen]))
 
 
 def _obstacle(request: Request) -> str | None:

@@ -58,7 +58,7 @@ void Workspaces::give(std::unique_ptr<Workspace> space) {
   idle_.push_back(std::move(space));
 }
 
-bool run(const Net& net, const Request& ask, int flight_images) try {
+End run(const Net& net, const Request& ask, int flight_images) try {
   prepare_mode(net, kernel_of(net.target), ask.mode);
   const bool apart = ask.batch >= 2 * ask.threads;  // enough images for each thread to go its own way
   int flights = (ask.batch + flight_images - 1) / flight_images;
@@ -94,11 +94,13 @@ bool run(const Net& net, const Request& ask, int flight_images) try {
     lead(*teams[0]);
     crew->close();
   }
+  End end = End::done;
   for (const auto& team : teams)
-    if (team->failed.load()) return false;
-  return true;
+    if (team->refused.load()) return End::refused;
+    else if (team->failed.load()) end = End::failed;
+  return end;
 } catch (const std::bad_alloc&) {  // before any thread was started
-  return false;
+  return End::failed;
 }
 
 }  // namespace nbsnn

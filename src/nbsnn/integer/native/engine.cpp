@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <string>
 
+#include "logits.h"
 #include "targets.h"
 #include "ways.h"
 
@@ -35,20 +36,23 @@ using nbsnn::fail;
 using nbsnn::is_table;
 
 // Of this interface; native.py asks for it, since a library may be older than the Python beside it.
-NBSNN_API int nbsnn_version() { return 8; }
+NBSNN_API int nbsnn_version() { return 9; }
 
 NBSNN_API const char* nbsnn_error() { return nbsnn::error.c_str(); }
 NBSNN_API const char* nbsnn_target_name(int target) { return nbsnn::target_name(target); }
 NBSNN_API int nbsnn_has_target(int target) { return nbsnn::has_target(target); }
 NBSNN_API void nbsnn_free(nbsnn::Net* net) { delete net; }
 
-NBSNN_API nbsnn::Net* nbsnn_new(int target, int timesteps, int image_channels, int pixels, int64_t pixel_bound) {
+// Pixels are from `low` to `high`. Images may also be floats, which become integers (net.h), unless `scale` is 0.
+NBSNN_API nbsnn::Net* nbsnn_new(int target, int timesteps, int image_channels, int pixels, int low, int high, float scale,
+                                float slack) {
   if (!nbsnn::has_target(target)) return fail("this processor lacks the instruction set"), nullptr;
   if (timesteps < 1 || timesteps > 4096 || image_channels < 1 || pixels < 1) return fail("bad size"), nullptr;
+  const nbsnn::Grid grid{low, high, scale, slack};
+  if (scale > 0 && static_cast<float>(grid.bound()) + slack >= 16777216) return fail("bad grid"), nullptr;  // 2^24
   try {
     auto net = std::make_unique<nbsnn::Net>();
-    net->target = target, net->timesteps = timesteps, net->image_channels = image_channels, net->pixels = pixels,
-    net->pixel_bound = pixel_bound;
+    net->target = target, net->timesteps = timesteps, net->image_channels = image_channels, net->pixels = pixels, net->grid = grid;
     return net.release();
   } catch (const std::bad_alloc&) {
     return fail("out of memory"), nullptr;
@@ -67,7 +71,7 @@ NBSNN_API int nbsnn_add_node(nbsnn::Net* net, int head, int wide, int channels, 
   node.fraction_bits = fraction_bits, node.retract = retract, node.last_use = -1;
   node.bias.assign(bias, bias + bias_size);
   if (head && !net->nodes.empty() && net->nodes.back().head)
-    node.first_sum = net->nodes.back().first_sum + static_cast<int>(net->nodes.back().branches.size());
+    node.first_sum = net->nodes.back().first_sum + net->nodes.back().outputs();
   net->nodes.push_back(std::move(node));
   return static_cast<int>(net->nodes.size()) - 1;
 } catch (const std::bad_alloc&) {
@@ -133,6 +137,15 @@ NBSNN_API int nbsnn_add_pool(nbsnn::Net* net, int source, int lowest, int positi
   return fail("out of memory");
 }
 
+// The network's result is bias + sum · factor, in float32, of its only head, for each of its `size` outputs.
+NBSNN_API int nbsnn_set_result(nbsnn::Net* net, const double* bias, const double* factors, int64_t size) try {
+  if (net->nodes.empty() || !net->nodes.back().head || net->nodes.back().outputs() != size) return fail("bad result");
+  net->bias.assign(bias, bias + size), net->factors.assign(factors, factors + size);
+  return 0;
+} catch (const std::bad_alloc&) {
+  return fail("out of memory");
+}
+
 // To be called once, after the last head's last branch.
 NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
   if (net->nodes.empty() || !net->nodes.back().head) return fail("the network has no head");
@@ -146,20 +159,36 @@ NBSNN_API int nbsnn_finish(nbsnn::Net* net) try {
 }
 
 // Runs `batch` images [batch, image_channels, pixels] with up to `threads` threads, the caller's included; one that starts late may
-// leave this code shortly after the call, so do not unload it right then. `counts` holds a pointer per node, [batch, channels,
-// positions] or null; `sums` one per branch of the heads. Other outputs: steps [batch] and spikes [nodes][batch], and nanoseconds
-// [nodes], or null, both zero at first. The time of a node is that of its leading thread, from its begin to its end. `pool` is the
-// address of GOMP_parallel, whose threads are taken in place of new ones, or null.
-NBSNN_API int nbsnn_run(const nbsnn::Net* net, const int32_t* images, int batch, int mode, int threads, int flight_images,
-                        int32_t* const* counts, int64_t* const* sums, int64_t* steps, int64_t* spikes, int64_t* nanoseconds,
+// leave this code shortly after the call, so do not unload it right then. Images are int32, or float32 with `floats`; returns 1 if any
+// is refused. `counts` holds a pointer per node, [batch, channels, positions] or null. Other outputs: sums of the heads' branches, one
+// after the other, [batch, channels, positions]; the result in float32 [batch, outputs], or null; steps [batch]; spikes [nodes][batch];
+// nanoseconds [nodes], zero at first, or null: the time of a node is that of its leading thread, from its begin to its end. `pool` is
+// the address of GOMP_parallel, whose threads are taken in place of new ones, or null.
+NBSNN_API int nbsnn_run(const nbsnn::Net* net, const void* images, int floats, int batch, int mode, int threads, int flight_images,
+                        int32_t* const* counts, int64_t* sums, float* result, int64_t* steps, int64_t* spikes, int64_t* nanoseconds,
                         void* pool) {
   if (!net->finished) return fail("the network is not finished");
+  if ((floats && !(net->grid.scale > 0)) || (result && net->bias.empty())) return fail("bad request");
   if (batch < 1 || mode < 0 || mode >= nbsnn::kModes || threads < 1 || threads > 1024 || flight_images < 1)
     return fail("bad request");
   for (const nbsnn::Node& node : net->nodes)
     if (static_cast<int64_t>(std::max(flight_images, nbsnn::kernel_of(net->target).vector)) * node.positions > INT32_MAX)
       return fail("too many images in flight");
-  const nbsnn::Request ask{images, batch, mode,   threads,     counts,
-                           sums,   steps, spikes, nanoseconds, reinterpret_cast<nbsnn::Parallel>(pool)};
-  return nbsnn::run(*net, ask, flight_images) ? 0 : fail("out of memory");
+  std::fill_n(spikes, net->nodes.size() * static_cast<size_t>(batch), 0);
+  const nbsnn::Request ask{floats ? nullptr : static_cast<const int32_t*>(images),
+                           floats ? static_cast<const float*>(images) : nullptr,
+                           batch,
+                           mode,
+                           threads,
+                           counts,
+                           sums,
+                           steps,
+                           spikes,
+                           nanoseconds,
+                           reinterpret_cast<nbsnn::Parallel>(pool)};
+  const nbsnn::End end = nbsnn::run(*net, ask, flight_images);
+  if (end == nbsnn::End::failed) return fail("out of memory");
+  if (end == nbsnn::End::refused) return 1;
+  if (result) nbsnn::write_logits(*net, sums, batch, result);
+  return 0;
 }

@@ -1,24 +1,8 @@
 #include "flight.h"
 
-#include <cstring>
 #include <limits>
 
 namespace nbsnn {
-
-void load_pixels(const Net& net, const Request& ask, Flight& flight) {
-  bool read = false;
-  for (size_t i = 0; i < net.nodes.size(); ++i)
-    for (const Branch& b : net.nodes[i].branches) read = read || (flight.dense[i] && b.source < 0);
-  if (!read) return;
-  const size_t channels = static_cast<size_t>(net.image_channels), pixels = static_cast<size_t>(net.pixels);
-  flight.margin = pixels + kMaxVector;
-  const size_t row = static_cast<size_t>(flight.images) * pixels + 2 * flight.margin;
-  int32_t* out = reinterpret_cast<int32_t*>(flight.pixels.need(row * channels * sizeof(int32_t)));
-  const int32_t* in = ask.images + static_cast<size_t>(flight.first) * channels * pixels;
-  for (size_t i = 0; i < static_cast<size_t>(flight.images); ++i)
-    for (size_t c = 0; c < channels; ++c, in += pixels)
-      std::memcpy(out + c * row + flight.margin + i * pixels, in, pixels * sizeof(int32_t));
-}
 
 int inputs_of(const Net& net, const Request& ask, const Flight& flight, const Node& node) {
   int steps = net.timesteps;

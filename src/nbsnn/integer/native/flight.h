@@ -60,9 +60,10 @@ using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_
 
 struct Request {
   const int32_t* images;  // [batch, image_channels, pixels]
+  const float* floats;    // in place of these, or null
   int batch, mode, threads;
   int32_t* const* counts;  // per node [batch, channels, positions], or null
-  int64_t* const* sums;    // per branch of the heads, in order, [batch, channels, positions]
+  int64_t* sums;           // per branch of the heads, in order, [batch, channels, positions]
   int64_t* steps;          // [batch]
   int64_t* spikes;         // per node [batch]
   int64_t* nanoseconds;    // per node, or null: what each took, added up over flights
@@ -74,7 +75,7 @@ struct Flight {
   int first = 0, images = 0;
   std::vector<Value> values;
   std::vector<uint8_t> dense, records_read, planes_read;  // of each node: computed from planes; what its readers take
-  Buffer pixels;  // if such a node reads them: int32 [channel][image][pixel], each channel with `margin` in front and behind
+  Buffer pixels;  // int32 [channel][image][pixel], each channel with `margin` in front and behind
   size_t margin = 0;
   const int32_t* channel(const Net& net, int c) const {
     const size_t row = static_cast<size_t>(images) * net.pixels + 2 * margin;
@@ -129,13 +130,11 @@ struct Kernel {
   int vector;  // bytes; without run_planes no node is computed from planes
   bool wide;   // has look-ups in tables of 64 entries
   void (*pack)(const Node&, Branch&, bool lists);
+  bool (*load_pixels)(const Net&, const Request&, Flight&);  // false if they are refused
   void (*run_tile)(const Net&, const Request&, Flight&, Scratch&, const Item&);
   void (*run_planes)(const Net&, const Request&, Flight&, Scratch&, const Item&);
   void (*run_records)(const Net&, Flight&, const Item&);
 };
-
-// Copies the images to where nodes that are computed from planes read them.
-void load_pixels(const Net& net, const Request& ask, Flight& flight);
 
 // Steps in which a node may receive something, its bias in the first T ones.
 int inputs_of(const Net& net, const Request& ask, const Flight& flight, const Node& node);

@@ -126,7 +126,7 @@ struct Node {
   std::vector<float> drive, margin;
   int last_use = -1;
   int pool = 0;         // 1: the maximum of the counts of its only branch's source; -1: the minimum; 0: neurons, or a head
-  int first_sum = 0;    // of a head: its place among the sums of all heads' branches
+  int64_t first_sum = 0;  // of a head: where those of an image begin among the sums of all heads' branches
   bool planes = false;  // can be computed from bit planes
 
   int64_t bias_of(int channel, int position) const {
@@ -134,11 +134,20 @@ struct Node {
     return bias[one ? static_cast<size_t>(channel)
                     : static_cast<size_t>(channel) * static_cast<size_t>(positions) + static_cast<size_t>(position)];
   }
+  int64_t outputs() const { return static_cast<int64_t>(branches.size()) * channels * positions; }  // of a head
   int groups() const { return (channels + kGroup - 1) / kGroup; }
   int width() const { return channels < kGroup ? channels : kGroup; }  // of the first group
   int64_t record(bool both_signs) const {                              // uint16 per record
     return round_up(kHeader + kSlack + static_cast<int64_t>(width()) * (both_signs ? 2 : 1), 32);
   }
+};
+
+// The integers that images become: round(value · scale), moved by at most `slack` to be from low to high.
+struct Grid {
+  int32_t low = 0, high = 0;
+  float scale = 0, slack = 0;  // scale is a power of two; 0 where single precision does not hold the integers
+
+  int64_t bound() const { return std::max(-static_cast<int64_t>(low), static_cast<int64_t>(high)); }
 };
 
 struct Workspace;
@@ -158,9 +167,10 @@ class Workspaces {
 
 struct Net {
   int target = 0, timesteps = 0, pixels = 0, image_channels = 0;
-  int64_t pixel_bound = 0;  // largest |pixel|, which the caller checks
+  Grid grid;
   bool finished = false;
-  std::vector<Node> nodes;  // the heads are last
+  std::vector<Node> nodes;            // the heads are last
+  std::vector<double> bias, factors;  // of the only head, if its bias + sum · factor is the network's result
   mutable Workspaces workspaces;
   mutable std::once_flag prepared[kKinds + 1];  // look-ups, then products, by prepare_mode
 };

@@ -14,7 +14,9 @@ const DotProduct* dots_of(int target);  // null: none
 // Whether it permutes two vectors of bytes (vpermi2b) as fast as one: AMD's do, others take several operations for it.
 bool permutes_pairs();
 
-// Runs a request (crew.cpp); false if memory did not suffice.
-bool run(const Net& net, const Request& ask, int flight_images);
+enum class End { done, refused, failed };  // images are beyond the grid; memory did not suffice
+
+// Runs a request (crew.cpp).
+End run(const Net& net, const Request& ask, int flight_images);
 
 }  // namespace nbsnn

@@ -64,7 +64,7 @@ struct Team {
   alignas(64) std::atomic<uint64_t> call{0};            // phases so far · 2^16 + members that have a part of the last one
   alignas(64) std::atomic<int> arrived{1}, done{0};     // members; items of the phase that others than the leader have done
   Phase phase{};                                        // which changes only when all of its items are done
-  std::atomic<bool> failed{false};
+  std::atomic<bool> failed{false}, refused{false};      // the second if the images are the reason
 
   Team(const Net& n, const Request& a, int s)
       : net(n),
@@ -86,7 +86,7 @@ struct Team {
     flight.first = first, flight.images = images;
     choose_ways(net, kernel, flight);
     flight.values.assign(net.nodes.size(), Value{});
-    load_pixels(net, ask, flight);
+    if (!kernel.load_pixels(net, ask, flight)) refused.store(true), failed.store(true);
     for (int i = 0; i < images; ++i) ask.steps[first + i] = net.timesteps;
   }
 
@@ -126,7 +126,7 @@ struct Team {
           if (*buffer) pool.idle.push_back(*buffer), *buffer = nullptr;
   }
 
-  // Takes one flight through all nodes. After a failure (no memory) items do nothing.
+  // Takes one flight through all nodes. After a failure (no memory, or images that are refused) items do nothing.
   void lead(int first, int images) {
     guard([&] { begin_flight(first, images); });
     for (size_t i = 0; i < net.nodes.size(); ++i) {

@@ -51,7 +51,7 @@ int load_of(const Node& node, const Branch& b) {
 // Weights of a constant branch as doubles, if every sum stays below 2^51 and every product with a multiplier below 2^62.
 void set_constant(const Net& net, const Node& node, Branch& b) {
   const size_t outputs = static_cast<size_t>(node.channels / b.groups), inputs = static_cast<size_t>(b.inputs / b.groups);
-  const double unit = static_cast<double>(net.pixel_bound) * static_cast<double>(most_reads(b));
+  const double unit = static_cast<double>(net.grid.bound()) * static_cast<double>(most_reads(b));
   std::vector<double> sum(static_cast<size_t>(node.channels), 0);
   for (size_t row = 0; row < static_cast<size_t>(b.taps) * static_cast<size_t>(b.inputs); ++row)
     for (size_t o = 0; o < outputs; ++o)
@@ -87,7 +87,7 @@ void set_drive(const Net& net, Node& node) {
   }
   size_t row = 1;
   for (const Branch& b : node.branches) {
-    const double largest = static_cast<double>(net.pixel_bound) * static_cast<double>(most_reads(b));
+    const double largest = static_cast<double>(net.grid.bound()) * static_cast<double>(most_reads(b));
     for (size_t i = 0; i < b.weight.size(); ++i) {
       const size_t o = i % channels;
       const double weight = std::ldexp(static_cast<double>(b.multiplier[o]), -b.shift) * unit * b.weight[i];
