@@ -196,7 +196,9 @@ Dots make_dots(const Net& net, const Node& node, size_t first, const DotProduct&
   int8_t* to = reinterpret_cast<int8_t*>(out.weights.need(groups * out.group_stride));
   std::memset(to, 0, groups * out.group_stride);
   int largest = 1;
-  for (int output = 0; output < node.channels; ++output)
+  out.total.assign(static_cast<size_t>(node.channels), 0);
+  for (int output = 0; output < node.channels; ++output) {
+    int64_t load = 0;
     for (int k = 0; k < words; ++k) {
       int8_t* four = to + static_cast<size_t>(output / outputs) * out.group_stride +
                      static_cast<size_t>((k / depth * outputs + output % outputs) * depth + k % depth) * 4;
@@ -206,9 +208,13 @@ Dots make_dots(const Net& net, const Node& node, size_t first, const DotProduct&
         largest = std::max(largest, std::abs(weight));
         if (largest > kMostDotWeight) return {};
         four[i] = static_cast<int8_t>(weight);
+        out.total[static_cast<size_t>(output)] += weight;
+        load += std::abs(weight);
       }
     }
-  out.apart = INT16_MAX / (2 * levels * largest);
+    out.load = std::max(out.load, load);
+  }
+  out.apart = INT16_MAX / (2 * std::max(2, levels) * largest);  // a byte of signed spikes is 2 at most
   out.branches = static_cast<int>(end - first);
   return out;
 }

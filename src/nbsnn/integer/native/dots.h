@@ -1,4 +1,4 @@
-// Products of counts and weights of eight bits, four inputs at a time, by the instructions that a processor has for them.
+// Products of counts, or spikes, and weights of eight bits, four inputs at a time, by the instructions that a processor has for them.
 //
 // A word holds the counts of four inputs at one place. Words are gathered as the indices of look-ups are (gather.inc), some of them
 // for one vector of places at a time: words[k][strip][lane] is of place 4 · lane + strip, so a strip has a quarter of a vector's places.

@@ -71,10 +71,12 @@ struct Lookups {
   std::vector<std::vector<uint8_t>> below;  // other kinds: how far below zero these sums may be, [run · 4 + output]
 };
 
-// Whole weights of eight bits for products with counts (dots.h). None if they do not serve.
+// Whole weights of eight bits for products with counts or spikes (dots.h). None if they do not serve.
 struct Dots {
-  int branches = 0;          // whose digits they are: this one and the next ones
-  int words = 0, apart = 0;  // of an output, a multiple of the depth; see DotRun
+  int branches = 0;            // whose digits they are: this one and the next ones
+  int words = 0, apart = 0;    // of an output, a multiple of the depth; see DotRun
+  int64_t load = 0;            // largest sum of |weights| of an output
+  std::vector<int32_t> total;  // sum of the weights of an output
   size_t group_stride = 0;
   Buffer weights;
 };

@@ -135,27 +135,14 @@ void prepare_network(Net& net) {
 
 namespace {
 
-constexpr double kMostLookUpCycles = 2;  // that a look-up of a vector takes, short runs of large weights included
-
-// Look-ups of a branch for counts whose bits all have spikes.
-double look_ups_of(const Branch& b, int bits) {
-  const int three = b.lookups[kThreeBits].size, two = b.lookups[kTwoBits].size, each = b.lookups[kQuads].size;
-  if (bits >= 3 && three) return three + look_ups_of(b, bits - 3);
-  if (bits >= 2 && two) return two + look_ups_of(b, bits - 2);
-  return static_cast<double>(each) * bits;
-}
-
-// Sets the products of branches that could be cheaper than their look-ups.
+// Sets the whole weights of branches for which products may be cheaper than look-ups: those beyond ±3, whose tables are many, and all
+// where tiles are multiplied.
 void prepare_dots(const Net& net, const DotProduct& product) {
   for (const Node& node : net.nodes)
     for (size_t b = 0; b < node.branches.size(); ++b) {
       const Branch& branch = node.branches[b];
-      if (!node.planes || branch.source < 0 || branch.identity || branch.is_digit) continue;
-      double look_ups = 0;
-      for (size_t i = b; i < node.branches.size() && (i == b || node.branches[i].is_digit); ++i)
-        look_ups += look_ups_of(node.branches[i], bits_in(net.nodes[static_cast<size_t>(branch.source)].levels));
-      if (product.cycles * branch.lookups[kQuads].size < kMostLookUpCycles * look_ups)
-        branch.dots = make_dots(net, node, b, product);
+      const bool first = node.planes && branch.source >= 0 && !branch.identity && !branch.is_digit;
+      if (first && (branch.wmax > 3 || product.depth > 1)) branch.dots = make_dots(net, node, b, product);
     }
 }
 
@@ -172,8 +159,7 @@ void prepare_mode(const Net& net, const Kernel& kernel, int mode) {
           if (node.planes && b.source >= 0 && !b.identity) make_wide_tables(net, node, b, kind);
     });
   }
-  if (const DotProduct* product = counts ? dots_of(net.target) : nullptr)
-    std::call_once(net.prepared[kKinds], [&] { prepare_dots(net, *product); });
+  if (const DotProduct* product = dots_of(net.target)) std::call_once(net.prepared[kKinds], [&] { prepare_dots(net, *product); });
 }
 
 namespace {
