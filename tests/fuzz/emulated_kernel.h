@@ -85,6 +85,23 @@ NBSNN_INLINE __m512i emulated_permute_both(__m512i low, __m512i index, __m512i h
   return emulated_load(y);
 }
 NBSNN_INLINE __m512i emulated_extend(__m256i x) { return join(x, _mm256_setzero_si256()); }
+template <class F>
+NBSNN_INLINE __mmask32 emulated_mask(__m512i x, __m512i y, F&& holds) {
+  int16_t a[32], b[32];
+  uint32_t mask = 0;
+  std::memcpy(a, &x, 64), std::memcpy(b, &y, 64);
+  for (int k = 0; k < 32; ++k) mask |= static_cast<uint32_t>(holds(a[k], b[k])) << k;
+  return mask;
+}
+NBSNN_INLINE __m512i emulated_add_where(__m512i other, __mmask32 mask, __m512i x, __m512i y) {
+  int16_t a[32], b[32], c[32];
+  std::memcpy(a, &x, 64), std::memcpy(b, &y, 64), std::memcpy(c, &other, 64);
+  for (int k = 0; k < 32; ++k) c[k] = mask >> k & 1 ? static_cast<int16_t>(a[k] + b[k]) : c[k];
+  return emulated_load(c);
+}
+#define _mm512_cmpgt_epi16_mask(x, y) emulated_mask(x, y, [](int16_t a, int16_t b) { return a > b; })
+#define _mm512_cmple_epi16_mask(x, y) emulated_mask(x, y, [](int16_t a, int16_t b) { return a <= b; })
+#define _mm512_mask_add_epi16 emulated_add_where
 #define _mm512_load_si512 emulated_load
 #define _mm512_permutex2var_epi8 emulated_permute_both
 #define _mm512_zextsi256_si512 emulated_extend
