@@ -241,7 +241,7 @@ def main() -> None:
                     def tell(name: str, task=task, net=net) -> None:  # type: ignore[no-untyped-def]
                         progress.update(task, advance=1, description=f"{net} {name}")
 
-                    times = interleaved(runs, args.repeats, tell, in_a_row=max(1, 10 // batch))
+                    times = interleaved(runs, args.repeats, tell, in_a_row=max(1, min(10, 64 // batch)))
                     row = {"net": net, "timesteps": network.timesteps, "batch": batch, "weights": source,
                            "figures": figures(times, batch), "work": work(network, part)}  # fmt: skip
                     keep("rows", row)
