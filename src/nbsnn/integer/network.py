@@ -1,6 +1,7 @@
 """The user interface of integer networks: images in, logits out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -31,6 +32,7 @@ from nbsnn.threads import PerThread
 
 _IN_FLIGHT_BYTES = 2**28  # memory for images in flight; the rest of a batch waits
 _MOST_IN_FLIGHT = 256  # images
+_ENGINES = get_args(Engine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +153,8 @@ class IntegerNetwork:
             ConfigError, ConversionError: unknown engine, backend, schedule or neuron, or another T.
         """
         check_timesteps(timesteps, self.timesteps)
-        if engine not in get_args(Engine):
-            raise ConfigError(unknown("engine", engine, get_args(Engine)))
+        if engine not in _ENGINES:
+            raise ConfigError(unknown("engine", engine, _ENGINES))
         chosen_neuron, chosen_schedule = check_pair(neuron, schedule)
         if engine == "spikes" and not schedule_named(schedule).exact:
             self._check_levels()
@@ -167,7 +169,7 @@ class IntegerNetwork:
             wanted |= {"keep_fired": True} if request.keep_fired else {}
         wanted |= {"floats": True} if floats else {}
         run = chosen.run_counts if engine == "counts" else chosen.run_spikes
-        with torch.set_grad_enabled(False):
+        with nullcontext() if floats else torch.no_grad():
             outcomes = [run(self.program, pixels, **wanted) for pixels in self._chunks(images, chosen, floats)]
             result = _joined(self.program, outcomes, chosen.name)
         if keep_fired and fired_is_count:
@@ -296,10 +298,10 @@ class IntegerNetwork:
 
     def _chunks(self, images: Tensor, backend: Backend, floats: bool = False) -> Iterator[Tensor]:
         """The images in flight, as integers on the network's device, or with `floats` as they are."""
-        device = self.device
-        size = max(1, min(_MOST_IN_FLIGHT, _IN_FLIGHT_BYTES // backend.bytes_per_image(self.program)))
+        per_image = 1 if floats else backend.bytes_per_image(self.program)
+        size = max(1, min(_MOST_IN_FLIGHT, _IN_FLIGHT_BYTES // per_image))
         for chunk in torch.split(images, size) if len(images) > size else (images,):
-            yield chunk if floats else to_integers(self.program.pixels, chunk.to(device))
+            yield chunk if floats else to_integers(self.program.pixels, chunk.to(self.device))
 
 
 def _joined(program: Program, outcomes: list[Outcome], backend: str) -> Result:

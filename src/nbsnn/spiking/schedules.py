@@ -16,6 +16,7 @@ from nbsnn.spiking.functional import Rule, capped_rule, published_rule
 
 Neuron = Literal["signed", "unsigned"]
 Order = Literal["together", "in turn"]
+_NEURONS = get_args(Neuron)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for problem, given in {
-            "neurons must be of signed and unsigned": not self.neurons or set(self.neurons) - set(get_args(Neuron)),
+            "neurons must be of signed and unsigned": not self.neurons or set(self.neurons) - set(_NEURONS),
             "order must be together or in turn": self.order not in get_args(Order),
             "windows must be 1 or more": self.windows is not None and self.windows < 1,
         }.items():
@@ -116,8 +117,8 @@ def check_pair(neuron: str | None, schedule: str) -> tuple[Neuron, str]:
     """
     found = schedule_named(schedule)
     chosen: Neuron = found.neurons[0] if neuron is None else neuron  # type: ignore[assignment]
-    if chosen not in get_args(Neuron):
-        raise ConversionError(unknown("neuron", chosen, get_args(Neuron)))
+    if chosen not in _NEURONS:
+        raise ConversionError(unknown("neuron", chosen, _NEURONS))
     if chosen not in found.neurons:
         raise ConversionError(
             f"neuron={chosen!r} does not go with schedule={schedule!r}: {found.reason}; use neuron={found.neurons[0]!r}"

@@ -117,8 +117,8 @@ def _run(
     steps = torch.empty(batch, dtype=torch.int64)
     spikes = torch.empty(len(sending) + len(heads), batch, dtype=torch.int64)
     done = handle.lib.nbsnn_run(
-        handle.address, address_of(pixels), floats, batch, mode, workers, FLIGHT, kept, address_of(sums), address_of(result),
-        address_of(steps), address_of(spikes), address_of(nanoseconds), pool if workers <= torch.get_num_threads() else None,
+        handle.address, pixels.data_ptr(), floats, batch, mode, workers, FLIGHT, kept, sums.data_ptr(), address_of(result),
+        steps.data_ptr(), spikes.data_ptr(), address_of(nanoseconds), pool if workers <= torch.get_num_threads() else None,
     )  # fmt: skip
     check_result(done)
     if done:
