@@ -99,6 +99,14 @@ NBSNN_INLINE __m512i emulated_add_where(__m512i other, __mmask32 mask, __m512i x
   for (int k = 0; k < 32; ++k) c[k] = mask >> k & 1 ? static_cast<int16_t>(a[k] + b[k]) : c[k];
   return emulated_load(c);
 }
+NBSNN_INLINE __m512i emulated_load_where(__mmask64 mask, const void* from) {
+  unsigned char x[64] = {};
+  for (int k = 0; k < 64; ++k)
+    if (mask >> k & 1) x[k] = static_cast<const unsigned char*>(from)[k];
+  return emulated_load(x);
+}
+#define _mm512_maskz_loadu_epi8 emulated_load_where
+#define _mm512_test_epi16_mask(x, y) emulated_mask(x, y, [](int16_t a, int16_t b) { return (a & b) != 0; })
 #define _mm512_cmpgt_epi16_mask(x, y) emulated_mask(x, y, [](int16_t a, int16_t b) { return a > b; })
 #define _mm512_cmple_epi16_mask(x, y) emulated_mask(x, y, [](int16_t a, int16_t b) { return a <= b; })
 #define _mm512_mask_add_epi16 emulated_add_where
