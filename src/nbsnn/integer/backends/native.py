@@ -23,7 +23,7 @@ from nbsnn.spiking.schedules import Neuron, schedule_named
 # Synapses of a step's spikes, or of a bit of counts, that are worth another thread: one of torch's, and one that has to
 # be started (half a millisecond of work).
 PRODUCTS_PER_THREAD = (3 * 10**7, 2 * 10**8)
-FLIGHT = 8  # images that a thread computes together, so that weights of linear layers are read once for all
+FLIGHT = 20  # images that a thread computes together, so that weights of linear layers are read once for all
 COUNTS_MODE = 4  # the mode of `run_counts`; those of `run_spikes` are the schedules'
 
 
