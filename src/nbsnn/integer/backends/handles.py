@@ -45,7 +45,7 @@ class Handle:
         finalize(self, self.lib.nbsnn_free, self.address)
 
 
-def build(lib: ctypes.CDLL, program: Program, target: int) -> Handle:
+def build_handle(lib: ctypes.CDLL, program: Program, target: int) -> Handle:
     """The program in the extension, for an instruction set by its number there."""
     channels, *sides = program.pixels.shape
     grid = program.pixels

@@ -13,7 +13,7 @@ from nbsnn.errors import ConfigError, unknown
 from nbsnn.extension import pool_of_torch
 from nbsnn.integer.backends import library
 from nbsnn.integer.backends.base import Backend, Request, register
-from nbsnn.integer.backends.handles import Handle, address_of, addresses_of, build
+from nbsnn.integer.backends.handles import Handle, address_of, addresses_of, build_handle
 from nbsnn.integer.backends.library import Target, check_result, target_numbers, targets, why_not
 from nbsnn.integer.nodes import Head
 from nbsnn.integer.pixels import fits_single, to_integers
@@ -194,7 +194,7 @@ def _handle(program: Program, target: Target | None) -> Handle:
     chosen = target or known[-1]
     if chosen not in known:
         raise ConfigError(unknown("target", chosen, known))
-    return program.prepared(("native", chosen), lambda: build(lib, program, target_numbers()[chosen]))
+    return program.prepared(("native", chosen), lambda: build_handle(lib, program, target_numbers()[chosen]))
 
 
 def _obstacle(request: Request) -> str | None:
