@@ -46,7 +46,7 @@ def build(source: Path) -> None:
     replace(dots, "#include <immintrin.h>\n", '#include "emulated_dots.h"\n')
     dots.write_text(PRODUCTS.sub("", dots.read_text()))
     replace(dots, "#define NBSNN_AVX2 ", '#include "emulated_kinds.h"\n#define NBSNN_AVX2 ')
-    for file, functions in ((dots, 7), (native / "targets.cpp", 3)):
+    for file, functions in ((dots, 2), (native / "processor.h", 6)):
         intel, *others = ARM.split(file.read_text())
         intel, replaced = TELLS.subn(r"\1 return true; }\n", intel)
         if replaced != functions:

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "processor.h"
 #include "tables.h"
 
 #if defined(__aarch64__)
@@ -55,10 +56,6 @@ namespace nbsnn {
 #if defined(__x86_64__)
 namespace {
 
-bool has_avx2() { return __builtin_cpu_supports("avx2"); }
-bool has_avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
-bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
-
 #define NBSNN_AVX2 __attribute__((target("avx2")))
 #define NBSNN_AVX512 __attribute__((target("avx512f,avx512bw")))
 #define NBSNN_VNNI __attribute__((target("avx512f,avx512bw,avx512vnni")))
@@ -79,10 +76,8 @@ NBSNN_DOTS(dots_512, NBSNN_VNNI, __m512i, 4, run.n, _mm512_loadu_si512, _mm512_s
 #define NBSNN_AVX_VNNI __attribute__((target("avx2,avxvnni")))
 NBSNN_DOTS(dots_256, NBSNN_AVX_VNNI, __m256i, 2, run.n, LOAD_256, _mm256_set1_epi32, _mm256_dpbusd_avx_epi32, SAME,
            _mm256_add_epi32, STORE_256)
-bool has_avx_vnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
 #else
 constexpr auto dots_256 = pairs_256;
-bool has_avx_vnni() { return false; }
 #endif
 
 }  // namespace

@@ -15,6 +15,8 @@
 #include <arm_neon.h>
 #endif
 
+#include "processor.h"
+
 #define NBSNN_API extern "C" __attribute__((visibility("default")))
 
 namespace nbsnn {
@@ -100,16 +102,9 @@ NBSNN_KIND(multiply_512, NBSNN_512, __m512, __m512, FLOAT_512, FLOAT_512, _mm512
 #define NBSNN_AVX_VNNI __attribute__((target("avx2,avxvnni")))
 #define DOT_VEX(a, x, w) _mm256_dpbusd_avx_epi32(a, x, w)
 NBSNN_KIND(dot_vex, NBSNN_AVX_VNNI, __m256i, __m256i, LOAD_256, LOAD_256, _mm256_setzero_si256(), DOT_VEX)
-bool has_avx_vnni() { return __builtin_cpu_supports("avxvnni"); }
 #else
 constexpr auto dot_vex = pairs_256;
-bool has_avx_vnni() { return false; }
 #endif
-
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
-bool has_vbmi() { return has_avx512() && __builtin_cpu_supports("avx512vbmi"); }
-bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"); }
 
 constexpr Rate kRates[] = {
     {"look-up vpshufb 256", 128, 32, has_avx2, look_up_256}, {"dot vpmaddubsw 256", 32, 32, has_avx2, pairs_256},

@@ -3,6 +3,7 @@
 
 #include "dots.h"
 #include "kernel.h"
+#include "processor.h"
 
 namespace nbsnn {
 namespace {
@@ -17,13 +18,6 @@ struct Target {
 bool always() { return true; }
 
 #if defined(__x86_64__)
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); }
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq");
-}
-bool has_vbmi() { return has_avx512() && __builtin_cpu_supports("avx512vbmi"); }
-
 constexpr Target kTargets[] = {
     {"baseline", &kBaseline, nullptr, always},       {"avx2", &kAvx2, &kPairs256, has_avx2},
     {"avxvnni", &kAvx2, &kDots256, has_avx2},        {"avx512", &kAvx512, &kPairs512, has_avx512},
